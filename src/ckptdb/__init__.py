@@ -1,0 +1,1 @@
+"""A checkpoint registry for training loops."""

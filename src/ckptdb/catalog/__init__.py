@@ -1,0 +1,1 @@
+"""The index: SQL. Never opens a checkpoint directory."""

@@ -1,0 +1,1 @@
+"""The truth: checkpoint directories and their files. Nothing here knows SQL."""

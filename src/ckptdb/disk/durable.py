@@ -1,0 +1,174 @@
+"""The few file-system operations that durability and atomic names are made of.
+
+A rename can reach the disk before the data it makes visible; only fsync of the file, then of
+its directory, says that something will be there after a power cut.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import errno
+import json
+import os
+import stat
+import uuid
+from collections.abc import Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+_AT_FDCWD = -100
+_NOREPLACE = 1
+_EXCHANGE = 2
+# Network and FUSE file systems answer EINVAL to either flag; kernels without the call ENOSYS.
+_UNSUPPORTED = frozenset({errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOTTY})
+_FSYNC_THREADS = 8
+
+
+class ExchangeUnsupported(Exception):  # noqa: N818  # a signal to the caller, not an error
+    """This file system cannot exchange two names in one step."""
+
+
+def fsync(path: Path) -> None:
+    """Make one file or directory durable."""
+    handle = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def fsync_tree(top: Path) -> None:
+    """Make every regular file below ``top`` durable, then every directory, deepest first.
+
+    Files go through threads: the disk can work on many at once.
+    """
+    files: list[Path] = []
+    folders: list[Path] = []
+    for folder, entries in walk(top):
+        folders.append(folder)
+        files += [Path(e.path) for e in entries if e.is_file(follow_symlinks=False)]
+    if len(files) > 2:  # noqa: PLR2004  # starting threads for two files costs more than it saves
+        with ThreadPoolExecutor(max_workers=_FSYNC_THREADS) as pool:
+            list(pool.map(fsync, files))
+    else:
+        for file in files:
+            fsync(file)
+    for folder in reversed(folders):
+        fsync(folder)
+
+
+def walk(top: Path) -> Iterator[tuple[Path, list[os.DirEntry[str]]]]:
+    """Yield every directory below ``top`` (itself first) with its entries; follows no symlink."""
+    pending = [top]
+    while pending:
+        folder = pending.pop()
+        with os.scandir(folder) as listing:
+            entries = list(listing)
+        yield folder, entries
+        pending += [Path(e.path) for e in entries if e.is_dir(follow_symlinks=False)]
+
+
+def make_directories(path: Path, *, durable: bool) -> None:
+    """Create a directory and its missing parents, each one's name durable."""
+    missing = []
+    while not path.exists():
+        missing.append(path)
+        path = path.parent
+    for folder in reversed(missing):
+        folder.mkdir(exist_ok=True)
+        if durable:
+            fsync(folder.parent)
+
+
+def write_new(path: Path, content: bytes, *, durable: bool) -> None:
+    """Write a file that must not exist yet."""
+    with path.open("xb") as file:
+        file.write(content)
+        if durable:
+            file.flush()
+            os.fsync(file.fileno())
+
+
+def write_json(path: Path, content: Mapping[str, Any], *, durable: bool) -> None:
+    """Put a JSON file at ``path`` in one step: a reader sees the old one or the new one."""
+    staging = path.with_name(f".{path.name}.{uuid.uuid4()}")
+    try:
+        write_new(staging, json.dumps(content, indent=1).encode() + b"\n", durable=durable)
+        staging.replace(path)
+    except OSError:
+        staging.unlink(missing_ok=True)
+        raise
+    if durable:
+        fsync(path.parent)
+
+
+def rename_new(source: Path, target: Path) -> None:
+    """Rename to a name that nothing has.
+
+    Raises:
+        FileExistsError: Something has that name.
+    """
+    try:
+        _renameat2(source, target, _NOREPLACE)
+    except ExchangeUnsupported:
+        if os.path.lexists(target):
+            raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), str(target)) from None
+        source.rename(target)
+
+
+def exchange(one: Path, other: Path) -> None:
+    """Swap two names in one step; no reader ever finds either missing.
+
+    Raises:
+        ExchangeUnsupported: This file system has no such step; nothing happened.
+    """
+    _renameat2(one, other, _EXCHANGE)
+
+
+def remove_tree(path: Path) -> None:
+    """Remove a directory and all below it; symlinks are removed, not followed.
+
+    Directories that forbid it are made writable first: a trash must be emptiable.
+    """
+    if not stat.S_ISDIR(path.lstat().st_mode):
+        path.unlink()
+        return
+    path.chmod(stat.S_IRWXU)
+    with os.scandir(path) as listing:
+        entries = list(listing)
+    for entry in entries:
+        if entry.is_dir(follow_symlinks=False):
+            remove_tree(Path(entry.path))
+        else:
+            os.unlink(entry.path)
+    path.rmdir()
+
+
+def _load_renameat2() -> Any:
+    try:
+        function = ctypes.CDLL(None, use_errno=True).renameat2
+    except (AttributeError, OSError):
+        return None
+    function.argtypes = [
+        ctypes.c_int, ctypes.c_char_p, ctypes.c_int, ctypes.c_char_p, ctypes.c_uint,
+    ]  # fmt: skip
+    return function
+
+
+_libc_renameat2 = _load_renameat2()
+
+
+def _renameat2(source: Path, target: Path, flags: int) -> None:
+    if _libc_renameat2 is None:
+        raise ExchangeUnsupported
+    ctypes.set_errno(0)
+    result = _libc_renameat2(
+        _AT_FDCWD, os.fsencode(source), _AT_FDCWD, os.fsencode(target), flags
+    )
+    if result == 0:
+        return
+    code = ctypes.get_errno()
+    if code in _UNSUPPORTED:
+        raise ExchangeUnsupported
+    raise OSError(code, os.strerror(code), str(source), None, str(target))

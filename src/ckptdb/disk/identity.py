@@ -1,0 +1,281 @@
+"""Who a run is (run.json), where a root is (root.json), and who writes a checkpoint.
+
+A run's identity is the uuid in its run.json, as long as that file speaks of this very
+directory (same inode). A copy made with ``cp -r``, and a run that ckptdb has never written
+to, get a uuid derived from their path; the first write makes it permanent.
+"""
+
+from __future__ import annotations
+
+import os
+import socket
+import time
+import uuid
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from ckptdb.disk import durable, names
+from ckptdb.disk.info import load_json
+from ckptdb.errors import UnreadableInfo
+from ckptdb.records import Run, utc
+
+# A random constant: it only has to differ from everybody else's.
+_NAMESPACE = uuid.UUID("2f6a3c1e-8d0b-4b7e-9a54-6c1f0e7d2b93")
+_RUN = "run.json"
+_ROOT = "root.json"
+
+
+@dataclass(frozen=True, slots=True)
+class Identity:
+    """A run as its directory tells it.
+
+    Attributes:
+        origin: uuid of the first run in the chain of copies; checkpoints without a manifest
+            derive theirs from it, so that a copy keeps them.
+        recorded: run.json is there and speaks of this directory.
+        marked: run.json is there, perhaps copied from elsewhere.
+    """
+
+    run: Run
+    origin: str
+    recorded: bool
+    marked: bool
+
+
+def hidden(directory: Path) -> Path:
+    """Return the folder where ckptdb keeps what is not a checkpoint."""
+    return directory / names.HIDDEN
+
+
+def identify(directory: Path) -> Identity:
+    """Tell which run a directory is; writes nothing.
+
+    Raises:
+        UnreadableInfo: run.json is there and cannot be trusted.
+        OSError: The directory cannot be read.
+    """
+    inode = directory.stat().st_ino
+    path = hidden(directory) / _RUN
+    if not os.path.lexists(path):
+        derived = _derive(str(directory))
+        return Identity(Run(uuid=derived, name=directory.name, directory=directory),
+                        derived, recorded=False, marked=False)  # fmt: skip
+    content, _ = load_json(path)
+    try:
+        known, origin = str(content["uuid"]), str(content.get("origin") or content["uuid"])
+        run = Run(
+            uuid=known,
+            name=directory.name,
+            directory=directory,
+            created_at=_text(content.get("created_at")),
+            metric_name=_text(content.get("metric_name")),
+            higher_is_better=bool(content.get("higher_is_better")),
+            forked_from=_text(content.get("forked_from")),
+        )
+    except KeyError as error:
+        raise UnreadableInfo(path, "has no uuid") from error
+    if content.get("inode") == inode:
+        return Identity(run, origin, recorded=True, marked=True)
+    copy = Run(
+        uuid=_derive(f"{known}\0{directory}"),
+        name=directory.name,
+        directory=directory,
+        created_at=run.created_at,
+        metric_name=run.metric_name,
+        higher_is_better=run.higher_is_better,
+        forked_from=known,
+    )
+    return Identity(copy, origin, recorded=False, marked=True)
+
+
+def establish(
+    directory: Path,
+    *,
+    metric_name: str | None,
+    higher_is_better: bool,
+    keep_metric: bool,
+    make_durable: bool,
+) -> Identity:
+    """Make a run's identity permanent; the caller holds the run's lock.
+
+    Args:
+        directory: The run; its ``.ckptdb`` folder exists.
+        metric_name: The metric the run is judged by.
+        higher_is_better: Direction of that metric.
+        keep_metric: Leave metric and direction as they are when run.json has them.
+        make_durable: Whether the file must survive a power cut.
+    """
+    found = identify(directory)
+    keeps = keep_metric and found.marked
+    metric = found.run.metric_name if keeps else metric_name
+    higher = found.run.higher_is_better if keeps else higher_is_better
+    same = (found.run.metric_name, found.run.higher_is_better) == (metric, higher)
+    if found.recorded and same:
+        return found
+    # A fresh directory gets a random identity: another run may have lived at this path.
+    fresh = not found.marked and not _has_checkpoints(directory)
+    identity = str(uuid.uuid4()) if fresh else found.run.uuid
+    durable.write_json(
+        hidden(directory) / _RUN,
+        {
+            "uuid": identity,
+            "name": found.run.name,
+            "created_at": found.run.created_at or utc(time.time()),
+            "metric_name": metric,
+            "higher_is_better": higher,
+            "forked_from": found.run.forked_from,
+            "origin": identity if fresh else found.origin,
+            "inode": directory.stat().st_ino,
+        },
+        durable=make_durable,
+    )
+    return identify(directory)
+
+
+def find_root(directory: Path) -> Path | None:
+    """Return the nearest directory at or above ``directory`` that is marked as a root.
+
+    Only a marker owned by this user or by root counts: on a shared disk nobody else may
+    choose where one's history goes.
+    """
+    for folder in (directory, *directory.parents):
+        try:
+            owner = (hidden(folder) / _ROOT).lstat().st_uid
+        except OSError:
+            continue
+        if owner in (os.geteuid(), 0):
+            return folder
+    return None
+
+
+def mark_root(directory: Path, *, make_durable: bool = True) -> None:
+    """Mark a directory as a root; marking it again changes nothing."""
+    if (hidden(directory) / _ROOT).exists():
+        return
+    durable.make_directories(hidden(directory), durable=make_durable)
+    content = {"uuid": str(uuid.uuid4()), "created_at": utc(time.time())}
+    durable.write_json(hidden(directory) / _ROOT, content, durable=make_durable)
+
+
+def unmark_root(directory: Path) -> None:
+    """Take a root's mark away."""
+    (hidden(directory) / _ROOT).unlink(missing_ok=True)
+
+
+def is_root(directory: Path) -> bool:
+    """Tell whether this very directory is marked as a root."""
+    return find_root(directory) == directory
+
+
+def derive_checkpoint_uuid(*facts: object) -> str:
+    """Return the uuid of a checkpoint that has none of its own: the same for the same facts."""
+    return _derive("\0".join(map(str, facts)))
+
+
+# --- who writes a checkpoint ------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Writer:
+    """The process that stages a checkpoint.
+
+    Attributes:
+        started: Start time in clock ticks after boot; tells a reused pid apart.
+        boot: Id of the machine's boot; a pid means nothing after the next one.
+    """
+
+    uuid: str
+    created_at: str
+    host: str
+    pid: int
+    started: int | None
+    boot: str | None
+
+    @classmethod
+    def this_process(cls, checkpoint_uuid: str, created_at: str) -> Writer:
+        """Describe the calling process."""
+        pid = os.getpid()
+        return cls(checkpoint_uuid, created_at, socket.gethostname(), pid, _started(pid), _boot())
+
+    @property
+    def is_here(self) -> bool:
+        """It ran on this machine, since its last boot."""
+        return self.host == socket.gethostname() and self.boot == _boot()
+
+    @property
+    def is_me(self) -> bool:
+        """It is the calling process."""
+        return self.is_here and self.pid == os.getpid() and self.started == _started(self.pid)
+
+    @property
+    def is_alive(self) -> bool | None:
+        """Whether it still runs; None when it ran on another machine."""
+        if self.host != socket.gethostname():
+            return None
+        return self.is_here and _exists(self.pid) and self.started == _started(self.pid)
+
+
+def write_writer(folder: Path, writer: Writer) -> None:
+    """Say in a staged checkpoint who writes it."""
+    durable.write_json(folder / names.WRITER, asdict(writer), durable=False)
+
+
+def find_writer(folder: Path) -> Writer | None:
+    """Return who stages a checkpoint, or None when that was not recorded legibly."""
+    try:
+        content, _ = load_json(folder / names.WRITER)
+        return Writer(
+            uuid=str(uuid.UUID(content["uuid"])),
+            created_at=str(content["created_at"]),
+            host=str(content["host"]),
+            pid=int(content["pid"]),
+            started=None if content["started"] is None else int(content["started"]),
+            boot=_text(content["boot"]),
+        )
+    except (UnreadableInfo, KeyError, TypeError, ValueError, AttributeError):
+        return None
+
+
+def _exists(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except OSError:
+        return True
+    return True
+
+
+def _started(pid: int) -> int | None:
+    try:
+        # The command's name is in parentheses and may hold anything, spaces included.
+        line = Path(f"/proc/{pid}/stat").read_text(errors="replace")
+        return int(line.rpartition(")")[2].split()[19])
+    except (OSError, IndexError, ValueError):
+        return None
+
+
+def _boot() -> str | None:
+    try:
+        return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+    except OSError:
+        return None
+
+
+def _derive(text: str) -> str:
+    # Paths may hold bytes that are no UTF-8; Python 3.11 hashes only text.
+    return str(uuid.uuid5(_NAMESPACE, os.fsencode(text).decode("latin-1")))
+
+
+def _text(value: Any) -> str | None:
+    return value if isinstance(value, str) else None
+
+
+def _has_checkpoints(directory: Path) -> bool:
+    with os.scandir(directory) as listing:
+        found = [entry.name for entry in listing]
+    return any(
+        names.find_final_step(name) is not None or names.find_tmp_step(name) is not None
+        for name in found
+    )

@@ -1,0 +1,223 @@
+"""training_info.json and config.yaml: what a loop passes, to bytes and back.
+
+Everything is validated and serialised before a file is opened, and read back with limits on
+size and depth, because these files are written by other people's programs.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import stat
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, cast
+
+import yaml
+
+from ckptdb.disk import names
+from ckptdb.errors import UnreadableInfo, UnwritableInfo
+
+MAX_BYTES = 64 * 1024 * 1024
+"""Larger metadata files are refused unread."""
+_MAX_DEPTH = 100
+_MAX_NODES = 1_000_000
+_MAX_CONFIG_BYTES = 8 * 1024 * 1024
+_MAX_CONFIG_NODES = 100_000
+
+# The C versions are ten times faster; PyYAML built without libyaml has only the others.
+_Loader: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
+_Dumper: Any = getattr(yaml, "CSafeDumper", yaml.SafeDumper)
+
+
+def dump_info(info: Mapping[str, Any]) -> bytes:
+    """Serialise a training_info: exactly its content, scalars of numpy and torch as numbers.
+
+    Raises:
+        UnwritableInfo: Names every key whose value no JSON file can keep.
+    """
+    faults: list[str] = []
+    plain = {key: _plain(value, repr(key), faults, 1) for key, value in info.items()}
+    faults += [f"key {key!r} is a {type(key).__name__}" for key in info if not _is_key(key)]
+    if not faults:
+        try:
+            return json.dumps(plain).encode()
+        except (TypeError, ValueError) as error:  # what only the encoder can see, e.g. a cycle
+            faults.append(str(error))
+    raise UnwritableInfo("training_info", faults)
+
+
+def dump_config(config: object) -> bytes:
+    """Serialise a run's configuration as YAML: a mapping or anything with ``model_dump()``.
+
+    Raises:
+        UnwritableInfo: Names every top-level key whose value no YAML file can keep.
+    """
+    content = _model_dump(config)
+    if not isinstance(content, Mapping):
+        raise UnwritableInfo("run_config", [f"a {type(config).__name__} is not a mapping"])
+    try:
+        return _dump_yaml(dict(content))
+    except (yaml.YAMLError, RecursionError):
+        faults = [f"{key!r} ({type(v).__name__})" for key, v in content.items() if not _fits(v)]
+        raise UnwritableInfo("run_config", faults or ["it refers to itself"]) from None
+
+
+def load_info(folder: Path) -> tuple[dict[str, Any], bytes]:
+    """Read a checkpoint's training_info.json; return it and its bytes.
+
+    Raises:
+        UnreadableInfo: Missing, not a regular file, too large, not JSON, or not an object.
+    """
+    return load_json(folder / names.INFO)
+
+
+def load_json(path: Path) -> tuple[dict[str, Any], bytes]:
+    """Read a JSON object from a regular file of at most `MAX_BYTES`, with its bytes.
+
+    Raises:
+        UnreadableInfo: Anything else stands at that path.
+    """
+    raw = read_regular(path, MAX_BYTES)
+    try:
+        content = json.loads(raw.decode())
+    except (ValueError, RecursionError) as error:
+        raise UnreadableInfo(path, f"is not JSON ({_first_line(error)})") from error
+    if not isinstance(content, dict):
+        raise UnreadableInfo(path, f"holds a {type(content).__name__}, not an object")
+    return content, raw
+
+
+def find_config(folder: Path) -> dict[str, Any] | None:
+    """Return the configuration stored beside a checkpoint, as plain JSON values.
+
+    ``config.yaml``, else ``config.json``. None when there is none, or when it cannot be read:
+    the configuration is a convenience of the index, no reason to distrust a checkpoint.
+    """
+    for name in (names.CONFIG, names.CONFIG_JSON):
+        try:
+            content = yaml.load(read_regular(folder / name, _MAX_CONFIG_BYTES), Loader=_Loader)
+        except UnreadableInfo:
+            continue
+        except (yaml.YAMLError, RecursionError, ValueError):
+            return None
+        # A few aliases can stand for billions of values: count them while unfolding.
+        try:
+            return cast("dict[str, Any]", _json_values(content, [_MAX_CONFIG_NODES], 0))
+        except OverflowError:
+            return None
+    return None
+
+
+def for_catalog(info: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a training_info with non-finite numbers as the strings NaN, Infinity, -Infinity.
+
+    Bare NaN is no JSON: SQLite's JSON functions raise on it.
+    """
+    try:
+        return cast("dict[str, Any]", _json_values(info, [_MAX_NODES], 0))
+    except OverflowError:
+        return {}
+
+
+def read_regular(path: Path, limit: int) -> bytes:
+    """Return the bytes of a regular file; never follows a symlink, never blocks on a FIFO.
+
+    Raises:
+        UnreadableInfo: Missing, something else, or larger than ``limit`` bytes.
+    """
+    try:
+        handle = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+    except FileNotFoundError as error:
+        raise UnreadableInfo(path, "is missing") from error
+    except OSError as error:
+        raise UnreadableInfo(path, f"cannot be opened ({error.strerror})") from error
+    try:
+        found = os.fstat(handle)
+        if not stat.S_ISREG(found.st_mode):
+            raise UnreadableInfo(path, "is not a regular file")
+        if found.st_size > limit:
+            raise UnreadableInfo(path, f"is larger than {limit} bytes")
+        with os.fdopen(handle, "rb", closefd=False) as file:
+            return file.read(limit + 1)
+    except OSError as error:
+        raise UnreadableInfo(path, f"cannot be read ({error.strerror})") from error
+    finally:
+        os.close(handle)
+
+
+def _plain(value: Any, where: str, faults: list[str], depth: int) -> Any:
+    if value is None or isinstance(value, str | bool | int | float):
+        return value
+    if depth > _MAX_DEPTH:
+        faults.append(f"{where} is nested deeper than {_MAX_DEPTH} levels")
+        return None
+    if isinstance(value, Mapping):
+        faults += [f"{where} has the key {k!r}" for k in value if not _is_key(k)]
+        return {k: _plain(v, f"{where}[{k!r}]", faults, depth + 1) for k, v in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(v, f"{where}[{i}]", faults, depth + 1) for i, v in enumerate(value)]
+    return _scalar(value, where, faults)
+
+
+def _scalar(value: Any, where: str, faults: list[str]) -> Any:
+    # Zero-dimensional and one-element arrays of numpy, torch and jax all have .item().
+    item = getattr(value, "item", None)
+    if callable(item):
+        try:
+            number = item()
+        except (TypeError, ValueError, RuntimeError) as error:
+            faults.append(f"{where} ({type(value).__name__}: {_first_line(error)})")
+            return None
+        if number is None or isinstance(number, str | bool | int | float):
+            return number
+    faults.append(f"{where} ({type(value).__name__})")
+    return None
+
+
+def _is_key(key: object) -> bool:
+    return key is None or isinstance(key, str | bool | int | float)
+
+
+def _model_dump(config: object) -> object:
+    dump = getattr(config, "model_dump", None)
+    if not callable(dump):
+        return config
+    try:
+        # JSON mode turns enums, paths and dates into what plain YAML can hold.
+        return dump(mode="json")
+    except TypeError:
+        return dump()
+
+
+def _dump_yaml(content: object) -> bytes:
+    text: str = yaml.dump(content, Dumper=_Dumper, sort_keys=True, allow_unicode=True)
+    return text.encode()
+
+
+def _fits(value: object) -> bool:
+    try:
+        _dump_yaml(value)
+    except (yaml.YAMLError, RecursionError):
+        return False
+    return True
+
+
+def _json_values(value: Any, budget: list[int], depth: int) -> Any:
+    budget[0] -= 1
+    if budget[0] < 0 or depth > _MAX_DEPTH:
+        raise OverflowError
+    if isinstance(value, float) and not math.isfinite(value):
+        return "NaN" if math.isnan(value) else ("Infinity" if value > 0 else "-Infinity")
+    if value is None or isinstance(value, str | bool | int | float):
+        return value
+    if isinstance(value, Mapping):
+        return {str(k): _json_values(v, budget, depth + 1) for k, v in value.items()}
+    if isinstance(value, list | tuple | set):
+        return [_json_values(v, budget, depth + 1) for v in value]
+    return str(value)
+
+
+def _first_line(error: BaseException) -> str:
+    return (str(error).splitlines() or [type(error).__name__])[0]

@@ -1,0 +1,224 @@
+"""journal.jsonl: the run's append-only facts, keyed by checkpoint uuid.
+
+What a directory cannot tell any more (it was deleted, and why) or never could (pins, tags,
+late metrics) is a line here, so that the index can be rebuilt from disk alone. The last line
+per uuid and key wins; a torn or foreign line counts for nothing.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any, Literal
+
+from ckptdb.disk import durable
+from ckptdb.records import Annotations, Checkpoint, Metric, Run
+
+Gone = Literal["deleted", "replaced", "discarded", "vanished"]
+_GONE = ("deleted", "replaced", "discarded", "vanished")
+_NAME = "journal.jsonl"
+# What of a checkpoint outlives its directory. Annotations have lines of their own.
+_RECORD = (
+    "step", "created_at", "finalized_at", "size_bytes", "file_count", "parent", "problem",
+    "info", "metrics",
+)  # fmt: skip
+
+
+@dataclass(frozen=True, slots=True)
+class Fact:
+    """One line: something that happened to one checkpoint.
+
+    Attributes:
+        at: When (UTC).
+        kind: ``deleted``, ``replaced``, ``discarded``, ``vanished``, ``reappeared``,
+            ``metric``, ``tag``, ``untag``, ``pin``, ``unpin`` or ``note``.
+        details: What the kind needs: ``reason`` and ``record``, ``name`` and ``value``, …
+    """
+
+    at: str
+    kind: str
+    uuid: str
+    details: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class Facts:
+    """What a whole journal says, in the end.
+
+    Attributes:
+        gone: By uuid, the checkpoint as it was, with when and why it went.
+        annotations: By uuid, what people added; only those that have any.
+    """
+
+    gone: Mapping[str, Checkpoint]
+    annotations: Mapping[str, Annotations]
+
+
+def gone(checkpoint: Checkpoint, kind: Gone, reason: str, at: str) -> Fact:
+    """Return the line that records a checkpoint's end."""
+    record = {name: getattr(checkpoint, name) for name in _RECORD}
+    record["metrics"] = {k: v for k, v in checkpoint.metrics.items() if k not in checkpoint.late}
+    return Fact(at, kind, checkpoint.uuid, {"reason": reason, "record": record})
+
+
+def size(hidden: Path) -> int:
+    """Return the journal's size in bytes, 0 without one."""
+    try:
+        return (hidden / _NAME).stat().st_size
+    except FileNotFoundError:
+        return 0
+
+
+def append(hidden: Path, facts: Iterable[Fact], *, make_durable: bool) -> None:
+    """Add lines; the caller holds the run's lock.
+
+    Raises:
+        OSError: Not all of it could be written; what was torn counts for nothing.
+    """
+    lines = "".join(_line(fact) for fact in facts).encode()
+    if not lines:
+        return
+    flags = os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC | os.O_NOFOLLOW
+    handle = os.open(hidden / _NAME, flags, 0o666)
+    try:
+        end = os.fstat(handle).st_size
+        # A line torn by a crash must not swallow the next one.
+        if end and os.pread(handle, 1, end - 1) != b"\n":
+            lines = b"\n" + lines
+        while lines:
+            lines = lines[os.write(handle, lines) :]
+        if make_durable:
+            os.fsync(handle)
+    finally:
+        os.close(handle)
+    if make_durable and end == 0:
+        durable.fsync(hidden)
+
+
+def read(hidden: Path, run: Run) -> Facts:
+    """Read a whole journal; a missing one says nothing.
+
+    Raises:
+        OSError: It is there and cannot be read.
+    """
+    ends: dict[str, Fact] = {}
+    notes: dict[str, _Notes] = {}
+    for fact in _facts(hidden):
+        if fact.kind in _GONE:
+            ends[fact.uuid] = fact
+        else:
+            notes.setdefault(fact.uuid, _Notes()).add(fact)
+    annotations = {uuid: note.result() for uuid, note in notes.items()}
+    buried = (_buried(run, fact) for fact in ends.values())
+    return Facts(
+        gone={checkpoint.uuid: checkpoint for checkpoint in buried if checkpoint},
+        annotations={uuid: found for uuid, found in annotations.items() if found != Annotations()},
+    )
+
+
+def annotated(checkpoint: Checkpoint, annotations: Annotations) -> Checkpoint:
+    """Return a checkpoint with what people added to it."""
+    late = {metric.name: metric for metric in annotations.late}
+    values = {name: metric.value for name, metric in late.items()}
+    return replace(
+        checkpoint,
+        pinned=annotations.pinned,
+        notes=annotations.notes,
+        tags=tuple(name for name, _ in annotations.tags),
+        late=late,
+        metrics={**checkpoint.metrics, **values},
+    )
+
+
+def _line(fact: Fact) -> str:
+    head = {"at": fact.at, "fact": fact.kind, "uuid": fact.uuid}
+    return json.dumps({**head, **fact.details}) + "\n"
+
+
+def _facts(hidden: Path) -> Iterator[Fact]:
+    try:
+        file = (hidden / _NAME).open("rb")
+    except FileNotFoundError:
+        return
+    with file:
+        for line in file:
+            fact = _parse(line)
+            if fact:
+                yield fact
+
+
+def _parse(line: bytes) -> Fact | None:
+    try:
+        content = json.loads(line)
+        at, kind, uuid = content.pop("at"), content.pop("fact"), content.pop("uuid")
+    except (ValueError, RecursionError, KeyError, AttributeError, TypeError):
+        return None
+    if not all(isinstance(text, str) for text in (at, kind, uuid)):
+        return None
+    return Fact(at, kind, uuid, content)
+
+
+def _buried(run: Run, fact: Fact) -> Checkpoint | None:
+    record, reason = fact.details.get("record"), fact.details.get("reason")
+    if not isinstance(record, dict):
+        return None
+    try:
+        step = int(record["step"])
+        return Checkpoint(
+            run_uuid=run.uuid,
+            run=run.name,
+            uuid=fact.uuid,
+            path=run.directory / f"step_{step}",
+            status="deleted",
+            deleted_at=fact.at,
+            deleted_reason=str(reason),
+            **{**{name: record[name] for name in _RECORD}, "step": step},
+        )
+    except (KeyError, TypeError, ValueError):
+        return None
+
+
+class _Notes:
+    """Collects the annotation lines of one checkpoint; the last per key wins."""
+
+    def __init__(self) -> None:
+        self.pinned = False
+        self.notes: str | None = None
+        self.tags: dict[str, str] = {}
+        self.late: dict[str, Metric] = {}
+
+    def add(self, fact: Fact) -> None:
+        if fact.kind in ("pin", "unpin"):
+            self.pinned = fact.kind == "pin"
+        elif fact.kind == "note":
+            text = fact.details.get("text")
+            self.notes = text if isinstance(text, str) else None
+        elif fact.kind in ("tag", "untag", "metric"):
+            self._add_named(fact, fact.details.get("name"))
+
+    def _add_named(self, fact: Fact, name: object) -> None:
+        if not isinstance(name, str):
+            return
+        if fact.kind == "tag":
+            self.tags[name] = fact.at
+        elif fact.kind == "untag":
+            self.tags.pop(name, None)
+        else:
+            value = _finite(fact.details.get("value"))
+            self.late[name] = Metric(name, value, str(fact.details.get("source")), fact.at)
+
+    def result(self) -> Annotations:
+        late = tuple(self.late[name] for name in sorted(self.late))
+        return Annotations(self.pinned, self.notes, tuple(sorted(self.tags.items())), late)
+
+
+def _finite(value: object) -> float | None:
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return None
+    return float(value) if math.isfinite(value) else None
+
+

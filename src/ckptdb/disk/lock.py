@@ -1,0 +1,80 @@
+"""The run's short lock: who may change names and journal right now.
+
+It is `flock`, which dies with its process. A fork inherits the descriptor, and with it the
+lock; so it is released by name (``LOCK_UN``), which frees it whoever else still holds a copy,
+and a forked child closes its copies.
+"""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import os
+import time
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from ckptdb.errors import RunLocked
+
+TIMEOUT_SECONDS = 60.0
+_FIRST_WAIT_SECONDS = 0.0005
+_LONGEST_WAIT_SECONDS = 0.05
+_NO_LOCKS = frozenset({errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP})
+
+_held: set[int] = set()
+
+
+@contextmanager
+def run_lock(hidden: Path, *, timeout_seconds: float = TIMEOUT_SECONDS) -> Iterator[None]:
+    """Hold the lock of a run, given its ``.ckptdb`` folder.
+
+    Raises:
+        RunLocked: Another process or thread kept it for ``timeout_seconds``.
+    """
+    path = hidden / "lock"
+    handle = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o666)
+    _held.add(handle)
+    try:
+        _take(handle, path, timeout_seconds)
+        try:
+            yield
+        finally:
+            fcntl.flock(handle, fcntl.LOCK_UN)
+    finally:
+        _held.discard(handle)
+        os.close(handle)
+
+
+def _take(handle: int, path: Path, timeout_seconds: float) -> None:
+    deadline = time.monotonic() + timeout_seconds
+    wait = _FIRST_WAIT_SECONDS
+    while True:
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            if time.monotonic() >= deadline:
+                raise RunLocked(path, timeout_seconds) from None
+            time.sleep(wait)
+            wait = min(wait * 2, _LONGEST_WAIT_SECONDS)
+        except OSError as error:
+            if error.errno not in _NO_LOCKS:
+                raise
+            warnings.warn(
+                f"{path.parent} is on a file system without locks; "
+                "let only one process at a time change this run.",
+                stacklevel=6,
+            )
+            return
+        else:
+            return
+
+
+def _close_inherited() -> None:
+    for handle in _held:
+        os.close(handle)
+    _held.clear()
+
+
+os.register_at_fork(after_in_child=_close_inherited)

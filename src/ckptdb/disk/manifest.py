@@ -1,0 +1,129 @@
+"""manifest.json: which files a checkpoint is made of, and whether they are still there.
+
+It is written last. Its presence says that all it lists was durable before it.
+"""
+
+from __future__ import annotations
+
+import os
+import uuid
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from ckptdb.disk import durable, names
+from ckptdb.disk.info import load_json
+from ckptdb.errors import UnreadableInfo
+
+_OWN = frozenset({names.MANIFEST, names.WRITER})
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Manifest:
+    """What manifest.json holds.
+
+    Attributes:
+        parent: uuid of the checkpoint that training continued from.
+        replaces: uuid of the published checkpoint that this one takes the place of.
+        files: Size in bytes by path below the checkpoint, POSIX style; the manifest itself
+            is not among them.
+    """
+
+    uuid: str
+    step: int
+    created_at: str
+    finalized_at: str
+    parent: str | None
+    replaces: str | None
+    files: Mapping[str, int]
+
+    @property
+    def size_bytes(self) -> int:
+        """Sum over the listed files."""
+        return sum(self.files.values())
+
+
+def list_files(folder: Path) -> dict[str, int]:
+    """Return the size in bytes of every file of a checkpoint; symlinks count as themselves."""
+    found = {}
+    for below, entries in durable.walk(folder):
+        for entry in entries:
+            if entry.is_dir(follow_symlinks=False) or (below == folder and entry.name in _OWN):
+                continue
+            name = Path(entry.path).relative_to(folder).as_posix()
+            found[name] = entry.stat(follow_symlinks=False).st_size
+    return dict(sorted(found.items()))
+
+
+def write(folder: Path, manifest: Manifest, *, make_durable: bool) -> None:
+    """Put the manifest into a checkpoint directory, replacing an earlier one in one step."""
+    durable.write_json(folder / names.MANIFEST, asdict(manifest), durable=make_durable)
+
+
+def find(folder: Path) -> Manifest | None:
+    """Return a checkpoint's manifest, or None when it has none.
+
+    Raises:
+        UnreadableInfo: It has one that cannot be trusted.
+    """
+    path = folder / names.MANIFEST
+    if not os.path.lexists(path):
+        return None
+    content, _ = load_json(path)
+    try:
+        manifest = Manifest(**content)
+    except TypeError as error:
+        raise UnreadableInfo(path, "does not have the fields of a manifest") from error
+    if not _sound(manifest):
+        raise UnreadableInfo(path, "has fields of the wrong type")
+    return manifest
+
+
+def verify(folder: Path, manifest: Manifest) -> str | None:
+    """Say what is wrong with the files of a checkpoint, or None.
+
+    A listed file that is missing or has shrunk is damage; files beyond the list are not.
+    """
+    faults = []
+    for name, size in manifest.files.items():
+        try:
+            found = os.lstat(folder / name).st_size
+        except OSError as error:
+            faults.append(f"{name}: {error.strerror}")
+            continue
+        if found < size:
+            faults.append(f"{name}: {found} of {size} bytes")
+    if not faults:
+        return None
+    more = f" and {len(faults) - 3} more" if len(faults) > 3 else ""  # noqa: PLR2004  # a line
+    return "damaged: " + "; ".join(faults[:3]) + more
+
+
+def _sound(manifest: Manifest) -> bool:
+    optional = (manifest.parent, manifest.replaces)
+    return (
+        _is_uuid(manifest.uuid)
+        and isinstance(manifest.created_at, str)
+        and isinstance(manifest.finalized_at, str)
+        and all(text is None or isinstance(text, str) for text in optional)
+        and isinstance(manifest.step, int)
+        and isinstance(manifest.files, dict)
+        and all(_safe(name) and _is_size(size) for name, size in manifest.files.items())
+    )
+
+
+def _is_uuid(text: object) -> bool:
+    # It becomes part of a directory's name in the trash.
+    try:
+        return isinstance(text, str) and str(uuid.UUID(text)) == text
+    except ValueError:
+        return False
+
+
+def _is_size(size: object) -> bool:
+    return isinstance(size, int) and not isinstance(size, bool) and size >= 0
+
+
+def _safe(name: str) -> bool:
+    # A listed name is joined to the directory: it must not lead out of it.
+    return bool(name) and not name.startswith("/") and ".." not in name.split("/")

@@ -1,0 +1,109 @@
+"""The grammar of names in a run directory.
+
+``step_N`` is a published checkpoint, ``tmp_step_N`` one being written and
+``old_step_N.<uuid>`` one being replaced. N is plain ASCII without leading zeros, below 2**63.
+Everything else (``step_007``, ``step_1-hf``, ``step_١``) belongs to somebody else.
+"""
+
+from __future__ import annotations
+
+import operator
+import re
+from pathlib import Path
+
+from ckptdb.errors import InvalidStep, NoCheckpointHere
+
+HIDDEN = ".ckptdb"
+INFO = "training_info.json"
+CONFIG = "config.yaml"
+CONFIG_JSON = "config.json"
+MANIFEST = "manifest.json"
+WRITER = ".writer.json"
+
+_LARGEST_STEP = 2**63 - 1
+_NUMBER = r"(0|[1-9][0-9]{0,18})"
+_FINAL = re.compile(rf"step_{_NUMBER}", re.ASCII)
+_TMP = re.compile(rf"tmp_step_{_NUMBER}", re.ASCII)
+_OLD = re.compile(rf"old_step_{_NUMBER}\.([0-9a-f-]{{36}})", re.ASCII)
+_TRASH = re.compile(rf"step_{_NUMBER}\.([0-9a-f-]{{36}})(?:\.[0-9]+)?", re.ASCII)
+
+
+def as_step(step: object) -> int:
+    """Return a step as an int; numpy integers are steps, bools and floats are not.
+
+    Raises:
+        InvalidStep: Not a whole number from 0 to 2**63 - 1.
+    """
+    if isinstance(step, bool):
+        raise InvalidStep(step)
+    try:
+        number = operator.index(step)  # type: ignore[arg-type]  # anything else raises TypeError
+    except TypeError as error:
+        raise InvalidStep(step) from error
+    if not 0 <= number <= _LARGEST_STEP:
+        raise InvalidStep(step)
+    return number
+
+
+def final_name(step: int) -> str:
+    """Return the name of a published checkpoint."""
+    return f"step_{step}"
+
+
+def tmp_name(step: int) -> str:
+    """Return the name of a checkpoint being written."""
+    return f"tmp_step_{step}"
+
+
+def old_name(step: int, uuid: str) -> str:
+    """Return the name that a checkpoint has for the instant of its replacement."""
+    return f"old_step_{step}.{uuid}"
+
+
+def trash_name(step: int, uuid: str) -> str:
+    """Return the name of a retired checkpoint inside the trash."""
+    return f"step_{step}.{uuid}"
+
+
+def find_final_step(name: str) -> int | None:
+    """Return N of ``step_N``, or None for any other name."""
+    return _step(_FINAL.fullmatch(name))
+
+
+def find_tmp_step(name: str) -> int | None:
+    """Return N of ``tmp_step_N``, or None for any other name."""
+    return _step(_TMP.fullmatch(name))
+
+
+def find_old(name: str) -> tuple[int, str] | None:
+    """Return step and uuid of ``old_step_N.<uuid>``, or None for any other name."""
+    return _step_and_uuid(_OLD.fullmatch(name))
+
+
+def find_trash(name: str) -> tuple[int, str] | None:
+    """Return step and uuid of an entry of the trash, or None for any other name."""
+    return _step_and_uuid(_TRASH.fullmatch(name))
+
+
+def get_tmp_step(path: Path) -> int:
+    """Return N of a path that ends in ``tmp_step_N``.
+
+    Raises:
+        NoCheckpointHere: It ends in something else.
+    """
+    step = find_tmp_step(path.name)
+    if step is None:
+        raise NoCheckpointHere(
+            path, "is not a tmp_step_N directory; pass what init_tmp_checkpoint returned"
+        )
+    return step
+
+
+def _step(match: re.Match[str] | None) -> int | None:
+    number = int(match[1]) if match else None
+    return number if number is not None and number <= _LARGEST_STEP else None
+
+
+def _step_and_uuid(match: re.Match[str] | None) -> tuple[int, str] | None:
+    step = _step(match)
+    return (step, match[2]) if match and step is not None else None

@@ -1,0 +1,441 @@
+"""stage → make durable → publish → retire → remove.
+
+A published name is always whole: bytes are durable before the name exists, and nothing is
+ever unlinked under it. Every step leaves a state that `recover` understands, so a crash
+between any two of them loses neither a checkpoint nor the record of a deletion.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import time
+import uuid
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from ckptdb.disk import durable, identity, journal, manifest, names, scan
+from ckptdb.disk.identity import Identity, Writer
+from ckptdb.disk.journal import Fact
+from ckptdb.disk.lock import TIMEOUT_SECONDS, run_lock
+from ckptdb.disk.manifest import Manifest
+from ckptdb.disk.scan import Leftover, Stamp, Watch
+from ckptdb.errors import NoCheckpointHere, SaveFailed, StepInUse, StepTaken
+from ckptdb.records import Checkpoint, utc
+
+_NOT_THERE = "is not there; it was finalized, discarded or removed before"
+
+Span = tuple[Stamp, Stamp] | None
+"""The run's stamp before and after an operation; None when somebody else came between."""
+
+
+@dataclass(frozen=True, slots=True)
+class Staged:
+    """A ``tmp_step_N`` ready to be filled.
+
+    Attributes:
+        gone: Checkpoints that had to leave to make room (incomplete leftovers).
+        adopted: A complete leftover that was published instead of being thrown away.
+    """
+
+    checkpoint: Checkpoint
+    gone: tuple[Checkpoint, ...]
+    adopted: tuple[Checkpoint, ...]
+    span: Span
+
+
+@dataclass(frozen=True, slots=True)
+class Published:
+    """A checkpoint under its final name, durable, with what it replaced."""
+
+    checkpoint: Checkpoint
+    replaced: Checkpoint | None
+    span: Span
+
+
+@dataclass(frozen=True, slots=True)
+class Retired:
+    """Checkpoints that are out of sight, their deletion recorded."""
+
+    gone: tuple[Checkpoint, ...]
+    span: Span
+
+
+@dataclass(frozen=True, slots=True)
+class Doomed:
+    """A checkpoint that may be retired, if it is still the one that was judged."""
+
+    step: int
+    uuid: str
+    reason: str
+
+
+class Publisher:
+    """Changes one run directory; the only code that does.
+
+    Args:
+        directory: The run, absolute.
+        make_durable: Whether each step is flushed before the next.
+        metric: Name and whether higher is better, written to run.json; None leaves it alone.
+        lock_timeout_seconds: How long to wait for another process.
+        clock: Seconds since the epoch.
+    """
+
+    def __init__(
+        self,
+        directory: Path,
+        *,
+        make_durable: bool = True,
+        metric: tuple[str | None, bool] | None = None,
+        lock_timeout_seconds: float = TIMEOUT_SECONDS,
+        clock: Callable[[], float] = time.time,
+    ) -> None:
+        self.directory = directory
+        self._hidden = identity.hidden(directory)
+        self._durable = make_durable
+        self._metric = metric
+        self._timeout = lock_timeout_seconds
+        self._clock = clock
+        self._failed: set[Path] = set()
+
+    # --- staging ------------------------------------------------------------------------
+
+    def stage(self, step: int, info: bytes, config: bytes | None) -> Staged:
+        """Create ``tmp_step_N`` with its metadata.
+
+        A complete leftover of that step is published first, an incomplete one goes to the
+        trash.
+
+        Raises:
+            StepInUse: Another live process on this machine is writing that step.
+            OSError: The directory cannot be written.
+        """
+        path = self.directory / names.tmp_name(step)
+        with self._changing() as (who, watch):
+            adopted, gone = self._make_room(who, watch, path, step)
+            created_at = self._now()
+            checkpoint_uuid = str(uuid.uuid4())
+            self._failed.discard(path)
+            with watch.change():
+                path.mkdir()
+                try:
+                    self._write_metadata(path, info, config, checkpoint_uuid, created_at)
+                except OSError:
+                    # Not one byte of the loop's is in it yet; do not leave half a file.
+                    durable.remove_tree(path)
+                    raise
+            return Staged(
+                scan.load_tmp(who, path, step).checkpoint, tuple(gone), tuple(adopted), watch.span
+            )
+
+    def discard(self, path: Path, *, reason: str) -> Retired:
+        """Give up a ``tmp_step_N``: record that, and take it out of sight."""
+        step = names.get_tmp_step(path)
+        with self._changing() as (who, watch):
+            if not path.is_dir():
+                return Retired((), watch.span)
+            gone = self._discard(who, watch, scan.load_tmp(who, path, step).checkpoint, reason)
+            return Retired((gone,), watch.span)
+
+    # --- publishing ---------------------------------------------------------------------
+
+    def publish(self, path: Path, *, parent: str | None = None) -> Published:
+        """Make a ``tmp_step_N`` durable and give it its final name.
+
+        Args:
+            path: What `stage` returned.
+            parent: uuid of the checkpoint that training continued from.
+
+        Raises:
+            NoCheckpointHere: There is no such directory.
+            SaveFailed: Its bytes cannot be made durable; nothing older was touched.
+            StepTaken: Something that is not a checkpoint has the final name.
+        """
+        step = names.get_tmp_step(path)
+        if path in self._failed:
+            raise SaveFailed(path, OSError("an earlier attempt to make it durable failed"))
+        try:
+            sealed = self._seal(self.establish(), path, step, parent)
+            with self._changing() as (who, watch):
+                return self._publish_or_find(who, watch, path, sealed)
+        except (StepTaken, NoCheckpointHere):
+            raise
+        except FileNotFoundError as error:
+            raise NoCheckpointHere(path, _NOT_THERE) from error
+        except OSError as error:
+            # After a failed fsync the next one may succeed without the bytes being there.
+            self._failed.add(path)
+            raise SaveFailed(path, error) from error
+
+    def retire(self, doomed: Iterable[Doomed]) -> Retired:
+        """Record the end of published checkpoints and take them out of sight.
+
+        One that is no longer the checkpoint that was judged is left alone. The bytes stay in
+        the trash until `empty_trash`.
+        """
+        with self._changing() as (who, watch):
+            leaving = [
+                (scan.load(who, path, doom.step), doom.reason)
+                for doom in doomed
+                if scan.find_uuid(who, path := self._final(doom.step), doom.step) == doom.uuid
+            ]
+            at = self._now()
+            facts = [journal.gone(cp, "deleted", reason, at) for cp, reason in leaving]
+            self._append(watch, facts)
+            for checkpoint, _ in leaving:
+                self._to_trash(watch, checkpoint.path, checkpoint.step, checkpoint.uuid)
+            if leaving:
+                self._sync_directory()
+            gone = tuple(
+                replace(cp, status="deleted", deleted_at=at, deleted_reason=reason)
+                for cp, reason in leaving
+            )
+            return Retired(gone, watch.span)
+
+    def record(self, facts: Sequence[Fact]) -> Span:
+        """Append facts to the run's journal."""
+        with self._changing() as (_, watch):
+            self._append(watch, facts)
+            return watch.span
+
+    # --- after a crash ------------------------------------------------------------------
+
+    def adopt(self, path: Path) -> Published | None:
+        """Publish a complete leftover ``tmp_step_N``, or trash one that holds what was replaced.
+
+        None when it is neither: what is published under its step is unrelated, or it is not
+        complete.
+        """
+        step = names.get_tmp_step(path)
+        with self._changing() as (who, watch):
+            if not path.is_dir():
+                return None
+            return self._adopt(who, watch, scan.load_tmp(who, path, step))
+
+    def put_back(self, leftover: Leftover) -> None:
+        """Give an ``old_step_N.<uuid>`` its name again, or trash it when the name is taken."""
+        with self._changing() as (_, watch):
+            if not leftover.path.is_dir():
+                return
+            final = self._final(leftover.step)
+            if os.path.lexists(final):
+                self._to_trash(watch, leftover.path, leftover.step, leftover.uuid)
+            else:
+                with watch.change():
+                    durable.rename_new(leftover.path, final)
+            self._sync_directory()
+
+    def establish(self) -> Identity:
+        """Make the run's identity permanent without changing anything else."""
+        with self._changing() as (who, _):
+            return who
+
+    # --- the trash ----------------------------------------------------------------------
+
+    def empty_trash(self, keep: Iterable[str] = ()) -> int:
+        """Remove the bytes of everything retired; return how many checkpoints that were.
+
+        Args:
+            keep: uuids that stay (pinned checkpoints that were replaced).
+        """
+        kept = set(keep)
+        removed = 0
+        for leftover in scan.list_trash(self.directory):
+            if leftover.uuid not in kept:
+                try:
+                    durable.remove_tree(leftover.path)
+                except FileNotFoundError:
+                    continue  # another process removes it at the same time
+                removed += 1
+        return removed
+
+    # --- the steps ----------------------------------------------------------------------
+
+    @contextmanager
+    def _changing(self) -> Iterator[tuple[Identity, Watch]]:
+        durable.make_directories(self._hidden, durable=self._durable)
+        with run_lock(self._hidden, timeout_seconds=self._timeout):
+            yield self._establish_locked(), Watch(self.directory)
+
+    def _establish_locked(self) -> Identity:
+        metric_name, higher_is_better = self._metric or (None, False)
+        return identity.establish(
+            self.directory,
+            metric_name=metric_name,
+            higher_is_better=higher_is_better,
+            keep_metric=self._metric is None,
+            make_durable=self._durable,
+        )
+
+    def _make_room(
+        self, who: Identity, watch: Watch, path: Path, step: int
+    ) -> tuple[list[Checkpoint], list[Checkpoint]]:
+        if not os.path.lexists(path):
+            return [], []
+        if path.is_symlink() or not path.is_dir():
+            raise StepTaken(path)
+        tmp = scan.load_tmp(who, path, step)
+        writer = tmp.writer
+        if writer and writer.is_alive and not writer.is_me:
+            raise StepInUse(path, f"process {writer.pid} on {writer.host}")
+        if tmp.manifest:
+            published = self._adopt(who, watch, tmp)
+            if published:
+                gone = [published.replaced] if published.replaced else []
+                return [published.checkpoint], gone
+        if path.is_dir():
+            reason = "discarded: left unfinished, the step was saved again"
+            return [], [self._discard(who, watch, tmp.checkpoint, reason)]
+        return [], []
+
+    def _write_metadata(
+        self, path: Path, info: bytes, config: bytes | None, checkpoint_uuid: str, created_at: str
+    ) -> None:
+        writer = Writer.this_process(checkpoint_uuid, created_at)
+        durable.write_new(path / names.INFO, info, durable=False)
+        if config is not None:
+            durable.write_new(path / names.CONFIG, config, durable=False)
+        identity.write_writer(path, writer)
+
+    def _seal(self, who: Identity, path: Path, step: int, parent: str | None) -> Manifest:
+        tmp = scan.load_tmp(who, path, step)
+        if self._durable:
+            durable.fsync_tree(path)
+        sealed = Manifest(
+            uuid=tmp.checkpoint.uuid,
+            step=step,
+            created_at=tmp.checkpoint.created_at,
+            finalized_at=self._now(),
+            parent=parent,
+            replaces=scan.find_uuid(who, self._final(step), step),
+            files=manifest.list_files(path),
+        )
+        # The manifest goes last: its presence is what says that the directory is whole.
+        manifest.write(path, sealed, make_durable=self._durable)
+        (path / names.WRITER).unlink(missing_ok=True)
+        if self._durable:
+            durable.fsync(path)
+        return sealed
+
+    def _publish_or_find(
+        self, who: Identity, watch: Watch, path: Path, sealed: Manifest
+    ) -> Published:
+        if path.is_dir():
+            return self._publish(who, watch, path, sealed)
+        # Another process reconciled between our manifest and our rename, and published for us.
+        final = self._final(sealed.step)
+        if scan.find_uuid(who, final, sealed.step) != sealed.uuid:
+            raise NoCheckpointHere(path, _NOT_THERE)
+        return Published(scan.load(who, final, sealed.step), None, None)
+
+    def _publish(self, who: Identity, watch: Watch, path: Path, sealed: Manifest) -> Published:
+        final = self._final(sealed.step)
+        current = scan.find_uuid(who, final, sealed.step)
+        if current is None and os.path.lexists(final):
+            raise StepTaken(final)
+        if current != sealed.replaces:
+            # Somebody published or removed this step since it was sealed; say what is true now.
+            sealed = replace(sealed, replaces=current)
+            manifest.write(path, sealed, make_durable=self._durable)
+        if current is None:
+            with watch.change():
+                durable.rename_new(path, final)
+            self._sync_directory()
+            return Published(scan.load(who, final, sealed.step), None, watch.span)
+        old = self._record_replaced(who, watch, final, sealed)
+        self._swap(watch, path, old)
+        return Published(scan.load(who, final, sealed.step), old, watch.span)
+
+    def _record_replaced(
+        self, who: Identity, watch: Watch, final: Path, sealed: Manifest
+    ) -> Checkpoint:
+        old = scan.load(who, final, sealed.step)
+        at, reason = self._now(), f"replaced by a new save of step {sealed.step}"
+        self._append(watch, [journal.gone(old, "replaced", reason, at)])
+        return replace(old, status="deleted", deleted_at=at, deleted_reason=reason)
+
+    def _swap(self, watch: Watch, path: Path, old: Checkpoint) -> None:
+        final = self._final(old.step)
+        aside = path
+        try:
+            with watch.change():
+                durable.exchange(path, final)
+        except durable.ExchangeUnsupported:
+            aside = self.directory / names.old_name(old.step, old.uuid)
+            with watch.change():
+                durable.rename_new(final, aside)
+                durable.rename_new(path, final)
+        self._sync_directory()
+        self._to_trash(watch, aside, old.step, old.uuid)
+        self._sync_directory()
+
+    def _adopt(self, who: Identity, watch: Watch, tmp: scan.Tmp) -> Published | None:
+        if tmp.manifest is None:
+            return None
+        path, step = tmp.checkpoint.path, tmp.checkpoint.step
+        final = self._final(step)
+        current = scan.find_uuid(who, final, step)
+        if current == tmp.manifest.uuid:
+            return None  # a copy made by hand: the original is published already
+        if current in (None, tmp.manifest.replaces):
+            if self._durable:
+                durable.fsync_tree(path)
+            return self._publish(who, watch, path, tmp.manifest)
+        if _replaced_by(final) == tmp.manifest.uuid:
+            # The exchange happened, the crash came before the old one was put away.
+            self._to_trash(watch, path, step, tmp.manifest.uuid)
+            self._sync_directory()
+        return None
+
+    def _discard(
+        self, who: Identity, watch: Watch, checkpoint: Checkpoint, reason: str
+    ) -> Checkpoint:
+        at = self._now()
+        self._append(watch, [journal.gone(checkpoint, "discarded", reason, at)])
+        self._to_trash(watch, checkpoint.path, checkpoint.step, checkpoint.uuid)
+        self._sync_directory()
+        path = self._final(checkpoint.step)
+        return replace(
+            checkpoint, path=path, status="deleted", deleted_at=at, deleted_reason=reason
+        )
+
+    def _append(self, watch: Watch, facts: Sequence[Fact]) -> None:
+        if facts:
+            with watch.change():
+                journal.append(self._hidden, facts, make_durable=self._durable)
+
+    def _to_trash(self, watch: Watch, path: Path, step: int, checkpoint_uuid: str) -> None:
+        trash = self._hidden / "trash"
+        durable.make_directories(trash, durable=self._durable)
+        target = trash / names.trash_name(step, checkpoint_uuid)
+        for attempt in range(1000):
+            try:
+                with watch.change():
+                    durable.rename_new(path, target)
+            except OSError as error:
+                # A checkpoint copied back by hand and retired again has the same uuid.
+                if error.errno not in (errno.EEXIST, errno.ENOTEMPTY):
+                    raise
+                name = f"{names.trash_name(step, checkpoint_uuid)}.{attempt + 1}"
+                target = trash / name
+            else:
+                return
+        raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), str(target))
+
+    def _sync_directory(self) -> None:
+        # The commit point: only after it may anything older be removed.
+        if self._durable:
+            durable.fsync(self.directory)
+
+    def _final(self, step: int) -> Path:
+        return self.directory / names.final_name(step)
+
+    def _now(self) -> str:
+        return utc(self._clock())
+
+
+def _replaced_by(final: Path) -> str | None:
+    found = manifest.find(final)
+    return found.replaces if found else None

@@ -1,0 +1,419 @@
+"""A run directory → what is observed there, and the stamp that tells whether it changed.
+
+Observing never writes. It reads only what the caller does not know yet: a checkpoint whose
+fingerprint is known and unchanged costs two `stat` calls.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from ckptdb.disk import identity, info, journal, manifest, names
+from ckptdb.disk.identity import Identity, Writer
+from ckptdb.disk.journal import Facts
+from ckptdb.disk.manifest import Manifest
+from ckptdb.errors import UnreadableInfo
+from ckptdb.records import Checkpoint, metrics_of, utc
+
+SETTLE_SECONDS = 2.0
+"""How old a change must be before an equal mtime proves that nothing changed since.
+
+File systems count time in ticks of up to two seconds, and a server's clock may differ a
+little from ours; git calls an entry younger than that racy.
+"""
+
+
+@dataclass(frozen=True, slots=True)
+class Stamp:
+    """What moves whenever a run changes: the directory's mtime and link count, the journal."""
+
+    mtime_ns: int
+    links: int
+    journal_bytes: int
+
+    def __str__(self) -> str:
+        return f"{self.mtime_ns}:{self.links}:{self.journal_bytes}"
+
+    @classmethod
+    def parse(cls, text: str) -> Stamp:
+        """Read what ``str()`` wrote."""
+        return cls(*map(int, text.split(":")))
+
+    def is_settled(self) -> bool:
+        """Whether a later change would be sure to show in the mtime."""
+        return _is_old(self.mtime_ns)
+
+
+def find_stamp(directory: Path) -> Stamp | None:
+    """Return a run's stamp, or None when the directory is not there."""
+    try:
+        found = os.stat(directory)
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+    return Stamp(found.st_mtime_ns, found.st_nlink, journal.size(identity.hidden(directory)))
+
+
+class Watch:
+    """Follows the stamp through our own changes, to notice anybody else's between them.
+
+    Each change is wrapped in `change`; ``span`` is then the stamp before the first and after
+    the last, or None when the directory moved in between without us.
+    """
+
+    def __init__(self, directory: Path) -> None:
+        self._directory = directory
+        self._first: Stamp | None = None
+        self._last: Stamp | None = None
+        self._disturbed = False
+
+    @contextmanager
+    def change(self) -> Iterator[None]:
+        """Wrap one change of our own."""
+        before = find_stamp(self._directory)
+        if self._last is None:
+            self._first = before
+        elif before != self._last:
+            self._disturbed = True
+        yield
+        self._last = find_stamp(self._directory)
+
+    @property
+    def span(self) -> tuple[Stamp, Stamp] | None:
+        """The stamps around all changes so far."""
+        if self._disturbed or self._first is None or self._last is None:
+            return None
+        return self._first, self._last
+
+
+@dataclass(frozen=True, slots=True)
+class Known:
+    """What the caller already knows about a run, so that it need not be read again.
+
+    Attributes:
+        finals: By step, uuid and fingerprint of each published checkpoint.
+        journal_bytes: Size of the journal that has been read; None to read it again.
+    """
+
+    finals: Mapping[int, tuple[str, str | None]] = field(default_factory=dict)
+    journal_bytes: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Tmp:
+    """A ``tmp_step_N`` directory.
+
+    Attributes:
+        manifest: Its presence says that all bytes are durable and only the name is missing.
+        writer: Who stages it, when that was recorded.
+    """
+
+    checkpoint: Checkpoint
+    manifest: Manifest | None
+    writer: Writer | None
+
+
+@dataclass(frozen=True, slots=True)
+class Leftover:
+    """A directory that a crash left between two steps of ours."""
+
+    path: Path
+    step: int
+    uuid: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Observation:
+    """What a run directory holds.
+
+    Attributes:
+        finals: By step; None for one that is exactly as the caller knows it.
+        facts: What the journal says; None when it has not grown since the caller read it.
+        foreign: Names that look like ours and are not (``step_007``, a file ``step_5``).
+        errors: What could not be read at all, in words; while there are any, nothing that is
+            missing may be taken for deleted.
+    """
+
+    identity: Identity
+    stamp: Stamp
+    settled: bool
+    finals: Mapping[int, Checkpoint | None]
+    tmps: Mapping[int, Tmp]
+    olds: tuple[Leftover, ...]
+    trash: tuple[Leftover, ...]
+    foreign: tuple[str, ...]
+    facts: Facts | None
+    errors: tuple[str, ...]
+
+
+def observe(
+    directory: Path,
+    known: Known | None = None,
+    *,
+    verify: bool = False,
+    on_checkpoint: Callable[[], None] | None = None,
+) -> Observation:
+    """Look at a run directory.
+
+    Args:
+        directory: The run.
+        known: What need not be read again; None reads everything.
+        verify: Also compare every listed file with its manifest.
+        on_checkpoint: Called after each checkpoint, for a progress bar.
+
+    Raises:
+        OSError: The directory cannot be read, in part or whole.
+        UnreadableInfo: Its run.json cannot be trusted.
+    """
+    known = known or Known()
+    stamp = find_stamp(directory)
+    if stamp is None:
+        raise FileNotFoundError(f"{directory} is not there")
+    settled = stamp.is_settled()
+    who = identity.identify(directory)
+    listing = _list(directory)
+    finals: dict[int, Checkpoint | None] = {}
+    errors: list[str] = []
+    for step, path in sorted(listing.finals.items()):
+        try:
+            finals[step] = _final_unless_known(
+                who, path, step, known.finals.get(step), verify=verify
+            )
+        except OSError as error:
+            if os.path.lexists(path):  # else retired while we looked: as if never listed
+                errors.append(f"{path}: {error.strerror}")
+        if on_checkpoint:
+            on_checkpoint()
+    # A checkpoint never seen before may have lines in the part of the journal already read.
+    new = any(cp and cp.uuid != known.finals.get(cp.step, ("",))[0] for cp in finals.values())
+    stale = known.journal_bytes != stamp.journal_bytes or new
+    hidden = identity.hidden(directory)
+    return Observation(
+        identity=who,
+        stamp=stamp,
+        settled=settled,
+        finals=finals,
+        tmps=_load_tmps(who, listing.tmps, errors),
+        olds=tuple(listing.olds),
+        trash=list_trash(directory),
+        foreign=tuple(sorted(listing.foreign)),
+        facts=journal.read(hidden, who.run) if stale else None,
+        errors=tuple(errors),
+    )
+
+
+def load(who: Identity, path: Path, step: int, *, verify: bool = False) -> Checkpoint:
+    """Read one published checkpoint: its manifest when it has one, else its file times.
+
+    What cannot be trusted ends up in ``problem``; only I/O errors are raised.
+    """
+    fingerprint = _fingerprint(path)
+    problem: str | None = None
+    raw, content = b"", dict[str, Any]()
+    found: Manifest | None = None
+    try:
+        found = manifest.find(path)
+    except UnreadableInfo as error:
+        problem = f"{names.MANIFEST} {error.why}"
+    try:
+        content, raw = info.load_info(path)
+    except UnreadableInfo as error:
+        problem = f"{names.INFO} {error.why}"
+    if found and verify and problem is None:
+        problem = manifest.verify(path, found)
+    times = _times(path, found)
+    sizes = found.files if found else manifest.list_files(path)
+    return Checkpoint(
+        run_uuid=who.run.uuid,
+        run=who.run.name,
+        uuid=_uuid(who, found, step, raw),
+        step=step,
+        path=path,
+        status="final",
+        created_at=times[0],
+        finalized_at=times[1],
+        size_bytes=sum(sizes.values()),
+        file_count=len(sizes),
+        parent=found.parent if found and found.step == step else None,
+        problem=problem,
+        info=info.for_catalog(content),
+        metrics=metrics_of(content),
+        fingerprint=fingerprint,
+    )
+
+
+def load_tmp(who: Identity, path: Path, step: int) -> Tmp:
+    """Read one ``tmp_step_N``; size and count are unknown while it is being written."""
+    writer = identity.find_writer(path)
+    raw, content = b"", dict[str, Any]()
+    found: Manifest | None = None
+    try:
+        found = manifest.find(path)
+        content, raw = info.load_info(path)
+    except UnreadableInfo:
+        found = None  # not to be published as it is
+    if found and found.step != step:
+        found = None
+    uuid = found.uuid if found else (writer.uuid if writer else _uuid(who, None, step, raw, "tmp"))
+    created = found.created_at if found else (writer.created_at if writer else None)
+    checkpoint = Checkpoint(
+        run_uuid=who.run.uuid,
+        run=who.run.name,
+        uuid=uuid,
+        step=step,
+        path=path,
+        status="tmp",
+        created_at=created or _times(path, None)[0],
+        info=info.for_catalog(content),
+        metrics=metrics_of(content),
+    )
+    return Tmp(checkpoint, found, writer)
+
+
+def find_uuid(who: Identity, path: Path, step: int) -> str | None:
+    """Return the uuid of the checkpoint published at ``path``, or None when nothing is."""
+    if not path.is_dir() or path.is_symlink():
+        return None
+    try:
+        found = manifest.find(path)
+    except UnreadableInfo:
+        found = None
+    raw = b""
+    if found is None:
+        try:
+            raw = info.load_info(path)[1]
+        except UnreadableInfo:
+            raw = b""
+    return _uuid(who, found, step, raw)
+
+
+def list_trash(directory: Path) -> tuple[Leftover, ...]:
+    """Return what a run has retired and not yet removed."""
+    trash = identity.hidden(directory) / "trash"
+    try:
+        entries = sorted(os.listdir(trash))
+    except FileNotFoundError:
+        return ()
+    parsed = ((name, names.find_trash(name)) for name in entries)
+    return tuple(Leftover(trash / name, *found) for name, found in parsed if found)
+
+
+def find_runs(top: Path) -> Iterator[Path]:
+    """Yield every run at or below ``top``, in order of path.
+
+    A run has a run.json of ours, or a ``step_N`` or ``tmp_step_N`` with a training_info.json.
+    Checkpoints, hidden folders, symlinks and other roots are not searched.
+    """
+    try:
+        with os.scandir(top) as listing:
+            folders = sorted(e.name for e in listing if e.is_dir(follow_symlinks=False))
+    except PermissionError:
+        return
+    below, ours = [], False
+    for name in folders:
+        step = names.find_final_step(name)
+        step = names.find_tmp_step(name) if step is None else step
+        if step is not None:
+            ours = ours or (top / name / names.INFO).is_file()
+        elif not name.startswith(".") and names.find_old(name) is None:
+            below.append(name)
+    if ours or (identity.hidden(top) / "run.json").is_file():
+        yield top
+    for name in below:
+        yield from find_runs(top / name)
+
+
+# --- reading one directory --------------------------------------------------------------
+
+
+@dataclass(slots=True)
+class _Listing:
+    finals: dict[int, Path] = field(default_factory=dict)
+    tmps: dict[int, Path] = field(default_factory=dict)
+    olds: list[Leftover] = field(default_factory=list)
+    foreign: list[str] = field(default_factory=list)
+
+
+def _list(directory: Path) -> _Listing:
+    found = _Listing()
+    with os.scandir(directory) as listing:
+        for entry in listing:
+            name = entry.name
+            if not name.startswith(("step_", "tmp_step_", "old_step_")):
+                continue
+            _sort_in(found, directory / name, is_directory=entry.is_dir(follow_symlinks=False))
+    return found
+
+
+def _sort_in(found: _Listing, path: Path, *, is_directory: bool) -> None:
+    final, tmp = names.find_final_step(path.name), names.find_tmp_step(path.name)
+    old = names.find_old(path.name)
+    if not is_directory or (final is None and tmp is None and old is None):
+        found.foreign.append(path.name)
+    elif final is not None:
+        found.finals[final] = path
+    elif tmp is not None:
+        found.tmps[tmp] = path
+    elif old is not None:
+        found.olds.append(Leftover(path, *old))
+
+
+def _load_tmps(who: Identity, paths: Mapping[int, Path], errors: list[str]) -> dict[int, Tmp]:
+    found = {}
+    for step, path in sorted(paths.items()):
+        try:
+            found[step] = load_tmp(who, path, step)
+        except OSError as error:
+            if os.path.lexists(path):  # else published while we looked
+                errors.append(f"{path}: {error.strerror}")
+    return found
+
+
+def _final_unless_known(
+    who: Identity, path: Path, step: int, known: tuple[str, str | None] | None, *, verify: bool
+) -> Checkpoint | None:
+    if known and known[1] is not None and not verify and _fingerprint(path) == known[1]:
+        return None
+    return load(who, path, step, verify=verify)
+
+
+def _fingerprint(path: Path) -> str | None:
+    folder = os.lstat(path)
+    try:
+        file = os.lstat(path / names.INFO)
+    except FileNotFoundError:
+        return str(folder.st_mtime_ns) if _is_old(folder.st_mtime_ns) else None
+    if not _is_old(max(file.st_mtime_ns, folder.st_mtime_ns)):
+        return None
+    return f"{folder.st_mtime_ns}:{file.st_mtime_ns}:{file.st_size}:{file.st_ino}"
+
+
+def _is_old(mtime_ns: int) -> bool:
+    return mtime_ns < (time.time() - SETTLE_SECONDS) * 1e9
+
+
+def _times(path: Path, found: Manifest | None) -> tuple[str, str]:
+    if found:
+        return found.created_at, found.finalized_at
+    folder = os.lstat(path).st_mtime
+    try:
+        created = os.lstat(path / names.INFO).st_mtime
+    except FileNotFoundError:
+        created = folder
+    return utc(created), utc(folder)
+
+
+def _uuid(who: Identity, found: Manifest | None, step: int, raw: bytes, kind: str = "") -> str:
+    if found is None:
+        digest = hashlib.sha256(raw).hexdigest()
+        return identity.derive_checkpoint_uuid(who.origin, kind, step, digest)
+    if found.step != step:
+        # Renamed or copied by hand under another step: another checkpoint than the original.
+        return identity.derive_checkpoint_uuid(found.uuid, step)
+    return found.uuid

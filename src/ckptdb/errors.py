@@ -1,0 +1,256 @@
+"""Everything that ckptdb raises on purpose.
+
+Each class takes facts and writes one sentence: what happened, where, what to do next.
+`CkptdbError` is never raised itself; catch it to catch them all.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+
+class CkptdbError(Exception):
+    """Base of every error of this package; only its descendants are raised."""
+
+
+# --- what the caller passed -------------------------------------------------------------
+
+
+class InvalidConfig(CkptdbError, ValueError):
+    """The manager's configuration is wrong; the message lists every fault at once."""
+
+    def __init__(self, faults: Sequence[str]) -> None:
+        super().__init__("The checkpointing config is not usable: " + "; ".join(faults) + ".")
+
+
+class InvalidStep(CkptdbError, ValueError):
+    """A step is not an integer from 0 to 2**63 - 1."""
+
+    def __init__(self, step: object) -> None:
+        super().__init__(
+            f"{step!r} is not a step: pass a whole number from 0 to 9223372036854775807."
+        )
+
+
+class UnwritableInfo(CkptdbError, TypeError):
+    """training_info or the run's configuration holds values no file can keep."""
+
+    def __init__(self, what: str, faults: Sequence[str]) -> None:
+        super().__init__(
+            f"{what} cannot be written: {'; '.join(faults)}. "
+            "Pass numbers, strings, lists and mappings; nothing was saved."
+        )
+
+
+class UnknownMetric(CkptdbError, LookupError):
+    """No checkpoint has the metric that was asked for."""
+
+    def __init__(self, metric: str, known: Iterable[str]) -> None:
+        names = ", ".join(sorted(known))
+        hint = f"known metrics: {names}" if names else "no checkpoint has any metric"
+        super().__init__(f"No checkpoint has the metric {metric!r}; {hint}.")
+
+
+class UnknownDirection(CkptdbError, ValueError):
+    """It is not known whether a metric is better high or low."""
+
+    def __init__(self, metric: str | None) -> None:
+        if metric is None:
+            message = "No metric to rank by: name one (--metric NAME --mode min|max)."
+        else:
+            message = f"Say whether {metric!r} is better low or high (--mode min|max)."
+        super().__init__(message)
+
+
+class UnknownRun(CkptdbError, LookupError):
+    """No run goes by that name, path or uuid."""
+
+    def __init__(self, run: str, known: Iterable[str]) -> None:
+        names = ", ".join(sorted(known))
+        hint = f"known runs: {names}" if names else "the catalog holds no run"
+        super().__init__(f"No run is called {run!r}; {hint}.")
+
+
+class AmbiguousRun(CkptdbError, LookupError):
+    """Several runs go by that name or uuid prefix."""
+
+    def __init__(self, run: str | None, candidates: Iterable[str]) -> None:
+        what = "Several runs are here" if run is None else f"{run!r} means several runs"
+        super().__init__(f"{what}; name one by path or uuid: {', '.join(candidates)}.")
+
+
+class UnknownCheckpoint(CkptdbError, LookupError):
+    """The run has no checkpoint at that step."""
+
+    def __init__(self, run: str, step: int) -> None:
+        super().__init__(
+            f"Run {run!r} has no checkpoint at step {step}; `ckptdb ls --run {run}` lists them."
+        )
+
+
+class PinnedCheckpoint(CkptdbError):
+    """A pinned checkpoint was to be removed."""
+
+    def __init__(self, run: str, step: int) -> None:
+        super().__init__(
+            f"Step {step} of {run!r} is pinned; `ckptdb unpin {step} --run {run}` first, "
+            "or pass --force."
+        )
+
+
+# --- what is on disk --------------------------------------------------------------------
+
+
+class UnreadableInfo(CkptdbError, ValueError):
+    """A training_info.json, manifest.json or run.json cannot be trusted."""
+
+    def __init__(self, path: Path, why: str) -> None:
+        super().__init__(f"{path} {why}.")
+        self.path = path
+        self.why = why
+
+
+class NoCheckpointHere(CkptdbError, FileNotFoundError):
+    """A directory that should be published or read is not a checkpoint."""
+
+    def __init__(self, path: Path, why: str) -> None:
+        super().__init__(f"{path} {why}.")
+
+
+class StepTaken(CkptdbError, FileExistsError):
+    """Something that is not a checkpoint stands where a checkpoint must go."""
+
+    def __init__(self, path: Path) -> None:
+        super().__init__(
+            f"{path} exists and is not a checkpoint directory; move it away and save again."
+        )
+
+
+class StepInUse(CkptdbError):
+    """Another live process is writing the same step."""
+
+    def __init__(self, path: Path, holder: str) -> None:
+        super().__init__(
+            f"{path} is being written by {holder}; one process publishes for a run, "
+            "stop the other one first."
+        )
+
+
+class RunLocked(CkptdbError, TimeoutError):
+    """The run's lock stayed taken."""
+
+    def __init__(self, path: Path, seconds: float) -> None:
+        super().__init__(
+            f"{path} stayed locked for {seconds:g} s by another process; try again when it is done."
+        )
+
+
+class SaveFailed(CkptdbError, OSError):
+    """A checkpoint could not be made durable; older ones are untouched."""
+
+    def __init__(self, path: Path, cause: BaseException) -> None:
+        super().__init__(
+            f"{path} was not published: {cause}. Older checkpoints are untouched; "
+            "free space or check the disk, then save again."
+        )
+
+
+# --- the index --------------------------------------------------------------------------
+
+
+class CatalogError(CkptdbError):
+    """The catalog cannot be used; raised only through its descendants."""
+
+
+class CatalogMissing(CatalogError, FileNotFoundError):
+    """There is no catalog where one was looked for."""
+
+    def __init__(self, where: Path | str) -> None:
+        super().__init__(
+            f"No catalog and no checkpoints at {where}; change into a run or a root, "
+            "name one with -C, or mark one with `ckptdb init`."
+        )
+
+
+class CatalogLocked(CatalogError, TimeoutError):
+    """Another process kept the catalog locked."""
+
+    def __init__(self, where: str) -> None:
+        super().__init__(f"The catalog {where} is locked by another process; try again shortly.")
+
+
+class CatalogBroken(CatalogError):
+    """The catalog file is damaged or is no database."""
+
+    def __init__(self, where: str, why: str) -> None:
+        super().__init__(
+            f"The catalog {where} is not readable ({why}); "
+            "`ckptdb reconcile` sets it aside and rebuilds it from the checkpoints."
+        )
+
+
+class CatalogUnusable(CatalogError):
+    """The catalog cannot be opened or written: permissions, space, a bad address."""
+
+    def __init__(self, where: str, why: str) -> None:
+        super().__init__(f"The catalog {where} cannot be used: {why}.")
+
+
+class CatalogReadOnly(CatalogUnusable):
+    """The catalog may be read but not written."""
+
+    def __init__(self, where: str) -> None:
+        super().__init__(where, "it is read-only here; make it writable or choose another one")
+
+
+class CatalogOutdated(CatalogError):
+    """The catalog was made by an older version of ckptdb."""
+
+    def __init__(self, where: str, revision: str) -> None:
+        super().__init__(
+            f"The catalog {where} is at the older revision {revision}; run `ckptdb db upgrade`."
+        )
+
+
+class CatalogTooNew(CatalogError):
+    """The catalog was made by a newer version of ckptdb."""
+
+    def __init__(self, where: str, revision: str) -> None:
+        super().__init__(
+            f"The catalog {where} is at revision {revision}, which this version of ckptdb "
+            "does not know; upgrade ckptdb, nothing was changed."
+        )
+
+
+class CatalogForeign(CatalogError):
+    """The database belongs to another application."""
+
+    def __init__(self, where: str) -> None:
+        super().__init__(
+            f"{where} is a database of another application; choose another file "
+            "with --catalog, nothing was changed."
+        )
+
+
+class QueryRefused(CkptdbError):
+    """The SQL would write, or reach outside the catalog."""
+
+    def __init__(self, why: str) -> None:
+        super().__init__(f"The query was refused: {why}. Only SELECT and WITH are answered.")
+
+
+class QueryFailed(CkptdbError, ValueError):
+    """The SQL is wrong."""
+
+    def __init__(self, why: str) -> None:
+        super().__init__(f"The query failed: {why}. `ckptdb schema` lists tables and columns.")
+
+
+class QueryTimeout(CkptdbError, TimeoutError):
+    """The SQL ran longer than it may."""
+
+    def __init__(self, seconds: float) -> None:
+        super().__init__(
+            f"The query was stopped after {seconds:g} s; narrow it, or raise --timeout."
+        )

@@ -1,0 +1,192 @@
+"""What the rooms hand to each other: runs, checkpoints, metrics, and how they rank.
+
+Times are ISO-8601 strings in UTC with milliseconds, e.g. ``2026-11-22T16:01:24.123Z``.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field, fields
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any, Literal
+
+Status = Literal["tmp", "final", "deleted"]
+Mode = Literal["min", "max"]
+
+TRAINING_INFO = "training_info"
+"""The source of every metric that came with the checkpoint itself."""
+
+
+def utc(timestamp: float) -> str:
+    """Write a POSIX timestamp (seconds) the way every file and table of ckptdb does."""
+    moment = datetime.fromtimestamp(timestamp, tz=UTC)
+    return moment.isoformat(timespec="milliseconds").replace("+00:00", "Z")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Run:
+    """One training run: one directory of checkpoints.
+
+    Attributes:
+        uuid: Identity; survives `mv`, a copy made with `cp -r` gets another.
+        directory: Absolute path.
+        created_at: None for a run that ckptdb has never written to.
+        higher_is_better: Direction of ``metric_name``.
+        forked_from: uuid of the run that this one was copied from.
+        config: The newest checkpoint's config.yaml.
+    """
+
+    uuid: str
+    name: str
+    directory: Path
+    created_at: str | None = None
+    metric_name: str | None = None
+    higher_is_better: bool = False
+    forked_from: str | None = None
+    config: Mapping[str, Any] | None = None
+
+    @property
+    def mode(self) -> Mode:
+        """Direction of the run's own metric."""
+        return "max" if self.higher_is_better else "min"
+
+
+@dataclass(frozen=True, slots=True)
+class Metric:
+    """A value reported after the checkpoint was saved.
+
+    Attributes:
+        value: Finite, or None when what was reported is not.
+        source: Who measured it, e.g. ``"lm-eval"``.
+    """
+
+    name: str
+    value: float | None
+    source: str
+    reported_at: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Checkpoint:
+    """One checkpoint, live or gone.
+
+    Attributes:
+        run: Name of its run; ``run_uuid`` is the run's identity.
+        path: Absolute path of the directory; where it was, when deleted.
+        size_bytes: Sum over its files, None while it is being written.
+        parent: uuid of the checkpoint that training continued from.
+        problem: Why it cannot be trusted, or None. Such a checkpoint is kept and reported,
+            but is neither best nor latest and does not count for retention.
+        info: training_info.json, with non-finite numbers as strings.
+        metrics: Finite values by name, None for a number that is not finite.
+        late: Those of ``metrics`` that were reported after the save.
+        fingerprint: What its files looked like when they were read, None when too fresh to tell.
+    """
+
+    run_uuid: str
+    run: str
+    uuid: str
+    step: int
+    path: Path
+    status: Status
+    created_at: str
+    finalized_at: str | None = None
+    deleted_at: str | None = None
+    deleted_reason: str | None = None
+    size_bytes: int | None = None
+    file_count: int | None = None
+    parent: str | None = None
+    pinned: bool = False
+    notes: str | None = None
+    tags: tuple[str, ...] = ()
+    problem: str | None = None
+    info: Mapping[str, Any] = field(default_factory=dict)
+    metrics: Mapping[str, float | None] = field(default_factory=dict)
+    late: Mapping[str, Metric] = field(default_factory=dict)
+    fingerprint: str | None = field(default=None, repr=False, compare=False)
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return the record for JSON: its field names, paths as strings."""
+        shown = {f.name: getattr(self, f.name) for f in fields(self) if f.name != "fingerprint"}
+        shown["path"] = str(self.path)
+        shown["tags"] = list(self.tags)
+        shown["late"] = {
+            name: {"value": m.value, "source": m.source, "reported_at": m.reported_at}
+            for name, m in self.late.items()
+        }
+        return shown
+
+
+@dataclass(frozen=True, slots=True)
+class Annotations:
+    """What people added to a checkpoint after it was saved; rebuilt from the journal."""
+
+    pinned: bool = False
+    notes: str | None = None
+    tags: tuple[tuple[str, str], ...] = ()
+    """(tag, created_at), sorted by tag."""
+    late: tuple[Metric, ...] = ()
+    """Sorted by name."""
+
+
+NO_ANNOTATIONS = Annotations()
+
+
+@dataclass(frozen=True, slots=True)
+class Rows:
+    """The answer to an ad hoc query: column names and the rows as tuples."""
+
+    columns: tuple[str, ...]
+    rows: tuple[tuple[Any, ...], ...]
+    truncated: bool = False
+    """True when the row limit cut the answer."""
+
+    def __iter__(self) -> Iterator[tuple[Any, ...]]:
+        return iter(self.rows)
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def as_dicts(self) -> list[dict[str, Any]]:
+        """Return each row as a mapping from column to value."""
+        return [dict(zip(self.columns, row, strict=True)) for row in self.rows]
+
+
+def rank_key(value: float | None, step: int, mode: Mode) -> tuple[bool, float, int]:
+    """Sort key of the one ranking: smallest first is best first.
+
+    Only finite values rank; without one a checkpoint comes last, newest first. Equal values
+    go to the higher step.
+    """
+    if value is None or not math.isfinite(value):
+        return (True, 0.0, -step)
+    return (False, value if mode == "min" else -value, -step)
+
+
+def metrics_of(info: Mapping[str, Any]) -> dict[str, float | None]:
+    """Return the numbers of a training_info by name: finite values, None for NaN and infinity.
+
+    A bool, a string or null is not a metric, and neither is anything nested. Integers too
+    large for a float count as not finite.
+    """
+    found: dict[str, float | None] = {}
+    for name, value in info.items():
+        if isinstance(value, bool) or not isinstance(value, int | float) or not _storable(name):
+            continue
+        try:
+            number = float(value)
+        except OverflowError:
+            number = math.inf
+        found[name] = number if math.isfinite(number) else None
+    return found
+
+
+def _storable(name: str) -> bool:
+    # A lone surrogate may stand in JSON, but no database accepts it.
+    try:
+        name.encode()
+    except UnicodeEncodeError:
+        return False
+    return "\0" not in name
