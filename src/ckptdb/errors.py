@@ -254,3 +254,13 @@ class QueryTimeout(CkptdbError, TimeoutError):
         super().__init__(
             f"The query was stopped after {seconds:g} s; narrow it, or raise --timeout."
         )
+
+
+class IndexStale(CatalogError):
+    """The index holds another checkpoint where a new one is to be recorded."""
+
+    def __init__(self, step: int) -> None:
+        super().__init__(
+            f"The catalog holds another checkpoint at step {step}; "
+            "`ckptdb reconcile` compares it with the disk."
+        )

@@ -11,7 +11,7 @@ import os
 import socket
 import time
 import uuid
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -35,12 +35,14 @@ class Identity:
             derive theirs from it, so that a copy keeps them.
         recorded: run.json is there and speaks of this directory.
         marked: run.json is there, perhaps copied from elsewhere.
+        problem: Why run.json cannot be trusted, or None.
     """
 
     run: Run
     origin: str
     recorded: bool
     marked: bool
+    problem: str | None = None
 
 
 def hidden(directory: Path) -> Path:
@@ -52,40 +54,32 @@ def identify(directory: Path) -> Identity:
     """Tell which run a directory is; writes nothing.
 
     Raises:
-        UnreadableInfo: run.json is there and cannot be trusted.
         OSError: The directory cannot be read.
     """
     inode = directory.stat().st_ino
     path = hidden(directory) / _RUN
+    derived = _derive(str(directory))
+    unknown = Run(uuid=derived, name=directory.name, directory=directory)
     if not os.path.lexists(path):
-        derived = _derive(str(directory))
-        return Identity(Run(uuid=derived, name=directory.name, directory=directory),
-                        derived, recorded=False, marked=False)  # fmt: skip
-    content, _ = load_json(path)
+        return Identity(unknown, derived, recorded=False, marked=False)
     try:
-        known, origin = str(content["uuid"]), str(content.get("origin") or content["uuid"])
-        run = Run(
-            uuid=known,
-            name=directory.name,
-            directory=directory,
-            created_at=_text(content.get("created_at")),
-            metric_name=_text(content.get("metric_name")),
-            higher_is_better=bool(content.get("higher_is_better")),
-            forked_from=_text(content.get("forked_from")),
-        )
-    except KeyError as error:
-        raise UnreadableInfo(path, "has no uuid") from error
+        content, _ = load_json(path)
+        known = str(uuid.UUID(content["uuid"]))
+    except (UnreadableInfo, KeyError, ValueError, AttributeError) as error:
+        problem = str(error) if isinstance(error, UnreadableInfo) else f"{path} has no uuid."
+        return Identity(unknown, derived, recorded=False, marked=True, problem=problem)
+    run = replace(
+        unknown,
+        uuid=known,
+        created_at=_text(content.get("created_at")),
+        metric_name=_text(content.get("metric_name")),
+        higher_is_better=bool(content.get("higher_is_better")),
+        forked_from=_text(content.get("forked_from")),
+    )
+    origin = _text(content.get("origin")) or known
     if content.get("inode") == inode:
         return Identity(run, origin, recorded=True, marked=True)
-    copy = Run(
-        uuid=_derive(f"{known}\0{directory}"),
-        name=directory.name,
-        directory=directory,
-        created_at=run.created_at,
-        metric_name=run.metric_name,
-        higher_is_better=run.higher_is_better,
-        forked_from=known,
-    )
+    copy = replace(run, uuid=_derive(f"{known}\0{directory}"), forked_from=known)
     return Identity(copy, origin, recorded=False, marked=True)
 
 
@@ -113,6 +107,9 @@ def establish(
     same = (found.run.metric_name, found.run.higher_is_better) == (metric, higher)
     if found.recorded and same:
         return found
+    if found.problem:
+        path = hidden(directory) / _RUN
+        path.rename(path.with_name(f"{_RUN}.broken-{uuid.uuid4()}"))
     # A fresh directory gets a random identity: another run may have lived at this path.
     fresh = not found.marked and not _has_checkpoints(directory)
     identity = str(uuid.uuid4()) if fresh else found.run.uuid

@@ -110,6 +110,11 @@ def find_config(folder: Path) -> dict[str, Any] | None:
     return None
 
 
+def config_values(config: object) -> dict[str, Any]:
+    """Return a configuration that was passed, as `find_config` will read it."""
+    return for_catalog(cast("Mapping[str, Any]", _model_dump(config)))
+
+
 def for_catalog(info: Mapping[str, Any]) -> dict[str, Any]:
     """Return a training_info with non-finite numbers as the strings NaN, Infinity, -Infinity.
 
@@ -118,7 +123,7 @@ def for_catalog(info: Mapping[str, Any]) -> dict[str, Any]:
     try:
         return cast("dict[str, Any]", _json_values(info, [_MAX_NODES], 0))
     except OverflowError:
-        return {}
+        return {}  # absurdly large; the file keeps it
 
 
 def read_regular(path: Path, limit: int) -> bytes:

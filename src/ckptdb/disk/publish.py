@@ -375,16 +375,11 @@ class Publisher:
         if tmp.manifest is None:
             return None
         path, step = tmp.checkpoint.path, tmp.checkpoint.step
-        final = self._final(step)
-        current = scan.find_uuid(who, final, step)
-        if current == tmp.manifest.uuid:
-            return None  # a copy made by hand: the original is published already
-        if current in (None, tmp.manifest.replaces):
+        if tmp.fate == "publish":
             if self._durable:
                 durable.fsync_tree(path)
             return self._publish(who, watch, path, tmp.manifest)
-        if _replaced_by(final) == tmp.manifest.uuid:
-            # The exchange happened, the crash came before the old one was put away.
+        if tmp.fate == "trash":
             self._to_trash(watch, path, step, tmp.manifest.uuid)
             self._sync_directory()
         return None
@@ -435,7 +430,3 @@ class Publisher:
     def _now(self) -> str:
         return utc(self._clock())
 
-
-def _replaced_by(final: Path) -> str | None:
-    found = manifest.find(final)
-    return found.replaces if found else None

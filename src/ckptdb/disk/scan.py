@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from ckptdb.disk import identity, info, journal, manifest, names
 from ckptdb.disk.identity import Identity, Writer
@@ -99,10 +99,12 @@ class Known:
     Attributes:
         finals: By step, uuid and fingerprint of each published checkpoint.
         journal_bytes: Size of the journal that has been read; None to read it again.
+        config: Whether the run's configuration is known as long as no checkpoint is new.
     """
 
     finals: Mapping[int, tuple[str, str | None]] = field(default_factory=dict)
     journal_bytes: int | None = None
+    config: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,11 +114,14 @@ class Tmp:
     Attributes:
         manifest: Its presence says that all bytes are durable and only the name is missing.
         writer: Who stages it, when that was recorded.
+        fate: ``publish`` it under its final name, put it in the ``trash`` because it holds what
+            has been replaced, or None: it is not ours to move.
     """
 
     checkpoint: Checkpoint
     manifest: Manifest | None
     writer: Writer | None
+    fate: Literal["publish", "trash"] | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -134,6 +139,7 @@ class Observation:
 
     Attributes:
         finals: By step; None for one that is exactly as the caller knows it.
+        config: Of the highest step that has one; None when the caller knows it.
         facts: What the journal says; None when it has not grown since the caller read it.
         foreign: Names that look like ours and are not (``step_007``, a file ``step_5``).
         errors: What could not be read at all, in words; while there are any, nothing that is
@@ -149,6 +155,7 @@ class Observation:
     trash: tuple[Leftover, ...]
     foreign: tuple[str, ...]
     facts: Facts | None
+    config: Mapping[str, Any] | None
     errors: tuple[str, ...]
 
 
@@ -168,8 +175,7 @@ def observe(
         on_checkpoint: Called after each checkpoint, for a progress bar.
 
     Raises:
-        OSError: The directory cannot be read, in part or whole.
-        UnreadableInfo: Its run.json cannot be trusted.
+        OSError: The directory itself cannot be read.
     """
     known = known or Known()
     stamp = find_stamp(directory)
@@ -204,6 +210,7 @@ def observe(
         trash=list_trash(directory),
         foreign=tuple(sorted(listing.foreign)),
         facts=journal.read(hidden, who.run) if stale else None,
+        config=None if known.config and not any(finals.values()) else _newest_config(directory, finals),
         errors=tuple(errors),
     )
 
@@ -273,7 +280,27 @@ def load_tmp(who: Identity, path: Path, step: int) -> Tmp:
         info=info.for_catalog(content),
         metrics=metrics_of(content),
     )
-    return Tmp(checkpoint, found, writer)
+    return Tmp(checkpoint, found, writer, _fate(who, path, found))
+
+
+def _fate(
+    who: Identity, path: Path, found: Manifest | None
+) -> Literal["publish", "trash"] | None:
+    """Decide by ``manifest.replaces`` alone what becomes of a complete ``tmp_step_N``."""
+    if found is None:
+        return None
+    final = path.with_name(names.final_name(found.step))
+    current = find_uuid(who, final, found.step)
+    if current == found.uuid or (current is None and os.path.lexists(final)):
+        return None  # a copy made by hand, or a stranger has the name
+    if current in (None, found.replaces):
+        return "publish"
+    try:
+        published = manifest.find(final)
+    except UnreadableInfo:
+        return None
+    # The exchange happened and the crash came before the old one was put away.
+    return "trash" if published and published.replaces == found.uuid else None
 
 
 def find_uuid(who: Identity, path: Path, step: int) -> str | None:
@@ -291,6 +318,14 @@ def find_uuid(who: Identity, path: Path, step: int) -> str | None:
         except UnreadableInfo:
             raw = b""
     return _uuid(who, found, step, raw)
+
+
+def list_finals(directory: Path) -> list[tuple[int, Path]]:
+    """Return step and path of everything published in a directory, by step."""
+    try:
+        return sorted(_list(directory).finals.items())
+    except (FileNotFoundError, NotADirectoryError):
+        return []
 
 
 def list_trash(directory: Path) -> tuple[Leftover, ...]:
@@ -362,6 +397,14 @@ def _sort_in(found: _Listing, path: Path, *, is_directory: bool) -> None:
         found.tmps[tmp] = path
     elif old is not None:
         found.olds.append(Leftover(path, *old))
+
+
+def _newest_config(directory: Path, finals: Mapping[int, object]) -> dict[str, Any] | None:
+    for step in sorted(finals, reverse=True):
+        found = info.find_config(directory / names.final_name(step))
+        if found is not None:
+            return found
+    return None
 
 
 def _load_tmps(who: Identity, paths: Mapping[int, Path], errors: list[str]) -> dict[int, Tmp]:

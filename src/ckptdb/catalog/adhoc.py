@@ -1,0 +1,325 @@
+"""The user's own SQL: it can read everything, change nothing, and ends in time."""
+
+from __future__ import annotations
+
+import os
+import sqlite3
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import closing, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final, Literal
+
+from sqlalchemy import Connection, inspect, text
+from sqlalchemy.exc import SQLAlchemyError
+
+from ckptdb.catalog.engine import Database, sqlite_uri
+from ckptdb.catalog.schema import PURPOSES
+from ckptdb.errors import CkptdbError, QueryFailed, QueryRefused, QueryTimeout
+from ckptdb.records import Rows
+
+_MIB: Final = 1 << 20
+
+LONGEST_VALUE_BYTES: Final = 16 * _MIB
+"""No string or blob may be longer, not even in between: ``zeroblob(1e9)`` is a typo."""
+
+LARGEST_ANSWER_BYTES: Final = 256 * _MIB
+"""Text and blobs of an answer are cut after this much, whatever the number of rows."""
+
+
+@dataclass(frozen=True, slots=True)
+class Column:
+    """A column of a table or view; the type is empty where a view computes it."""
+
+    name: str
+    type: str
+
+
+@dataclass(frozen=True, slots=True)
+class Relation:
+    """A table or view that a query can name, and what it is for."""
+
+    name: str
+    kind: Literal["table", "view"]
+    purpose: str
+    columns: tuple[Column, ...]
+
+
+def describe(database: Database) -> tuple[Relation, ...]:
+    """Return every table, then every view, with its columns."""
+    with database.read() as connection:
+        inspector = inspect(connection)
+        tables = [_relation(inspector, name, "table") for name in inspector.get_table_names()]
+        views = [_relation(inspector, name, "view") for name in inspector.get_view_names()]
+    return (*tables, *views)
+
+
+def _relation(inspector: Any, name: str, kind: Literal["table", "view"]) -> Relation:
+    columns = inspector.get_columns(name)
+    types = ("" if str(column["type"]) == "NULL" else str(column["type"]) for column in columns)
+    named = zip((str(column["name"]) for column in columns), types, strict=True)
+    return Relation(name, kind, PURPOSES.get(name, ""), tuple(Column(*pair) for pair in named))
+
+
+def query(
+    database: Database,
+    sql: str,
+    parameters: Mapping[str, object] | None = None,
+    *,
+    limit: int | None = 100_000,
+    timeout_seconds: float = 30.0,
+) -> Rows:
+    """Answer one SELECT (or WITH, VALUES, EXPLAIN, reading PRAGMA).
+
+    On SQLite the function ``abspath(path)`` makes the paths of the tables absolute.
+
+    Args:
+        database: What to ask.
+        sql: One statement; ``:name`` stands for a parameter.
+        parameters: Values by name.
+        limit: Rows after which the answer is cut; `Rows.truncated` then says so.
+        timeout_seconds: Bounds the whole call.
+
+    Raises:
+        QueryRefused: It would write, attach a file, or is more than one statement.
+        QueryFailed: It is wrong; the message is the database's own.
+        QueryTimeout: It ran for too long.
+        CatalogError: The catalog itself cannot be read.
+    """
+    # Through the ordinary connection first: it completes what a crashed writer left, which a
+    # read-only one cannot, and says what is wrong with the catalog itself.
+    database.revision()
+    task = _Task(database, sql, dict(parameters or {}), limit, timeout_seconds)
+    return task.on_sqlite() if database.dialect_name == "sqlite" else task.on_postgres()
+
+
+class _Task:
+    """One query under way."""
+
+    def __init__(
+        self,
+        database: Database,
+        sql: str,
+        parameters: dict[str, object],
+        limit: int | None,
+        timeout_seconds: float,
+    ) -> None:
+        self._database = database
+        self._sql = sql
+        self._parameters = parameters
+        self._limit = limit
+        self._timeout_seconds = timeout_seconds
+        self._deadline = time.monotonic() + timeout_seconds
+        self._refusal: str | None = None
+
+    # --- SQLite
+
+    def on_sqlite(self) -> Rows:
+        # A connection of its own: whatever the query does to it ends with it.
+        with closing(self._connect()) as raw:
+            self._confine(raw)
+            try:
+                with closing(raw.execute(self._sql, self._parameters)) as cursor:
+                    return self._collect(cursor)
+            except CkptdbError:
+                raise
+            except (sqlite3.Error, sqlite3.Warning, ValueError, OverflowError) as error:
+                raise self._explain(error) from error
+            except MemoryError as error:
+                raise QueryFailed("a value in it is too large for the memory") from error
+
+    def _connect(self) -> sqlite3.Connection:
+        file = self._database.location.file
+        if file is not None:
+            uri = sqlite_uri(file, mode="ro")
+            return sqlite3.connect(uri, uri=True, timeout=min(self._timeout_seconds, 5.0))
+        # A copy: the original stays free for the training loop while the query runs.
+        copy = sqlite3.connect(":memory:")
+        with self._database.read() as connection:
+            original: Any = connection.connection.dbapi_connection
+            original.backup(copy)
+        return copy
+
+    def _confine(self, raw: sqlite3.Connection) -> None:
+        raw.text_factory = lambda found: found.decode(errors="replace")
+        raw.create_function("abspath", 1, _absolute(self._database.location.base))
+        raw.execute("PRAGMA trusted_schema = OFF")
+        raw.execute("PRAGMA mmap_size = 0")
+        raw.execute("PRAGMA query_only = ON")
+        raw.setlimit(sqlite3.SQLITE_LIMIT_LENGTH, LONGEST_VALUE_BYTES)
+        # A pattern takes time exponential in its length, within a single step.
+        raw.setlimit(sqlite3.SQLITE_LIMIT_LIKE_PATTERN_LENGTH, 200)
+        raw.setlimit(sqlite3.SQLITE_LIMIT_ATTACHED, 0)
+        raw.set_authorizer(self._authorize)
+        # Asked every hundred steps of SQLite's machine: a few microseconds, unless a step
+        # calls a function on something huge.
+        raw.set_progress_handler(self._late, 100)
+
+    def _late(self) -> bool:
+        return time.monotonic() > self._deadline
+
+    def _authorize(self, action: int, first: str | None, second: str | None, *_: str | None) -> int:
+        if action in _READING or (action == sqlite3.SQLITE_FUNCTION and second not in _UNSAFE):
+            return sqlite3.SQLITE_OK
+        if action == sqlite3.SQLITE_PRAGMA and _only_tells(str(first).lower(), second):
+            return sqlite3.SQLITE_OK
+        if action == sqlite3.SQLITE_UPDATE and first == "sqlite_master":
+            # What SQLite asks when json_each() is first used. A true UPDATE of it comes no
+            # further: "table sqlite_master may not be modified".
+            return sqlite3.SQLITE_OK
+        if self._refusal is None:
+            self._refusal = _refusal(action, first, second)
+        return sqlite3.SQLITE_DENY
+
+    def _explain(self, error: Exception) -> CkptdbError:
+        if self._refusal is not None:
+            return QueryRefused(self._refusal)
+        why = str(error)
+        if "one statement at a time" in why:
+            return QueryRefused("it holds more than one statement")
+        code = (getattr(error, "sqlite_errorcode", None) or sqlite3.SQLITE_ERROR) & 0xFF
+        if code == sqlite3.SQLITE_INTERRUPT:
+            return QueryTimeout(self._timeout_seconds)
+        if code == sqlite3.SQLITE_READONLY:
+            return QueryRefused("it would write")
+        if code in _NOT_ITS_FAULT:
+            return self._database.explain(error)
+        return QueryFailed(why.rstrip("."))
+
+    # --- PostgreSQL
+
+    def on_postgres(self) -> Rows:
+        with self._database.read() as connection:
+            try:
+                with _read_only(connection, self._timeout_seconds):
+                    result = connection.execute(text(self._sql), self._parameters)
+                    with closing(result):
+                        return self._collect(result.cursor)
+            except SQLAlchemyError as error:
+                raise self._explain_postgres(error) from error
+
+    def _explain_postgres(self, error: SQLAlchemyError) -> CkptdbError:
+        origin: BaseException = getattr(error, "orig", None) or error
+        state = getattr(origin, "sqlstate", None)
+        why = str(origin).partition("\n")[0]
+        if state == "57014":  # query_canceled
+            return QueryTimeout(self._timeout_seconds)
+        if state == "25006":  # read_only_sql_transaction
+            return QueryRefused(why)
+        if "multiple commands" in why:
+            return QueryRefused("it holds more than one statement")
+        return QueryFailed(why.rstrip("."))
+
+    # --- both
+
+    def _collect(self, cursor: Any) -> Rows:
+        if cursor is None or cursor.description is None:
+            raise QueryFailed("there is no question in it")
+        columns = tuple(str(column[0]) for column in cursor.description)
+        rows: list[tuple[Any, ...]] = []
+        room = LARGEST_ANSWER_BYTES
+        for row in iter(cursor.fetchone, None):
+            if self._late():
+                raise QueryTimeout(self._timeout_seconds)
+            if room <= 0 or (self._limit is not None and len(rows) >= self._limit):
+                return Rows(columns, tuple(rows), truncated=True)
+            rows.append(tuple(row))
+            room -= sum(len(value) for value in row if isinstance(value, str | bytes))
+        return Rows(columns, tuple(rows))
+
+
+# --- what SQLite may do ---------------------------------------------------------------------
+
+_READING: Final = {sqlite3.SQLITE_SELECT, sqlite3.SQLITE_READ, sqlite3.SQLITE_RECURSIVE}
+
+_UNSAFE: Final = {"load_extension", "fts3_tokenizer"}
+
+_NOT_ITS_FAULT: Final = {
+    sqlite3.SQLITE_BUSY,
+    sqlite3.SQLITE_LOCKED,
+    sqlite3.SQLITE_CORRUPT,
+    sqlite3.SQLITE_NOTADB,
+    sqlite3.SQLITE_CANTOPEN,
+    sqlite3.SQLITE_IOERR,
+    sqlite3.SQLITE_FULL,
+}
+
+_PRAGMAS_WITH_ARGUMENT: Final = {
+    "foreign_key_list",
+    "index_info",
+    "index_list",
+    "index_xinfo",
+    "table_info",
+    "table_list",
+    "table_xinfo",
+}
+
+_PRAGMAS: Final = _PRAGMAS_WITH_ARGUMENT | {
+    "application_id",
+    "collation_list",
+    "compile_options",
+    "database_list",
+    "encoding",
+    "freelist_count",
+    "function_list",
+    "journal_mode",
+    "page_count",
+    "page_size",
+    "pragma_list",
+    "schema_version",
+    "user_version",
+}
+
+_REFUSALS: Final = {
+    sqlite3.SQLITE_INSERT: "it would insert into {0}",
+    sqlite3.SQLITE_UPDATE: "it would update {0}",
+    sqlite3.SQLITE_DELETE: "it would delete from {0}",
+    sqlite3.SQLITE_ATTACH: "it would open another file",
+    sqlite3.SQLITE_DETACH: "it would detach a database",
+    sqlite3.SQLITE_PRAGMA: "PRAGMA {0} is not one that only reads",
+    sqlite3.SQLITE_TRANSACTION: "it would begin or end a transaction",
+    sqlite3.SQLITE_SAVEPOINT: "it would set a savepoint",
+    sqlite3.SQLITE_ANALYZE: "it would collect statistics",
+    sqlite3.SQLITE_REINDEX: "it would rebuild an index",
+    sqlite3.SQLITE_FUNCTION: "the function {1} is not allowed",
+}
+
+
+def _only_tells(pragma: str, argument: str | None) -> bool:
+    return pragma in (_PRAGMAS if argument is None else _PRAGMAS_WITH_ARGUMENT)
+
+
+def _refusal(action: int, first: str | None, second: str | None) -> str:
+    if first is not None and first.startswith(("sqlite_master", "sqlite_temp_master")):
+        return "it would change the schema"
+    return _REFUSALS.get(action, "it would change the schema").format(first, second)
+
+
+def _absolute(base: Path | None) -> Callable[[Any], Any]:
+    def abspath(path: Any) -> Any:
+        if base is None or not isinstance(path, str):
+            return path
+        return os.path.join(base, path)
+
+    return abspath
+
+
+# --- what PostgreSQL may do -----------------------------------------------------------------
+
+
+@contextmanager
+def _read_only(connection: Connection, timeout_seconds: float) -> Iterator[None]:
+    raw: Any = connection.connection.dbapi_connection
+    usual = raw.prepare_threshold
+    # Prepared at once: the only way of sending that takes no second statement along, which
+    # could end the read-only transaction.
+    raw.prepare_threshold = 0
+    connection.exec_driver_sql("BEGIN READ ONLY")
+    try:
+        milliseconds = max(int(timeout_seconds * 1000), 1)
+        connection.exec_driver_sql(f"SET LOCAL statement_timeout = {milliseconds}")
+        yield
+    finally:
+        raw.prepare_threshold = usual
+        connection.exec_driver_sql("ROLLBACK")

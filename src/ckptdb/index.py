@@ -1,0 +1,264 @@
+"""One run's view of the index: healed before every answer, and never in the way of a save.
+
+`RunIndex` is the one place where a failing catalog is caught. It is then warned about once,
+questions are answered by the same `Catalog` in memory, filled from disk by the same
+reconcile, and the catalog is tried again later.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import threading
+import time
+import warnings
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, TypeVar
+
+from ckptdb.catalog.catalog import Catalog, Changes
+from ckptdb.catalog.engine import Database, Location, locate
+from ckptdb.disk import identity, scan
+from ckptdb.disk.publish import Publisher
+from ckptdb.disk.scan import Stamp
+from ckptdb.errors import (
+    CatalogError,
+    CatalogMissing,
+    CatalogOutdated,
+    CatalogReadOnly,
+    IndexStale,
+    RunLocked,
+)
+from ckptdb.reconcile import reconcile_run
+
+_T = TypeVar("_T")
+_logger = logging.getLogger("ckptdb")
+
+PATIENCE_SECONDS = 2.0
+"""How long all waits of one save on the catalog may take together."""
+RETRY_SECONDS = 10.0
+"""How long a catalog that failed is left alone."""
+
+# A reader that may not write has nothing to repair with; that is no failure to warn about.
+_QUIET = (CatalogMissing, CatalogOutdated, CatalogReadOnly)
+
+
+def find_location(directory: Path, choice: str | os.PathLike[str] | None = None) -> Location:
+    """Return where the catalog of a run or root is, or would be.
+
+    An explicit choice, else ``CKPTDB_CATALOG``, else the nearest marked root at or above, else
+    the directory itself.
+
+    Raises:
+        CatalogUnusable: What was chosen cannot be a catalog.
+    """
+    explicit = choice or os.environ.get("CKPTDB_CATALOG")
+    if explicit:
+        return locate(explicit)
+    root = identity.find_root(directory) or directory
+    file = identity.hidden(root) / "catalog.db"
+    return Location(url=f"sqlite:///{file}", file=file, base=root)
+
+
+@dataclass(slots=True)
+class Fresh:
+    """A catalog and the state of the run it is known to show.
+
+    Attributes:
+        stamp: The stamp that a settled listing has confirmed.
+        memo: Answers that hold as long as that stamp does.
+    """
+
+    catalog: Catalog
+    run_id: int | None = None
+    stamp: Stamp | None = None
+    memo: dict[str, Any] = field(default_factory=dict)
+
+
+Question = Callable[[Catalog, int, dict[str, Any]], _T]
+"""Asks a catalog about a run, by id; may keep answers in the memo while nothing changes."""
+
+
+class RunIndex:
+    """Asks and tells the catalog about one run.
+
+    Args:
+        publisher: Changes the run's directory, for what a crash left there.
+        choice: The catalog, when it was chosen explicitly.
+        durable: Whether the catalog's own commits are flushed.
+    """
+
+    def __init__(
+        self,
+        publisher: Publisher,
+        *,
+        choice: str | os.PathLike[str] | None = None,
+        durable: bool = True,
+    ) -> None:
+        self._publisher = publisher
+        self._directory = publisher.directory
+        self._choice = choice
+        self._durable = durable
+        self._mutex = threading.RLock()
+        self._stored: Fresh | None = None
+        self._memory: Fresh | None = None
+        self._retry_at = 0.0
+        self._patience = PATIENCE_SECONDS
+        self._warned = False
+
+    def begin_save(self) -> None:
+        """Start counting the waits of another save."""
+        self._patience = PATIENCE_SECONDS
+
+    def ask(self, question: Question[_T], *, nothing: _T, trust_own: bool = False) -> _T:
+        """Answer a question about the run as it is on disk now.
+
+        Args:
+            question: Gets a catalog that has been brought up to date.
+            nothing: The answer when the run does not exist.
+            trust_own: Accept a stamp that only our own changes have advanced.
+        """
+        with self._mutex:
+            try:
+                stored = self._open(for_writing=False)
+                if stored is not None:
+                    return self._answer(stored, question, nothing, trust_own=trust_own)
+            except (CatalogError, RunLocked, PermissionError) as error:
+                self._give_up(error)
+            except OSError as error:
+                # E.g. a read-only file system under a run that needs repair.
+                _logger.info("%s cannot be repaired: %s", self._directory, error)
+            return self._answer(self._in_memory(), question, nothing, trust_own=trust_own)
+
+    def tell(self, changes: Changes) -> None:
+        """Store what was just done on disk; what fails is healed by a later question."""
+        with self._mutex:
+            started = time.monotonic()
+            try:
+                stored = self._open(for_writing=True)
+                if stored is not None:
+                    stored.stamp = None
+                    stored.run_id = stored.catalog.apply(changes, timeout_seconds=self._patience)
+            except IndexStale:
+                if stored is not None:
+                    self._heal(stored, trust_own=False)
+            except CatalogError as error:
+                self._give_up(error)
+            finally:
+                spent = time.monotonic() - started
+                self._patience = max(self._patience - spent, 0.05)
+
+    def close(self) -> None:
+        """Close the catalog; the next question opens it again."""
+        with self._mutex:
+            if self._stored is not None:
+                self._stored.catalog.database.close()
+            self._stored = None
+
+    # --- which catalog ------------------------------------------------------------------
+
+    def _open(self, *, for_writing: bool) -> Fresh | None:
+        if self._stored is not None:
+            if not self._stored.catalog.database.replaced():
+                return self._stored
+            self.close()
+        if time.monotonic() < self._retry_at:
+            return None
+        location = find_location(self._directory, self._choice)
+        if not for_writing and not self._is_ours():
+            return None
+        if for_writing and location.base == self._directory:
+            identity.mark_root(self._directory, make_durable=self._durable)
+        database = Database.open(
+            location,
+            create=for_writing,
+            upgrade=for_writing,
+            durable=self._durable,
+            timeout_seconds=self._patience if for_writing else PATIENCE_SECONDS,
+        )
+        self._stored = Fresh(Catalog(database))
+        return self._stored
+
+    def _is_ours(self) -> bool:
+        """Before our first write there is nothing of this run to heal in a catalog."""
+        return (identity.hidden(self._directory) / "run.json").exists()
+
+    def _in_memory(self) -> Fresh:
+        if self._memory is None:
+            self._memory = Fresh(Catalog(Database.in_memory()))
+        return self._memory
+
+    def _give_up(self, error: Exception) -> None:
+        self._retry_at = time.monotonic() + RETRY_SECONDS
+        self.close_quietly()
+        if isinstance(error, _QUIET):
+            if isinstance(error, CatalogMissing):
+                self._retry_at = 0.0
+            return
+        _logger.warning("catalog given up for now: %s", error)
+        if not self._warned:
+            self._warned = True
+            warnings.warn(
+                f"{error} Checkpoints are saved as usual and questions are answered from disk; "
+                "the catalog is completed when it works again.",
+                stacklevel=5,
+            )
+
+    def close_quietly(self) -> None:
+        """Close a catalog that may be broken."""
+        try:
+            self.close()
+        except CatalogError as error:
+            _logger.info("closing the catalog: %s", error)
+            self._stored = None
+
+    # --- healing ------------------------------------------------------------------------
+
+    def _answer(
+        self, fresh: Fresh, question: Question[_T], nothing: _T, *, trust_own: bool
+    ) -> _T:
+        self._heal(fresh, trust_own=trust_own)
+        if fresh.run_id is None:
+            return nothing
+        return question(fresh.catalog, fresh.run_id, fresh.memo)
+
+    def _heal(self, fresh: Fresh, *, trust_own: bool) -> None:
+        stamp = scan.find_stamp(self._directory)
+        if stamp is None:
+            fresh.run_id, fresh.stamp = None, None
+            return
+        if fresh.stamp == stamp:
+            return
+        fresh.memo.clear()
+        fresh.stamp = None
+        if self._is_known(fresh, stamp, trust_own=trust_own):
+            return
+        report = reconcile_run(
+            fresh.catalog,
+            self._directory,
+            depth="changes",
+            touch_disk=self._is_ours() and fresh is not self._memory,
+            assume=trust_own,
+            publisher=self._publisher,
+        )
+        if report.blocked and fresh is not self._memory:
+            raise _Blocked(report.blocked)
+        fresh.run_id = report.run_id
+        fresh.stamp = report.verified
+
+    def _is_known(self, fresh: Fresh, stamp: Stamp, *, trust_own: bool) -> bool:
+        seen = fresh.catalog.find_run(identity.identify(self._directory).run.uuid)
+        if seen is None or seen.stamp != str(stamp):
+            return False
+        verified = seen.verified and stamp.is_settled()
+        if verified:
+            fresh.stamp = stamp
+        if verified or trust_own:
+            fresh.run_id = seen.id
+            return True
+        return False
+
+
+class _Blocked(OSError):
+    """The stored index may not be brought to what is on disk; the reason is the message."""

@@ -1,0 +1,525 @@
+"""CheckpointManager: one run, inside a training loop.
+
+A drop-in for the module ``nemo_rl.utils.checkpoint``: the same names, signatures, warnings
+and directories, with durable publishing and an index behind them.
+"""
+
+from __future__ import annotations
+
+# Loops written for NeMo-RL patch `glob` in this module; ckptdb itself never globs, because a
+# directory's name may hold the characters that glob gives a meaning to.
+import glob  # noqa: F401
+import logging
+import os
+import threading
+import warnings
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Literal, Self
+
+from ckptdb import config as configuration
+from ckptdb.catalog.catalog import Catalog, Changes
+from ckptdb.config import CheckpointingConfig, PretrainedCheckpointConfig
+from ckptdb.disk import identity, info, names, scan
+from ckptdb.disk.publish import Doomed, Publisher, Span
+from ckptdb.errors import CkptdbError, NoCheckpointHere, UnreadableInfo
+from ckptdb.index import RunIndex, find_location
+from ckptdb.records import Checkpoint, Mode
+from ckptdb.retention import Decision, Policy, decide
+
+__all__ = [
+    "CheckpointManager",
+    "CheckpointingConfig",
+    "PretrainedCheckpointConfig",
+    "validate_warm_start_checkpoint",
+]
+
+PathLike = str | os.PathLike[str]
+_logger = logging.getLogger("ckptdb")
+_ADVICE = "Consider enabling val_at_end or adjusting val_period to align with max_steps."
+
+
+class CheckpointManager:
+    """Saves, ranks and prunes the checkpoints of one run.
+
+    Args:
+        config: A mapping or pydantic model with the keys of `CheckpointingConfig`.
+        options: The same keys as keywords; they win over the config.
+
+    Raises:
+        InvalidConfig: Lists everything that is wrong with the config.
+        CatalogError: An explicitly chosen catalog cannot be used.
+    """
+
+    metric_name: str | None
+    higher_is_better: bool
+    save_period: int
+    keep_top_k: int | None
+    ft_keep_latest_k: int | None
+    save_optimizer: bool
+    model_save_format: str | None
+    save_consolidated: bool
+    model_cache_dir: str
+    model_repo_id: str
+    is_peft: bool
+
+    def __init__(self, config: object, **options: Any) -> None:
+        settings = configuration.parse(config, options)
+        self.checkpoint_dir = settings.checkpoint_dir
+        for name, value in settings.attributes.items():
+            setattr(self, name, value)
+        # Fixed now: a later chdir must not move the run. By name only, links stay links.
+        self._directory = Path(os.path.abspath(settings.checkpoint_dir))
+        if settings.catalog is not None:
+            find_location(self._directory, settings.catalog)
+        self._publisher = Publisher(
+            self._directory,
+            make_durable=settings.durable,
+            metric=(self.metric_name, self.higher_is_better),
+        )
+        self._index = RunIndex(
+            self._publisher, choice=settings.catalog, durable=settings.durable
+        )
+        self._parent: str | None = None
+        self._configs: dict[Path, dict[str, Any]] = {}
+        self._thread: threading.Thread | None = None
+        self._pending: Path | None = None
+        self._error: Exception | None = None
+        self._executor: ThreadPoolExecutor | None = None
+
+    # --- saving -------------------------------------------------------------------------
+
+    @contextmanager
+    def save(
+        self, step: int, metrics: Mapping[str, Any], *, config: object = None
+    ) -> Iterator[Path]:
+        """Give a directory to write into; publish it on exit, discard it on an error.
+
+        Args:
+            step: Training step, from 0.
+            metrics: What goes into training_info.json; its numbers can be ranked by.
+            config: The run's configuration, a mapping or pydantic model.
+        """
+        folder = self.init_tmp_checkpoint(step, metrics, config)
+        try:
+            yield folder
+        except BaseException:
+            self._discard(folder)
+            raise
+        self.finalize_checkpoint(folder)
+
+    def init_tmp_checkpoint(
+        self, step: int, training_info: Mapping[str, Any], run_config: object = None
+    ) -> Path:
+        """Create ``tmp_step_{step}`` with its metadata; return its absolute path.
+
+        Args:
+            step: Training step, from 0.
+            training_info: Written to training_info.json exactly; scalars of numpy and torch
+                become numbers.
+            run_config: Written to config.yaml: a mapping or anything with ``model_dump()``.
+
+        Raises:
+            InvalidStep: The step is not a whole number from 0.
+            UnwritableInfo: Names what cannot be written; no file was opened.
+            StepInUse: Another process is writing this step.
+        """
+        number = names.as_step(step)
+        content = info.dump_info(training_info)
+        settings = None if run_config is None else info.dump_config(run_config)
+        if self._pending is not None and self._pending.name == names.tmp_name(number):
+            self.finalize_pending()
+        self._index.begin_save()
+        staged = self._publisher.stage(number, content, settings)
+        self._tell([staged.checkpoint, *staged.adopted, *staged.gone], staged.span)
+        path = staged.checkpoint.path
+        if settings is not None:
+            self._configs[path] = info.config_values(run_config)
+        return path
+
+    def finalize_checkpoint(self, checkpoint_path: PathLike) -> None:
+        """Publish a checkpoint, then prune; both are done on return.
+
+        Args:
+            checkpoint_path: What `init_tmp_checkpoint` returned.
+
+        Raises:
+            NoCheckpointHere: There is no such directory in this run.
+            SaveFailed: It could not be made durable; older checkpoints are untouched.
+        """
+        self._publish(self._own(checkpoint_path))
+        self._prune()
+
+    def begin_finalization(
+        self, checkpoint_path: PathLike, wait_fn: Callable[[], None] | None = None
+    ) -> None:
+        """Publish in the background; first collects an earlier finalization.
+
+        Args:
+            checkpoint_path: What `init_tmp_checkpoint` returned; nothing else may write to it.
+            wait_fn: Blocks until asynchronous writers are done.
+
+        Raises:
+            RuntimeError: The earlier finalization failed.
+        """
+        self.finalize_pending()
+        path = self._own(checkpoint_path)
+        self._pending = path
+        # Not a daemon: a loop that ends without shutdown() still gets its last checkpoint.
+        self._thread = threading.Thread(
+            target=self._finalize, args=(path, wait_fn), name="ckptdb-finalize"
+        )
+        self._thread.start()
+
+    def finalize_pending(self) -> None:
+        """Wait for a background finalization; pruning goes on behind it.
+
+        Raises:
+            RuntimeError: It failed, with the reason as its cause; raised once.
+        """
+        thread, self._thread = self._thread, None
+        if thread is not None:
+            thread.join()
+        self._pending = None
+        error, self._error = self._error, None
+        if error is not None:
+            raise RuntimeError("Background checkpoint finalization failed") from error
+
+    @property
+    def has_pending_finalization(self) -> bool:
+        """True from `begin_finalization` until it has been collected."""
+        return self._thread is not None
+
+    def shutdown(self) -> None:
+        """Wait for everything in the background; the manager stays usable.
+
+        Raises:
+            RuntimeError: A background finalization failed.
+        """
+        try:
+            self.finalize_pending()
+        finally:
+            executor, self._executor = self._executor, None
+            if executor is not None:
+                executor.shutdown(wait=True)
+            self._index.close_quietly()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> Literal[False]:
+        if kind is None:
+            self.shutdown()
+            return False
+        try:
+            self.shutdown()
+        except Exception as failure:  # noqa: BLE001  # the exception in flight matters more
+            warnings.warn(
+                f"Checkpoint finalization failed while another exception was raised: "
+                f"{failure.__cause__ or failure!r}",
+                stacklevel=2,
+            )
+        return False
+
+    # --- pruning ------------------------------------------------------------------------
+
+    def remove_old_checkpoints(self, exclude_latest: bool = True) -> None:  # noqa: FBT001, FBT002  # the drop-in signature
+        """Retire every checkpoint that no retention rule keeps.
+
+        Args:
+            exclude_latest: Always keep the highest step.
+        """
+        policy = self._policy
+        if not policy.has_limit:
+            return
+
+        def judge(catalog: Catalog, run_id: int, _: object) -> tuple[Decision, ...]:
+            candidates = catalog.candidates(run_id, policy.metric)
+            return decide(candidates, policy, exclude_latest=exclude_latest)
+
+        # A stamp that only we advanced may hide what somebody did by hand in between. It is
+        # good enough to see that nothing has to go, not to choose what goes.
+        nothing: tuple[Decision, ...] = ()
+        decisions = self._index.ask(judge, nothing=nothing, trust_own=True)
+        if not all(decision.keep for decision in decisions):
+            self._retire(self._index.ask(judge, nothing=nothing))
+
+    def _retire(self, decisions: tuple[Decision, ...]) -> None:
+        doomed = [Doomed(d.step, d.uuid, d.reason) for d in decisions if not d.keep]
+        if not doomed:
+            return
+        retired = self._publisher.retire(doomed)
+        for checkpoint in retired.gone:
+            _logger.info("retired %s: %s", checkpoint.path, checkpoint.deleted_reason)
+        self._tell(retired.gone, retired.span)
+        self._in_background(self._empty_trash)
+
+    # --- questions ----------------------------------------------------------------------
+
+    def get_best_checkpoint_path(self) -> str | None:
+        """Return the checkpoint with the best finite value of the metric.
+
+        Ties go to the higher step. Without a metric, or when no checkpoint has it, the latest.
+        """
+        metric = self.metric_name
+        if metric is None:
+            return self.get_latest_checkpoint_path()
+
+        def find(
+            catalog: Catalog, run_id: int, memo: dict[str, Any]
+        ) -> tuple[int | None, tuple[int, ...]]:
+            if "without" not in memo:
+                memo["without"] = catalog.steps_without(run_id, metric)
+            return catalog.find_best_step(run_id, metric, self._mode), memo["without"]
+
+        nothing: tuple[int | None, tuple[int, ...]] = (None, ())
+        step, without = self._index.ask(find, nothing=nothing)
+        if without:
+            steps = list(without)
+            warnings.warn(
+                f"Ignoring {len(steps)} checkpoint(s) at step(s) {steps} that do not have "
+                f"metric '{metric}'. {_ADVICE}",
+                stacklevel=2,
+            )
+        if step is None and without:
+            warnings.warn(
+                f"No checkpoints contain metric '{metric}'. Returning latest checkpoint. "
+                f"{_ADVICE}",
+                stacklevel=2,
+            )
+            return self.get_latest_checkpoint_path()
+        return self._shown(step)
+
+    def get_latest_checkpoint_path(self) -> str | None:
+        """Return the checkpoint with the highest step, or None."""
+        return self._shown(
+            self._index.ask(lambda catalog, run_id, _: catalog.find_latest_step(run_id),
+                            nothing=None)
+        )  # fmt: skip
+
+    def load_training_info(self, checkpoint_path: PathLike | None = None) -> dict[str, Any] | None:
+        """Return what training_info.json of a checkpoint holds; None without a path.
+
+        Raises:
+            NoCheckpointHere: There is no such file.
+            UnreadableInfo: It is there and is not a JSON object.
+        """
+        if checkpoint_path is None:
+            return None
+        folder = Path(checkpoint_path)
+        if not (folder / names.INFO).exists():
+            raise NoCheckpointHere(folder, f"has no {names.INFO}; it is not a checkpoint")
+        return info.load_info(folder)[0]
+
+    @staticmethod
+    def get_resume_paths(
+        last_checkpoint_path: PathLike | None, *, model_component: str = "policy"
+    ) -> tuple[Path | None, Path | None]:
+        """Return where weights and optimizer state of a checkpoint are.
+
+        Args:
+            last_checkpoint_path: The checkpoint, None when starting fresh.
+            model_component: Subdirectory of the model, ``"policy"`` or ``"value"``.
+
+        Returns:
+            Both None without a checkpoint. The optimizer is None when none was saved. For a
+            Megatron checkpoint its path only says that the state is among the weights.
+        """
+        if not last_checkpoint_path:
+            return None, None
+        component = Path(last_checkpoint_path) / model_component
+        weights, optimizer = component / "weights", component / "optimizer"
+        if optimizer.exists() or _has_megatron_optimizer(weights / "iter_0000000"):
+            return weights, optimizer
+        warnings.warn(
+            f"Optimizer state not found at {optimizer}, nor among the weights in {weights}. "
+            "The optimizer starts afresh.",
+            stacklevel=2,
+        )
+        return weights, None
+
+    # --- pieces -------------------------------------------------------------------------
+
+    @property
+    def _mode(self) -> Mode:
+        return "max" if self.higher_is_better else "min"
+
+    @property
+    def _policy(self) -> Policy:
+        return Policy(
+            save_period=self.save_period,
+            keep_top_k=self.keep_top_k,
+            ft_keep_latest_k=self.ft_keep_latest_k,
+            metric=self.metric_name,
+            mode=self._mode,
+        )
+
+    def _own(self, checkpoint_path: PathLike) -> Path:
+        path = Path(os.path.abspath(checkpoint_path))
+        names.get_tmp_step(path)
+        if path.parent != self._directory:
+            raise NoCheckpointHere(path, f"is not in this run's directory {self._directory}")
+        return path
+
+    def _shown(self, step: int | None) -> str | None:
+        return None if step is None else str(self.checkpoint_dir / names.final_name(step))
+
+    def _publish(self, path: Path) -> None:
+        published = self._publisher.publish(path, parent=self._parent)
+        self._parent = published.checkpoint.uuid
+        replaced = published.replaced
+        gone = [replaced] if replaced else []
+        config = self._configs.pop(path, None)
+        self._tell([*gone, published.checkpoint], published.span, config=config)
+        if replaced is not None:
+            self._warn_if_pinned(replaced)
+            self._in_background(self._empty_trash)
+
+    def _pinned_gone(self) -> tuple[str, ...]:
+        def find(catalog: Catalog, run_id: int, _: object) -> tuple[str, ...]:
+            return catalog.pinned_gone(run_id)
+
+        nothing: tuple[str, ...] = ()
+        return self._index.ask(find, nothing=nothing)
+
+    def _warn_if_pinned(self, replaced: Checkpoint) -> None:
+        if replaced.uuid in self._pinned_gone():
+            warnings.warn(
+                f"The pinned checkpoint at step {replaced.step} was replaced by a new save; its "
+                "bytes stay in .ckptdb/trash until it is unpinned.",
+                stacklevel=4,
+            )
+
+    def _tell(
+        self,
+        checkpoints: Sequence[Checkpoint],
+        span: Span,
+        *,
+        config: Mapping[str, Any] | None = None,
+    ) -> None:
+        moved = None if span is None else (str(span[0]), str(span[1]))
+        self._index.tell(
+            Changes(
+                run=identity.identify(self._directory).run,
+                checkpoints=checkpoints,
+                config=config,
+                config_step=checkpoints[-1].step if checkpoints else None,
+                moved=moved,
+            )
+        )
+
+    def _finalize(self, path: Path, wait_fn: Callable[[], None] | None) -> None:
+        try:
+            if wait_fn is not None:
+                wait_fn()
+            self._publish(path)
+        except Exception as error:  # noqa: BLE001  # raised by whoever collects it
+            _logger.exception("background finalization of %s failed", path)
+            self._error = error
+            return
+        self._in_background(self._prune)
+
+    def _prune(self) -> None:
+        future: Future[None] = Future()
+        try:
+            self.remove_old_checkpoints()
+            future.set_result(None)
+        except Exception as error:  # noqa: BLE001  # a failed prune must not break a save
+            future.set_exception(error)
+        self._warn_on_delete_failure(future)
+
+    @staticmethod
+    def _warn_on_delete_failure(future: Future[None]) -> None:
+        """Warn that pruning failed; silent when it did not."""
+        error = future.exception()
+        if error is not None:
+            warnings.warn(
+                f"Failed to prune old checkpoints: {error!r}. The new checkpoint is safe; "
+                "`ckptdb gc` shows what could go.",
+                stacklevel=2,
+            )
+
+    def _in_background(self, work: Callable[[], None]) -> None:
+        try:
+            if self._executor is None:
+                self._executor = ThreadPoolExecutor(1, thread_name_prefix="ckptdb")
+            self._executor.submit(work)
+        except RuntimeError:
+            # The interpreter is shutting down and takes no more work: do it here.
+            work()
+
+    def _empty_trash(self) -> None:
+        try:
+            self._publisher.empty_trash(self._pinned_gone())
+        except OSError as error:
+            warnings.warn(
+                f"Failed to prune old checkpoints: {error!r}. They are out of sight in "
+                f"{self._directory}/.ckptdb/trash; `ckptdb gc` tries again.",
+                stacklevel=2,
+            )
+
+    def _discard(self, path: Path) -> None:
+        try:
+            retired = self._publisher.discard(path, reason="discarded: the save raised an error")
+            self._tell(retired.gone, retired.span)
+            self._in_background(self._empty_trash)
+        except (OSError, CkptdbError) as error:
+            _logger.warning("%s could not be discarded: %s", path, error)
+
+
+def validate_warm_start_checkpoint(warm_start: PathLike, model_component: str = "value") -> None:
+    """Check that a checkpoint to start from holds the weights of a component.
+
+    Raises:
+        NoCheckpointHere: There are none; training would silently start cold.
+    """
+    weights = Path(warm_start) / model_component / "weights"
+    if not str(warm_start).strip() or not weights.exists():
+        raise NoCheckpointHere(weights, "does not exist; point the warm start at a step_N directory")
+
+
+def _has_megatron_optimizer(iteration_dir: Path) -> bool:
+    stored = (iteration_dir / "common.pt", iteration_dir / "metadata.json")
+    if not any(file.exists() for file in stored):
+        return False
+    # Looked up in this module when it runs, because loops patch it here.
+    return "optimizer" in _load_megatron_common_state_dict(iteration_dir)
+
+
+def _load_megatron_common_state_dict(iteration_dir: Path) -> dict[str, Any]:
+    """Load the state that a Megatron checkpoint keeps once for all ranks.
+
+    Raises:
+        RuntimeError: Megatron-Core is not installed.
+    """
+    try:
+        from megatron.core.dist_checkpointing import (  # type: ignore[import-not-found]  # optional
+            load_common_state_dict,
+        )
+    except ImportError as error:
+        raise RuntimeError(
+            f"Whether {iteration_dir} holds optimizer state can only be told by Megatron-Core; "
+            "install megatron-core."
+        ) from error
+    # Megatron takes a Path too, but announces that it will not for long.
+    state: dict[str, Any] = load_common_state_dict(str(iteration_dir))
+    return state
+
+
+def _load_checkpoint_history(checkpoint_dir: PathLike) -> list[tuple[int, str, dict[str, Any]]]:
+    """Return step, path and training_info of every readable checkpoint, by step."""
+    history = []
+    for step, path in scan.list_finals(Path(checkpoint_dir)):
+        try:
+            history.append((step, str(path), info.load_info(path)[0]))
+        except UnreadableInfo as error:
+            _logger.info("skipped: %s", error)
+    return history

@@ -1,0 +1,477 @@
+"""Looking at runs, comparing them with the index, and carrying the plan out."""
+
+from __future__ import annotations
+
+import errno
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Literal
+
+from ckptdb.catalog.catalog import Catalog, Changes, Recorded, Seen
+from ckptdb.disk import identity, journal, scan
+from ckptdb.disk.lock import run_lock
+from ckptdb.disk.publish import Publisher
+from ckptdb.disk.scan import Known, Observation, Stamp
+from ckptdb.errors import CkptdbError
+from ckptdb.reconcile.plan import REPAIRS, Action, Plan, plan
+from ckptdb.records import Checkpoint, utc
+
+Depth = Literal["changes", "files", "full"]
+"""How much is looked at again: only what the stamp and the fingerprints say is new; every
+fingerprint and the whole journal; or every file of every checkpoint."""
+
+_READ_ONLY = frozenset({errno.EROFS, errno.EACCES, errno.EPERM})
+_ROUNDS = 3
+"""Repairs of one kind can uncover another (an old one put back lets a tmp be published)."""
+
+
+@dataclass(frozen=True, slots=True)
+class RunReport:
+    """What reconciling one run found, and whether it was carried out.
+
+    Attributes:
+        blocked: Why some of it could not be done, or None.
+        run_id: The run in the catalog, None when it is not there.
+        verified: The stamp for which the catalog is now known to be exact.
+    """
+
+    directory: Path
+    name: str
+    actions: tuple[Action, ...]
+    blocked: str | None = None
+    applied: bool = False
+    run_id: int | None = None
+    verified: Stamp | None = None
+
+    @property
+    def has_drift(self) -> bool:
+        """Disk and index differed."""
+        return any(action.is_drift for action in self.actions)
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return the report for JSON."""
+        return {
+            "run": self.name,
+            "directory": str(self.directory),
+            "applied": self.applied,
+            "blocked": self.blocked,
+            "actions": [action.as_dict() for action in self.actions],
+        }
+
+
+@dataclass(frozen=True, slots=True)
+class ReconcileReport:
+    """What reconciling a tree found.
+
+    Attributes:
+        missing: Runs that the catalog has below the tree and that are not there.
+    """
+
+    runs: tuple[RunReport, ...]
+    missing: tuple[Path, ...] = ()
+    set_aside: Path | None = None
+    checkpoints: int = 0
+    seconds: float = 0.0
+
+    @property
+    def has_drift(self) -> bool:
+        """Disk and index differed somewhere."""
+        return any(run.has_drift for run in self.runs)
+
+    @property
+    def blocked(self) -> tuple[str, ...]:
+        """What could not be done, one sentence each."""
+        gone = (
+            f"{path} is not there; its history is kept until it is back or "
+            f"`ckptdb forget {path}`"
+            for path in self.missing
+        )
+        return (*(run.blocked for run in self.runs if run.blocked), *gone)
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return the report for JSON."""
+        return {
+            "drift": self.has_drift,
+            "blocked": list(self.blocked),
+            "set_aside": None if self.set_aside is None else str(self.set_aside),
+            "runs": [run.as_dict() for run in self.runs],
+        }
+
+
+def reconcile_tree(
+    catalog: Catalog,
+    top: Path,
+    *,
+    depth: Depth = "files",
+    dry_run: bool = False,
+    on_run: Callable[[Path], None] | None = None,
+    on_checkpoint: Callable[[], None] | None = None,
+) -> ReconcileReport:
+    """Reconcile every run at or below ``top``.
+
+    Args:
+        catalog: The index to bring up to date.
+        top: A run, a root, or any directory between.
+        depth: How much is looked at again.
+        dry_run: Only say what would be done.
+        on_run: Called before each run, for a progress bar.
+        on_checkpoint: Called after each checkpoint.
+    """
+    started = time.monotonic()
+    count = 0
+
+    def counted() -> None:
+        nonlocal count
+        count += 1
+        if on_checkpoint:
+            on_checkpoint()
+
+    reports, here = [], set()
+    for directory in scan.find_runs(top):
+        if on_run:
+            on_run(directory)
+        here.add(directory)
+        report = reconcile_run(
+            catalog, directory, depth=depth, dry_run=dry_run, on_checkpoint=counted
+        )
+        reports.append(report)
+    missing = tuple(
+        seen.run.directory
+        for seen in catalog.runs()
+        if seen.run.directory.is_relative_to(top) and seen.run.directory not in here
+    )
+    seconds = time.monotonic() - started
+    return ReconcileReport(tuple(reports), missing, checkpoints=count, seconds=seconds)
+
+
+def reconcile_run(
+    catalog: Catalog,
+    directory: Path,
+    *,
+    depth: Depth = "files",
+    dry_run: bool = False,
+    touch_disk: bool = True,
+    assume: bool = False,
+    publisher: Publisher | None = None,
+    on_checkpoint: Callable[[], None] | None = None,
+) -> RunReport:
+    """Compare one run with the index and make the index true.
+
+    Args:
+        catalog: The index.
+        directory: The run, absolute.
+        depth: How much is looked at again.
+        dry_run: Only say what would be done.
+        touch_disk: Also finish what a crash interrupted on disk, and write to the journal what
+            vanished; the index is repaired in any case.
+        assume: Store the stamp even if it is too young to be sure, marked as not verified.
+        publisher: Does the repairs, with its durability and metric.
+        on_checkpoint: Called after each checkpoint that was looked at.
+
+    Raises:
+        OSError: The directory cannot be read at all.
+    """
+    look = _look(catalog, directory, depth, on_checkpoint)
+    if isinstance(look, RunReport) or dry_run or not _worth_it(look, assume=assume):
+        return look if isinstance(look, RunReport) else _report(directory, look)
+    publisher = publisher or Publisher(directory)
+    done: list[Action] = []
+    blocked: list[str] = []
+    if touch_disk:
+        done, blocked = _repair(publisher, catalog, look)
+    how = _How(depth, touch_disk, assume)
+    return _index(catalog, publisher, look, how, (done, blocked))
+
+
+@dataclass(frozen=True, slots=True)
+class _How:
+    depth: Depth
+    touch_disk: bool
+    assume: bool
+
+
+@dataclass(frozen=True, slots=True)
+class _Look:
+    observation: Observation
+    recorded: Recorded
+    plan: Plan
+
+
+def _look(
+    catalog: Catalog,
+    directory: Path,
+    depth: Depth,
+    on_checkpoint: Callable[[], None] | None = None,
+    before: Observation | None = None,
+) -> _Look | RunReport:
+    who = identity.identify(directory)
+    seen, blocked = _find_seen(catalog, who)
+    if blocked:
+        return RunReport(directory, directory.name, (), blocked=blocked)
+    recorded = catalog.recorded(seen, history=depth != "changes")
+    observed = scan.observe(
+        directory,
+        _known(recorded, depth, before),
+        verify=depth == "full" and before is None,
+        on_checkpoint=on_checkpoint,
+    )
+    if before:
+        observed = _completed(observed, before)
+    if observed.facts is not None and depth == "changes":
+        recorded = catalog.recorded(seen, history=True)
+    recorded = replace(recorded, contents=_contents(catalog, observed, recorded))
+    if depth != "full":
+        observed = replace(observed, finals=_keep_damage(observed.finals, recorded))
+    return _Look(observed, recorded, plan(observed, recorded))
+
+
+def _find_seen(catalog: Catalog, who: identity.Identity) -> tuple[Seen | None, str | None]:
+    seen = catalog.find_run(who.run.uuid)
+    if seen is not None:
+        return seen, None
+    there = catalog.find_run_at(who.run.directory)
+    if there is None or (who.marked and not who.problem):
+        copied = there is not None and there.run.uuid == who.run.forked_from
+        return (there if copied else None), None
+    if who.problem:
+        return None, f"{who.problem} Nothing of this run was changed; restore the file"
+    return None, (
+        f"{who.run.directory} has lost its .ckptdb/run.json; nothing of it is recorded as "
+        "deleted. Mount or restore it, or `ckptdb forget` the run"
+    )
+
+
+def _known(recorded: Recorded, depth: Depth, before: Observation | None) -> Known:
+    if before is not None:
+        read = {
+            step: (checkpoint.uuid, checkpoint.fingerprint)
+            for step, checkpoint in before.finals.items()
+            if checkpoint
+        }
+        return Known({**recorded.finals, **read})
+    seen = recorded.seen
+    if depth == "full" or seen is None:
+        return Known()
+    journal_bytes = None
+    if depth == "changes" and seen.stamp is not None:
+        journal_bytes = Stamp.parse(seen.stamp).journal_bytes
+    return Known(recorded.finals, journal_bytes, config=seen.run.config is not None)
+
+
+def _completed(observed: Observation, before: Observation) -> Observation:
+    """Fill in what the second look, under the lock, did not have to read again."""
+    finals = {
+        step: before.finals.get(step) if checkpoint is None else checkpoint
+        for step, checkpoint in observed.finals.items()
+    }
+    return replace(observed, finals=finals)
+
+
+def _contents(
+    catalog: Catalog, observed: Observation, recorded: Recorded
+) -> dict[str, Checkpoint]:
+    if recorded.seen is None:
+        return {}
+    read = {step for step, checkpoint in observed.finals.items() if checkpoint}
+    missing = {step for step in recorded.finals if step not in observed.finals}
+    tmps = {step for step in recorded.tmps if step not in observed.tmps}
+    steps = sorted((read & set(recorded.finals)) | missing | tmps)
+    found: dict[str, Checkpoint] = {}
+    for start in range(0, len(steps), 500):
+        chunk = steps[start : start + 500]
+        rows = catalog.checkpoints(run_id=recorded.seen.id, steps=chunk)
+        found |= {row.uuid: row for row in rows if row.status != "deleted"}
+    return found
+
+
+def _keep_damage(
+    finals: Mapping[int, Checkpoint | None], recorded: Recorded
+) -> dict[int, Checkpoint | None]:
+    """Only looking at every file can tell that a damage found that way is gone."""
+    kept: dict[int, Checkpoint | None] = {}
+    for step, checkpoint in finals.items():
+        known = recorded.problems.get(checkpoint.uuid) if checkpoint else None
+        if checkpoint and known and known.startswith("damaged") and checkpoint.problem is None:
+            kept[step] = replace(checkpoint, problem=known)
+        else:
+            kept[step] = checkpoint
+    return kept
+
+
+def _worth_it(look: _Look, *, assume: bool) -> bool:
+    seen = look.recorded.seen
+    if look.plan.has_drift or look.plan.config is not None:
+        return True
+    # Nothing differs: all there is to store is that this has been seen.
+    if seen is None:
+        return False
+    same = seen.stamp == str(look.observation.stamp)
+    if look.observation.settled:
+        return not (same and seen.verified)
+    return assume and not same
+
+
+def _report(directory: Path, look: _Look) -> RunReport:
+    seen, stamp = look.recorded.seen, look.observation.stamp
+    exact = seen and seen.verified and seen.stamp == str(stamp) and not look.plan.has_drift
+    return RunReport(
+        directory,
+        directory.name,
+        look.plan.actions,
+        look.plan.blocked,
+        run_id=seen.id if seen else None,
+        verified=stamp if exact and look.observation.settled else None,
+    )
+
+
+# --- carrying out -----------------------------------------------------------------------
+
+
+def _repair(
+    publisher: Publisher, catalog: Catalog, look: _Look
+) -> tuple[list[Action], list[str]]:
+    done: list[Action] = []
+    blocked: list[str] = []
+    directory = publisher.directory
+    actions = [action for action in look.plan.actions if action.kind in REPAIRS]
+    for _ in range(_ROUNDS):
+        if not actions:
+            break
+        for action in actions:
+            try:
+                _repair_one(publisher, catalog, look, action)
+                done.append(action)
+            except (OSError, CkptdbError) as error:
+                blocked.append(f"{directory}: {error}")
+        if blocked:
+            break
+        again = _look(catalog, directory, "changes")
+        if isinstance(again, RunReport):
+            break
+        actions = [action for action in again.plan.actions if action.kind in REPAIRS]
+    return done, blocked
+
+
+def _repair_one(publisher: Publisher, catalog: Catalog, look: _Look, action: Action) -> None:
+    if isinstance(action.leftover, Path):
+        publisher.adopt(action.leftover)
+    elif action.kind == "orphan old" and action.leftover is not None:
+        publisher.put_back(action.leftover)
+    elif action.kind == "unfinished removal":
+        facts = look.observation.facts
+        pinned = {u for u, a in facts.annotations.items() if a.pinned} if facts else set()
+        seen = look.recorded.seen
+        publisher.empty_trash({*pinned, *(catalog.pinned_gone(seen.id) if seen else ())})
+
+
+def _index(
+    catalog: Catalog,
+    publisher: Publisher,
+    first: _Look,
+    how: _How,
+    repaired: tuple[list[Action], list[str]],
+) -> RunReport:
+    directory = publisher.directory
+    done, blocked = repaired
+    vanished = any(action.kind == "vanished" for action in first.plan.actions)
+    if vanished and how.touch_disk and not first.observation.identity.recorded:
+        try:
+            publisher.establish()
+        except OSError as error:
+            blocked.append(f"{directory}: deletions cannot be recorded ({error.strerror})")
+    with _locked(directory):
+        # Between the first look and the lock a trainer may have published or retired.
+        look = _look(catalog, directory, how.depth, before=first.observation)
+        if isinstance(look, RunReport):
+            return look
+        gone = [action for action in look.plan.actions if action.kind == "vanished"]
+        ended = _bury(directory, gone, touch_disk=how.touch_disk)
+        stored = [a.checkpoint for a in look.plan.actions if a.checkpoint and a.kind != "vanished"]
+        changes = Changes(
+            run=look.observation.identity.run,
+            checkpoints=(*stored, *ended, *_settled(look)),
+            annotations={
+                action.uuid: action.annotations
+                for action in look.plan.actions
+                if action.uuid and action.annotations is not None
+            },
+            config=look.plan.config,
+        )
+        stamp = None if blocked or look.plan.blocked else _find_seen_stamp(directory, look)
+        if stamp and (look.observation.settled or how.assume):
+            changes = replace(changes, seen=str(stamp), verified=look.observation.settled)
+        run_id = catalog.apply(changes)
+    shown = tuple(done) + tuple(a for a in look.plan.actions if a.kind not in REPAIRS)
+    reasons = [*blocked, *([look.plan.blocked] if look.plan.blocked else [])]
+    return RunReport(
+        directory,
+        directory.name,
+        shown,
+        "; ".join(reasons) or None,
+        applied=True,
+        run_id=run_id,
+        verified=stamp if look.observation.settled else None,
+    )
+
+
+@contextmanager
+def _locked(directory: Path) -> Iterator[None]:
+    hidden = identity.hidden(directory)
+    with ExitStack() as stack:
+        # Without the folder nobody of ours changes the run, and looking must not create it.
+        if hidden.is_dir():
+            try:
+                stack.enter_context(run_lock(hidden))
+            except OSError as error:
+                # Somebody else's run, or a read-only mount: what we see is all we can know.
+                if error.errno not in _READ_ONLY:
+                    raise
+        yield
+
+
+def _bury(
+    directory: Path, vanished: Sequence[Action], *, touch_disk: bool
+) -> list[Checkpoint]:
+    if not vanished:
+        return []
+    at, reason = utc(time.time()), "vanished: not on disk any more"
+    found = [action.checkpoint for action in vanished if action.checkpoint]
+    facts = [journal.gone(checkpoint, "vanished", reason, at) for checkpoint in found]
+    if touch_disk:
+        journal.append(identity.hidden(directory), facts, make_durable=True)
+    return [
+        replace(
+            checkpoint,
+            status="deleted",
+            deleted_at=at,
+            deleted_reason=reason,
+            path=directory / f"step_{checkpoint.step}",
+        )
+        for checkpoint in found
+    ]
+
+
+def _settled(look: _Look) -> list[Checkpoint]:
+    """Checkpoints that were too fresh to trust their fingerprint, and now are not."""
+    acted = {action.uuid for action in look.plan.actions if action.checkpoint}
+    known = {uuid: fingerprint for uuid, fingerprint in look.recorded.finals.values()}
+    return [
+        checkpoint
+        for checkpoint in look.observation.finals.values()
+        if checkpoint
+        and checkpoint.uuid in known
+        and checkpoint.uuid not in acted
+        and checkpoint.fingerprint != known[checkpoint.uuid]
+    ]
+
+
+def _find_seen_stamp(directory: Path, look: _Look) -> Stamp | None:
+    """Return the stamp that the index now stands for, unless somebody came in between."""
+    observed = look.observation.stamp
+    now = scan.find_stamp(directory)
+    # Our own lines in the journal are in it; nobody else writes there while we hold the lock.
+    same = now and (now.mtime_ns, now.links) == (observed.mtime_ns, observed.links)
+    return now if same else None

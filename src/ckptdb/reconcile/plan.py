@@ -1,0 +1,281 @@
+"""What differs between disk and index, and what that calls for. Pure: touches nothing."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Final, Literal
+
+from ckptdb.catalog.catalog import Recorded
+from ckptdb.disk.journal import Facts
+from ckptdb.disk.scan import Leftover, Observation, Tmp
+from ckptdb.records import NO_ANNOTATIONS, Annotations, Checkpoint
+
+Kind = Literal[
+    # what the index has to learn
+    "new run",
+    "moved run",
+    "changed run",
+    "added",
+    "changed",
+    "vanished",
+    "reappeared",
+    "replaced",
+    "deleted",
+    "new tmp",
+    "annotated",
+    # what a crash left on disk
+    "complete tmp",
+    "orphan old",
+    "unfinished removal",
+    # what is only reported
+    "abandoned tmp",
+    "live tmp",
+    "unreadable",
+    "damaged",
+    "duplicate",
+    "foreign",
+]
+
+REPAIRS: Final = frozenset({"complete tmp", "orphan old", "unfinished removal"})
+REPORTED: Final = frozenset(
+    {"abandoned tmp", "live tmp", "unreadable", "damaged", "duplicate", "foreign"}
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Action:
+    """One difference.
+
+    Attributes:
+        what: For a person: what was found, and what applying does about it.
+        checkpoint: As it has to be in the index.
+        leftover: The directory that a crash left.
+    """
+
+    kind: Kind
+    what: str
+    step: int | None = None
+    checkpoint: Checkpoint | None = None
+    uuid: str | None = None
+    annotations: Annotations | None = None
+    leftover: Path | Leftover | None = None
+
+    @property
+    def is_drift(self) -> bool:
+        """Applying would change something; false for what is only reported."""
+        return self.kind not in REPORTED
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return the difference for JSON."""
+        return {"kind": self.kind, "step": self.step, "what": self.what, "drift": self.is_drift}
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """All differences of one run.
+
+    Attributes:
+        blocked: Why nothing that is missing may be recorded as deleted, or None.
+        config: The run's configuration when the index has to learn it.
+    """
+
+    actions: tuple[Action, ...]
+    blocked: str | None = None
+    config: Mapping[str, Any] | None = None
+
+    @property
+    def has_drift(self) -> bool:
+        """Whether applying would change anything."""
+        return any(action.is_drift for action in self.actions)
+
+
+def plan(observed: Observation, recorded: Recorded) -> Plan:
+    """Compare one run on disk with the index.
+
+    Args:
+        observed: Everything, or everything that the caller did not know yet.
+        recorded: What the index holds; with history whenever ``observed.facts`` is there.
+    """
+    blocked = _blocked(observed)
+    actions = [
+        *_run(observed, recorded),
+        *_finals(observed, recorded),
+        *_tmps(observed, recorded),
+        *_missing(observed, recorded),
+        *_history(observed, recorded),
+        *_annotations(observed, recorded),
+        *_leftovers(observed),
+        *(Action("foreign", f"{name} is no checkpoint; left alone") for name in observed.foreign),
+    ]
+    if blocked:
+        actions = [action for action in actions if action.kind != "vanished"]
+    config = observed.config
+    if config is not None and recorded.seen and recorded.seen.run.config == config:
+        config = None
+    return Plan(tuple(actions), blocked, config)
+
+
+def _blocked(observed: Observation) -> str | None:
+    if not observed.errors:
+        return None
+    more = f" and {len(observed.errors) - 1} more" if len(observed.errors) > 1 else ""
+    return (
+        f"{observed.errors[0]}{more}; nothing missing is recorded as deleted until it can be read"
+    )
+
+
+def _run(observed: Observation, recorded: Recorded) -> Iterator[Action]:
+    run = observed.identity.run
+    if recorded.seen is None:
+        if observed.identity.marked or observed.finals or observed.tmps:
+            yield Action("new run", f"{run.directory} is new to the catalog")
+        return
+    known = recorded.seen.run
+    if known.directory != run.directory:
+        yield Action("moved run", f"{known.directory} is now {run.directory}")
+    elif replace(known, config=None) != run:
+        yield Action("changed run", f"{run.directory} has another run.json than the catalog")
+
+
+def _finals(observed: Observation, recorded: Recorded) -> Iterator[Action]:
+    for step, checkpoint in observed.finals.items():
+        uuid, _ = recorded.finals.get(step, ("", None))
+        if checkpoint is None:
+            problem = recorded.problems.get(uuid)
+        else:
+            found = _compare(checkpoint, recorded)
+            problem = checkpoint.problem
+            if found:
+                yield found
+        if problem:
+            kind: Kind = "damaged" if problem.startswith("damaged") else "unreadable"
+            yield Action(kind, f"{problem}; kept, not ranked", step)
+
+
+def _compare(checkpoint: Checkpoint, recorded: Recorded) -> Action | None:
+    step, uuid = checkpoint.step, checkpoint.uuid
+    known = recorded.contents.get(uuid)
+    if known is None or known.status != "final":
+        if uuid in recorded.gone:
+            return Action("reappeared", "is back on disk", step, checkpoint, uuid)
+        what = "is on disk, not in the catalog"
+        return Action("added", what, step, checkpoint, uuid)
+    same_files = _content(known) == _content(checkpoint)
+    if same_files:
+        return None
+    return Action("changed", "differs from the catalog", step, checkpoint, uuid)
+
+
+def _content(checkpoint: Checkpoint) -> tuple[Any, ...]:
+    own = {k: v for k, v in checkpoint.metrics.items() if k not in checkpoint.late}
+    # A late value hides the one that came with the checkpoint, so names alone are compared then.
+    return (
+        checkpoint.step, checkpoint.path, checkpoint.created_at, checkpoint.finalized_at,
+        checkpoint.size_bytes, checkpoint.file_count, checkpoint.parent, checkpoint.problem,
+        checkpoint.info, own if not checkpoint.late else None,
+    )  # fmt: skip
+
+
+def _tmps(observed: Observation, recorded: Recorded) -> Iterator[Action]:
+    published = _published(observed, recorded)
+    ended = _ended(observed.facts, recorded)
+    seen: set[str] = set()
+    for step, tmp in observed.tmps.items():
+        uuid = tmp.checkpoint.uuid
+        if uuid in published or uuid in seen:
+            yield Action("duplicate", "tmp holds a copy of another checkpoint; left alone", step)
+            continue
+        seen.add(uuid)
+        yield _tmp(step, tmp)
+        if uuid not in ended and recorded.tmps.get(step) != uuid:
+            what = "is being written or was left unfinished; not in the catalog"
+            yield Action("new tmp", what, step, tmp.checkpoint, uuid)
+
+
+def _tmp(step: int, tmp: Tmp) -> Action:
+    if tmp.fate:
+        what = (
+            "is complete and only lacks its final name; published"
+            if tmp.fate == "publish"
+            else "holds what a newer save has replaced; removed"
+        )
+        return Action("complete tmp", what, step, leftover=tmp.checkpoint.path)
+    if tmp.writer and tmp.writer.is_alive is not False:
+        who = f"process {tmp.writer.pid} on {tmp.writer.host}"
+        return Action("live tmp", f"is being written by {who}", step)
+    return Action("abandoned tmp", "was left unfinished; `ckptdb gc` removes it", step)
+
+
+def _missing(observed: Observation, recorded: Recorded) -> Iterator[Action]:
+    """What the index has as live and the disk has no more."""
+    here = _published(observed, recorded) | {t.checkpoint.uuid for t in observed.tmps.values()}
+    journal = observed.facts.gone if observed.facts else {}
+    live = {uuid: step for step, (uuid, _) in recorded.finals.items()}
+    live |= {uuid: step for step, uuid in recorded.tmps.items()}
+    for uuid, step in live.items():
+        if uuid in here:
+            continue
+        if uuid in journal:
+            ended = journal[uuid]
+            kind: Kind = "replaced" if "replaced" in (ended.deleted_reason or "") else "deleted"
+            yield Action(kind, ended.deleted_reason or "deleted", step, ended, uuid)
+        elif uuid in recorded.contents:
+            what = "is in the catalog, not on disk; recorded as vanished"
+            yield Action("vanished", what, step, recorded.contents[uuid], uuid)
+
+
+def _history(observed: Observation, recorded: Recorded) -> Iterator[Action]:
+    """What the journal knows to be gone and the index does not."""
+    if observed.facts is None:
+        return
+    here = _published(observed, recorded)
+    live = {uuid for uuid, _ in recorded.finals.values()} | set(recorded.tmps.values())
+    for uuid, ended in observed.facts.gone.items():
+        if uuid in here or uuid in live:
+            continue
+        if recorded.gone.get(uuid) != (ended.deleted_at, ended.deleted_reason):
+            what = f"{ended.deleted_reason}; known to the journal, not to the catalog"
+            yield Action("deleted", what, ended.step, ended, uuid)
+
+
+def _annotations(observed: Observation, recorded: Recorded) -> Iterator[Action]:
+    if observed.facts is None:
+        return
+    known = (
+        _published(observed, recorded)
+        | set(observed.facts.gone)
+        | set(recorded.gone)
+        | {tmp.checkpoint.uuid for tmp in observed.tmps.values()}
+    )
+    told = observed.facts.annotations
+    for uuid in {*told, *recorded.annotations}:
+        now = told.get(uuid, NO_ANNOTATIONS)
+        if uuid in known and now != recorded.annotations.get(uuid, NO_ANNOTATIONS):
+            what = "pins, tags, notes or late metrics differ from the journal"
+            yield Action("annotated", what, uuid=uuid, annotations=now)
+
+
+def _leftovers(observed: Observation) -> Iterator[Action]:
+    for old in observed.olds:
+        what = f"{old.path.name} was left by an interrupted replacement; put back or put away"
+        yield Action("orphan old", what, old.step, leftover=old)
+    if observed.facts is None:
+        return  # without the journal it is not known what is kept there because it is pinned
+    for gone in observed.trash:
+        if observed.facts.annotations.get(gone.uuid, NO_ANNOTATIONS).pinned:
+            continue
+        what = "is retired, its bytes are not removed yet"
+        yield Action("unfinished removal", what, gone.step, uuid=gone.uuid, leftover=gone)
+
+
+def _published(observed: Observation, recorded: Recorded) -> set[str]:
+    return {
+        checkpoint.uuid if checkpoint else recorded.finals[step][0]
+        for step, checkpoint in observed.finals.items()
+    }
+
+
+def _ended(facts: Facts | None, recorded: Recorded) -> set[str]:
+    return set(recorded.gone) | (set(facts.gone) if facts else set())

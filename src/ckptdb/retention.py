@@ -1,0 +1,112 @@
+"""What to keep and why. Pure: it looks at records and touches nothing."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from ckptdb.catalog.catalog import Candidate
+from ckptdb.records import Mode, rank_key
+
+
+@dataclass(frozen=True, slots=True)
+class Policy:
+    """Which of a run's checkpoints survive; a checkpoint stays if any rule keeps it.
+
+    The three limits and their meaning are those of NVIDIA NeMo-RL's checkpointing config.
+
+    Attributes:
+        keep_top_k: Of the steps divisible by ``save_period``, keep this many of the best by
+            ``metric``, of the newest when there is no metric, or all when None.
+        ft_keep_latest_k: Keep this many of the newest, whatever their step.
+    """
+
+    save_period: int = 1
+    keep_top_k: int | None = None
+    ft_keep_latest_k: int | None = None
+    metric: str | None = None
+    mode: Mode = "min"
+
+    @property
+    def has_limit(self) -> bool:
+        """Whether anything can ever go."""
+        return self.keep_top_k is not None or self.ft_keep_latest_k is not None
+
+
+@dataclass(frozen=True, slots=True)
+class Decision:
+    """Whether one checkpoint stays, and the rule that says so."""
+
+    step: int
+    uuid: str
+    keep: bool
+    reason: str
+    size_bytes: int | None = None
+
+
+def decide(
+    candidates: Sequence[Candidate], policy: Policy, *, exclude_latest: bool = True
+) -> tuple[Decision, ...]:
+    """Judge every live checkpoint of a run, by step.
+
+    Args:
+        candidates: All live, trusted checkpoints of the run.
+        policy: The rules.
+        exclude_latest: Always keep the highest step.
+    """
+    kept = _kept(candidates, policy, exclude_latest=exclude_latest)
+    return tuple(
+        Decision(
+            candidate.step,
+            candidate.uuid,
+            candidate.step in kept,
+            kept.get(candidate.step) or _why_not(candidate, policy),
+            candidate.size_bytes,
+        )
+        for candidate in sorted(candidates, key=lambda c: c.step)
+    )
+
+
+def _kept(
+    candidates: Sequence[Candidate], policy: Policy, *, exclude_latest: bool
+) -> dict[int, str]:
+    if not policy.has_limit:
+        return {candidate.step: "kept: no limit is set" for candidate in candidates}
+    newest_first = sorted(candidates, key=lambda c: -c.step)
+    kept: dict[int, str] = {}
+    # Later rules name themselves over earlier ones: the most personal reason is shown.
+    for candidate in newest_first[: policy.ft_keep_latest_k or 0]:
+        kept[candidate.step] = f"kept: among the {policy.ft_keep_latest_k} newest"
+    periodic = [c for c in newest_first if c.step % policy.save_period == 0]
+    if policy.keep_top_k is None:
+        kept |= {c.step: f"kept: a multiple of save_period={policy.save_period}" for c in periodic}
+    else:
+        ranked = periodic
+        if policy.metric is not None:
+            ranked = sorted(periodic, key=lambda c: rank_key(c.value, c.step, policy.mode))
+        kept |= {c.step: f"kept: {_ranks(policy)}" for c in ranked[: policy.keep_top_k]}
+    if exclude_latest:
+        kept |= {candidate.step: "kept: the latest" for candidate in newest_first[:1]}
+    return kept | {c.step: "kept: pinned" for c in candidates if c.pinned}
+
+
+def _ranks(policy: Policy) -> str:
+    if policy.metric is None:
+        return f"among the {policy.keep_top_k} newest"
+    return f"among the {policy.keep_top_k} best by {policy.metric}"
+
+
+def _why_not(candidate: Candidate, policy: Policy) -> str:
+    reasons = []
+    if candidate.step % policy.save_period:
+        reasons.append(f"not a multiple of save_period={policy.save_period}")
+    elif policy.keep_top_k is not None:
+        value = "" if policy.metric is None else f" ({_shown(candidate.value)})"
+        reasons.append(f"not {_ranks(policy)}{value}")
+    if policy.ft_keep_latest_k is not None:
+        reasons.append(f"not among the {policy.ft_keep_latest_k} newest")
+    return "retention: " + ", ".join(reasons)
+
+
+def _shown(value: float | None) -> str:
+    return "no value" if value is None else f"{value:.6g}"
