@@ -264,3 +264,10 @@ class IndexStale(CatalogError):
             f"The catalog holds another checkpoint at step {step}; "
             "`ckptdb reconcile` compares it with the disk."
         )
+
+
+class InvalidAnnotation(CkptdbError, ValueError):
+    """A tag, note, source or late metric cannot be recorded."""
+
+    def __init__(self, why: str) -> None:
+        super().__init__(f"Nothing was recorded: {why}.")

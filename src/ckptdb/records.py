@@ -173,7 +173,7 @@ def metrics_of(info: Mapping[str, Any]) -> dict[str, float | None]:
     """
     found: dict[str, float | None] = {}
     for name, value in info.items():
-        if isinstance(value, bool) or not isinstance(value, int | float) or not _storable(name):
+        if isinstance(value, bool) or not isinstance(value, int | float) or not is_storable(name):
             continue
         try:
             number = float(value)
@@ -183,10 +183,10 @@ def metrics_of(info: Mapping[str, Any]) -> dict[str, float | None]:
     return found
 
 
-def _storable(name: str) -> bool:
-    # A lone surrogate may stand in JSON, but no database accepts it.
+def is_storable(text: str) -> bool:
+    """Tell whether a database accepts a text; a lone surrogate may stand in JSON, but not there."""
     try:
-        name.encode()
+        text.encode()
     except UnicodeEncodeError:
         return False
-    return "\0" not in name
+    return "\0" not in text

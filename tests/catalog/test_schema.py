@@ -153,18 +153,24 @@ def test_every_foreign_key_is_indexed():
     ("sql", "index"),
     [
         (
-            "SELECT step FROM checkpoints WHERE run_id = 1 AND status = 'final'"
-            " AND problem IS NULL ORDER BY step DESC LIMIT 1",
+            (
+                "SELECT step FROM checkpoints WHERE run_id = 1 AND status = 'final'"
+                " AND problem IS NULL ORDER BY step DESC LIMIT 1"
+            ),
             "uq_checkpoints_final",
         ),
         (
-            "SELECT checkpoint_id FROM metrics WHERE name = 'loss' AND live = 1"
-            " AND value IS NOT NULL ORDER BY value, step DESC LIMIT 1",
+            (
+                "SELECT checkpoint_id FROM metrics WHERE name = 'loss' AND live = 1"
+                " AND value IS NOT NULL ORDER BY value, step DESC LIMIT 1"
+            ),
             "COVERING INDEX ix_metrics_ranking",
         ),
         (
-            "SELECT checkpoint_id FROM metrics WHERE run_id = 1 AND name = 'loss' AND live = 1"
-            " AND value IS NOT NULL ORDER BY value DESC, step DESC LIMIT 1",
+            (
+                "SELECT checkpoint_id FROM metrics WHERE run_id = 1 AND name = 'loss' AND live = 1"
+                " AND value IS NOT NULL ORDER BY value DESC, step DESC LIMIT 1"
+            ),
             "COVERING INDEX ix_metrics_run_ranking (run_id=? AND name=?",
         ),
         ("SELECT * FROM checkpoints WHERE run_id = 1 ORDER BY step", "ix_checkpoints_run_id_step"),

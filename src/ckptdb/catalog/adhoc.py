@@ -14,7 +14,7 @@ from typing import Any, Final, Literal
 from sqlalchemy import Connection, inspect, text
 from sqlalchemy.exc import SQLAlchemyError
 
-from ckptdb.catalog.engine import Database, sqlite_uri
+from ckptdb.catalog.engine import Database, in_use, sqlite_uri
 from ckptdb.catalog.schema import PURPOSES
 from ckptdb.errors import CkptdbError, QueryFailed, QueryRefused, QueryTimeout
 from ckptdb.records import Rows
@@ -117,7 +117,7 @@ class _Task:
 
     def on_sqlite(self) -> Rows:
         # A connection of its own: whatever the query does to it ends with it.
-        with closing(self._connect()) as raw:
+        with in_use(self._database.location.file), closing(self._connect()) as raw:
             self._confine(raw)
             try:
                 with closing(raw.execute(self._sql, self._parameters)) as cursor:

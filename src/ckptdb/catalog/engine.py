@@ -15,14 +15,14 @@ import threading
 import time
 import weakref
 from contextlib import AbstractContextManager, closing, contextmanager, nullcontext, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, Self, cast
 from urllib.parse import quote_from_bytes
 
-from sqlalchemy import Connection, Engine, create_engine, make_url, select
-from sqlalchemy.exc import ArgumentError, DBAPIError, NoSuchModuleError, SQLAlchemyError
+from sqlalchemy import URL, Connection, Engine, create_engine, make_url, select
+from sqlalchemy.exc import ArgumentError, DBAPIError, SQLAlchemyError
 from sqlalchemy.pool import QueuePool, StaticPool
 
 from ckptdb.catalog.schema import (
@@ -66,7 +66,8 @@ class Location:
             ``<root>/.ckptdb/catalog.db``. None when every path is stored absolute.
     """
 
-    url: str
+    # Not in the repr: it may hold a password.
+    url: str = field(repr=False)
     file: Path | None
     base: Path | None
 
@@ -119,16 +120,14 @@ def _locate_file(file: Path) -> Location:
 def _locate_url(choice: str) -> Location:
     try:
         url = make_url(choice)
-        url.get_dialect().import_dbapi()
+        backend = url.get_backend_name()
     except (ArgumentError, ValueError) as error:
-        raise CatalogUnusable(repr(choice), "it is not a valid database URL") from error
-    except (NoSuchModuleError, ImportError) as error:
-        shown = url.render_as_string(hide_password=True)
-        why = f"its driver is not installed ({error})"
-        raise CatalogUnusable(shown, why) from error
+        # Shown without the rest, which may hold a password in an unexpected place.
+        shown = choice.partition("://")[0] + "://..."
+        raise CatalogUnusable(shown, "it is not a valid database URL") from error
     shown = url.render_as_string(hide_password=True)
-    if url.get_backend_name() == "postgresql":
-        return Location(url=url.render_as_string(hide_password=False), file=None, base=None)
+    if backend == "postgresql":
+        return _locate_postgres(url)
     if url.drivername not in {"sqlite", "sqlite+pysqlite"}:
         raise CatalogUnusable(shown, "only SQLite and PostgreSQL are supported")
     if url.query:
@@ -138,6 +137,19 @@ def _locate_url(choice: str) -> Location:
     return _locate_file(Path(os.path.abspath(str(url.database))))
 
 
+def _locate_postgres(url: URL) -> Location:
+    shown = url.render_as_string(hide_password=True)
+    if url.drivername not in {"postgresql", "postgresql+psycopg"}:
+        raise CatalogUnusable(shown, "for PostgreSQL only the driver psycopg is supported")
+    try:
+        # Named, because what stands for "postgresql" alone differs between SQLAlchemy versions.
+        url = url.set(drivername="postgresql+psycopg")
+        url.get_dialect().import_dbapi()
+    except ImportError as error:
+        raise CatalogUnusable(shown, "its driver is missing; `pip install psycopg`") from error
+    return Location(url=url.render_as_string(hide_password=False), file=None, base=None)
+
+
 # --- opening and using ----------------------------------------------------------------------
 
 
@@ -145,7 +157,8 @@ class Database:
     """An open catalog: transactions, each on a connection of its own.
 
     Every error of SQLAlchemy and of the driver leaves `read` and `write` as a `CatalogError`.
-    Usable from several threads, and from a forked child, which gets connections of its own.
+    Usable from several threads, and from a forked child, which gets connections of its own
+    (unless it was forked while one was in use: then the file is unusable for it).
     Do not nest `read` and `write` in one thread: the inner one waits for the outer.
     """
 
@@ -306,9 +319,13 @@ class Database:
 
     @contextmanager
     def _session(self, engine: Engine, timeout_seconds: float) -> Iterator[Connection]:
-        with self._translated(), self._turn(timeout_seconds), engine.connect() as connection:
-            self._dialect.wait_at_most(connection, timeout_seconds)
-            yield connection
+        file = self.location.file
+        with self._translated(), self._turn(timeout_seconds), in_use(file):
+            # A new connection waits too, for it reads the schema.
+            self._dialect.patience.seconds = timeout_seconds
+            with engine.connect() as connection:
+                self._dialect.wait_at_most(connection, timeout_seconds)
+                yield connection
 
     @contextmanager
     def _translated(self) -> Iterator[None]:
@@ -411,6 +428,10 @@ def _identity(file: Path) -> tuple[int, int] | None:
     return found.st_dev, found.st_ino
 
 
+_SMALLEST_BYTES: Final = 512
+"""A SQLite database has at least one page."""
+
+
 def _exists(file: Path) -> bool:
     """Whether there is a file; one without a byte was never more than opened.
 
@@ -427,6 +448,9 @@ def _exists(file: Path) -> bool:
         raise CatalogUnusable(str(file), "it is a directory")
     if not stat.S_ISREG(found.st_mode):
         raise CatalogUnusable(str(file), "it is not a regular file")
+    if 0 < found.st_size < _SMALLEST_BYTES:
+        # SQLite takes it for an empty database and would write over it.
+        raise CatalogBroken(str(file), "it is shorter than any database")
     return found.st_size > 0
 
 
@@ -435,7 +459,7 @@ def _make_folder(file: Path) -> None:
         return
     try:
         file.parent.mkdir(exist_ok=True)
-    except (PermissionError, FileNotFoundError, OSError) as error:
+    except OSError as error:
         raise CatalogUnusable(str(file), error.strerror or str(error)) from error
 
 
@@ -517,6 +541,35 @@ _INHERITED: Final[list[object]] = []
 """What a child may neither use nor close. Closing it would roll back the parent's
 transaction, and collecting it would close it."""
 
+_IN_USE: Final[dict[object, Path]] = {}
+"""The files that connections of this process may hold locks on at this moment."""
+
+_LOST: Final[set[Path]] = set()
+"""The files that were in use at the fork that made this process. SQLite keeps a process's
+locks in memory, and a child inherits that memory but no lock: it would read without one and
+wait for ever to write."""
+
+
+@contextmanager
+def in_use(file: Path | None) -> Iterator[None]:
+    """Mark a file as possibly locked by this process, for children forked meanwhile.
+
+    Raises:
+        CatalogUnusable: This process was itself forked while the file was in use.
+    """
+    if file is None:
+        yield
+        return
+    if file in _LOST:
+        why = "it was in use when this process was forked; use it in the parent"
+        raise CatalogUnusable(str(file), why)
+    mark = object()
+    _IN_USE[mark] = file
+    try:
+        yield
+    finally:
+        _IN_USE.pop(mark, None)
+
 
 class _FileConnection(sqlite3.Connection):
     """A connection to a file; in a child that inherited it, it no longer does anything."""
@@ -538,11 +591,22 @@ class _FileConnection(sqlite3.Connection):
 
 
 def _forget_inherited() -> None:
+    _LOST.update(_IN_USE.values())
+    _IN_USE.clear()
     for connection in list(_CONNECTIONS):
         connection.inherited = True
-        _INHERITED.append(connection)
+        _keep_for_ever(connection)
     for database in list(_DATABASES):
         database._after_fork()  # noqa: SLF001 - this is its other half.
+
+
+def _keep_for_ever(connection: _FileConnection) -> None:
+    # The interpreter empties even global lists when it ends, and would close what is in them.
+    _INHERITED.append(connection)
+    with suppress(ImportError, AttributeError):
+        import ctypes
+
+        ctypes.pythonapi.Py_IncRef(ctypes.py_object(connection))
 
 
 os.register_at_fork(after_in_child=_forget_inherited)
@@ -551,8 +615,17 @@ os.register_at_fork(after_in_child=_forget_inherited)
 # --- where the databases differ -------------------------------------------------------------
 
 
+class _Patience(threading.local):
+    """How long a connection that this thread opens may wait."""
+
+    seconds = 5.0
+
+
 class _Dialect:
     """What `Database` asks of a kind of database."""
+
+    def __init__(self) -> None:
+        self.patience = _Patience()
 
     def engine(self) -> Engine:
         """Return the engine whose transactions write."""
@@ -595,6 +668,7 @@ class _Sqlite(_Dialect):
     """SQLite; with a rollback journal, which works on every file system and reads read-only."""
 
     def __init__(self, file: Path | None, *, create: bool, durable: bool) -> None:
+        super().__init__()
         self._file = file
         self._mode = "rwc" if create else "rw"
         self._durable = durable
@@ -624,6 +698,7 @@ class _Sqlite(_Dialect):
             raw = sqlite3.connect(
                 sqlite_uri(self._file, mode=self._mode),
                 uri=True,
+                timeout=max(self.patience.seconds, 0),
                 isolation_level=None,
                 check_same_thread=False,
                 factory=_FileConnection,
@@ -645,6 +720,7 @@ class _Sqlite(_Dialect):
         raw.execute(f"PRAGMA synchronous = {'FULL' if self._durable else 'OFF'}")
         with suppress(sqlite3.OperationalError):
             # Somebody made it WAL and it is in use, or it is read-only: as it is, then.
+            raw.execute("PRAGMA busy_timeout = 0")
             raw.execute("PRAGMA journal_mode = TRUNCATE")
 
     def wait_at_most(self, connection: Connection, seconds: float) -> None:
@@ -660,9 +736,10 @@ class _Sqlite(_Dialect):
         _raw(connection).execute("BEGIN IMMEDIATE")
 
     def before_commit(self, connection: Connection, deadline: float) -> None:
-        # A commit waits for readers.
-        left = deadline - time.monotonic()
-        self.wait_at_most(connection, max(left, 0.05))
+        # A commit waits for readers; it gets less time when the lock was long in coming.
+        left = max(deadline - time.monotonic(), 0.05)
+        if left < connection.connection.info["busy_timeout"] / 1000 - 0.05:
+            self.wait_at_most(connection, left)
 
     def opened(self) -> None:
         self._mode = "rw"
@@ -686,8 +763,11 @@ class _Sqlite(_Dialect):
             with closing(sqlite3.connect(unfinished)) as target, closing(self._connect()) as source:
                 source.backup(target)
             return unfinished.replace(copy)
+        except OSError as error:
+            raise CatalogUnusable(str(copy), error.strerror or str(error)) from error
         finally:
-            unfinished.unlink(missing_ok=True)
+            with suppress(OSError):
+                unfinished.unlink(missing_ok=True)
 
     def explain(self, error: BaseException, location: Location) -> CatalogError:
         where, why = str(location), str(error)
@@ -704,9 +784,18 @@ class _Sqlite(_Dialect):
             explained = CatalogLocked(where)
         elif kind == sqlite3.SQLITE_READONLY:
             explained = CatalogReadOnly(where)
-        elif kind == sqlite3.SQLITE_CANTOPEN and self._file and not self._file.exists():
-            explained = CatalogMissing(self._file)
+        elif kind == sqlite3.SQLITE_CANTOPEN and self._file is not None:
+            explained = _explain_cantopen(self._file, why)
         return explained
+
+
+def _explain_cantopen(file: Path, why: str) -> CatalogError:
+    if not file.exists():
+        return CatalogMissing(file)
+    if os.access(file, os.R_OK) and not os.access(file.parent, os.W_OK):
+        # The file could be written, but not without a journal beside it.
+        return CatalogReadOnly(str(file))
+    return CatalogUnusable(str(file), why)
 
 
 def _lacks_relation(why: str) -> bool:
@@ -727,6 +816,7 @@ class _Postgres(_Dialect):
     """PostgreSQL; a lock of ours makes its writers take turns as those of SQLite do."""
 
     def __init__(self, location: Location, *, durable: bool, timeout_seconds: float) -> None:
+        super().__init__()
         self._location = location
         self._durable = durable
         self._connect_seconds = max(math.ceil(timeout_seconds), 2)
@@ -767,6 +857,4 @@ class _Postgres(_Dialect):
             return CatalogLocked(where)
         if state == "25006":  # read_only_sql_transaction
             return CatalogReadOnly(where)
-        if state in {"42P01", "42703"}:  # undefined_table, undefined_column
-            return CatalogBroken(where, why)
         return CatalogUnusable(where, why)

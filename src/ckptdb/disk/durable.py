@@ -14,6 +14,7 @@ import stat
 import uuid
 from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -31,9 +32,14 @@ class ExchangeUnsupported(Exception):  # noqa: N818  # a signal to the caller, n
 
 def fsync(path: Path) -> None:
     """Make one file or directory durable."""
-    handle = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
+    # A run may be reached through a symlink; O_NONBLOCK, should a FIFO have taken the name.
+    handle = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
     try:
         os.fsync(handle)
+    except OSError as error:
+        # Some network file systems cannot flush a directory, and keep names durable themselves.
+        if error.errno not in _UNSUPPORTED or not stat.S_ISDIR(os.fstat(handle).st_mode):
+            raise
     finally:
         os.close(handle)
 
@@ -129,20 +135,40 @@ def exchange(one: Path, other: Path) -> None:
 def remove_tree(path: Path) -> None:
     """Remove a directory and all below it; symlinks are removed, not followed.
 
-    Directories that forbid it are made writable first: a trash must be emptiable.
+    Directories that forbid it are made writable first: a trash must be emptiable. What another
+    process removes at the same time is not missed.
     """
-    if not stat.S_ISDIR(path.lstat().st_mode):
+    if stat.S_ISDIR(path.lstat().st_mode):
+        _remove_folder(os.fspath(path), None)
+    else:
         path.unlink()
-        return
-    path.chmod(stat.S_IRWXU)
-    with os.scandir(path) as listing:
-        entries = list(listing)
-    for entry in entries:
-        if entry.is_dir(follow_symlinks=False):
-            remove_tree(Path(entry.path))
-        else:
-            os.unlink(entry.path)
-    path.rmdir()
+
+
+def _remove_folder(name: str, parent: int | None) -> None:
+    # By handle, not by path: a symlink put in a directory's place must not lead elsewhere.
+    handle = _open_folder(name, parent)
+    try:
+        os.fchmod(handle, stat.S_IRWXU)
+        with os.scandir(handle) as listing:
+            entries = list(listing)
+        for entry in entries:
+            with suppress(FileNotFoundError):
+                if entry.is_dir(follow_symlinks=False):
+                    _remove_folder(entry.name, handle)
+                else:
+                    os.unlink(entry.name, dir_fd=handle)
+    finally:
+        os.close(handle)
+    os.rmdir(name, dir_fd=parent)
+
+
+def _open_folder(name: str, parent: int | None) -> int:
+    flags = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
+    try:
+        return os.open(name, flags, dir_fd=parent)
+    except PermissionError:
+        os.chmod(name, stat.S_IRWXU, dir_fd=parent)
+        return os.open(name, flags, dir_fd=parent)
 
 
 def _load_renameat2() -> Any:

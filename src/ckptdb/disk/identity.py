@@ -136,14 +136,7 @@ def find_root(directory: Path) -> Path | None:
     Only a marker owned by this user or by root counts: on a shared disk nobody else may
     choose where one's history goes.
     """
-    for folder in (directory, *directory.parents):
-        try:
-            owner = (hidden(folder) / _ROOT).lstat().st_uid
-        except OSError:
-            continue
-        if owner in (os.geteuid(), 0):
-            return folder
-    return None
+    return next((f for f in (directory, *directory.parents) if _is_marked(f)), None)
 
 
 def mark_root(directory: Path, *, make_durable: bool = True) -> None:
@@ -162,7 +155,7 @@ def unmark_root(directory: Path) -> None:
 
 def is_root(directory: Path) -> bool:
     """Tell whether this very directory is marked as a root."""
-    return find_root(directory) == directory
+    return _is_marked(directory)
 
 
 def derive_checkpoint_uuid(*facts: object) -> str:
@@ -232,6 +225,14 @@ def find_writer(folder: Path) -> Writer | None:
         )
     except (UnreadableInfo, KeyError, TypeError, ValueError, AttributeError):
         return None
+
+
+def _is_marked(directory: Path) -> bool:
+    try:
+        owner = (hidden(directory) / _ROOT).lstat().st_uid
+    except OSError:
+        return False
+    return owner in (os.geteuid(), 0)
 
 
 def _exists(pid: int) -> bool:

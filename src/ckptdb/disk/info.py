@@ -26,6 +26,11 @@ _MAX_NODES = 1_000_000
 _MAX_CONFIG_BYTES = 8 * 1024 * 1024
 _MAX_CONFIG_NODES = 100_000
 
+_MAX_INT_BITS = 14_000
+"""Python turns larger ones into text only on request, which JSON then does not make."""
+# What PyYAML lets escape for a scalar that its tag does not fit, like `!!int ""`.
+_CONSTRUCTION = (ValueError, LookupError, AttributeError, TypeError, ArithmeticError)
+
 # The C versions are ten times faster; PyYAML built without libyaml has only the others.
 _Loader: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 _Dumper: Any = getattr(yaml, "CSafeDumper", yaml.SafeDumper)
@@ -42,10 +47,24 @@ def dump_info(info: Mapping[str, Any]) -> bytes:
     faults += [f"key {key!r} is a {type(key).__name__}" for key in info if not _is_key(key)]
     if not faults:
         try:
-            return json.dumps(plain).encode()
-        except (TypeError, ValueError) as error:  # what only the encoder can see, e.g. a cycle
+            content = json.dumps(plain).encode()
+        except (TypeError, ValueError) as error:  # what only the encoder can see, e.g. a huge int
             faults.append(str(error))
+        else:
+            if len(content) <= MAX_BYTES:
+                return content
+            faults.append(f"its {len(content)} bytes are more than {MAX_BYTES}")
     raise UnwritableInfo("training_info", faults)
+
+
+def plain_numbers(values: Mapping[str, Any]) -> dict[str, Any]:
+    """Return values with the scalars of numpy and torch as numbers.
+
+    Raises:
+        UnwritableInfo: Names every key whose value no JSON file can keep.
+    """
+    content: dict[str, Any] = json.loads(dump_info(values))
+    return content
 
 
 def dump_config(config: object) -> bytes:
@@ -100,7 +119,9 @@ def find_config(folder: Path) -> dict[str, Any] | None:
             content = yaml.load(read_regular(folder / name, _MAX_CONFIG_BYTES), Loader=_Loader)
         except UnreadableInfo:
             continue
-        except (yaml.YAMLError, RecursionError, ValueError):
+        except (yaml.YAMLError, RecursionError, *_CONSTRUCTION):
+            return None
+        if not isinstance(content, dict):
             return None
         # A few aliases can stand for billions of values: count them while unfolding.
         try:
@@ -211,7 +232,9 @@ def _fits(value: object) -> bool:
 
 def _json_values(value: Any, budget: list[int], depth: int) -> Any:
     budget[0] -= 1
-    if budget[0] < 0 or depth > _MAX_DEPTH:
+    if budget[0] < 0 or depth > _MAX_DEPTH + 1:  # the values of the deepest mapping count too
+        raise OverflowError
+    if isinstance(value, int) and value.bit_length() > _MAX_INT_BITS:
         raise OverflowError
     if isinstance(value, float) and not math.isfinite(value):
         return "NaN" if math.isnan(value) else ("Infinity" if value > 0 else "-Infinity")

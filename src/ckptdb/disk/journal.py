@@ -13,10 +13,10 @@ import os
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
-from ckptdb.disk import durable
-from ckptdb.records import Annotations, Checkpoint, Metric, Run
+from ckptdb.disk import durable, names
+from ckptdb.records import Annotations, Checkpoint, Metric, Run, is_storable
 
 Gone = Literal["deleted", "replaced", "discarded", "vanished"]
 _GONE = ("deleted", "replaced", "discarded", "vanished")
@@ -110,6 +110,8 @@ def read(hidden: Path, run: Run) -> Facts:
     for fact in _facts(hidden):
         if fact.kind in _GONE:
             ends[fact.uuid] = fact
+        elif fact.kind == "reappeared":
+            ends.pop(fact.uuid, None)
         else:
             notes.setdefault(fact.uuid, _Notes()).add(fact)
     annotations = {uuid: note.result() for uuid, note in notes.items()}
@@ -157,29 +159,50 @@ def _parse(line: bytes) -> Fact | None:
         at, kind, uuid = content.pop("at"), content.pop("fact"), content.pop("uuid")
     except (ValueError, RecursionError, KeyError, AttributeError, TypeError):
         return None
-    if not all(isinstance(text, str) for text in (at, kind, uuid)):
+    if not all(_is_text(text) for text in (at, kind, uuid)):
         return None
     return Fact(at, kind, uuid, content)
 
 
 def _buried(run: Run, fact: Fact) -> Checkpoint | None:
     record, reason = fact.details.get("record"), fact.details.get("reason")
-    if not isinstance(record, dict):
+    if not isinstance(record, dict) or not _is_text(reason) or not _is_sound(record):
         return None
-    try:
-        step = int(record["step"])
-        return Checkpoint(
-            run_uuid=run.uuid,
-            run=run.name,
-            uuid=fact.uuid,
-            path=run.directory / f"step_{step}",
-            status="deleted",
-            deleted_at=fact.at,
-            deleted_reason=str(reason),
-            **{**{name: record[name] for name in _RECORD}, "step": step},
-        )
-    except (KeyError, TypeError, ValueError):
-        return None
+    return Checkpoint(
+        run_uuid=run.uuid,
+        run=run.name,
+        uuid=fact.uuid,
+        path=run.directory / names.final_name(record["step"]),
+        status="deleted",
+        deleted_at=fact.at,
+        deleted_reason=reason,
+        **{name: record[name] for name in _RECORD},
+    )
+
+
+def _is_sound(record: Mapping[str, Any]) -> bool:
+    """A line written by other hands must not make every later reconcile fail."""
+    numbers = [record.get(name) for name in ("size_bytes", "file_count")]
+    texts = [record.get(name) for name in ("finalized_at", "parent", "problem")]
+    metrics = record.get("metrics")
+    return (
+        set(_RECORD) <= set(record)
+        and _is_count(record["step"])
+        and _is_text(record["created_at"])
+        and all(number is None or _is_count(number) for number in numbers)
+        and all(text is None or isinstance(text, str) for text in texts)
+        and isinstance(record["info"], dict)
+        and isinstance(metrics, dict)
+        and all(_is_text(k) and (v is None or _finite(v) is not None) for k, v in metrics.items())
+    )
+
+
+def _is_count(number: object) -> bool:
+    return isinstance(number, int) and not isinstance(number, bool) and 0 <= number < 2**63
+
+
+def _is_text(text: object) -> bool:
+    return isinstance(text, str) and is_storable(text)
 
 
 class _Notes:
@@ -196,20 +219,21 @@ class _Notes:
             self.pinned = fact.kind == "pin"
         elif fact.kind == "note":
             text = fact.details.get("text")
-            self.notes = text if isinstance(text, str) else None
+            self.notes = cast("str", text) if _is_text(text) else None
         elif fact.kind in ("tag", "untag", "metric"):
             self._add_named(fact, fact.details.get("name"))
 
     def _add_named(self, fact: Fact, name: object) -> None:
-        if not isinstance(name, str):
+        if not isinstance(name, str) or not is_storable(name):
             return
         if fact.kind == "tag":
             self.tags[name] = fact.at
         elif fact.kind == "untag":
             self.tags.pop(name, None)
         else:
-            value = _finite(fact.details.get("value"))
-            self.late[name] = Metric(name, value, str(fact.details.get("source")), fact.at)
+            value, source = _finite(fact.details.get("value")), fact.details.get("source")
+            if _is_text(source):
+                self.late[name] = Metric(name, value, str(source), fact.at)
 
     def result(self) -> Annotations:
         late = tuple(self.late[name] for name in sorted(self.late))
@@ -219,6 +243,10 @@ class _Notes:
 def _finite(value: object) -> float | None:
     if isinstance(value, bool) or not isinstance(value, int | float):
         return None
-    return float(value) if math.isfinite(value) else None
+    try:
+        number = float(value)
+    except OverflowError:
+        return None
+    return number if math.isfinite(number) else None
 
 

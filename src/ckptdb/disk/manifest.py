@@ -5,7 +5,9 @@ It is written last. Its presence says that all it lists was durable before it.
 
 from __future__ import annotations
 
+import errno
 import os
+import stat
 import uuid
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
@@ -14,6 +16,7 @@ from pathlib import Path
 from ckptdb.disk import durable, names
 from ckptdb.disk.info import load_json
 from ckptdb.errors import UnreadableInfo
+from ckptdb.records import is_storable
 
 _OWN = frozenset({names.MANIFEST, names.WRITER})
 
@@ -87,12 +90,14 @@ def verify(folder: Path, manifest: Manifest) -> str | None:
     faults = []
     for name, size in manifest.files.items():
         try:
-            found = os.lstat(folder / name).st_size
+            found = os.lstat(folder / name)
         except OSError as error:
             faults.append(f"{name}: {error.strerror}")
             continue
-        if found < size:
-            faults.append(f"{name}: {found} of {size} bytes")
+        if stat.S_ISDIR(found.st_mode):
+            faults.append(f"{name}: {os.strerror(errno.EISDIR)}")
+        elif found.st_size < size:
+            faults.append(f"{name}: {found.st_size} of {size} bytes")
     if not faults:
         return None
     more = f" and {len(faults) - 3} more" if len(faults) > 3 else ""  # noqa: PLR2004  # a line
@@ -100,16 +105,21 @@ def verify(folder: Path, manifest: Manifest) -> str | None:
 
 
 def _sound(manifest: Manifest) -> bool:
+    times = (manifest.created_at, manifest.finalized_at)
     optional = (manifest.parent, manifest.replaces)
     return (
         _is_uuid(manifest.uuid)
-        and isinstance(manifest.created_at, str)
-        and isinstance(manifest.finalized_at, str)
-        and all(text is None or isinstance(text, str) for text in optional)
-        and isinstance(manifest.step, int)
+        and all(_is_text(text) for text in times)
+        and all(text is None or _is_text(text) for text in optional)
+        and _is_size(manifest.step)
         and isinstance(manifest.files, dict)
         and all(_safe(name) and _is_size(size) for name, size in manifest.files.items())
+        and _is_size(manifest.size_bytes)
     )
+
+
+def _is_text(text: object) -> bool:
+    return isinstance(text, str) and is_storable(text)
 
 
 def _is_uuid(text: object) -> bool:
@@ -121,9 +131,14 @@ def _is_uuid(text: object) -> bool:
 
 
 def _is_size(size: object) -> bool:
-    return isinstance(size, int) and not isinstance(size, bool) and size >= 0
+    return isinstance(size, int) and not isinstance(size, bool) and 0 <= size < 2**63
 
 
 def _safe(name: str) -> bool:
-    # A listed name is joined to the directory: it must not lead out of it.
-    return bool(name) and not name.startswith("/") and ".." not in name.split("/")
+    # A listed name is joined to the directory: it must be a path, and not lead out of it.
+    try:
+        os.fsencode(name)
+    except UnicodeEncodeError:
+        return False
+    inside = not name.startswith("/") and ".." not in name.split("/")
+    return bool(name) and "\0" not in name and inside

@@ -320,6 +320,36 @@ def find_uuid(who: Identity, path: Path, step: int) -> str | None:
     return _uuid(who, found, step, raw)
 
 
+def is_run(directory: Path) -> bool:
+    """Tell whether a directory holds checkpoints, ours or NeMo-RL's."""
+    return _sort_folders(directory)[0]
+
+
+def _sort_folders(top: Path) -> tuple[bool, list[str]]:
+    """Whether a directory is a run, and the names below it that may lead to other runs."""
+    try:
+        with os.scandir(top) as listing:
+            folders = sorted(e.name for e in listing if e.is_dir(follow_symlinks=False))
+    except PermissionError:
+        return False, []
+    below, found = [], (identity.hidden(top) / "run.json").is_file()
+    for name in folders:
+        if names.find_final_step(name) is not None or names.find_tmp_step(name) is not None:
+            found = found or (top / name / names.INFO).is_file()
+        elif not name.startswith(".") and names.find_old(name) is None:
+            below.append(name)
+    return found, below
+
+
+def age_seconds(folder: Path) -> float:
+    """Return how long ago anything directly in a directory, or the directory, last changed."""
+    newest = os.lstat(folder).st_mtime
+    with os.scandir(folder) as listing:
+        for entry in listing:
+            newest = max(newest, entry.stat(follow_symlinks=False).st_mtime)
+    return time.time() - newest
+
+
 def list_finals(directory: Path) -> list[tuple[int, Path]]:
     """Return step and path of everything published in a directory, by step."""
     try:
@@ -339,29 +369,22 @@ def list_trash(directory: Path) -> tuple[Leftover, ...]:
     return tuple(Leftover(trash / name, *found) for name, found in parsed if found)
 
 
-def find_runs(top: Path) -> Iterator[Path]:
+def find_runs(top: Path, *, other_roots: bool = False) -> Iterator[Path]:
     """Yield every run at or below ``top``, in order of path.
 
     A run has a run.json of ours, or a ``step_N`` or ``tmp_step_N`` with a training_info.json.
-    Checkpoints, hidden folders, symlinks and other roots are not searched.
+    Checkpoints, hidden folders and symlinks are not searched.
+
+    Args:
+        top: Where to begin.
+        other_roots: Also search directories that are roots of their own.
     """
-    try:
-        with os.scandir(top) as listing:
-            folders = sorted(e.name for e in listing if e.is_dir(follow_symlinks=False))
-    except PermissionError:
-        return
-    below, ours = [], False
-    for name in folders:
-        step = names.find_final_step(name)
-        step = names.find_tmp_step(name) if step is None else step
-        if step is not None:
-            ours = ours or (top / name / names.INFO).is_file()
-        elif not name.startswith(".") and names.find_old(name) is None:
-            below.append(name)
-    if ours or (identity.hidden(top) / "run.json").is_file():
+    found, below = _sort_folders(top)
+    if found:
         yield top
     for name in below:
-        yield from find_runs(top / name)
+        if other_roots or not identity.is_root(top / name):
+            yield from find_runs(top / name, other_roots=other_roots)
 
 
 # --- reading one directory --------------------------------------------------------------

@@ -1,0 +1,184 @@
+"""Commands that add to or take from what is kept: pin, tag, log, rm, gc, forget."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import click
+
+from ckptdb.cli.ask import Session, metric_option, mode_option, run_option
+from ckptdb.cli.output import echo_json, human_bytes, print_table
+from ckptdb.records import Checkpoint, Mode
+from ckptdb.retention import Policy
+from ckptdb.upkeep import Collected
+
+step_argument = click.argument("step", type=click.IntRange(0))
+dry_run_option = click.option("--dry-run", is_flag=True, help="Only say what would go.")
+plan_option = click.option(
+    "-o", "--output", "form", type=click.Choice(["table", "json"]), default="table"
+)
+
+
+@click.command()
+@step_argument
+@click.option("--note", help="Why it is kept.")
+@run_option
+@click.pass_obj
+def pin(session: Session, step: int, note: str | None, run: str | None) -> None:
+    """Keep the checkpoint at STEP whatever retention says."""
+    with session.open() as registry:
+        _say(registry.pin(run, step, note=note), "pinned")
+
+
+@click.command()
+@step_argument
+@run_option
+@click.pass_obj
+def unpin(session: Session, step: int, run: str | None) -> None:
+    """Leave the checkpoint at STEP to retention again."""
+    with session.open() as registry:
+        _say(registry.unpin(run, step), "not pinned any more")
+
+
+@click.command()
+@step_argument
+@click.argument("name")
+@run_option
+@click.pass_obj
+def tag(session: Session, step: int, name: str, run: str | None) -> None:
+    """Give the checkpoint at STEP the tag NAME."""
+    with session.open() as registry:
+        _say(registry.tag(run, step, name), f"tagged {name}")
+
+
+@click.command()
+@step_argument
+@click.argument("name")
+@run_option
+@click.pass_obj
+def untag(session: Session, step: int, name: str, run: str | None) -> None:
+    """Take the tag NAME from the checkpoint at STEP."""
+    with session.open() as registry:
+        _say(registry.untag(run, step, name), f"without the tag {name}")
+
+
+@click.command()
+@step_argument
+@click.argument("values", nargs=-1, required=True, metavar="NAME=VALUE...")
+@click.option("--source", default="cli", show_default=True, help="Who measured it.")
+@run_option
+@click.pass_obj
+def log(
+    session: Session, step: int, values: tuple[str, ...], source: str, run: str | None
+) -> None:
+    """Record metrics measured after the save: ckptdb log 100 mmlu=0.61 --source lm-eval."""
+    numbers = dict(_number(text) for text in values)
+    with session.open() as registry:
+        found = registry.log_metrics(run, step, numbers, source=source)
+        _say(found, "has " + ", ".join(values))
+
+
+@click.command()
+@click.argument("steps", type=click.IntRange(0), nargs=-1, required=True, metavar="STEP...")
+@run_option
+@click.option("--force", is_flag=True, help="Also pinned ones.")
+@dry_run_option
+@plan_option
+@click.pass_obj
+def rm(  # noqa: PLR0913  # one parameter an option
+    session: Session,
+    steps: tuple[int, ...],
+    run: str | None,
+    form: str,
+    *,
+    force: bool,
+    dry_run: bool,
+) -> None:
+    """Delete the checkpoints at the given steps: all of them, or none."""
+    with session.open() as registry:
+        _print_plans([registry.remove(steps, run=run, force=force, dry_run=dry_run)], form)
+
+
+@click.command()
+@run_option
+@click.option("--keep-top-k", type=click.IntRange(0), help="Keep so many of the best.")
+@click.option("--keep-latest", type=click.IntRange(0), help="Keep so many of the newest.")
+@click.option("--save-period", type=click.IntRange(1), default=1, show_default=True)
+@metric_option
+@mode_option
+@dry_run_option
+@plan_option
+@click.pass_obj
+def gc(  # noqa: PLR0913, PLR0917  # one parameter an option
+    session: Session,
+    run: str | None,
+    keep_top_k: int | None,
+    keep_latest: int | None,
+    save_period: int,
+    metric: str | None,
+    mode: Mode | None,
+    form: str,
+    *,
+    dry_run: bool,
+) -> None:
+    """Remove what crashes left, and what the given limits do not keep.
+
+    Without --keep-top-k and --keep-latest no published checkpoint goes. Of steps divisible by
+    --save-period the best are kept; the latest and pinned ones always are.
+    """
+    if metric is not None and mode is None:
+        raise click.UsageError("--metric needs --mode min or --mode max.")
+    policy = Policy(save_period, keep_top_k, keep_latest, metric, mode or "min")
+    with session.open() as registry:
+        _print_plans(registry.gc(policy, run=run, dry_run=dry_run), form)
+
+
+@click.command()
+@click.argument("run")
+@click.pass_obj
+def forget(session: Session, run: str) -> None:
+    """Drop RUN from the catalog; its directory is not touched."""
+    with session.open() as registry:
+        gone = registry.forget(run)
+    click.echo(f"{gone.name} is out of the catalog; {gone.directory} was not touched.")
+
+
+COMMANDS = (pin, unpin, tag, untag, log, rm, gc, forget)
+
+
+def _say(checkpoint: Checkpoint, what: str) -> None:
+    click.echo(f"{checkpoint.run} step {checkpoint.step}: {what}")
+
+
+def _number(text: str) -> tuple[str, float]:
+    name, equals, value = text.rpartition("=")
+    try:
+        number = float(value)
+    except ValueError:
+        equals = ""
+        number = 0.0
+    if not equals or not name:
+        raise click.BadParameter(f"{text!r} is not NAME=NUMBER", param_hint="NAME=VALUE")
+    return name, number
+
+
+def _print_plans(plans: Sequence[Collected], form: str) -> None:
+    if form == "json":
+        echo_json([plan.as_dict() for plan in plans])
+        return
+    for plan in plans:
+        _print_plan(plan)
+
+
+def _print_plan(plan: Collected) -> None:
+    gone = "gone" if plan.applied else "would go"
+    rows = [
+        [str(d.step), "keep" if d.keep else gone, human_bytes(d.size_bytes), d.reason]
+        for d in plan.decisions
+    ]
+    rows += [[str(left.step), gone, human_bytes(left.size_bytes), left.kind]
+             for left in plan.leftovers]  # fmt: skip
+    if rows:
+        print_table(["step", "", "size", "why"], rows)
+    verb = "freed" if plan.applied else "would be freed"
+    click.echo(f"{plan.run}: {human_bytes(plan.freed_bytes)} {verb}.")

@@ -1,0 +1,56 @@
+"""Commands about the catalog itself: db path, db status, db upgrade."""
+
+from __future__ import annotations
+
+import click
+
+from ckptdb.cli.ask import Session
+from ckptdb.cli.output import echo_json, echo_path, human_bytes, print_table
+from ckptdb.errors import CatalogMissing
+
+
+@click.group()
+def db() -> None:
+    """Look after the catalog itself."""
+
+
+@db.command()
+@click.pass_obj
+def path(session: Session) -> None:
+    """Print where the catalog is, alone."""
+    with session.open() as registry:
+        if not registry.status().exists:
+            raise CatalogMissing(registry.location.base or str(registry.location))
+        echo_path(registry.location)
+
+
+@db.command()
+@click.option("-o", "--output", "form", type=click.Choice(["table", "json"]), default="table")
+@click.pass_obj
+def status(session: Session, form: str) -> int:
+    """Show revision, size and integrity of the catalog. Exits 1 when it is not sound."""
+    with session.open() as registry:
+        found = registry.status()
+    if form == "json":
+        echo_json(found.as_dict())
+    else:
+        shown = found.as_dict() | {"size_bytes": human_bytes(found.size_bytes)}
+        print_table(["", ""], ([name, str(value)] for name, value in shown.items()))
+    if not found.exists:
+        raise CatalogMissing(found.location)
+    return 0 if found.integrity == "ok" else 1
+
+
+@db.command()
+@click.pass_obj
+def upgrade(session: Session) -> None:
+    """Bring an older catalog to this version's schema; a copy is kept beside it."""
+    with session.open() as registry:
+        before, after, copy = registry.upgrade()
+    if before == after:
+        click.echo(f"The catalog is at revision {after} already.")
+    else:
+        click.echo(f"Upgraded from revision {before} to {after}; the old one is {copy}.")
+
+
+COMMANDS = (db,)

@@ -1,0 +1,122 @@
+"""The ``ckptdb`` command: what all subcommands share, and how errors end."""
+
+from __future__ import annotations
+
+import os
+import sys
+import traceback
+import warnings
+from collections.abc import Sequence
+from dataclasses import dataclass
+from importlib.metadata import version
+from typing import Final, TextIO
+
+import click
+
+from ckptdb.cli import ask, change, database, tend
+from ckptdb.cli.output import clean
+from ckptdb.errors import (
+    CatalogForeign,
+    CatalogLocked,
+    CatalogMissing,
+    CatalogTooNew,
+    CkptdbError,
+    RunLocked,
+)
+from ckptdb.registry import Registry
+
+EXIT_CODES: Final[dict[type[CkptdbError], int]] = {
+    CatalogMissing: 10,
+    CatalogLocked: 11,
+    RunLocked: 11,
+    CatalogTooNew: 12,
+    CatalogForeign: 12,
+}
+"""What an error ends with; every other one ends with 1, wrong usage with 2."""
+
+
+@dataclass(slots=True)
+class Session:
+    """What was chosen before the subcommand."""
+
+    directory: str
+    catalog: str | None
+
+    def open(self) -> Registry:
+        """Open the registry that the command is about."""
+        return Registry.open(self.directory, catalog=self.catalog)
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"]})
+@click.option("-C", "directory", default=".", metavar="DIR", help="Run as if started in DIR.")
+@click.option("--catalog", metavar="PATH|URL", help="Use this catalog instead of the one found.")
+@click.option("--debug", is_flag=True, help="Show where an error comes from.")
+@click.version_option(version("ckptdb"), prog_name="ckptdb")
+@click.pass_context
+def cli(context: click.Context, directory: str, catalog: str | None, *, debug: bool) -> None:
+    """Ask, check and tend the checkpoints of training runs.
+
+    Works from inside a run or a root, like git.
+
+    \b
+    Exit codes: 0 fine, 1 error, 2 wrong usage, 3 drift found, 4 partly done,
+    10 no catalog here, 11 locked, 12 catalog too new or not ours.
+    """
+    del debug  # main() looks for it before anything can fail
+    context.obj = Session(directory, catalog)
+
+
+for command in (*ask.COMMANDS, *change.COMMANDS, *tend.COMMANDS, *database.COMMANDS):
+    cli.add_command(command)
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Run the command line and exit with its code."""
+    given = list(sys.argv[1:] if arguments is None else arguments)
+    warnings.showwarning = _show_warning
+    try:
+        code = cli.main(given, prog_name="ckptdb", standalone_mode=False)
+        sys.stdout.flush()
+    except BrokenPipeError:
+        # Whoever read our output has seen enough; Python must not complain at exit either.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        code = 0
+    except Exception as error:  # noqa: BLE001  # the one place where every error ends
+        code = _report(error, debug="--debug" in given)
+    sys.exit(code if isinstance(code, int) else 0)
+
+
+def _report(error: Exception, *, debug: bool) -> int:
+    if debug:
+        traceback.print_exception(error)
+    if isinstance(error, click.Abort):
+        click.echo("Stopped.", err=True)
+        return 1
+    if isinstance(error, click.ClickException):
+        error.show()
+        return error.exit_code
+    if isinstance(error, CkptdbError):
+        _say(str(error))
+        return next((c for kind, c in EXIT_CODES.items() if isinstance(error, kind)), 1)
+    if isinstance(error, OSError):
+        where = f"{error.filename}: " if error.filename else ""
+        _say(f"{where}{error.strerror or error}; nothing else was changed.")
+        return 1
+    _say(f"This is a bug in ckptdb ({error!r}); run again with --debug and report it.")
+    return 1
+
+
+def _say(sentence: str) -> None:
+    click.echo(f"ckptdb: {clean(sentence)}", err=True)
+
+
+def _show_warning(
+    message: Warning | str,
+    category: type[Warning],
+    filename: str,
+    lineno: int,
+    file: TextIO | None = None,
+    line: str | None = None,
+) -> None:
+    del category, filename, lineno, file, line
+    click.echo(f"warning: {clean(message)}", err=True)

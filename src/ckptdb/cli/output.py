@@ -1,0 +1,235 @@
+"""How answers are printed: tables for people, JSON, CSV and Markdown for everything else.
+
+Names, paths and reasons come from anybody's disk: what a terminal would obey is shown, not sent.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import os
+import sys
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any, TypeVar
+
+import click
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from ckptdb.records import Checkpoint
+
+FORMATS = ("table", "json", "jsonl", "csv", "tsv", "md")
+_Function = TypeVar("_Function", bound=Callable[..., Any])
+_UNITS = ("B", "kB", "MB", "GB", "TB", "PB")
+_UNWRAPPED_COLUMNS = 100_000
+_FIELDS = (
+    "run", "step", "status", "path", "size_bytes", "file_count", "created_at", "finalized_at",
+    "deleted_at", "deleted_reason", "pinned", "tags", "notes", "problem",
+)  # fmt: skip
+
+Row = Sequence[Any]
+
+
+def output_option(function: _Function) -> _Function:
+    """Add ``-o FORMAT`` to a command."""
+    return click.option(
+        "-o",
+        "--output",
+        "form",
+        type=click.Choice(FORMATS),
+        default="table",
+        show_default=True,
+        help="How to print the answer.",
+    )(function)
+
+
+def clean(value: object) -> str:
+    """Return a value as text that no terminal obeys: control characters are spelled out."""
+    text = "" if value is None else str(value)
+    return "".join(
+        c if c.isprintable() else c.encode("unicode_escape", "surrogatepass").decode()
+        for c in text
+    )
+
+
+def human_bytes(size: float | None) -> str:
+    """Return a size in bytes with a decimal unit, e.g. ``1.2 GB``."""
+    if size is None:
+        return ""
+    unit = 0
+    while size >= 1000 and unit < len(_UNITS) - 1:  # noqa: PLR2004  # decimal units
+        size, unit = size / 1000, unit + 1
+    return f"{size:.0f} B" if unit == 0 else f"{size:.1f} {_UNITS[unit]}"
+
+
+def number(value: object) -> str:
+    """Return a metric's value short enough for a table."""
+    return "" if value is None else f"{value:.6g}" if isinstance(value, float) else clean(value)
+
+
+def console(*, stderr: bool = False) -> Console:
+    """Return a console without colour, and without line breaks, where nobody looks."""
+    stream = sys.stderr if stderr else sys.stdout
+    terminal = stream.isatty()
+    return Console(
+        file=stream,
+        highlight=False,
+        no_color=bool(os.environ.get("NO_COLOR")) or not terminal,
+        width=None if terminal else _UNWRAPPED_COLUMNS,
+        soft_wrap=False,
+    )
+
+
+def echo_path(path: object) -> None:
+    """Print one path alone, byte for byte, so that a shell can use it."""
+    click.echo(os.fsencode(str(path)))
+
+
+def echo_json(content: object) -> None:
+    """Print an indented JSON document."""
+    click.echo(json.dumps(content, indent=2))
+
+
+def print_rows(columns: Sequence[str], rows: Iterable[Row], form: str) -> None:
+    """Print rows in one of `FORMATS`."""
+    if form in ("json", "jsonl"):
+        print_records([dict(zip(columns, row, strict=True)) for row in rows], form)
+    elif form in ("csv", "tsv"):
+        _print_separated(columns, rows, "," if form == "csv" else "\t")
+    elif form == "md":
+        _print_markdown(columns, rows)
+    else:
+        print_table(columns, ([number(value) for value in row] for row in rows))
+
+
+def print_records(records: Sequence[dict[str, Any]], form: str) -> None:
+    """Print mappings as a JSON list or as one JSON object a line."""
+    if form == "json":
+        echo_json(records)
+        return
+    for record in records:
+        click.echo(json.dumps(record))
+
+
+def print_table(columns: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
+    """Print a table for people; numbers are on the right."""
+    found = [list(row) for row in rows]
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    for index, name in enumerate(columns):
+        numeric = bool(found) and all(_is_number(row[index]) for row in found)
+        table.add_column(clean(name), justify="right" if numeric else "left", overflow="fold")
+    for row in found:
+        table.add_row(*(Text(clean(value)) for value in row))
+    console().print(table)
+
+
+def print_checkpoints(found: Sequence[Checkpoint], form: str, *, metric: str | None) -> None:
+    """Print checkpoints: whole records as JSON, the columns people look for in a table."""
+    if form in ("json", "jsonl"):
+        print_records([checkpoint.as_dict() for checkpoint in found], form)
+        return
+    if form == "table":
+        _print_checkpoint_table(found, metric)
+        return
+    metrics = sorted({name for checkpoint in found for name in checkpoint.metrics})
+    columns = (*_FIELDS, *metrics)
+    rows = (
+        [
+            *(_flat(getattr(checkpoint, name)) for name in _FIELDS),
+            *(checkpoint.metrics.get(name) for name in metrics),
+        ]
+        for checkpoint in found
+    )
+    print_rows(columns, rows, form)
+
+
+def describe(checkpoint: Checkpoint) -> list[tuple[str, str]]:
+    """Return what there is to say about a checkpoint, one line each."""
+    lines = [
+        ("run", checkpoint.run),
+        ("step", str(checkpoint.step)),
+        ("status", checkpoint.status),
+        ("path", str(checkpoint.path)),
+        ("uuid", checkpoint.uuid),
+        ("size", f"{human_bytes(checkpoint.size_bytes)} in {checkpoint.file_count} files"),
+        ("created", checkpoint.created_at),
+        ("finalized", checkpoint.finalized_at or ""),
+        ("deleted", checkpoint.deleted_at or ""),
+        ("reason", checkpoint.deleted_reason or ""),
+        ("parent", checkpoint.parent or ""),
+        ("pinned", "yes" if checkpoint.pinned else ""),
+        ("tags", ", ".join(checkpoint.tags)),
+        ("notes", checkpoint.notes or ""),
+        ("problem", checkpoint.problem or ""),
+    ]
+    if checkpoint.size_bytes is None:
+        lines = [line for line in lines if line[0] != "size"]
+    for name, value in checkpoint.metrics.items():
+        late = checkpoint.late.get(name)
+        origin = f"  ({late.source}, {late.reported_at})" if late else ""
+        shown = "not finite" if value is None else number(value)
+        lines.append((f"metric {name}", f"{shown}{origin}"))
+    return [(name, text) for name, text in lines if text]
+
+
+def _print_checkpoint_table(found: Sequence[Checkpoint], metric: str | None) -> None:
+    several = len({checkpoint.run_uuid for checkpoint in found}) > 1
+    columns = [
+        *(["run"] if several else []), "step", "status", *([metric] if metric else []),
+        "size", "finalized", "marks", "path",
+    ]  # fmt: skip
+    rows = (
+        [
+            *([checkpoint.run] if several else []),
+            str(checkpoint.step),
+            checkpoint.status,
+            *([number(checkpoint.metrics.get(metric))] if metric else []),
+            human_bytes(checkpoint.size_bytes),
+            (checkpoint.finalized_at or checkpoint.created_at)[:19].replace("T", " "),
+            _marks(checkpoint),
+            checkpoint.deleted_reason or str(checkpoint.path),
+        ]
+        for checkpoint in found
+    )
+    print_table(columns, rows)
+
+
+def _marks(checkpoint: Checkpoint) -> str:
+    marks = [*(["pinned"] if checkpoint.pinned else []), *checkpoint.tags]
+    if checkpoint.problem:
+        marks.append(f"PROBLEM {checkpoint.problem}")
+    return ", ".join(marks)
+
+
+def _flat(value: object) -> object:
+    if isinstance(value, tuple):
+        return " ".join(map(str, value))
+    return value if value is None or isinstance(value, int | float | str) else str(value)
+
+
+def _print_separated(columns: Sequence[str], rows: Iterable[Row], delimiter: str) -> None:
+    buffer = io.StringIO()
+    writer = csv.writer(buffer, delimiter=delimiter, lineterminator="\n")
+    writer.writerow(columns)
+    writer.writerows(rows)
+    click.echo(buffer.getvalue(), nl=False)
+
+
+def _print_markdown(columns: Sequence[str], rows: Iterable[Row]) -> None:
+    def line(cells: Iterable[object]) -> str:
+        return "| " + " | ".join(clean(cell).replace("|", "\\|") for cell in cells) + " |"
+
+    click.echo(line(columns))
+    click.echo(line("---" for _ in columns))
+    for row in rows:
+        click.echo(line(row))
+
+
+def _is_number(text: str) -> bool:
+    try:
+        float(text)
+    except ValueError:
+        return text == ""
+    return True

@@ -1,0 +1,159 @@
+"""Commands that compare disk and index: init, check, reconcile, verify; and the demo."""
+
+from __future__ import annotations
+
+import sys
+from collections import Counter
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import click
+from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+
+from ckptdb.cli.ask import Session, run_option
+from ckptdb.cli.output import clean, console, echo_json, print_table
+from ckptdb.reconcile import ReconcileReport, RunReport
+from ckptdb.registry import Registry
+
+DRIFT = 3
+PARTLY = 4
+_SHOWN = 20
+"""Differences of one kind and run that are listed one by one."""
+
+plan_option = click.option(
+    "-o", "--output", "form", type=click.Choice(["table", "json"]), default="table"
+)
+
+
+@click.command()
+@click.argument("directory", default=".", type=click.Path(file_okay=False))
+def init(directory: str) -> None:
+    """Mark DIRECTORY as a root: one catalog for all runs below it."""
+    registry, report = Registry.init(directory)
+    with registry:
+        _print_report(report, dry_run=False)
+    click.echo(f"{registry.location} is the catalog of {len(report.runs)} run(s).")
+
+
+@click.command()
+@click.argument("path", required=False, type=click.Path(exists=True, file_okay=False))
+@click.option("--full", is_flag=True, help="Also compare every file with its manifest.")
+@plan_option
+@click.pass_obj
+def check(session: Session, path: str | None, form: str, *, full: bool) -> int:
+    """Say how disk and catalog differ; change nothing. Exits 3 when they do."""
+    return _reconcile(session, path, form, full=full, dry_run=True)
+
+
+@click.command()
+@click.argument("path", required=False, type=click.Path(exists=True, file_okay=False))
+@click.option("--dry-run", is_flag=True, help="Only say what would be done; exits 3 on drift.")
+@click.option("--full", is_flag=True, help="Also compare every file with its manifest.")
+@plan_option
+@click.pass_obj
+def reconcile(
+    session: Session, path: str | None, form: str, *, dry_run: bool, full: bool
+) -> int:
+    """Make the catalog true to the disk, and finish what a crash interrupted.
+
+    Never deletes a published checkpoint. Exits 4 when something could not be done.
+    """
+    return _reconcile(session, path, form, full=full, dry_run=dry_run)
+
+
+@click.command()
+@run_option
+@plan_option
+@click.pass_obj
+def verify(session: Session, run: str | None, form: str) -> int:
+    """Compare every file of every checkpoint with its manifest. Exits 1 when one is damaged."""
+    with session.open() as registry, _progress("verifying") as (_, count):
+        found = registry.verify(run=run, on_checkpoint=count)
+    bad = [checkpoint for checkpoint in found if checkpoint.problem]
+    if form == "json":
+        echo_json([checkpoint.as_dict() for checkpoint in found])
+    elif bad:
+        print_table(
+            ["run", "step", "problem"], ([cp.run, str(cp.step), cp.problem or ""] for cp in bad)
+        )
+    what = f"{len(bad)} damaged" if bad else "all whole"
+    click.echo(f"{len(found)} checkpoint(s) verified, {what}.", err=True)
+    return 1 if bad else 0
+
+
+@click.command()
+@click.argument("directory", default="ckptdb-demo", type=click.Path(file_okay=False))
+def demo(directory: str) -> int:
+    """Train a small model, kill it while it saves, recover, finish; in a few seconds."""
+    from ckptdb import demo as training
+
+    return training.main(Path(directory))
+
+
+COMMANDS = (init, check, reconcile, verify, demo)
+
+
+def _reconcile(
+    session: Session, path: str | None, form: str, *, full: bool, dry_run: bool
+) -> int:
+    with session.open() as registry, _progress("reconciling") as (run, count):
+        report = registry.reconcile(
+            path, dry_run=dry_run, full=full, on_run=run, on_checkpoint=count
+        )
+    if form == "json":
+        echo_json(report.as_dict())
+    else:
+        _print_report(report, dry_run=dry_run)
+    if report.blocked:
+        return PARTLY
+    return DRIFT if dry_run and report.has_drift else 0
+
+
+def _print_report(report: ReconcileReport, *, dry_run: bool) -> None:
+    if report.set_aside:
+        click.echo(f"The broken catalog was set aside as {clean(report.set_aside)}.")
+    for run in report.runs:
+        _print_run(run)
+    for sentence in report.blocked:
+        click.echo(f"ckptdb: {clean(sentence)}.", err=True)
+    drift = sum(action.is_drift for run in report.runs for action in run.actions)
+    result = f"{drift} difference(s) {'found' if dry_run else 'settled'}" if drift else "no drift"
+    click.echo(
+        f"{report.checkpoints} checkpoint(s) in {len(report.runs)} run(s) compared in "
+        f"{report.seconds:.1f} s: {result}."
+    )
+
+
+def _print_run(run: RunReport) -> None:
+    kinds = Counter(action.kind for action in run.actions)
+    shown: Counter[str] = Counter()
+    for action in run.actions:
+        shown[action.kind] += 1
+        if shown[action.kind] > _SHOWN:
+            continue
+        step = "" if action.step is None else f" step {action.step}"
+        click.echo(f"{clean(run.name)}{step}: {action.kind}: {clean(action.what)}")
+    for kind, count in kinds.items():
+        if count > _SHOWN:
+            click.echo(f"{clean(run.name)}: … and {count - _SHOWN} more {kind}")
+
+
+@contextmanager
+def _progress(what: str) -> Iterator[tuple[Callable[[Path], None], Callable[[], None]]]:
+    """Yield what to call before each run and after each checkpoint."""
+    if not sys.stderr.isatty():
+        yield (lambda _: None), (lambda: None)
+        return
+    columns = (
+        SpinnerColumn(),
+        TextColumn("{task.description}"),
+        TextColumn("{task.completed:,} checkpoints"),
+        TimeElapsedColumn(),
+    )
+    with Progress(*columns, console=console(stderr=True), transient=True) as bar:
+        task = bar.add_task(what, total=None)
+        yield (
+            lambda run: bar.update(task, description=f"{what} {clean(run.name)}"),
+            lambda: bar.advance(task),
+        )

@@ -1,0 +1,671 @@
+"""Registry: many runs, for people and tools."""
+
+from __future__ import annotations
+
+import os
+import time
+import warnings
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, replace
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+from ckptdb import upkeep
+from ckptdb.catalog import adhoc, engine
+from ckptdb.catalog.adhoc import Relation
+from ckptdb.catalog.catalog import Catalog, Seen
+from ckptdb.catalog.engine import Database, Location
+from ckptdb.catalog.schema import HEAD
+from ckptdb.disk import identity, info, names, scan
+from ckptdb.disk.journal import Fact
+from ckptdb.disk.publish import Publisher
+from ckptdb.errors import (
+    AmbiguousRun,
+    CatalogBroken,
+    CatalogError,
+    CatalogMissing,
+    InvalidAnnotation,
+    RunLocked,
+    UnknownCheckpoint,
+    UnknownDirection,
+    UnknownMetric,
+    UnknownRun,
+)
+from ckptdb.index import find_location
+from ckptdb.reconcile import ReconcileReport, RunReport, reconcile_run, reconcile_tree
+from ckptdb.records import TRAINING_INFO, Checkpoint, Mode, Rows, Run, Status, metrics_of, utc
+from ckptdb.retention import Policy
+from ckptdb.upkeep import Collected
+
+PathLike = str | os.PathLike[str]
+_SHORTEST_UUID_PREFIX = 4
+_NO_LIMIT = Policy()
+
+
+@dataclass(frozen=True, slots=True)
+class CatalogStatus:
+    """What `Registry.status` tells about the catalog itself.
+
+    Attributes:
+        revision: Of its schema; None when it does not exist.
+        integrity: ``"ok"``, or what is wrong with it.
+    """
+
+    location: str
+    exists: bool
+    revision: str | None
+    head: str
+    size_bytes: int | None
+    integrity: str
+    runs: int
+    checkpoints: int
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return the status for JSON."""
+        return {name: getattr(self, name) for name in self.__slots__}
+
+
+class Registry:
+    """Runs and checkpoints below a root, in a run, or in a catalog; made by `open`.
+
+    Reading creates nothing: without a catalog the tree is indexed in memory. A run that is
+    asked about by name is compared with its directory first; answers over all runs are
+    compared only as far as the checkpoints that they name.
+    """
+
+    def __init__(self, location: Location, directory: Path | None, run: Path | None) -> None:
+        """Use `Registry.open`."""
+        self.location = location
+        self._directory = directory
+        self._run = run
+        self._opened: Catalog | None = None
+
+    @classmethod
+    def open(cls, location: PathLike = ".", *, catalog: PathLike | None = None) -> Self:
+        """Open a root, a run, anything inside them, a catalog file or a database URL.
+
+        Args:
+            location: What to look at.
+            catalog: Another catalog than the one found there.
+
+        Raises:
+            CatalogUnusable: The location or the chosen catalog cannot be one.
+            CatalogMissing: There is no such directory.
+        """
+        name = os.fspath(location)
+        if "://" in name:
+            return cls(engine.locate(name), None, None)
+        path = Path(os.path.abspath(name))
+        if path.is_file():
+            found = engine.locate(path)
+            return cls(found, found.base, None)
+        if not path.is_dir():
+            raise CatalogMissing(path)
+        run = _enclosing_run(path)
+        return cls(find_location(run or path, catalog), path if run is None else run, run)
+
+    @property
+    def run(self) -> Path | None:
+        """The run that was opened; None for a root or a catalog."""
+        return self._run
+
+    def close(self) -> None:
+        """Close the catalog; the next call opens it again."""
+        if self._opened is not None:
+            self._opened.database.close()
+        self._opened = None
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    # --- questions ----------------------------------------------------------------------
+
+    def runs(self) -> tuple[Run, ...]:
+        """Return every run, by name."""
+        return tuple(seen.run for seen in self._catalog().runs())
+
+    def checkpoints(
+        self,
+        *,
+        run: PathLike | None = None,
+        status: Status | None = None,
+        limit: int | None = None,
+    ) -> tuple[Checkpoint, ...]:
+        """Return checkpoints by run and step.
+
+        Args:
+            run: Name, path or uuid prefix; None for all, or for the run that was opened.
+            status: Only ``tmp``, ``final`` or ``deleted`` ones.
+            limit: At most so many, those with the highest steps.
+        """
+        seen = self._find_scope(run)
+        run_id = None if seen is None else seen.id
+        return self._catalog().checkpoints(run_id=run_id, status=status, limit=limit)
+
+    def get(self, step: int, *, run: PathLike | None = None) -> Checkpoint:
+        """Return the checkpoint at a step: the live one, else the last one that was there.
+
+        Raises:
+            UnknownCheckpoint: There never was one.
+        """
+        seen = self._get_run(run)
+        found = self._catalog().checkpoints(run_id=seen.id, steps=[names.as_step(step)])
+        if not found:
+            raise UnknownCheckpoint(seen.run.name, step)
+        return found[-1]
+
+    def best(
+        self, metric: str | None = None, *, mode: Mode | None = None, run: PathLike | None = None
+    ) -> Checkpoint | None:
+        """Return the live checkpoint with the best finite value of a metric.
+
+        Ties go to the higher step. Of a run without a metric the best is the latest.
+
+        Args:
+            metric: As written in training_info.json; None for the run's own.
+            mode: ``"min"`` when lower is better; None when the run says so itself.
+            run: Name, path or uuid prefix; None for all, or for the run that was opened.
+
+        Raises:
+            UnknownMetric: No checkpoint has it; the message lists those that exist.
+            UnknownDirection: Nothing says whether low or high is better.
+        """
+        seen = self._find_scope(run)
+        if metric is None and seen is not None and seen.run.metric_name is None:
+            return self.latest(run=seen.run.directory)
+        found = self.top(1, metric, mode=mode, run=run)
+        return found[0] if found else None
+
+    def top(
+        self,
+        count: int,
+        metric: str | None = None,
+        *,
+        mode: Mode | None = None,
+        run: PathLike | None = None,
+    ) -> tuple[Checkpoint, ...]:
+        """Return the live checkpoints with the best finite values, best first; see `best`."""
+        seen = self._find_scope(run)
+        run_id = None if seen is None else seen.id
+        name, direction = self._ranking(metric, mode, seen)
+
+        def ask() -> tuple[Checkpoint, ...]:
+            return self._catalog().top(count, name, direction, run_id=run_id)
+
+        found = self._existing(ask)
+        if not found and name not in self._catalog().metric_names(run_id):
+            raise UnknownMetric(name, self._catalog().metric_names(run_id))
+        return found
+
+    def latest(self, *, run: PathLike | None = None) -> Checkpoint | None:
+        """Return the run's checkpoint with the highest step; of all runs, the newest one."""
+        seen = self._find_scope(run)
+        run_id = None if seen is None else seen.id
+
+        def ask() -> tuple[Checkpoint, ...]:
+            found = self._catalog().find_latest(run_id)
+            return () if found is None else (found,)
+
+        existing = self._existing(ask)
+        return existing[0] if existing else None
+
+    def query(
+        self,
+        sql: str,
+        parameters: Mapping[str, object] | None = None,
+        *,
+        limit: int | None = 100_000,
+        timeout_seconds: float = 30.0,
+    ) -> Rows:
+        """Answer SQL over the catalog, read-only and bounded; ``:name`` stands for a parameter.
+
+        Raises:
+            QueryRefused: It would change something.
+            QueryFailed: It is wrong.
+            QueryTimeout: It ran for too long.
+        """
+        database = self._catalog().database
+        return adhoc.query(
+            database, sql, parameters, limit=limit, timeout_seconds=timeout_seconds
+        )
+
+    def schema(self) -> tuple[Relation, ...]:
+        """Return the tables and views that SQL can name."""
+        return adhoc.describe(self._catalog().database)
+
+    # --- the index ----------------------------------------------------------------------
+
+    def reconcile(
+        self,
+        path: PathLike | None = None,
+        *,
+        dry_run: bool = False,
+        full: bool = False,
+        on_run: Callable[[Path], None] | None = None,
+        on_checkpoint: Callable[[], None] | None = None,
+    ) -> ReconcileReport:
+        """Bring the index to what is on disk, and finish what crashes interrupted.
+
+        A catalog that is broken is set aside and built anew.
+
+        Args:
+            path: A run or a tree; None for all of the root, or the run that was opened.
+            dry_run: Only say what would be done.
+            full: Read everything again and compare every file with its manifest.
+            on_run: Called before each run.
+            on_checkpoint: Called after each checkpoint.
+        """
+        top = self._top(path)
+        aside = None
+        if dry_run:
+            catalog = self._catalog_or_empty()
+        else:
+            aside = self._make_usable()
+            catalog = self._catalog(create=True)
+        report = reconcile_tree(
+            catalog,
+            top,
+            depth="full" if full else "files",
+            dry_run=dry_run,
+            on_run=on_run,
+            on_checkpoint=on_checkpoint,
+        )
+        return replace(report, set_aside=aside)
+
+    def verify(
+        self,
+        *,
+        run: PathLike | None = None,
+        on_checkpoint: Callable[[], None] | None = None,
+    ) -> tuple[Checkpoint, ...]:
+        """Compare every file with its manifest; return the live checkpoints, problems included.
+
+        Args:
+            run: Name, path or uuid prefix; None for all, or for the run that was opened.
+            on_checkpoint: Called after each checkpoint.
+        """
+        seen = self._find_scope(run)
+        runs = [seen] if seen else list(self._catalog().runs())
+        catalog = self._catalog(create=not self._catalog().database.location.in_memory)
+        for found in runs:
+            if found.run.directory.is_dir():
+                reconcile_run(
+                    catalog,
+                    found.run.directory,
+                    depth="full",
+                    touch_disk=_is_ours(found.run.directory),
+                    on_checkpoint=on_checkpoint,
+                )
+        run_id = None if seen is None else seen.id
+        return catalog.checkpoints(run_id=run_id, status="final")
+
+    def forget(self, run: PathLike) -> Run:
+        """Drop a run from the index; its directory is not touched. Returns what was dropped."""
+        seen = self._match(run)
+        self._catalog(create=True).forget(seen.id)
+        return seen.run
+
+    def status(self) -> CatalogStatus:
+        """Return where the catalog is and how it does; never raises because of its state."""
+        location = self.location
+        file = location.file
+        exists = file is None or file.exists()
+        size = file.stat().st_size if file is not None and exists else None
+        revision, integrity, counts = None, "missing", (0, 0)
+        if exists:
+            try:
+                database = Database.open(location)
+                revision, integrity = database.revision(), database.integrity()
+                found = adhoc.query(
+                    database,
+                    "SELECT (SELECT COUNT(*) FROM runs), (SELECT COUNT(*) FROM checkpoints)",
+                )
+                counts = found.rows[0]
+                database.close()
+            except CatalogError as error:
+                integrity = str(error)
+        return CatalogStatus(
+            str(location), exists, revision, HEAD, size, integrity, *counts
+        )
+
+    def upgrade(self) -> tuple[str, str, Path | None]:
+        """Bring the catalog to this version's schema; return revisions before and after, copy."""
+        self.close()
+        return engine.upgrade(self.location)
+
+    @classmethod
+    def init(cls, directory: PathLike) -> tuple[Self, ReconcileReport]:
+        """Mark a directory as a root, index what is below it, absorb catalogs of single runs.
+
+        Raises:
+            CatalogMissing: There is no such directory.
+        """
+        root = Path(os.path.abspath(directory))
+        if not root.is_dir():
+            raise CatalogMissing(root)
+        inner = [run for run in scan.find_runs(root, other_roots=True) if run != root]
+        absorbed = [run for run in inner if identity.is_root(run)]
+        identity.mark_root(root)
+        registry = cls(find_location(root), root, None)
+        for run in absorbed:
+            identity.unmark_root(run)
+        report = registry.reconcile()
+        for run in absorbed:
+            # Its content is in the new catalog now, and both were only ever an index.
+            with suppress(FileNotFoundError):
+                (identity.hidden(run) / engine.FILE).unlink()
+        return registry, report
+
+    # --- what people add ----------------------------------------------------------------
+
+    def log_metrics(
+        self, run: PathLike | None, step: int, values: Mapping[str, Any], *, source: str
+    ) -> Checkpoint:
+        """Record metrics measured after the save; on disk first. Best and top-k see them.
+
+        Args:
+            run: Name, path or uuid prefix; None for the run that was opened.
+            step: A live or a deleted checkpoint's.
+            values: Numbers by name; scalars of numpy and torch too. A value that is not
+                finite is recorded and never ranked.
+            source: Who measured it, e.g. ``"lm-eval"``.
+        """
+        plain = info.plain_numbers(values)
+        if set(metrics_of(plain)) != set(plain) or not plain:
+            wrong = sorted(map(repr, set(plain) - set(metrics_of(plain)))) or ["no value"]
+            raise InvalidAnnotation(f"metrics must be numbers by name, not {', '.join(wrong)}")
+        _check_text("source", source)
+        if source == TRAINING_INFO:
+            raise InvalidAnnotation(f"{TRAINING_INFO!r} is the source of the save itself")
+        numbers = metrics_of(plain)
+        details = [{"name": n, "value": v, "source": source} for n, v in numbers.items()]
+        return self._annotate(run, step, [("metric", detail) for detail in details])
+
+    def pin(
+        self, run: PathLike | None, step: int, *, note: str | None = None
+    ) -> Checkpoint:
+        """Keep a checkpoint whatever retention says, with an optional note."""
+        facts: list[tuple[str, dict[str, Any]]] = [("pin", {})]
+        if note is not None:
+            _check_text("note", note)
+            facts.append(("note", {"text": note}))
+        return self._annotate(run, step, facts)
+
+    def unpin(self, run: PathLike | None, step: int) -> Checkpoint:
+        """Leave a checkpoint to retention again."""
+        found = self._annotate(run, step, [("unpin", {})])
+        if found.status == "deleted":
+            # It was replaced while pinned; its bytes were kept in the trash until now.
+            seen = self._get_run(found.path.parent)
+            Publisher(seen.run.directory).empty_trash(self._catalog().pinned_gone(seen.id))
+        return found
+
+    def tag(self, run: PathLike | None, step: int, name: str) -> Checkpoint:
+        """Give a checkpoint a tag."""
+        _check_text("tag", name)
+        return self._annotate(run, step, [("tag", {"name": name})])
+
+    def untag(self, run: PathLike | None, step: int, name: str) -> Checkpoint:
+        """Take a tag away; taking away what is not there changes nothing."""
+        return self._annotate(run, step, [("untag", {"name": name})])
+
+    # --- deleting -----------------------------------------------------------------------
+
+    def gc(
+        self, policy: Policy = _NO_LIMIT, *, run: PathLike | None = None, dry_run: bool = False
+    ) -> tuple[Collected, ...]:
+        """Apply a retention policy and remove what crashes left behind.
+
+        Args:
+            policy: Without limits only leftovers are removed. Its metric may be None for
+                the run's own.
+            run: Name, path or uuid prefix; None for all, or for the run that was opened.
+            dry_run: Only say what would go.
+        """
+        seen = self._find_scope(run)
+        found = [seen] if seen else list(self._catalog().runs())
+        return tuple(self._gc(one, policy, dry_run=dry_run) for one in found if _exists(one))
+
+    def _gc(self, seen: Seen, policy: Policy, *, dry_run: bool) -> Collected:
+        if policy.metric is None:
+            policy = replace(policy, metric=seen.run.metric_name, mode=seen.run.mode)
+        catalog = self._catalog(create=not dry_run)
+        publisher = Publisher(seen.run.directory)
+        report = self._heal(seen.run.directory)
+        seen = catalog.find_run(seen.run.uuid) or seen
+        if report is not None and report.blocked:
+            policy = _NO_LIMIT  # what cannot be seen whole is not judged
+        return upkeep.collect(catalog, seen, publisher, policy=policy, dry_run=dry_run)
+
+    def remove(
+        self,
+        steps: Iterable[int],
+        *,
+        run: PathLike | None = None,
+        force: bool = False,
+        dry_run: bool = False,
+    ) -> Collected:
+        """Delete checkpoints of a run by hand.
+
+        Args:
+            steps: All of them, or nothing goes.
+            run: Name, path or uuid prefix; None for the run that was opened.
+            force: Also pinned ones.
+            dry_run: Only say what would go.
+
+        Raises:
+            UnknownCheckpoint: A step has no live checkpoint.
+            PinnedCheckpoint: One is pinned.
+        """
+        seen = self._get_run(run)
+        catalog = self._catalog(create=not dry_run)
+        return upkeep.remove(
+            catalog,
+            seen,
+            Publisher(seen.run.directory),
+            [names.as_step(step) for step in steps],
+            force=force,
+            dry_run=dry_run,
+        )
+
+    # --- which catalog ------------------------------------------------------------------
+
+    def _catalog(self, *, create: bool = False) -> Catalog:
+        opened = self._opened
+        if opened is not None and not (create and opened.database.location.in_memory):
+            return opened
+        try:
+            database = self._open(create=create)
+        except CatalogMissing:
+            if self._directory is None:
+                raise
+            database = self._index_in_memory(self._directory)
+        self._opened = Catalog(database)
+        return self._opened
+
+    def _open(self, *, create: bool) -> Database:
+        base = self.location.base
+        if create and base is not None and self._directory is not None:
+            identity.mark_root(base)
+        return Database.open(self.location, create=create, upgrade=create)
+
+    def _index_in_memory(self, directory: Path) -> Database:
+        database = Database.in_memory(self.location.base or directory)
+        catalog, found = Catalog(database), False
+        for run in scan.find_runs(directory, other_roots=True):
+            found = True
+            reconcile_run(catalog, run, touch_disk=False)
+        if not found:
+            raise CatalogMissing(directory)
+        return database
+
+    def _catalog_or_empty(self) -> Catalog:
+        try:
+            return Catalog(Database.open(self.location))
+        except (CatalogMissing, CatalogBroken):
+            return Catalog(Database.in_memory(self.location.base))
+
+    def _make_usable(self) -> Path | None:
+        """Set a broken catalog aside; return where it went."""
+        try:
+            database = self._open(create=True)
+            if database.integrity() == "ok":
+                self._opened = Catalog(database)
+                return None
+            database.close()
+        except CatalogBroken:
+            pass
+        self._opened = None
+        return engine.set_aside(self.location)
+
+    def _top(self, path: PathLike | None) -> Path:
+        if path is not None:
+            top = Path(os.path.abspath(path))
+            if not top.is_dir():
+                raise CatalogMissing(top)
+            return top
+        top_here = self._run or self.location.base or self._directory
+        if top_here is None:
+            raise UnknownRun(str(self.location), ())
+        return top_here
+
+    # --- which run ----------------------------------------------------------------------
+
+    def _find_scope(self, run: PathLike | None) -> Seen | None:
+        """Return the run that a question is about, compared with its directory; None for all."""
+        if run is None and self._run is None:
+            return None
+        return self._get_run(run)
+
+    def _get_run(self, run: PathLike | None) -> Seen:
+        if run is None and self._run is not None:
+            self._heal(self._run)
+            seen = self._catalog().find_run_at(self._run)
+            if seen is None:
+                raise UnknownRun(str(self._run), [s.run.name for s in self._catalog().runs()])
+            return seen
+        seen = self._match(run)
+        self._heal(seen.run.directory)
+        return self._catalog().find_run(seen.run.uuid) or seen
+
+    def _match(self, run: PathLike | None) -> Seen:
+        known = self._catalog().runs()
+        if run is None:
+            if len(known) == 1:
+                return known[0]
+            raise AmbiguousRun(None, [str(seen.run.directory) for seen in known])
+        name = os.fspath(run)
+        paths = {Path(os.path.abspath(name))}
+        if self.location.base is not None:
+            paths.add(Path(os.path.abspath(self.location.base / name)))
+        for matches in (
+            [seen for seen in known if seen.run.directory in paths],
+            [seen for seen in known if seen.run.name == name],
+            [seen for seen in known if _is_uuid_prefix(name, seen.run.uuid)],
+        ):
+            if len(matches) == 1:
+                return matches[0]
+            if matches:
+                raise AmbiguousRun(name, [str(seen.run.directory) for seen in matches])
+        raise UnknownRun(name, [seen.run.name for seen in known])
+
+    def _ranking(
+        self, metric: str | None, mode: Mode | None, seen: Seen | None
+    ) -> tuple[str, Mode]:
+        runs = [seen.run] if seen else [found.run for found in self._catalog().runs()]
+        own = {(run.metric_name, run.mode) for run in runs if run.metric_name is not None}
+        if metric is None:
+            named = {name for name, _ in own}
+            if len(named) != 1:
+                raise UnknownDirection(None)
+            metric = named.pop()
+        if mode is not None:
+            return metric, mode
+        modes = {direction for name, direction in own if name == metric}
+        if len(modes) == 1:
+            return metric, modes.pop()
+        known = self._catalog().metric_names(None if seen is None else seen.id)
+        if metric not in known:
+            raise UnknownMetric(metric, known)
+        raise UnknownDirection(metric)
+
+    # --- staying true -------------------------------------------------------------------
+
+    def _heal(self, directory: Path) -> RunReport | None:
+        """Bring one run up to date as far as that is possible without a usable catalog."""
+        if not directory.is_dir():
+            return None
+        catalog = self._catalog()
+        ours = _is_ours(directory) and not catalog.database.location.in_memory
+        seen, stamp = catalog.find_run_at(directory), scan.find_stamp(directory)
+        if seen and stamp and seen.verified and seen.stamp == str(stamp) and stamp.is_settled():
+            return None
+        with suppress(CatalogError, RunLocked, OSError):
+            return reconcile_run(catalog, directory, depth="changes", touch_disk=ours)
+        return None
+
+    def _existing(self, ask: Callable[[], tuple[Checkpoint, ...]]) -> tuple[Checkpoint, ...]:
+        """Answer only with checkpoints that are there, healing the runs of those that are not."""
+        found = ask()
+        stale = {cp.path.parent for cp in found if not cp.path.is_dir()}
+        if not stale:
+            return found
+        for directory in stale:
+            self._heal(directory)
+        return tuple(checkpoint for checkpoint in ask() if checkpoint.path.is_dir())
+
+    def _annotate(
+        self, run: PathLike | None, step: int, facts: Sequence[tuple[str, dict[str, Any]]]
+    ) -> Checkpoint:
+        seen = self._get_run(run)
+        found = self.get(step, run=seen.run.directory)
+        at = utc(time.time())
+        lines = [Fact(at, kind, found.uuid, details) for kind, details in facts]
+        Publisher(seen.run.directory).record(lines)
+        try:
+            catalog = self._catalog(create=True)
+            reconcile_run(catalog, seen.run.directory, depth="changes")
+        except CatalogError as error:
+            warnings.warn(
+                f"Recorded in {seen.run.directory}; the index follows later: {error}",
+                stacklevel=3,
+            )
+            return found
+        return self.get(step, run=seen.run.directory)
+
+
+def _enclosing_run(path: Path) -> Path | None:
+    """Return the run that a directory is or lies in, as far as the next root."""
+    for folder in (path, *path.parents):
+        if scan.is_run(folder):
+            return folder
+        if identity.is_root(folder):
+            return None
+    return None
+
+
+def _is_ours(directory: Path) -> bool:
+    return (identity.hidden(directory) / "run.json").exists()
+
+
+def _exists(seen: Seen) -> bool:
+    return seen.run.directory.is_dir()
+
+
+def _is_uuid_prefix(name: str, uuid: str) -> bool:
+    return len(name) >= _SHORTEST_UUID_PREFIX and uuid.startswith(name)
+
+
+def _check_text(what: str, text: str) -> None:
+    if not isinstance(text, str) or not text.strip() or not text.isprintable():
+        raise InvalidAnnotation(f"a {what} must be a line of printable text, not {text!r}")

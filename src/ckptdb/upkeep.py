@@ -1,0 +1,185 @@
+"""Deleting by hand and by rule: say first what would go and why, then do exactly that."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ckptdb.catalog.catalog import Catalog, Changes, Seen
+from ckptdb.disk import identity, manifest, scan
+from ckptdb.disk.publish import Doomed, Publisher
+from ckptdb.errors import PinnedCheckpoint, UnknownCheckpoint
+from ckptdb.records import Checkpoint
+from ckptdb.retention import Decision, Policy, decide
+
+_FOREIGN_HOST_SECONDS = 24 * 3600.0
+"""Whether a writer on another machine still lives cannot be asked; after a day without a
+change to its files it counts as dead."""
+
+
+@dataclass(frozen=True, slots=True)
+class Leftover:
+    """What a crash left in a run and `collect` removes.
+
+    Attributes:
+        kind: ``"unfinished save"`` or ``"retired"``.
+    """
+
+    path: Path
+    step: int
+    kind: str
+    size_bytes: int
+
+
+@dataclass(frozen=True, slots=True)
+class Collected:
+    """What went, or would go, from one run.
+
+    Attributes:
+        decisions: For each live checkpoint whether it stays and why, when there was a policy.
+        leftovers: Unfinished saves and bytes that were retired before.
+    """
+
+    run: str
+    directory: Path
+    decisions: tuple[Decision, ...]
+    leftovers: tuple[Leftover, ...]
+    applied: bool
+
+    @property
+    def freed_bytes(self) -> int:
+        """Sum of what goes."""
+        gone = [d.size_bytes or 0 for d in self.decisions if not d.keep]
+        return sum(gone) + sum(left.size_bytes for left in self.leftovers)
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return the plan for JSON."""
+        return {
+            "run": self.run,
+            "directory": str(self.directory),
+            "applied": self.applied,
+            "freed_bytes": self.freed_bytes,
+            "checkpoints": [
+                {
+                    "step": d.step,
+                    "uuid": d.uuid,
+                    "keep": d.keep,
+                    "reason": d.reason,
+                    "size_bytes": d.size_bytes,
+                }
+                for d in self.decisions
+            ],
+            "leftovers": [
+                {
+                    "path": str(left.path),
+                    "step": left.step,
+                    "kind": left.kind,
+                    "size_bytes": left.size_bytes,
+                }
+                for left in self.leftovers
+            ],
+        }
+
+
+def collect(
+    catalog: Catalog, seen: Seen, publisher: Publisher, *, policy: Policy, dry_run: bool
+) -> Collected:
+    """Apply a retention policy and remove what crashes left behind.
+
+    Args:
+        catalog: Already reconciled with the run.
+        seen: The run.
+        publisher: Of the run.
+        policy: One without limits only removes leftovers.
+        dry_run: Only say what would go.
+    """
+    decisions: tuple[Decision, ...] = ()
+    if policy.has_limit:
+        decisions = decide(catalog.candidates(seen.id, policy.metric), policy)
+    pinned = set(catalog.pinned_gone(seen.id))
+    observed = scan.observe(publisher.directory)
+    unfinished = [tmp for tmp in observed.tmps.values() if _is_abandoned(tmp)]
+    retired = [left for left in observed.trash if left.uuid not in pinned]
+    leftovers = (
+        *(_leftover(tmp.checkpoint.path, tmp.checkpoint.step, "unfinished save")
+          for tmp in unfinished),
+        *(_leftover(left.path, left.step, "retired") for left in retired),
+    )  # fmt: skip
+    if not dry_run:
+        for tmp in unfinished:
+            gone = publisher.discard(
+                tmp.checkpoint.path, reason="discarded: left unfinished, removed by gc"
+            )
+            _store(catalog, seen, gone.gone)
+        _retire(catalog, seen, publisher, decisions)
+        publisher.empty_trash(pinned)
+    return Collected(seen.run.name, publisher.directory, decisions, leftovers, not dry_run)
+
+
+def remove(
+    catalog: Catalog,
+    seen: Seen,
+    publisher: Publisher,
+    steps: Sequence[int],
+    *,
+    force: bool,
+    dry_run: bool,
+) -> Collected:
+    """Delete checkpoints by hand.
+
+    Args:
+        catalog: Already reconciled with the run.
+        seen: The run.
+        publisher: Of the run.
+        steps: All of them, or nothing goes.
+        force: Also pinned ones.
+        dry_run: Only say what would go.
+
+    Raises:
+        UnknownCheckpoint: A step has no live checkpoint.
+        PinnedCheckpoint: One is pinned.
+    """
+    rows = catalog.checkpoints(run_id=seen.id, status="final", steps=sorted(set(steps)))
+    live = {checkpoint.step: checkpoint for checkpoint in rows}
+    for step in steps:
+        if step not in live:
+            raise UnknownCheckpoint(seen.run.name, step)
+        if live[step].pinned and not force:
+            raise PinnedCheckpoint(seen.run.name, step)
+    decisions = tuple(
+        Decision(step, cp.uuid, keep=False, reason="by hand", size_bytes=cp.size_bytes)
+        for step, cp in sorted(live.items())
+    )
+    if not dry_run:
+        _retire(catalog, seen, publisher, decisions)
+        publisher.empty_trash(catalog.pinned_gone(seen.id))
+    return Collected(seen.run.name, publisher.directory, decisions, (), not dry_run)
+
+
+def _retire(
+    catalog: Catalog, seen: Seen, publisher: Publisher, decisions: Sequence[Decision]
+) -> None:
+    doomed = [Doomed(d.step, d.uuid, d.reason) for d in decisions if not d.keep]
+    if doomed:
+        _store(catalog, seen, publisher.retire(doomed).gone)
+
+
+def _store(catalog: Catalog, seen: Seen, gone: Sequence[Checkpoint]) -> None:
+    run = identity.identify(seen.run.directory).run
+    catalog.apply(Changes(run=run, checkpoints=gone))
+
+
+def _is_abandoned(tmp: scan.Tmp) -> bool:
+    if tmp.fate is not None:
+        return False  # reconcile finishes it
+    alive = tmp.writer.is_alive if tmp.writer else None
+    if alive is None:
+        return scan.age_seconds(tmp.checkpoint.path) > _FOREIGN_HOST_SECONDS
+    return not alive
+
+
+def _leftover(path: Path, step: int, kind: str) -> Leftover:
+    sizes = manifest.list_files(path)
+    return Leftover(path, step, kind, sum(sizes.values()))

@@ -1,0 +1,320 @@
+from __future__ import annotations
+
+import os
+import sqlite3
+import time
+from collections.abc import Iterator
+from contextlib import closing
+from pathlib import Path
+
+import pytest
+from sqlalchemy import text
+
+from ckptdb.catalog import adhoc, schema
+from ckptdb.catalog.adhoc import describe, query
+from ckptdb.catalog.engine import Database, locate
+from ckptdb.errors import CatalogBroken, CatalogLocked, QueryFailed, QueryRefused, QueryTimeout
+
+FOREVER = "WITH RECURSIVE t(n) AS (SELECT 1 UNION ALL SELECT n + 1 FROM t) SELECT COUNT(*) FROM t"
+
+
+@pytest.fixture(params=["file", "memory"])
+def database(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Database]:
+    if request.param == "memory":
+        opened = Database.in_memory(tmp_path)
+    else:
+        opened = Database.open(locate(tmp_path), create=True, durable=False)
+    with closing(opened) as database:
+        with database.write() as connection:
+            for number, name in enumerate(["a", "b", "c"], 1):
+                insert = text(
+                    "INSERT INTO runs (id, uuid, name, directory, config)"
+                    " VALUES (:id, :name, :name, :name, '[1, 2]')"
+                )
+                connection.execute(insert, {"id": number, "name": name})
+        yield database
+
+
+@pytest.fixture
+def on_file(tmp_path: Path) -> Iterator[Database]:
+    with closing(Database.open(locate(tmp_path), create=True, durable=False)) as database:
+        yield database
+
+
+def dump(database: Database) -> list[str]:
+    with database.read() as connection:
+        return list(connection.connection.dbapi_connection.iterdump())
+
+
+# --- answering ------------------------------------------------------------------------------
+
+
+def test_an_answer_has_columns_and_rows(database: Database):
+    found = query(database, "SELECT name, id FROM runs WHERE id > :least ORDER BY id", {"least": 1})
+    assert found.columns == ("name", "id")
+    assert found.rows == (("b", 2), ("c", 3))
+    assert not found.truncated
+
+
+@pytest.mark.parametrize(
+    "sql",
+    [
+        "WITH x AS (SELECT 1) SELECT * FROM x",
+        "VALUES (1)",
+        "SELECT * FROM leaderboard",
+        "SELECT * FROM run_summary WHERE run = 'a'",
+        "SELECT value FROM runs, json_each(config)",
+        "SELECT json_extract(config, '$[0]') FROM runs",
+        "SELECT name, ROW_NUMBER() OVER (ORDER BY name) FROM runs;",
+        "SELECT name FROM sqlite_master",
+        "SELECT * FROM pragma_table_info('runs')",
+        "PRAGMA table_info(runs)",
+        "PRAGMA user_version",
+        "EXPLAIN QUERY PLAN SELECT * FROM runs",
+        "-- a comment\nSELECT 1",
+    ],
+)
+def test_whatever_only_reads_is_answered(database: Database, sql: str):
+    assert query(database, sql).columns
+
+
+@pytest.mark.parametrize(
+    ("limit", "rows", "truncated"), [(2, 2, True), (3, 3, False), (0, 0, True), (None, 3, False)]
+)
+def test_an_answer_ends_at_the_limit_and_says_so(database, limit, rows, truncated):
+    found = query(database, "SELECT * FROM runs", limit=limit)
+    assert (len(found), found.truncated) == (rows, truncated)
+
+
+def test_paths_become_absolute(database: Database, tmp_path: Path):
+    sql = "SELECT abspath('a/step_1'), abspath('/x'), abspath(NULL), abspath(3)"
+    assert query(database, sql).rows == ((f"{tmp_path}/a/step_1", "/x", None, 3),)
+
+
+def test_without_a_root_paths_stay_what_they_are(tmp_path: Path):
+    opened = Database.open(locate(tmp_path / "x.db"), create=True, durable=False)
+    with closing(opened) as database:
+        assert query(database, "SELECT abspath('/r/step_1')").rows == (("/r/step_1",),)
+
+
+def test_text_that_is_no_utf8_is_still_shown(database: Database):
+    assert query(database, "SELECT CAST(x'41ff' AS TEXT)").rows == (("A\ufffd",),)
+
+
+# --- refusing -------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("sql", "why"),
+    [
+        ("INSERT INTO runs (uuid, name, directory) VALUES ('x', 'x', 'x')", "insert into runs"),
+        (
+            "INSERT INTO runs (uuid, name, directory) VALUES ('x', 'x', 'x') RETURNING id",
+            "insert into runs",
+        ),
+        ("UPDATE runs SET name = 'x'", "update runs"),
+        ("DELETE FROM runs", "delete from runs"),
+        ("WITH x AS (SELECT 1) DELETE FROM runs", "delete from runs"),
+        ("REPLACE INTO runs (id) VALUES (1)", "insert into runs"),
+        ("CREATE TABLE x (a)", "change the schema"),
+        ("CREATE TEMP TABLE x (a)", "change the schema"),
+        ("CREATE TEMP VIEW x AS SELECT 1", "change the schema"),
+        ("CREATE INDEX x ON runs (uuid)", "change the schema"),
+        ("CREATE VIRTUAL TABLE x USING fts5(a)", "change the schema"),
+        ("CREATE TRIGGER x AFTER INSERT ON runs BEGIN SELECT 1; END", "change the schema"),
+        ("DROP VIEW leaderboard", "change the schema"),
+        ("DROP TABLE runs", "change the schema"),
+        ("ALTER TABLE runs ADD COLUMN x", "change the schema"),
+        ("ATTACH '{0}/x.db' AS x", "open another file"),
+        ("DETACH main", "detach"),
+        ("VACUUM", "open another file"),
+        ("VACUUM INTO '{0}/x.db'", "open another file"),
+        ("REINDEX", "rebuild an index"),
+        ("ANALYZE", "change the schema"),
+        ("BEGIN", "transaction"),
+        ("COMMIT", "transaction"),
+        ("SAVEPOINT x", "savepoint"),
+        ("PRAGMA user_version = 3", "PRAGMA user_version"),
+        ("PRAGMA journal_mode = wal", "PRAGMA journal_mode"),
+        ("PRAGMA query_only = OFF", "PRAGMA query_only"),
+        ("PRAGMA writable_schema = 1", "PRAGMA writable_schema"),
+        ("PRAGMA wal_checkpoint", "PRAGMA wal_checkpoint"),
+        ("SELECT load_extension('x')", "load_extension"),
+        ("EXPLAIN DELETE FROM runs", "delete from runs"),
+        ("SELECT 1; DELETE FROM runs", "more than one statement"),
+        ("SELECT 1; SELECT 2", "more than one statement"),
+    ],
+)
+def test_whatever_could_write_is_refused_and_says_why(database, tmp_path, sql, why):
+    before = dump(database)
+    with pytest.raises(QueryRefused, match=why):
+        query(database, sql.format(tmp_path))
+    assert dump(database) == before
+    assert not (tmp_path / "x.db").exists()
+
+
+def test_the_schema_cannot_be_rewritten(database: Database):
+    before = dump(database)
+    with pytest.raises(QueryFailed, match="may not be modified"):
+        query(database, "UPDATE sqlite_master SET sql = 'x'")
+    assert dump(database) == before
+
+
+def test_the_catalog_can_be_written_after_a_refusal(database: Database):
+    with pytest.raises(QueryRefused):
+        query(database, "DELETE FROM runs")
+    with database.write() as connection:
+        connection.exec_driver_sql("DELETE FROM runs WHERE id = 1")
+        connection.exec_driver_sql("CREATE TEMP TABLE x (a)")
+    assert query(database, "SELECT COUNT(*) FROM runs").rows == ((2,),)
+
+
+# --- failing --------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("sql", "parameters", "why"),
+    [
+        ("SELEC 1", None, 'near "SELEC": syntax error'),
+        ("SELECT * FROM nix", None, "no such table: nix"),
+        ("SELECT nix FROM runs", None, "no such column: nix"),
+        ("SELECT :a", None, ":a"),
+        ("SELECT :a", {"b": 1}, ":a"),
+        ("SELECT ?", {"a": 1}, "no name"),
+        ("SELECT :a", {"a": [1]}, "not supported"),
+        ("SELECT :a", {"a": 2**64}, "too large"),
+        ("SELECT :a", {"a": "\ud800"}, "surrogates"),
+        ("SELECT '\ud800'", None, "surrogates"),
+        ("SELECT \0", None, "null character"),
+        ("", None, "no question"),
+        ("-- nothing", None, "no question"),
+        ("SELECT zeroblob(1000000000)", None, "too big"),
+        ("SELECT hex(zeroblob(16000000))", None, "too big"),
+        ("SELECT 1" + " + 1" * 2000, None, "too large"),
+    ],
+)
+def test_wrong_sql_fails_with_what_the_database_says(database, sql, parameters, why):
+    with pytest.raises(QueryFailed, match=why) as caught:
+        query(database, sql, parameters)
+    assert str(caught.value).count("The query failed") == 1
+
+
+@pytest.mark.parametrize(
+    "sql",
+    [
+        FOREVER,
+        "SELECT randomblob(10000000) FROM sqlite_master a, sqlite_master b",
+        (
+            "SELECT COUNT(*) FROM sqlite_master a, sqlite_master b, sqlite_master c,"
+            " sqlite_master d, sqlite_master e, sqlite_master f"
+        ),
+    ],
+    ids=["recursion", "large values", "cross join"],
+)
+def test_a_query_ends_in_time(database: Database, sql: str):
+    started = time.monotonic()
+    with pytest.raises(QueryTimeout, match=r"0\.2 s"):
+        query(database, sql, timeout_seconds=0.2)
+    assert time.monotonic() - started < 3
+
+
+def test_an_answer_is_cut_when_it_grows_too_large(database: Database, monkeypatch):
+    monkeypatch.setattr(adhoc, "LARGEST_ANSWER_BYTES", 1000)
+    found = query(database, "SELECT zeroblob(400) FROM sqlite_master")
+    assert (len(found), found.truncated) == (3, True)
+
+
+def test_a_growing_string_stays_bounded(database: Database):
+    sql = "WITH RECURSIVE t(s) AS (SELECT 'x' UNION ALL SELECT s || s FROM t) SELECT s FROM t"
+    with pytest.raises(QueryFailed, match="too big"):
+        query(database, sql)
+
+
+# --- around it ------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("sql", ["SELECT * FROM runs", "SELECT * FROM nix", "DELETE FROM runs"])
+def test_nothing_stays_open_when_it_returns(on_file: Database, sql: str):
+    links = Path("/proc/self/fd")
+    if not links.is_dir():
+        pytest.skip("the system does not list open files")
+
+    def opened() -> int:
+        file = str(on_file.location.file)
+        return sum(os.path.realpath(link) == file for link in links.iterdir())
+
+    query(on_file, "SELECT 1")
+    before = opened()
+    with_errors = (QueryFailed, QueryRefused)
+    try:
+        query(on_file, sql, limit=1)
+    except with_errors:
+        assert sql != "SELECT * FROM runs"
+    assert opened() == before
+    with on_file.write(timeout_seconds=0.1) as connection:
+        connection.exec_driver_sql("DELETE FROM runs")
+
+
+def test_a_query_sees_a_catalog_in_memory_without_holding_it():
+    with closing(Database.in_memory()) as database:
+        with pytest.raises(QueryTimeout):
+            query(database, FOREVER, timeout_seconds=0.05)
+        with database.write(timeout_seconds=0.1) as connection:
+            connection.exec_driver_sql("DELETE FROM runs")
+
+
+def test_a_locked_catalog_is_not_the_querys_fault(on_file: Database, tmp_path: Path):
+    impatient = Database.open(locate(tmp_path), timeout_seconds=0.1)
+    raw = sqlite3.connect(on_file.location.file, isolation_level=None)
+    with closing(impatient), closing(raw):
+        raw.execute("BEGIN EXCLUSIVE")
+        with pytest.raises(CatalogLocked):
+            query(impatient, "SELECT 1 FROM runs")
+
+
+def test_a_damaged_catalog_is_not_the_querys_fault(on_file: Database):
+    on_file.close()
+    with on_file.location.file.open("r+b") as stream:
+        stream.seek(4096)
+        stream.write(b"\xff" * (on_file.location.file.stat().st_size - 4096))
+    with pytest.raises(CatalogBroken):
+        query(on_file, "SELECT * FROM runs")
+
+
+def test_a_description_names_every_table_and_view_with_its_columns(database: Database):
+    found = {relation.name: relation for relation in describe(database)}
+    assert set(found) == set(schema.PURPOSES)
+    assert all(relation.purpose for relation in found.values())
+    assert {name for name in found if found[name].kind == "view"} == set(schema.VIEWS)
+    columns = {column.name: column.type for column in found["leaderboard"].columns}
+    assert columns["step"] == "BIGINT"
+    assert columns["rank"] == ""
+
+
+# --- PostgreSQL -----------------------------------------------------------------------------
+
+POSTGRES = os.environ.get("CKPTDB_TEST_POSTGRES", "")
+"""URL of an empty database that the tests may fill and empty again."""
+
+
+@pytest.mark.skipif(not POSTGRES, reason="CKPTDB_TEST_POSTGRES names no database")
+def test_postgresql_answers_and_refuses_alike():
+    with closing(Database.open(locate(POSTGRES), create=True)) as database:
+        try:
+            assert query(database, "SELECT CAST(:a AS int) AS n", {"a": 1}).rows == ((1,),)
+            assert query(database, "SELECT * FROM run_summary").rows == ()
+            assert len(describe(database)) == len(schema.PURPOSES)
+            for sql in ("DELETE FROM runs", "SELECT 1; SELECT 2", "COMMIT; DELETE FROM runs"):
+                with pytest.raises(QueryRefused):
+                    query(database, sql)
+            for sql in ("SELEC 1", "", "SELECT * FROM nix"):
+                with pytest.raises(QueryFailed):
+                    query(database, sql)
+            with pytest.raises(QueryTimeout):
+                query(database, "SELECT pg_sleep(5)", timeout_seconds=0.1)
+        finally:
+            with database.write() as connection:
+                for view in schema.VIEWS:
+                    connection.exec_driver_sql(f"DROP VIEW {view}")
+                schema.version.drop(connection)
+                schema.metadata.drop_all(connection)

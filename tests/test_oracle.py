@@ -1,0 +1,349 @@
+"""A naive scan of the directory, a few lines long, agrees with the manager after anything."""
+
+import json
+import math
+import os
+import random
+import re
+import shutil
+import sys
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from ckptdb.catalog.catalog import Catalog
+from ckptdb.disk import durable, identity, journal, publish, scan
+from ckptdb.errors import CkptdbError
+from ckptdb.manager import CheckpointManager
+
+HISTORIES = 2000
+SHARES = 8
+METRIC = "val:loss"
+STEPS = (0, 1, 2, 3, 4, 5, 6, 8, 9, 10, 12, 100)
+VALUES = (0.0, -0.0, 0.1, 0.1, 0.5, 0.9, -3, 7, 1e308, math.nan, math.inf, -math.inf)
+NO_VALUES: tuple[Any, ...] = (True, "0.1", None, [0.1], {"0.1": 0.1}, 10**400)
+UNREADABLE = (b"", b"\0" * 16, b'{"val:loss": 0.', b"[0.1]", b"null", b'\xff{"val:loss": 0.0}')
+
+
+# --- the oracle: section 7 to the letter --------------------------------------------------------
+
+
+def look(run: Path) -> dict[int, dict[str, Any]]:
+    """Return training_info by step of everything that counts."""
+    found = {}
+    for name in os.listdir(run) if run.is_dir() else ():
+        step = re.fullmatch("step_(0|[1-9][0-9]*)", name, re.ASCII)
+        path = run / name
+        if step is None or int(step[1]) >= 2**63 or path.is_symlink() or not path.is_dir():
+            continue
+        try:
+            info = json.loads((path / "training_info.json").read_bytes().decode())
+        except (OSError, ValueError):
+            continue
+        if isinstance(info, dict):
+            found[int(step[1])] = info
+    return found
+
+
+def value_of(info: dict[str, Any], metric: str | None) -> float | None:
+    value = info.get(metric)
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return None
+    return float(value) if abs(value) <= sys.float_info.max else None  # false for NaN too
+
+
+def latest(live: dict[int, dict[str, Any]]) -> int | None:
+    return max(live, default=None)
+
+
+def best(live: dict[int, dict[str, Any]], metric: str | None, *, higher: bool) -> int | None:
+    values = {step: value_of(info, metric) for step, info in live.items()}
+    ranked = {step: value for step, value in values.items() if value is not None}
+    if not ranked:
+        return latest(live)
+    top = max(ranked.values()) if higher else min(ranked.values())
+    return max(step for step, value in ranked.items() if value == top)
+
+
+def survivors(live: dict[int, dict[str, Any]], rules: "Rules", *, latest_too: bool) -> set[int]:
+    if rules.keep_top_k is None and rules.ft_keep_latest_k is None:
+        return set(live)
+    newest = sorted(live, reverse=True)
+    kept = set(newest[:1] if latest_too else ()) | set(newest[: rules.ft_keep_latest_k or 0])
+    periodic = [step for step in newest if step % rules.save_period == 0]
+    if rules.keep_top_k is None:
+        return kept | set(periodic)
+    if rules.metric_name is not None:
+        missing = math.inf
+
+        def worth(step: int) -> float:
+            value = value_of(live[step], rules.metric_name)
+            if value is None:
+                return missing
+            return -value if rules.higher_is_better else value
+
+        lacking = [s for s in periodic if value_of(live[s], rules.metric_name) is None]
+        having = [s for s in periodic if s not in lacking]
+        periodic = sorted(having, key=worth) + lacking  # stable: newest first among equals
+    return kept | set(periodic[: rules.keep_top_k])
+
+
+# --- a run, a manager, and somebody with a shell ------------------------------------------------
+
+
+@dataclass
+class Rules:
+    metric_name: str | None = METRIC
+    higher_is_better: bool = False
+    save_period: int = 1
+    keep_top_k: int | None = None
+    ft_keep_latest_k: int | None = None
+
+    @classmethod
+    def draw(cls, rng: random.Random) -> "Rules":
+        return cls(
+            rng.choice([METRIC, METRIC, METRIC, None]),
+            rng.random() < 0.5,
+            rng.choice([1, 1, 2, 3, 5]),
+            rng.choice([None, None, 0, 1, 2, 3]),
+            rng.choice([None, None, 0, 1, 2]),
+        )
+
+
+def draw_info(rng: random.Random) -> dict[str, Any]:
+    kind = rng.random()
+    if kind < 0.15:
+        return {"other": rng.random()}
+    if kind < 0.25:
+        return {METRIC: rng.choice(NO_VALUES)}
+    return {METRIC: rng.choice(VALUES), "other": rng.choice(VALUES)}
+
+
+@dataclass
+class World:
+    """One run, its manager, and what happened; every method is one move of somebody."""
+
+    top: Path
+    rng: random.Random
+    rules: Rules
+    story: list[str] = field(default_factory=list)
+    kept_aside: list[Path] = field(default_factory=list)
+    pruned: int = 0
+
+    def __post_init__(self) -> None:
+        self.run = self.top / "run"
+        self.run.mkdir(parents=True)
+        if self.rng.random() < 0.5:
+            identity.mark_root(self.top, make_durable=False)
+        self.start_afresh()
+
+    # ours
+
+    def start_afresh(self) -> None:
+        self.manager = CheckpointManager(
+            {"checkpoint_dir": self.run, "durability": "none", **vars(self.rules)}
+        )
+
+    def save(self) -> None:
+        self.finalize(self.manager.init_tmp_checkpoint(self.draw_step(), draw_info(self.rng)))
+
+    def save_around_a_move(self) -> None:
+        staged = self.manager.init_tmp_checkpoint(self.draw_step(), draw_info(self.rng))
+        self.by_hand()
+        self.finalize(staged)
+
+    def finalize(self, staged: Path) -> None:
+        self.story.append(f"finalize {staged.name}")
+        live = look(self.run)
+        live[int(staged.name[9:])] = json.loads((staged / "training_info.json").read_text())
+        expected = survivors(live, self.rules, latest_too=True)
+        with quiet():
+            self.manager.finalize_checkpoint(staged)
+        self.check_pruned(live, expected)
+
+    def save_and_fail(self) -> None:
+        with pytest.raises(ZeroDivisionError), self.manager.save(self.draw_step(), {METRIC: 0.0}):
+            raise ZeroDivisionError
+
+    def leave_unfinished(self) -> None:
+        self.manager.init_tmp_checkpoint(self.draw_step(), draw_info(self.rng))
+
+    def prune(self) -> None:
+        latest_too = self.rng.random() < 0.7
+        live = look(self.run)
+        expected = survivors(live, self.rules, latest_too=latest_too)
+        self.manager.remove_old_checkpoints(exclude_latest=latest_too)
+        self.check_pruned(live, expected)
+
+    def lose_catalog(self) -> None:
+        for folder in (self.run, self.top):
+            (folder / ".ckptdb" / "catalog.db").unlink(missing_ok=True)
+
+    def lose_all_of_ours(self) -> None:
+        self.manager.shutdown()
+        shutil.rmtree(self.run / ".ckptdb", ignore_errors=True)
+
+    # by hand
+
+    def draw_step(self) -> int:
+        return self.rng.choice(STEPS)
+
+    def find_one(self) -> Path | None:
+        found = sorted(self.run.glob("step_*"))
+        return self.rng.choice(found) if found else None
+
+    def clear(self, step: int) -> Path:
+        path = self.run / f"step_{step}"
+        if os.path.lexists(path):
+            durable.remove_tree(path)
+        return path
+
+    def write_like_nemo(self, step: int | None = None) -> None:
+        path = self.clear(self.draw_step() if step is None else step)
+        path.mkdir()
+        (path / "training_info.json").write_text(json.dumps(draw_info(self.rng)))
+        (path / "config.yaml").write_text("lr: 0.1\n")
+
+    def remove(self) -> None:
+        if found := self.find_one():
+            durable.remove_tree(found)
+
+    def recreate(self) -> None:
+        if self.rng.random() < 0.9 and (live := sorted(look(self.run))):
+            self.write_like_nemo(self.rng.choice(live))
+
+    def rename(self) -> None:
+        found, target = self.find_one(), self.run / f"step_{self.draw_step()}"
+        if found and not os.path.lexists(target):
+            found.rename(target)
+
+    def swap(self) -> None:
+        one, other = self.find_one(), self.find_one()
+        if one and other and one != other:
+            durable.exchange(one, other)
+
+    def copy(self) -> None:
+        found, step = self.find_one(), self.draw_step()
+        if found and not found.is_symlink() and found.name != f"step_{step}":
+            shutil.copytree(found, self.clear(step))
+
+    def put_aside(self) -> None:
+        if found := self.find_one():
+            self.kept_aside.append(self.top / f"aside{len(self.kept_aside)}" / found.name)
+            self.kept_aside[-1].parent.mkdir()
+            found.rename(self.kept_aside[-1])
+
+    def bring_back(self) -> None:
+        if self.kept_aside:
+            found = self.kept_aside.pop()
+            if os.path.lexists(self.run / found.name):
+                durable.remove_tree(self.run / found.name)
+            found.rename(self.run / found.name)
+
+    def break_one(self) -> None:
+        path = self.clear(self.draw_step())
+        path.mkdir()
+        if self.rng.random() < 0.8:
+            (path / "training_info.json").write_bytes(self.rng.choice(UNREADABLE))
+
+    def clutter(self) -> None:
+        name = self.rng.choice(["step_007", "step_1-hf", "step_١", "step_9223372036854775808"])
+        if not os.path.lexists(self.run / name):
+            (self.run / name).mkdir()
+            (self.run / name / "training_info.json").write_text('{"val:loss": -9}')
+        if not os.path.lexists(self.run / "step_77"):
+            (self.run / "step_77").symlink_to(name)
+
+    def by_hand(self) -> None:
+        before = self.run.stat()
+        move = self.rng.choice(BY_HAND)
+        self.story.append(f"by hand: {move.__name__}")
+        move(self)
+        if self.rng.random() < 0.4:  # all of it within one tick of the clock
+            os.utime(self.run, ns=(before.st_atime_ns, before.st_mtime_ns))
+
+    def let_settle(self) -> None:
+        """Make everything look old, each time another age."""
+        age = self.rng.randrange(10**9, 10**12)
+        for path in (*self.run.glob("step_*/*"), *self.run.glob("step_*"), self.run):
+            found = path.lstat()
+            if found.st_mtime_ns > 1.5e18 and not path.is_symlink():
+                os.utime(path, ns=(found.st_atime_ns, found.st_mtime_ns - age - 10**11))
+
+    # judging
+
+    def move(self) -> None:
+        move = self.rng.choice(OURS) if self.rng.random() < 0.5 else World.by_hand
+        self.story.append(move.__name__)
+        move(self)
+        if self.rng.random() < 0.25:
+            self.story.append("settled")
+            self.let_settle()
+
+    def check_pruned(self, live: dict[int, Any], expected: set[int]) -> None:
+        assert set(look(self.run)) == expected, self.story
+        self.pruned += len(set(live) - expected)
+
+    def check_questions(self) -> None:
+        with quiet():
+            answers = (
+                self.manager.get_latest_checkpoint_path(),
+                self.manager.get_best_checkpoint_path(),
+            )
+        live = look(self.run)
+        expected = (
+            latest(live),
+            best(live, self.rules.metric_name, higher=self.rules.higher_is_better),
+        )
+        assert answers == tuple(
+            None if step is None else str(self.run / f"step_{step}") for step in expected
+        ), self.story
+
+
+OURS: list[Callable[[World], None]] = [
+    World.save, World.save, World.save, World.save, World.save_around_a_move, World.save_and_fail,
+    World.leave_unfinished, World.prune, World.prune, World.start_afresh, World.lose_catalog,
+    World.lose_all_of_ours,
+]  # fmt: skip
+BY_HAND: list[Callable[[World], None]] = [
+    World.write_like_nemo, World.write_like_nemo, World.remove, World.recreate, World.recreate,
+    World.rename, World.swap, World.copy, World.put_aside, World.bring_back, World.break_one,
+    World.clutter,
+]  # fmt: skip
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """Let the sentences about missing metrics pass; any other warning is an error."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Ignoring .* checkpoint|No checkpoints contain metric")
+        yield
+
+
+# --- histories ----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("share", range(SHARES))
+def test_a_naive_scan_agrees_with_the_manager_after_any_history(tmp_path, share):
+    told = pruned = questions = 0
+    for number in range(share, HISTORIES, SHARES):
+        rng = random.Random(number)
+        world = World(tmp_path / str(number), rng, Rules.draw(rng))
+        for _ in range(rng.randrange(3, 9)):
+            world.move()
+            world.check_questions()
+            questions += 1
+            if rng.random() < 0.2:
+                world.check_questions()
+        world.manager.shutdown()
+        shutil.rmtree(world.top)
+        told += 1
+        pruned += world.pruned
+    assert told >= 2000 / SHARES
+    assert questions >= 3 * told
+    assert pruned > told / 4, "histories that never delete anything prove nothing about retention"
