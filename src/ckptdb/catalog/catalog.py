@@ -605,6 +605,10 @@ def _taken_over(connection: Connection, values: Mapping[str, Any]) -> Row[Any] |
         if row.uuid == values["forked_from"]:
             # The tree was copied, catalog included: this row was always about the copy.
             return row
+        if row.created_at is None:
+            # Never written to: all that is known of it is in this directory, under its new uuid.
+            connection.execute(delete(runs).where(runs.c.id == row.id))
+            continue
         ended = {
             "status": "deleted",
             "deleted_at": func.coalesce(checkpoints.c.finalized_at, checkpoints.c.created_at),

@@ -18,7 +18,7 @@ from typing import Any
 from ckptdb.disk import durable, names
 from ckptdb.disk.info import load_json
 from ckptdb.errors import UnreadableInfo
-from ckptdb.records import Run, utc
+from ckptdb.records import Run, is_storable, utc
 
 # A random constant: it only has to differ from everybody else's.
 _NAMESPACE = uuid.UUID("2f6a3c1e-8d0b-4b7e-9a54-6c1f0e7d2b93")
@@ -65,7 +65,7 @@ def identify(directory: Path) -> Identity:
     try:
         content, _ = load_json(path)
         known = str(uuid.UUID(content["uuid"]))
-    except (UnreadableInfo, KeyError, ValueError, AttributeError) as error:
+    except (UnreadableInfo, KeyError, ValueError, AttributeError, TypeError) as error:
         problem = str(error) if isinstance(error, UnreadableInfo) else f"{path} has no uuid."
         return Identity(unknown, derived, recorded=False, marked=True, problem=problem)
     run = replace(
@@ -217,14 +217,28 @@ def find_writer(folder: Path) -> Writer | None:
         content, _ = load_json(folder / names.WRITER)
         return Writer(
             uuid=str(uuid.UUID(content["uuid"])),
-            created_at=str(content["created_at"]),
+            created_at=_time(content["created_at"]),
             host=str(content["host"]),
-            pid=int(content["pid"]),
+            pid=_pid(content["pid"]),
             started=None if content["started"] is None else int(content["started"]),
             boot=_text(content["boot"]),
         )
-    except (UnreadableInfo, KeyError, TypeError, ValueError, AttributeError):
+    except (UnreadableInfo, KeyError, TypeError, ValueError, AttributeError, OverflowError):
         return None
+
+
+def _time(value: Any) -> str:
+    if not isinstance(value, str) or not is_storable(value):
+        raise ValueError(value)
+    return value
+
+
+def _pid(value: Any) -> int:
+    # 0 and below mean groups of processes to the kernel.
+    pid = int(value)
+    if not 0 < pid < 2**31:
+        raise ValueError(value)
+    return pid
 
 
 def _is_marked(directory: Path) -> bool:
@@ -267,7 +281,7 @@ def _derive(text: str) -> str:
 
 
 def _text(value: Any) -> str | None:
-    return value if isinstance(value, str) else None
+    return value if isinstance(value, str) and is_storable(value) else None
 
 
 def _has_checkpoints(directory: Path) -> bool:

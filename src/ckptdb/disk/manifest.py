@@ -70,9 +70,12 @@ def find(folder: Path) -> Manifest | None:
         UnreadableInfo: It has one that cannot be trusted.
     """
     path = folder / names.MANIFEST
-    if not os.path.lexists(path):
-        return None
-    content, _ = load_json(path)
+    try:
+        content, _ = load_json(path)
+    except UnreadableInfo as error:
+        if isinstance(error.__cause__, FileNotFoundError):
+            return None
+        raise
     try:
         manifest = Manifest(**content)
     except TypeError as error:

@@ -12,7 +12,7 @@ import os
 import time
 import uuid
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -22,7 +22,7 @@ from ckptdb.disk.journal import Fact
 from ckptdb.disk.lock import TIMEOUT_SECONDS, run_lock
 from ckptdb.disk.manifest import Manifest
 from ckptdb.disk.scan import Leftover, Stamp, Watch
-from ckptdb.errors import NoCheckpointHere, SaveFailed, StepInUse, StepTaken
+from ckptdb.errors import NoCheckpointHere, RunLocked, SaveFailed, StepInUse, StepTaken
 from ckptdb.records import Checkpoint, utc
 
 _NOT_THERE = "is not there; it was finalized, discarded or removed before"
@@ -150,6 +150,7 @@ class Publisher:
 
         Raises:
             NoCheckpointHere: There is no such directory.
+            RunLocked: Another process kept the run's lock; publishing it again may succeed.
             SaveFailed: Its bytes cannot be made durable; nothing older was touched.
             StepTaken: Something that is not a checkpoint has the final name.
         """
@@ -157,10 +158,10 @@ class Publisher:
         if path in self._failed:
             raise SaveFailed(path, OSError("an earlier attempt to make it durable failed"))
         try:
-            sealed = self._seal(self.establish(), path, step, parent)
+            sealed = self._seal_or_withdraw(path, step, parent)
             with self._changing() as (who, watch):
                 return self._publish_or_find(who, watch, path, sealed)
-        except (StepTaken, NoCheckpointHere):
+        except (StepTaken, NoCheckpointHere, RunLocked):
             raise
         except FileNotFoundError as error:
             raise NoCheckpointHere(path, _NOT_THERE) from error
@@ -239,16 +240,25 @@ class Publisher:
 
         Args:
             keep: uuids that stay (pinned checkpoints that were replaced).
+
+        Raises:
+            OSError: Some of it could not be removed; the rest was.
         """
         kept = set(keep)
         removed = 0
+        failed: OSError | None = None
         for leftover in scan.list_trash(self.directory):
             if leftover.uuid not in kept:
                 try:
                     durable.remove_tree(leftover.path)
                 except FileNotFoundError:
                     continue  # another process removes it at the same time
+                except OSError as error:
+                    failed = failed or error  # one that will not go must not keep the others
+                    continue
                 removed += 1
+        if failed:
+            raise failed
         return removed
 
     # --- the steps ----------------------------------------------------------------------
@@ -280,11 +290,10 @@ class Publisher:
         writer = tmp.writer
         if writer and writer.is_alive and not writer.is_me:
             raise StepInUse(path, f"process {writer.pid} on {writer.host}")
-        if tmp.manifest:
-            published = self._adopt(who, watch, tmp)
-            if published:
-                gone = [published.replaced] if published.replaced else []
-                return [published.checkpoint], gone
+        published = self._adopt(who, watch, tmp)
+        if published:
+            gone = [published.replaced] if published.replaced else []
+            return [published.checkpoint], gone
         if path.is_dir():
             reason = "discarded: left unfinished, the step was saved again"
             return [], [self._discard(who, watch, tmp.checkpoint, reason)]
@@ -298,6 +307,16 @@ class Publisher:
         if config is not None:
             durable.write_new(path / names.CONFIG, config, durable=False)
         identity.write_writer(path, writer)
+
+    def _seal_or_withdraw(self, path: Path, step: int, parent: str | None) -> Manifest:
+        who = self.establish()
+        try:
+            return self._seal(who, path, step, parent)
+        except OSError:
+            # A save that failed must not be taken for a complete one by whoever comes next.
+            with suppress(OSError):
+                (path / names.MANIFEST).unlink(missing_ok=True)
+            raise
 
     def _seal(self, who: Identity, path: Path, step: int, parent: str | None) -> Manifest:
         tmp = scan.load_tmp(who, path, step)
@@ -316,7 +335,9 @@ class Publisher:
         manifest.write(path, sealed, make_durable=self._durable)
         (path / names.WRITER).unlink(missing_ok=True)
         if self._durable:
-            durable.fsync(path)
+            # From here on another process may publish it for us, and it is not here any more.
+            with suppress(FileNotFoundError):
+                durable.fsync(path)
         return sealed
 
     def _publish_or_find(
@@ -366,21 +387,24 @@ class Publisher:
             aside = self.directory / names.old_name(old.step, old.uuid)
             with watch.change():
                 durable.rename_new(final, aside)
-                durable.rename_new(path, final)
+                try:
+                    durable.rename_new(path, final)
+                except OSError:
+                    durable.rename_new(aside, final)  # the older one stays what is published
+                    raise
         self._sync_directory()
         self._to_trash(watch, aside, old.step, old.uuid)
         self._sync_directory()
 
     def _adopt(self, who: Identity, watch: Watch, tmp: scan.Tmp) -> Published | None:
-        if tmp.manifest is None:
-            return None
         path, step = tmp.checkpoint.path, tmp.checkpoint.step
-        if tmp.fate == "publish":
+        if tmp.fate == "publish" and tmp.manifest:
+            (path / names.WRITER).unlink(missing_ok=True)
             if self._durable:
                 durable.fsync_tree(path)
             return self._publish(who, watch, path, tmp.manifest)
         if tmp.fate == "trash":
-            self._to_trash(watch, path, step, tmp.manifest.uuid)
+            self._to_trash(watch, path, step, tmp.published_uuid)
             self._sync_directory()
         return None
 

@@ -6,11 +6,12 @@ fingerprint is known and unchanged costs two `stat` calls.
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import os
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -28,6 +29,10 @@ SETTLE_SECONDS = 2.0
 File systems count time in ticks of up to two seconds, and a server's clock may differ a
 little from ours; git calls an entry younger than that racy.
 """
+# Errors that tell what stands at a path; any other one only says that it cannot be read now.
+_SAYS_WHAT_IT_IS = frozenset(
+    {errno.ENOENT, errno.ENOTDIR, errno.ELOOP, errno.ENXIO, errno.EISDIR, errno.ENODEV}
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,6 +117,7 @@ class Tmp:
     """A ``tmp_step_N`` directory.
 
     Attributes:
+        published_uuid: What its uuid is, or was, under its final name.
         manifest: Its presence says that all bytes are durable and only the name is missing.
         writer: Who stages it, when that was recorded.
         fate: ``publish`` it under its final name, put it in the ``trash`` because it holds what
@@ -119,6 +125,7 @@ class Tmp:
     """
 
     checkpoint: Checkpoint
+    published_uuid: str
     manifest: Manifest | None
     writer: Writer | None
     fate: Literal["publish", "trash"] | None
@@ -171,7 +178,7 @@ def observe(
     Args:
         directory: The run.
         known: What need not be read again; None reads everything.
-        verify: Also compare every listed file with its manifest.
+        verify: Also compare every listed file of what is read with its manifest.
         on_checkpoint: Called after each checkpoint, for a progress bar.
 
     Raises:
@@ -227,10 +234,13 @@ def load(who: Identity, path: Path, step: int, *, verify: bool = False) -> Check
     try:
         found = manifest.find(path)
     except UnreadableInfo as error:
+        _raise_if_unknown(error)
         problem = f"{names.MANIFEST} {error.why}"
     try:
         content, raw = info.load_info(path)
     except UnreadableInfo as error:
+        if found is None:
+            _raise_if_unknown(error)
         problem = f"{names.INFO} {error.why}"
     if found and verify and problem is None:
         problem = manifest.verify(path, found)
@@ -260,13 +270,17 @@ def load_tmp(who: Identity, path: Path, step: int) -> Tmp:
     writer = identity.find_writer(path)
     raw, content = b"", dict[str, Any]()
     found: Manifest | None = None
+    with suppress(UnreadableInfo):
+        found = _find_manifest(path)
+    held = found
     try:
-        found = manifest.find(path)
         content, raw = info.load_info(path)
-    except UnreadableInfo:
+    except UnreadableInfo as error:
+        _raise_if_unknown(error)
         found = None  # not to be published as it is
     if found and found.step != step:
         found = None
+    published_uuid = _uuid(who, held, step, raw)
     uuid = found.uuid if found else (writer.uuid if writer else _uuid(who, None, step, raw, "tmp"))
     created = found.created_at if found else (writer.created_at if writer else None)
     checkpoint = Checkpoint(
@@ -280,43 +294,61 @@ def load_tmp(who: Identity, path: Path, step: int) -> Tmp:
         info=info.for_catalog(content),
         metrics=metrics_of(content),
     )
-    return Tmp(checkpoint, found, writer, _fate(who, path, found))
+    protected = writer is not None and writer.is_alive is True
+    fate = None if protected else _fate(who, path, step, found, published_uuid)
+    return Tmp(checkpoint, published_uuid, found, writer, fate)
 
 
 def _fate(
-    who: Identity, path: Path, found: Manifest | None
+    who: Identity, path: Path, step: int, found: Manifest | None, uuid: str
 ) -> Literal["publish", "trash"] | None:
-    """Decide by ``manifest.replaces`` alone what becomes of a complete ``tmp_step_N``."""
-    if found is None:
-        return None
-    final = path.with_name(names.final_name(found.step))
-    current = find_uuid(who, final, found.step)
-    if current == found.uuid or (current is None and os.path.lexists(final)):
+    """Decide by ``manifest.replaces`` alone what becomes of a ``tmp_step_N`` without a writer."""
+    final = path.with_name(names.final_name(step))
+    current = find_uuid(who, final, step)
+    if current == uuid or (current is None and os.path.lexists(final)):
         return None  # a copy made by hand, or a stranger has the name
-    if current in (None, found.replaces):
+    if found and current in (None, found.replaces):
         return "publish"
     try:
         published = manifest.find(final)
     except UnreadableInfo:
         return None
-    # The exchange happened and the crash came before the old one was put away.
-    return "trash" if published and published.replaces == found.uuid else None
+    # The exchange happened and the crash came before the old one was put away. That one may have
+    # been NeMo-RL's, and have no manifest.
+    return "trash" if published and published.replaces == uuid else None
+
+
+def _find_manifest(path: Path) -> Manifest | None:
+    try:
+        return manifest.find(path)
+    except UnreadableInfo as error:
+        _raise_if_unknown(error)
+        raise
+
+
+def _raise_if_unknown(error: UnreadableInfo) -> None:
+    """Raise what only says that a file cannot be read now.
+
+    Which checkpoint it is cannot be told then, and nothing may be concluded from that.
+    """
+    cause = error.__cause__
+    if isinstance(cause, OSError) and cause.errno not in _SAYS_WHAT_IT_IS:
+        raise cause
 
 
 def find_uuid(who: Identity, path: Path, step: int) -> str | None:
     """Return the uuid of the checkpoint published at ``path``, or None when nothing is."""
     if not path.is_dir() or path.is_symlink():
         return None
-    try:
-        found = manifest.find(path)
-    except UnreadableInfo:
-        found = None
+    found: Manifest | None = None
+    with suppress(UnreadableInfo):
+        found = _find_manifest(path)
     raw = b""
     if found is None:
         try:
             raw = info.load_info(path)[1]
-        except UnreadableInfo:
-            raw = b""
+        except UnreadableInfo as error:
+            _raise_if_unknown(error)
     return _uuid(who, found, step, raw)
 
 
@@ -444,7 +476,7 @@ def _load_tmps(who: Identity, paths: Mapping[int, Path], errors: list[str]) -> d
 def _final_unless_known(
     who: Identity, path: Path, step: int, known: tuple[str, str | None] | None, *, verify: bool
 ) -> Checkpoint | None:
-    if known and known[1] is not None and not verify and _fingerprint(path) == known[1]:
+    if known and known[1] is not None and _fingerprint(path) == known[1]:
         return None
     return load(who, path, step, verify=verify)
 

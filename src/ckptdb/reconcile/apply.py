@@ -5,13 +5,14 @@ from __future__ import annotations
 import errno
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
 from ckptdb.catalog.catalog import Catalog, Changes, Recorded, Seen
 from ckptdb.disk import identity, journal, scan
+from ckptdb.disk.journal import Fact
 from ckptdb.disk.lock import run_lock
 from ckptdb.disk.publish import Publisher
 from ckptdb.disk.scan import Known, Observation, Stamp
@@ -215,7 +216,7 @@ def _look(
     observed = scan.observe(
         directory,
         _known(recorded, depth, before),
-        verify=depth == "full" and before is None,
+        verify=depth == "full",
         on_checkpoint=on_checkpoint,
     )
     if before:
@@ -233,7 +234,9 @@ def _find_seen(catalog: Catalog, who: identity.Identity) -> tuple[Seen | None, s
     if seen is not None:
         return seen, None
     there = catalog.find_run_at(who.run.directory)
-    if there is None or (who.marked and not who.problem):
+    # A run that ckptdb never wrote to has no run.json to lose, and is named after its path.
+    unwritten = there is not None and there.run.created_at is None and not who.marked
+    if there is None or unwritten or (who.marked and not who.problem):
         copied = there is not None and there.run.uuid == who.run.forked_from
         return (there if copied else None), None
     if who.problem:
@@ -277,7 +280,8 @@ def _contents(
         return {}
     read = {step for step, checkpoint in observed.finals.items() if checkpoint}
     missing = {step for step in recorded.finals if step not in observed.finals}
-    tmps = {step for step in recorded.tmps if step not in observed.tmps}
+    here = {step: tmp.checkpoint.uuid for step, tmp in observed.tmps.items()}
+    tmps = {step for step, uuid in recorded.tmps.items() if here.get(step) != uuid}
     steps = sorted((read & set(recorded.finals)) | missing | tmps)
     found: dict[str, Checkpoint] = {}
     for start in range(0, len(steps), 500):
@@ -351,7 +355,8 @@ def _repair(
         again = _look(catalog, directory, "changes")
         if isinstance(again, RunReport):
             break
-        actions = [action for action in again.plan.actions if action.kind in REPAIRS]
+        look = again
+        actions = [action for action in look.plan.actions if action.kind in REPAIRS]
     return done, blocked
 
 
@@ -378,18 +383,23 @@ def _index(
     done, blocked = repaired
     vanished = any(action.kind == "vanished" for action in first.plan.actions)
     if vanished and how.touch_disk and not first.observation.identity.recorded:
-        try:
+        with suppress(OSError):  # then nothing can be appended to its journal either
             publisher.establish()
-        except OSError as error:
-            blocked.append(f"{directory}: deletions cannot be recorded ({error.strerror})")
     with _locked(directory):
         # Between the first look and the lock a trainer may have published or retired.
         look = _look(catalog, directory, how.depth, before=first.observation)
         if isinstance(look, RunReport):
             return look
         gone = [action for action in look.plan.actions if action.kind == "vanished"]
-        ended = _bury(directory, gone, touch_disk=how.touch_disk)
+        back = [action for action in look.plan.actions if action.kind == "reappeared"]
         stored = [a.checkpoint for a in look.plan.actions if a.checkpoint and a.kind != "vanished"]
+        try:
+            ended = _bury(directory, gone, back, touch_disk=how.touch_disk)
+        except OSError as error:
+            # The index may not know what no line in the journal could rebuild.
+            blocked.append(f"{directory}: deletions cannot be recorded ({error.strerror})")
+            ended, kept = [], {action.step for action in gone}
+            stored = [checkpoint for checkpoint in stored if checkpoint.step not in kept]
         changes = Changes(
             run=look.observation.identity.run,
             checkpoints=(*stored, *ended, *_settled(look)),
@@ -433,13 +443,14 @@ def _locked(directory: Path) -> Iterator[None]:
 
 
 def _bury(
-    directory: Path, vanished: Sequence[Action], *, touch_disk: bool
+    directory: Path, vanished: Sequence[Action], back: Sequence[Action], *, touch_disk: bool
 ) -> list[Checkpoint]:
-    if not vanished:
+    if not vanished and not back:
         return []
     at, reason = utc(time.time()), "vanished: not on disk any more"
     found = [action.checkpoint for action in vanished if action.checkpoint]
     facts = [journal.gone(checkpoint, "vanished", reason, at) for checkpoint in found]
+    facts += [Fact(at, "reappeared", action.uuid) for action in back if action.uuid]
     if touch_disk:
         journal.append(identity.hidden(directory), facts, make_durable=True)
     return [

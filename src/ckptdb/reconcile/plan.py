@@ -110,7 +110,8 @@ def plan(observed: Observation, recorded: Recorded) -> Plan:
         *(Action("foreign", f"{name} is no checkpoint; left alone") for name in observed.foreign),
     ]
     if blocked:
-        actions = [action for action in actions if action.kind != "vanished"]
+        # What stands in its place is seen, not missed.
+        actions = [a for a in actions if a.kind != "vanished" or a.step in observed.finals]
     config = observed.config
     if config is not None and recorded.seen and recorded.seen.run.config == config:
         config = None
