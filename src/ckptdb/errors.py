@@ -85,7 +85,7 @@ class UnknownCheckpoint(CkptdbError, LookupError):
 
     def __init__(self, run: str, step: int) -> None:
         super().__init__(
-            f"Run {run!r} has no checkpoint at step {step}; `ckptdb ls --run {run}` lists them."
+            f"Run {run!r} has no checkpoint at step {step}; `ckptdb ls {run}` lists them."
         )
 
 

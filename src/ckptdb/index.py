@@ -30,7 +30,7 @@ from ckptdb.errors import (
     IndexStale,
     RunLocked,
 )
-from ckptdb.reconcile import reconcile_run
+from ckptdb.reconcile import RunReport, reconcile_run
 
 _T = TypeVar("_T")
 _logger = logging.getLogger("ckptdb")
@@ -234,18 +234,26 @@ class RunIndex:
         fresh.stamp = None
         if self._is_known(fresh, stamp, trust_own=trust_own):
             return
-        report = reconcile_run(
+        report = self._reconcile(fresh, assume=trust_own)
+        if report.blocked and fresh is not self._memory:
+            raise _Blocked(report.blocked)
+        if report.blocked:
+            # What memory still has may be gone, and that may not be concluded: begin again.
+            fresh.catalog.database.close()
+            fresh.catalog = Catalog(Database.in_memory())
+            report = self._reconcile(fresh, assume=trust_own)
+        fresh.run_id = report.run_id
+        fresh.stamp = report.verified
+
+    def _reconcile(self, fresh: Fresh, *, assume: bool) -> RunReport:
+        return reconcile_run(
             fresh.catalog,
             self._directory,
             depth="changes",
             touch_disk=self._is_ours() and fresh is not self._memory,
-            assume=trust_own,
+            assume=assume,
             publisher=self._publisher,
         )
-        if report.blocked and fresh is not self._memory:
-            raise _Blocked(report.blocked)
-        fresh.run_id = report.run_id
-        fresh.stamp = report.verified
 
     def _is_known(self, fresh: Fresh, stamp: Stamp, *, trust_own: bool) -> bool:
         seen = fresh.catalog.find_run(identity.identify(self._directory).run.uuid)

@@ -235,9 +235,7 @@ class Registry:
             QueryTimeout: It ran for too long.
         """
         database = self._catalog().database
-        return adhoc.query(
-            database, sql, parameters, limit=limit, timeout_seconds=timeout_seconds
-        )
+        return adhoc.query(database, sql, parameters, limit=limit, timeout_seconds=timeout_seconds)
 
     def schema(self) -> tuple[Relation, ...]:
         """Return the tables and views that SQL can name."""
@@ -334,9 +332,7 @@ class Registry:
                 database.close()
             except CatalogError as error:
                 integrity = str(error)
-        return CatalogStatus(
-            str(location), exists, revision, HEAD, size, integrity, *counts
-        )
+        return CatalogStatus(str(location), exists, revision, HEAD, size, integrity, *counts)
 
     def upgrade(self) -> tuple[str, str, Path | None]:
         """Bring the catalog to this version's schema; return revisions before and after, copy."""
@@ -391,9 +387,7 @@ class Registry:
         details = [{"name": n, "value": v, "source": source} for n, v in numbers.items()]
         return self._annotate(run, step, [("metric", detail) for detail in details])
 
-    def pin(
-        self, run: PathLike | None, step: int, *, note: str | None = None
-    ) -> Checkpoint:
+    def pin(self, run: PathLike | None, step: int, *, note: str | None = None) -> Checkpoint:
         """Keep a checkpoint whatever retention says, with an optional note."""
         facts: list[tuple[str, dict[str, Any]]] = [("pin", {})]
         if note is not None:

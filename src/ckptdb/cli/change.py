@@ -68,9 +68,7 @@ def untag(session: Session, step: int, name: str, run: str | None) -> None:
 @click.option("--source", default="cli", show_default=True, help="Who measured it.")
 @run_option
 @click.pass_obj
-def log(
-    session: Session, step: int, values: tuple[str, ...], source: str, run: str | None
-) -> None:
+def log(session: Session, step: int, values: tuple[str, ...], source: str, run: str | None) -> None:
     """Record metrics measured after the save: ckptdb log 100 mmlu=0.61 --source lm-eval."""
     numbers = dict(_number(text) for text in values)
     with session.open() as registry:

@@ -49,8 +49,7 @@ def clean(value: object) -> str:
     """Return a value as text that no terminal obeys: control characters are spelled out."""
     text = "" if value is None else str(value)
     return "".join(
-        c if c.isprintable() else c.encode("unicode_escape", "surrogatepass").decode()
-        for c in text
+        c if c.isprintable() else c.encode("unicode_escape", "surrogatepass").decode() for c in text
     )
 
 
@@ -114,15 +113,19 @@ def print_records(records: Sequence[dict[str, Any]], form: str) -> None:
 
 
 def print_table(columns: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
-    """Print a table for people; numbers are on the right."""
+    """Print a table for people; numbers are on the right, empty column names make no header."""
     found = [list(row) for row in rows]
-    table = Table(box=None, pad_edge=False, header_style="bold")
+    table = Table(box=None, pad_edge=False, header_style="bold", show_header=any(columns))
     for index, name in enumerate(columns):
         numeric = bool(found) and all(_is_number(row[index]) for row in found)
         table.add_column(clean(name), justify="right" if numeric else "left", overflow="fold")
     for row in found:
         table.add_row(*(Text(clean(value)) for value in row))
-    console().print(table)
+    screen = console()
+    with screen.capture() as capture:
+        screen.print(table)
+    # Columns are padded to their width; nobody wants to copy the last one's spaces.
+    click.echo("\n".join(line.rstrip() for line in capture.get().splitlines()))
 
 
 def print_checkpoints(found: Sequence[Checkpoint], form: str, *, metric: str | None) -> None:

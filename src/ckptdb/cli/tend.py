@@ -52,9 +52,7 @@ def check(session: Session, path: str | None, form: str, *, full: bool) -> int:
 @click.option("--full", is_flag=True, help="Also compare every file with its manifest.")
 @plan_option
 @click.pass_obj
-def reconcile(
-    session: Session, path: str | None, form: str, *, dry_run: bool, full: bool
-) -> int:
+def reconcile(session: Session, path: str | None, form: str, *, dry_run: bool, full: bool) -> int:
     """Make the catalog true to the disk, and finish what a crash interrupted.
 
     Never deletes a published checkpoint. Exits 4 when something could not be done.
@@ -94,9 +92,7 @@ def demo(directory: str) -> int:
 COMMANDS = (init, check, reconcile, verify, demo)
 
 
-def _reconcile(
-    session: Session, path: str | None, form: str, *, full: bool, dry_run: bool
-) -> int:
+def _reconcile(session: Session, path: str | None, form: str, *, full: bool, dry_run: bool) -> int:
     with session.open() as registry, _progress("reconciling") as (run, count):
         report = registry.reconcile(
             path, dry_run=dry_run, full=full, on_run=run, on_checkpoint=count

@@ -27,17 +27,17 @@ _held: set[int] = set()
 
 
 @contextmanager
-def run_lock(hidden: Path, *, timeout_seconds: float = TIMEOUT_SECONDS) -> Iterator[None]:
+def run_lock(hidden: Path) -> Iterator[None]:
     """Hold the lock of a run, given its ``.ckptdb`` folder.
 
     Raises:
-        RunLocked: Another process or thread kept it for ``timeout_seconds``.
+        RunLocked: Another process or thread kept it for `TIMEOUT_SECONDS`.
     """
     path = hidden / "lock"
     handle = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o666)
     _held.add(handle)
     try:
-        _take(handle, path, timeout_seconds)
+        _take(handle, path, TIMEOUT_SECONDS)
         try:
             yield
         finally:

@@ -19,7 +19,7 @@ from pathlib import Path
 from ckptdb.disk import durable, identity, journal, manifest, names, scan
 from ckptdb.disk.identity import Identity, Writer
 from ckptdb.disk.journal import Fact
-from ckptdb.disk.lock import TIMEOUT_SECONDS, run_lock
+from ckptdb.disk.lock import run_lock
 from ckptdb.disk.manifest import Manifest
 from ckptdb.disk.scan import Leftover, Stamp, Watch
 from ckptdb.errors import NoCheckpointHere, RunLocked, SaveFailed, StepInUse, StepTaken
@@ -79,7 +79,6 @@ class Publisher:
         directory: The run, absolute.
         make_durable: Whether each step is flushed before the next.
         metric: Name and whether higher is better, written to run.json; None leaves it alone.
-        lock_timeout_seconds: How long to wait for another process.
         clock: Seconds since the epoch.
     """
 
@@ -89,14 +88,12 @@ class Publisher:
         *,
         make_durable: bool = True,
         metric: tuple[str | None, bool] | None = None,
-        lock_timeout_seconds: float = TIMEOUT_SECONDS,
         clock: Callable[[], float] = time.time,
     ) -> None:
         self.directory = directory
         self._hidden = identity.hidden(directory)
         self._durable = make_durable
         self._metric = metric
-        self._timeout = lock_timeout_seconds
         self._clock = clock
         self._failed: set[Path] = set()
 
@@ -266,7 +263,7 @@ class Publisher:
     @contextmanager
     def _changing(self) -> Iterator[tuple[Identity, Watch]]:
         durable.make_directories(self._hidden, durable=self._durable)
-        with run_lock(self._hidden, timeout_seconds=self._timeout):
+        with run_lock(self._hidden):
             yield self._establish_locked(), Watch(self.directory)
 
     def _establish_locked(self) -> Identity:

@@ -1,0 +1,5 @@
+"""``python -m ckptdb`` is the ``ckptdb`` command."""
+
+from ckptdb.cli.main import main
+
+main()

@@ -1,0 +1,215 @@
+import csv
+import io
+import json
+import subprocess
+import sys
+
+import pytest
+
+
+def test_ls_at_a_root_lists_its_runs(ckptdb, root):
+    answer = ckptdb("ls", cwd=root)
+    assert answer.code == 0
+    lines = answer.out.splitlines()
+    assert [line.split()[0] for line in lines] == ["run", "alpha", "beta", "nemo"]
+    assert ckptdb("ls", "-o", "json", cwd=root).json[0]["best_step"] == 2
+
+
+def test_ls_in_a_run_or_of_a_named_run_lists_its_checkpoints(ckptdb, root):
+    inside = ckptdb("ls", "-o", "jsonl", cwd=root / "alpha")
+    named = ckptdb("ls", "alpha", "-o", "jsonl", cwd=root)
+    assert inside.out == named.out
+    assert [json.loads(line)["step"] for line in inside.out.splitlines()] == [1, 2, 3]
+
+
+def test_ls_works_from_inside_a_checkpoint(ckptdb, root):
+    assert ckptdb("ls", "-o", "json", cwd=root / "alpha" / "step_2").json[0]["run"] == "alpha"
+
+
+def test_ls_of_deleted_ones_shows_why_they_went(ckptdb, root):
+    assert ckptdb("rm", "1", cwd=root / "alpha").code == 0
+    answer = ckptdb("ls", "--status", "deleted", cwd=root)
+    assert "by hand" in answer.out
+    assert len(ckptdb("ls", "--all", "-o", "json", cwd=root / "alpha").json) == 3
+    assert len(ckptdb("ls", "-o", "json", "--limit", "1", cwd=root / "alpha").json) == 1
+
+
+def test_lists_come_in_every_format(ckptdb, root):
+    table = ckptdb("top", "2", cwd=root).out
+    assert table.splitlines()[0].split() == [
+        "run", "step", "status", "val:loss", "size", "finalized", "marks", "path",
+    ]  # fmt: skip
+    rows = list(csv.DictReader(io.StringIO(ckptdb("top", "2", "-o", "csv", cwd=root).out)))
+    assert [(row["run"], row["step"], row["val:loss"]) for row in rows] == [
+        ("beta", "5", "0.1"),
+        ("alpha", "2", "0.2"),
+    ]
+    tsv = ckptdb("top", "1", "-o", "tsv", cwd=root).out
+    assert tsv.splitlines()[1].split("\t")[:3] == ["beta", "5", "final"]
+    md = ckptdb("top", "1", "-o", "md", cwd=root).out
+    assert md.splitlines()[1].startswith("| --- |")
+    assert ckptdb("top", "1", "-o", "json", cwd=root).json[0]["metrics"] == {"val:loss": 0.1}
+
+
+def test_best_and_latest_print_one_path_alone(ckptdb, root):
+    assert ckptdb("best", cwd=root / "alpha").out == f"{root}/alpha/step_2\n"
+    assert ckptdb("latest", cwd=root / "alpha").out == f"{root}/alpha/step_3\n"
+    assert ckptdb("best", cwd=root).out == f"{root}/beta/step_5\n"
+    assert ckptdb("-C", root / "nemo", "best", "--metric", "acc", "--mode", "max").out == (
+        f"{root}/nemo/step_2\n"
+    )
+
+
+def test_best_as_json_is_the_whole_record(ckptdb, root):
+    record = ckptdb("best", "-o", "json", cwd=root / "alpha").json
+    assert record["step"] == 2
+    assert record["path"] == f"{root}/alpha/step_2"
+    assert record["info"] == {"val:loss": 0.2, "note": "x"}
+
+
+def test_best_in_a_subshell_is_a_directory(root):
+    command = f'ls "$({sys.executable} -m ckptdb best)"'
+    done = subprocess.run(
+        ["bash", "-c", command], cwd=root / "alpha", capture_output=True, text=True, check=True
+    )
+    assert "model.bin" in done.stdout
+
+
+def test_show_tells_everything_about_one_checkpoint(ckptdb, root):
+    ckptdb("tag", "2", "release", "--run", "alpha", cwd=root)
+    ckptdb("pin", "2", "--note", "for the paper", "--run", "alpha", cwd=root)
+    ckptdb("log", "2", "mmlu=0.61", "--source", "lm-eval", "--run", "alpha", cwd=root)
+    shown = ckptdb("show", "2", "--run", "alpha", cwd=root).out
+    for text in ("release", "for the paper", "0.61", "lm-eval", "step_2"):
+        assert text in shown
+    record = ckptdb("show", "2", "--run", "alpha", "-o", "json", cwd=root).json
+    assert record["pinned"] is True
+    assert record["late"]["mmlu"]["source"] == "lm-eval"
+
+
+def test_show_of_an_unknown_step_is_one_sentence(ckptdb, root):
+    answer = ckptdb("show", "77", "--run", "alpha", cwd=root)
+    assert answer.code == 1
+    assert answer.err == (
+        "ckptdb: Run 'alpha' has no checkpoint at step 77; `ckptdb ls alpha` lists them.\n"
+    )
+
+
+def test_sql_answers_select_and_with(ckptdb, root):
+    answer = ckptdb("sql", "SELECT run, step FROM leaderboard WHERE rank = 1 ORDER BY run", "-o",
+                    "json", cwd=root)  # fmt: skip
+    assert answer.json == [{"run": "alpha", "step": 2}, {"run": "beta", "step": 5}]
+    with_query = "WITH x AS (SELECT 1 AS one) SELECT one FROM x"
+    assert ckptdb("sql", with_query, "-o", "csv", cwd=root).out == "one\n1\n"
+
+
+def test_sql_takes_parameters_and_a_limit(ckptdb, root):
+    query = "SELECT step FROM checkpoints c JOIN runs r ON r.id = run_id WHERE r.name = :run"
+    answer = ckptdb("sql", query, "-p", "run=alpha", "--limit", "2", "-o", "json", cwd=root)
+    assert len(answer.json) == 2
+    assert answer.err == "Only the first 2 rows; --limit shows more.\n"
+    assert ckptdb("sql", "SELECT :x + 1 AS y", "-p", "x=1.5", "-o", "csv", cwd=root).out == (
+        "y\n2.5\n"
+    )
+
+
+def test_sql_reads_standard_input(root):
+    done = subprocess.run(
+        [sys.executable, "-m", "ckptdb", "sql", "-o", "csv"],
+        input="SELECT COUNT(*) AS n FROM checkpoints",
+        cwd=root,
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert done.stdout == "n\n6\n"
+
+
+@pytest.mark.parametrize(
+    "query",
+    [
+        "INSERT INTO tags VALUES (1, 'x', 'y')",
+        "UPDATE runs SET name = 'x'",
+        "DELETE FROM checkpoints",
+        "ATTACH 'other.db' AS other",
+        "PRAGMA journal_mode = WAL",
+        "PRAGMA user_version = 7",
+        "CREATE TEMP TABLE t (x)",
+        "CREATE TABLE t (x)",
+        "DROP TABLE runs",
+        "BEGIN IMMEDIATE",
+        "VACUUM",
+        "SELECT 1; DELETE FROM runs",
+    ],
+)
+def test_sql_refuses_whatever_would_write_with_one_sentence(ckptdb, root, query):
+    before = (root / ".ckptdb" / "catalog.db").read_bytes()
+    answer = ckptdb("sql", query, cwd=root)
+    assert answer.code == 1
+    assert answer.out == ""
+    assert answer.err.startswith("ckptdb: ")
+    assert answer.err.count("\n") == 1
+    assert (root / ".ckptdb" / "catalog.db").read_bytes() == before
+
+
+def test_sql_without_end_is_stopped(ckptdb, root):
+    endless = "WITH RECURSIVE n(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n) SELECT max(i) FROM n"
+    answer = ckptdb("sql", endless, "--timeout", "0.2", cwd=root)
+    assert answer.code == 1
+    assert answer.err == (
+        "ckptdb: The query was stopped after 0.2 s; narrow it, or raise --timeout.\n"
+    )
+
+
+def test_sql_that_is_wrong_gets_one_sentence(ckptdb, root):
+    answer = ckptdb("sql", "SELECT nonesuch FROM runs", cwd=root)
+    assert answer.code == 1
+    assert "no such column: nonesuch" in answer.err
+
+
+def test_schema_names_tables_and_views(ckptdb, root):
+    out = ckptdb("schema", cwd=root).out
+    for name in ("runs", "checkpoints", "metrics", "tags", "leaderboard", "run_summary"):
+        assert f"{name} (" in out
+    names = {relation["name"] for relation in ckptdb("schema", "-o", "json", cwd=root).json}
+    assert {"checkpoints", "deletions"} <= names
+
+
+def test_questions_about_a_tree_without_catalog_are_answered_from_disk(ckptdb, tmp_path):
+    from_nemo = tmp_path / "run"
+    for step, loss in ((1, 0.3), (2, 0.1)):
+        folder = from_nemo / f"step_{step}"
+        folder.mkdir(parents=True)
+        (folder / "training_info.json").write_text(json.dumps({"loss": loss}))
+    before = sorted(from_nemo.rglob("*"))
+    assert ckptdb("best", "--metric", "loss", "--mode", "min", cwd=from_nemo).out == (
+        f"{from_nemo}/step_2\n"
+    )
+    assert ckptdb("sql", "SELECT COUNT(*) AS n FROM checkpoints", "-o", "csv",
+                  cwd=from_nemo).out == "n\n2\n"  # fmt: skip
+    assert ckptdb("ls", cwd=from_nemo).code == 0
+    assert sorted(from_nemo.rglob("*")) == before
+
+
+def test_names_from_the_disk_cannot_drive_the_terminal(ckptdb, tmp_path):
+    evil = tmp_path / "root" / "run\x1b[31m\n‮"
+    folder = evil / "step_1"
+    folder.mkdir(parents=True)
+    (folder / "training_info.json").write_text(json.dumps({"loss\x1b]0;x\x07": 1}))
+    for command in (["ls"], ["ls", "--all"], ["check"], ["schema"]):
+        printed = ckptdb(*command, cwd=tmp_path / "root")
+        assert "\x1b" not in printed.out + printed.err
+        assert "‮" not in printed.out + printed.err
+
+
+def test_a_table_breaks_nothing_where_nobody_looks(ckptdb, root):
+    for line in ckptdb("ls", "--all", cwd=root).out.splitlines():
+        assert line == line.rstrip()
+        assert "\x1b" not in line
+
+
+def test_there_is_nothing_to_choose_from(ckptdb, root):
+    ckptdb("rm", "5", "--run", "beta", cwd=root)
+    answer = ckptdb("latest", "--run", "beta", cwd=root)
+    assert answer.code == 1
+    assert "no checkpoint to choose from" in answer.err

@@ -1,0 +1,113 @@
+import json
+import os
+
+import pytest
+
+
+def steps(ckptdb, run, status="final"):
+    return [cp["step"] for cp in ckptdb("ls", "--status", status, "-o", "json", cwd=run).json]
+
+
+def test_rm_deletes_the_named_steps_and_says_what_it_freed(ckptdb, root):
+    answer = ckptdb("rm", "1", "3", cwd=root / "alpha")
+    assert answer.code == 0
+    assert "by hand" in answer.out
+    assert answer.out.splitlines()[-1] == "alpha: 2.1 kB freed."
+    assert steps(ckptdb, root / "alpha") == [2]
+    assert not (root / "alpha" / "step_1").exists()
+
+
+def test_rm_dry_run_says_the_same_and_deletes_nothing(ckptdb, root):
+    would = ckptdb("rm", "1", "--dry-run", "-o", "json", cwd=root / "alpha").json[0]
+    assert steps(ckptdb, root / "alpha") == [1, 2, 3]
+    did = ckptdb("rm", "1", "-o", "json", cwd=root / "alpha").json[0]
+    assert (would.pop("applied"), did.pop("applied")) == (False, True)
+    assert would == did
+
+
+def test_rm_deletes_all_or_nothing(ckptdb, root):
+    assert ckptdb("rm", "1", "9", cwd=root / "alpha").code == 1
+    assert steps(ckptdb, root / "alpha") == [1, 2, 3]
+
+
+def test_rm_refuses_a_pinned_one_unless_forced(ckptdb, root):
+    assert ckptdb("pin", "1", cwd=root / "alpha").out == "alpha step 1: pinned\n"
+    refused = ckptdb("rm", "1", cwd=root / "alpha")
+    assert refused.code == 1
+    assert "Step 1 of 'alpha' is pinned" in refused.err
+    assert ckptdb("rm", "1", "--force", cwd=root / "alpha").code == 0
+
+
+def test_unpin_untag_and_log_say_what_they_did(ckptdb, root):
+    alpha = root / "alpha"
+    ckptdb("pin", "1", cwd=alpha)
+    assert ckptdb("unpin", "1", cwd=alpha).out == "alpha step 1: not pinned any more\n"
+    assert ckptdb("tag", "2", "rc", cwd=alpha).out == "alpha step 2: tagged rc\n"
+    assert ckptdb("untag", "2", "rc", cwd=alpha).out == "alpha step 2: without the tag rc\n"
+    assert ckptdb("log", "2", "mmlu=0.61", "x:y=nan", cwd=alpha).out == (
+        "alpha step 2: has mmlu=0.61, x:y=nan\n"
+    )
+    record = ckptdb("show", "2", "-o", "json", cwd=alpha).json
+    assert (record["pinned"], record["tags"]) == (False, [])
+    assert record["metrics"] == {"mmlu": 0.61, "val:loss": 0.2, "x:y": None}
+
+
+def test_a_late_metric_can_be_ranked_by(ckptdb, root):
+    ckptdb("log", "1", "mmlu=0.7", cwd=root / "alpha")
+    ckptdb("log", "3", "mmlu=0.6", cwd=root / "alpha")
+    best = ckptdb("best", "--metric", "mmlu", "--mode", "max", cwd=root / "alpha")
+    assert best.out == f"{root}/alpha/step_1\n"
+
+
+@pytest.mark.parametrize("value", ["mmlu", "=1", "mmlu=high"])
+def test_log_of_no_number_is_wrong_usage(ckptdb, root, value):
+    answer = ckptdb("log", "1", value, cwd=root / "alpha")
+    assert answer.code == 2
+    assert "is not NAME=NUMBER" in answer.err
+
+
+def test_gc_keeps_what_the_limits_keep_and_says_why(ckptdb, root):
+    arguments = ("gc", "--keep-top-k", "1", "--run", "alpha")
+    plan = ckptdb(*arguments, "--dry-run", "-o", "json", cwd=root).json[0]
+    assert {cp["step"]: cp["keep"] for cp in plan["checkpoints"]} == {1: False, 2: True, 3: True}
+    assert steps(ckptdb, root / "alpha") == [1, 2, 3]
+    answer = ckptdb(*arguments, cwd=root)
+    assert "kept: the latest" in answer.out
+    assert "not among the 1 best by val:loss (0.5)" in answer.out
+    assert steps(ckptdb, root / "alpha") == [2, 3]
+    assert steps(ckptdb, root / "beta") == [5]
+
+
+def test_gc_ranks_by_another_metric_when_told(ckptdb, root):
+    answer = ckptdb(
+        "gc", "--keep-top-k", "0", "--keep-latest", "1", "--metric", "acc", "--mode", "max",
+        "--run", "nemo", cwd=root,
+    )  # fmt: skip
+    assert answer.code == 0
+    assert steps(ckptdb, root / "nemo") == [2]
+    assert ckptdb("gc", "--keep-top-k", "1", "--metric", "acc", cwd=root).code == 2
+
+
+def test_gc_without_limits_removes_only_what_crashes_left(ckptdb, root):
+    left = root / "alpha" / "tmp_step_9"
+    left.mkdir()
+    dead = {"uuid": "12345678-1234-1234-1234-123456789abc", "created_at": "2026-01-01T00:00:00Z",
+            "host": "elsewhere", "pid": 1, "started": 1, "boot": "gone"}  # fmt: skip
+    (left / ".writer.json").write_text(json.dumps(dead))
+    assert "unfinished save" not in ckptdb("gc", cwd=root / "alpha").out  # may live elsewhere
+    for path in (left / ".writer.json", left):
+        os.utime(path, (1, 1))
+    assert "would go" in ckptdb("gc", "--dry-run", cwd=root / "alpha").out
+    assert left.exists()
+    assert "unfinished save" in ckptdb("gc", cwd=root / "alpha").out
+    assert not left.exists()
+    assert steps(ckptdb, root / "alpha") == [1, 2, 3]
+
+
+def test_forget_drops_a_run_from_the_catalog_alone(ckptdb, root):
+    answer = ckptdb("forget", "beta", cwd=root)
+    assert answer.out == f"beta is out of the catalog; {root}/beta was not touched.\n"
+    assert (root / "beta" / "step_5" / "model.bin").exists()
+    assert "beta" not in ckptdb("ls", cwd=root).out
+    assert ckptdb("reconcile", cwd=root).code == 0
+    assert "beta" in ckptdb("ls", cwd=root).out
