@@ -421,7 +421,7 @@ class CheckpointManager:
             if wait_fn is not None:
                 wait_fn()
             self._publish(path)
-        except Exception as error:  # noqa: BLE001  # raised by whoever collects it
+        except Exception as error:  # raised by whoever collects it
             _logger.exception("background finalization of %s failed", path)
             self._error = error
             return
@@ -483,7 +483,8 @@ def validate_warm_start_checkpoint(warm_start: PathLike, model_component: str = 
     """
     weights = Path(warm_start) / model_component / "weights"
     if not str(warm_start).strip() or not weights.exists():
-        raise NoCheckpointHere(weights, "does not exist; point the warm start at a step_N directory")
+        why = "does not exist; point the warm start at a step_N directory"
+        raise NoCheckpointHere(weights, why)
 
 
 def _has_megatron_optimizer(iteration_dir: Path) -> bool:

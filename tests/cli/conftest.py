@@ -33,9 +33,10 @@ def ckptdb(capfd, monkeypatch, tmp_path):
     def run(*arguments, cwd=tmp_path):
         monkeypatch.chdir(cwd)
         capfd.readouterr()
-        with pytest.raises(SystemExit) as stop, warnings.catch_warnings():
+        with warnings.catch_warnings():
             warnings.simplefilter("always")
-            main([str(argument) for argument in arguments])
+            with pytest.raises(SystemExit) as stop:
+                main([str(argument) for argument in arguments])
         printed = capfd.readouterr()
         assert "Traceback" not in printed.err or "--debug" in arguments
         return Answer(stop.value.code, printed.out, printed.err)

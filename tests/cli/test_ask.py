@@ -192,14 +192,14 @@ def test_questions_about_a_tree_without_catalog_are_answered_from_disk(ckptdb, t
 
 
 def test_names_from_the_disk_cannot_drive_the_terminal(ckptdb, tmp_path):
-    evil = tmp_path / "root" / "run\x1b[31m\n‮"
+    evil = tmp_path / "root" / "run\x1b[31m\n\u202e"
     folder = evil / "step_1"
     folder.mkdir(parents=True)
     (folder / "training_info.json").write_text(json.dumps({"loss\x1b]0;x\x07": 1}))
     for command in (["ls"], ["ls", "--all"], ["check"], ["schema"]):
         printed = ckptdb(*command, cwd=tmp_path / "root")
         assert "\x1b" not in printed.out + printed.err
-        assert "‮" not in printed.out + printed.err
+        assert "\u202e" not in printed.out + printed.err
 
 
 def test_a_table_breaks_nothing_where_nobody_looks(ckptdb, root):

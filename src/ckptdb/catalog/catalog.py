@@ -642,7 +642,8 @@ def _put_metrics(connection: Connection, run_id: int, found: Mapping[int, Checkp
     mine = metrics.c.checkpoint_id.in_(list(found))
     own = metrics.c.source == TRAINING_INFO
     connection.execute(delete(metrics).where(mine, own))
-    late = {(row.checkpoint_id, row.name) for row in connection.execute(select(metrics).where(mine))}
+    kept = connection.execute(select(metrics).where(mine)).all()
+    late = {(row.checkpoint_id, row.name) for row in kept}
     if late:
         live = [row_id for row_id, cp in found.items() if _is_live(cp)]
         flag = case((metrics.c.checkpoint_id.in_(live), 1), else_=0)

@@ -36,6 +36,8 @@ metric_option = click.option(
 class Session(Protocol):
     """What was chosen before the subcommand."""
 
+    directory: str
+
     def open(self) -> Registry:
         """Open the registry that the command is about."""
 
@@ -115,7 +117,7 @@ def latest(session: Session, run: str | None, form: str) -> None:
 @mode_option
 @output_option
 @click.pass_obj
-def top(  # noqa: PLR0913, PLR0917  # one parameter an option
+def top(  # noqa: PLR0917  # one parameter an option
     session: Session, count: int, run: str | None, metric: str | None, mode: Mode | None, form: str
 ) -> None:
     """List the COUNT best checkpoints, best first."""
@@ -131,7 +133,7 @@ def top(  # noqa: PLR0913, PLR0917  # one parameter an option
 @click.option("--timeout", type=float, default=30.0, show_default=True, help="In seconds.")
 @output_option
 @click.pass_obj
-def sql(  # noqa: PLR0913, PLR0917  # one parameter an option
+def sql(  # noqa: PLR0917  # one parameter an option
     session: Session,
     query: str | None,
     parameters: tuple[str, ...],

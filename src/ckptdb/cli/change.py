@@ -83,7 +83,7 @@ def log(session: Session, step: int, values: tuple[str, ...], source: str, run: 
 @dry_run_option
 @plan_option
 @click.pass_obj
-def rm(  # noqa: PLR0913  # one parameter an option
+def rm(
     session: Session,
     steps: tuple[int, ...],
     run: str | None,
@@ -107,7 +107,7 @@ def rm(  # noqa: PLR0913  # one parameter an option
 @dry_run_option
 @plan_option
 @click.pass_obj
-def gc(  # noqa: PLR0913, PLR0917  # one parameter an option
+def gc(  # noqa: PLR0917  # one parameter an option
     session: Session,
     run: str | None,
     keep_top_k: int | None,

@@ -54,7 +54,7 @@ class Session:
 @click.version_option(version("ckptdb"), prog_name="ckptdb")
 @click.pass_context
 def cli(context: click.Context, directory: str, catalog: str | None, *, debug: bool) -> None:
-    """Ask, check and tend the checkpoints of training runs.
+    r"""Ask, check and tend the checkpoints of training runs.
 
     Works from inside a run or a root, like git.
 
@@ -110,7 +110,7 @@ def _say(sentence: str) -> None:
     click.echo(f"ckptdb: {clean(sentence)}", err=True)
 
 
-def _show_warning(
+def _show_warning(  # noqa: PLR0917  # the signature of warnings.showwarning
     message: Warning | str,
     category: type[Warning],
     filename: str,

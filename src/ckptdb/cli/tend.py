@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -28,9 +28,10 @@ plan_option = click.option(
 
 @click.command()
 @click.argument("directory", default=".", type=click.Path(file_okay=False))
-def init(directory: str) -> None:
+@click.pass_obj
+def init(session: Session, directory: str) -> None:
     """Mark DIRECTORY as a root: one catalog for all runs below it."""
-    registry, report = Registry.init(directory)
+    registry, report = Registry.init(Path(session.directory, directory))
     with registry:
         _print_report(report, dry_run=False)
     click.echo(f"{registry.location} is the catalog of {len(report.runs)} run(s).")
@@ -82,11 +83,16 @@ def verify(session: Session, run: str | None, form: str) -> int:
 
 @click.command()
 @click.argument("directory", default="ckptdb-demo", type=click.Path(file_okay=False))
-def demo(directory: str) -> int:
+@click.pass_context
+def demo(context: click.Context, directory: str) -> int:
     """Train a small model, kill it while it saves, recover, finish; in a few seconds."""
     from ckptdb import demo as training
 
-    return training.main(Path(directory))
+    def run(arguments: Sequence[str]) -> None:
+        group = context.find_root().command
+        group.main(list(arguments), prog_name="ckptdb", standalone_mode=False)
+
+    return training.main(Path(context.obj.directory, directory), run)
 
 
 COMMANDS = (init, check, reconcile, verify, demo)

@@ -26,7 +26,7 @@ _UNSUPPORTED = frozenset({errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP, errno.EN
 _FSYNC_THREADS = 8
 
 
-class ExchangeUnsupported(Exception):  # noqa: N818  # a signal to the caller, not an error
+class ExchangeUnsupported(Exception):  # a signal to the caller, not an error
     """This file system cannot exchange two names in one step."""
 
 

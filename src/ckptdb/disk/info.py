@@ -116,7 +116,8 @@ def find_config(folder: Path) -> dict[str, Any] | None:
     """
     for name in (names.CONFIG, names.CONFIG_JSON):
         try:
-            content = yaml.load(read_regular(folder / name, _MAX_CONFIG_BYTES), Loader=_Loader)
+            raw = read_regular(folder / name, _MAX_CONFIG_BYTES)
+            content = yaml.load(raw, Loader=_Loader)  # noqa: S506  # it is a safe loader
         except UnreadableInfo:
             continue
         except (yaml.YAMLError, RecursionError, *_CONSTRUCTION):

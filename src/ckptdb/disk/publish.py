@@ -133,7 +133,7 @@ class Publisher:
         with self._changing() as (who, watch):
             if not path.is_dir():
                 return Retired((), watch.span)
-            gone = self._discard(who, watch, scan.load_tmp(who, path, step).checkpoint, reason)
+            gone = self._discard(watch, scan.load_tmp(who, path, step).checkpoint, reason)
             return Retired((gone,), watch.span)
 
     # --- publishing ---------------------------------------------------------------------
@@ -293,7 +293,7 @@ class Publisher:
             return [published.checkpoint], gone
         if path.is_dir():
             reason = "discarded: left unfinished, the step was saved again"
-            return [], [self._discard(who, watch, tmp.checkpoint, reason)]
+            return [], [self._discard(watch, tmp.checkpoint, reason)]
         return [], []
 
     def _write_metadata(
@@ -405,9 +405,7 @@ class Publisher:
             self._sync_directory()
         return None
 
-    def _discard(
-        self, who: Identity, watch: Watch, checkpoint: Checkpoint, reason: str
-    ) -> Checkpoint:
+    def _discard(self, watch: Watch, checkpoint: Checkpoint, reason: str) -> Checkpoint:
         at = self._now()
         self._append(watch, [journal.gone(checkpoint, "discarded", reason, at)])
         self._to_trash(watch, checkpoint.path, checkpoint.step, checkpoint.uuid)

@@ -205,6 +205,7 @@ def observe(
             on_checkpoint()
     # A checkpoint never seen before may have lines in the part of the journal already read.
     new = any(cp and cp.uuid != known.finals.get(cp.step, ("",))[0] for cp in finals.values())
+    known_config = known.config and not any(finals.values())
     stale = known.journal_bytes != stamp.journal_bytes or new
     hidden = identity.hidden(directory)
     return Observation(
@@ -217,7 +218,7 @@ def observe(
         trash=list_trash(directory),
         foreign=tuple(sorted(listing.foreign)),
         facts=journal.read(hidden, who.run) if stale else None,
-        config=None if known.config and not any(finals.values()) else _newest_config(directory, finals),
+        config=None if known_config else _newest_config(directory, finals),
         errors=tuple(errors),
     )
 

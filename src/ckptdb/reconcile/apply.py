@@ -468,7 +468,7 @@ def _bury(
 def _settled(look: _Look) -> list[Checkpoint]:
     """Checkpoints that were too fresh to trust their fingerprint, and now are not."""
     acted = {action.uuid for action in look.plan.actions if action.checkpoint}
-    known = {uuid: fingerprint for uuid, fingerprint in look.recorded.finals.values()}
+    known = dict(look.recorded.finals.values())
     return [
         checkpoint
         for checkpoint in look.observation.finals.values()
