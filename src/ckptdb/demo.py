@@ -19,24 +19,18 @@ import sys
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
-from ckptdb.disk import names
 from ckptdb.manager import CheckpointManager
 
 ALPHABET = "abcdefghijklmnopqrstuvwxyz. "
-ORDER = 2
-"""How many characters the model sees before the one that it predicts."""
-TRAINED, HELD_OUT = 30_000, 2_000
-"""Characters to learn from, and those after them to judge by."""
-BATCH = 50
+ORDER = 2  # how many characters the model sees before the one that it predicts
+TRAINED, HELD_OUT, BATCH = 30_000, 2_000, 50  # characters
 STEPS, SAVE_EVERY, KILLED_AT = 1_000, 100, 700
-RATES = {"lr-0.05": 0.05, "lr-0.5": 0.5}
-"""Learning rates by run."""
+RATES = {"lr-0.05": 0.05, "lr-0.5": 0.5}  # learning rates by run
 
-Command = Callable[[Sequence[str]], object]
-"""Runs ``ckptdb`` with the given arguments."""
+Command = Callable[[Sequence[str]], object]  # runs ckptdb with the given arguments
 
 
-def train(run: Path, rate: float, *, killed_at: int | None = None) -> None:
+def train(run: Path, rate: float, killed_at: int | None = None) -> None:
     """Train up to the last step, from the latest checkpoint when there is one.
 
     Args:
@@ -45,7 +39,7 @@ def train(run: Path, rate: float, *, killed_at: int | None = None) -> None:
         killed_at: The step whose save is cut in half by a SIGKILL.
     """
     text, held_out = read_text()
-    model, sampler, step = Model(), random.Random(0), 0  # noqa: S311  # draws batches, no secrets
+    model, sampler, step = Model(), random.Random(2), 0  # noqa: S311  # draws batches, no secrets
     config = {"checkpoint_dir": run, "metric_name": "val:loss", "keep_top_k": 3}
     with CheckpointManager(config) as manager:
         latest = manager.get_latest_checkpoint_path()
@@ -57,35 +51,35 @@ def train(run: Path, rate: float, *, killed_at: int | None = None) -> None:
             say(f"  continues from {Path(latest).name}")
         while step < STEPS:
             step += 1
-            train_loss = model.learn(draw(text, sampler), rate)
+            start = sampler.randrange(len(text) - BATCH)
+            train_loss = model.learn(text[start : start + BATCH], rate)
             if step % SAVE_EVERY:
                 continue
-            val_loss = model.loss(held_out)
-            metrics = {"step": step, "train:loss": train_loss, "val:loss": val_loss}
+            metrics = {"step": step, "loss": train_loss, "val:loss": model.loss(held_out)}
             with manager.save(step, metrics, config={"rate": rate}) as folder:
                 (folder / "weights.json").write_text(json.dumps(model.weights))
                 if step == killed_at:
                     os.kill(os.getpid(), signal.SIGKILL)
                 (folder / "sampler.json").write_text(json.dumps(sampler.getstate()))
-            say(f"  step {step:5}   val:loss {val_loss:.3f}")
+            say(f"  step {step:5}   val:loss {metrics['val:loss']:.3f}")
 
 
 class Model:
     """Predicts a character from the two before it.
 
     Attributes:
-        weights: For each context, the last 0, 1 and 2 characters, one number per letter of
-            ALPHABET. Their sum over the contexts is the letter's logit.
+        weights: For each context (the last 2, 1 and 0 characters) one number per letter of
+            ALPHABET; their sum over the contexts is the letter's logit.
     """
 
     def __init__(self, weights: dict[str, list[float]] | None = None) -> None:
-        self.weights = {} if weights is None else weights
+        self.weights = weights or {}
 
     def learn(self, passage: str, rate: float) -> float:
-        """Take one gradient step per character; return the mean loss before each, in nats."""
+        """Take a gradient step for each character; return the mean loss before it, in nats."""
         losses = []
-        for before, letter in windows(passage):
-            rows = [self.weights.setdefault(c, [0.0] * len(ALPHABET)) for c in contexts(before)]
+        for contexts, letter in examples(passage):
+            rows = [self.weights.setdefault(context, [0.0] * len(ALPHABET)) for context in contexts]
             gradient = softmax(rows)
             losses.append(-math.log(gradient[letter]))
             gradient[letter] -= 1.0
@@ -97,36 +91,23 @@ class Model:
         """Return the mean cross-entropy per character, in nats."""
         unseen = [0.0] * len(ALPHABET)
         losses = [
-            -math.log(softmax([self.weights.get(c, unseen) for c in contexts(before)])[letter])
-            for before, letter in windows(passage)
+            -math.log(softmax([self.weights.get(c, unseen) for c in contexts])[letter])
+            for contexts, letter in examples(passage)
         ]
         return sum(losses) / len(losses)
 
 
 def softmax(rows: Sequence[Sequence[float]]) -> list[float]:
     """Return the probability of each letter, given the rows of weights to add up."""
-    logits = [sum(column) for column in zip(*rows, strict=True)]
-    top = max(logits)
-    powers = [math.exp(logit - top) for logit in logits]
+    powers = [math.exp(sum(column)) for column in zip(*rows, strict=True)]
     total = sum(powers)
     return [power / total for power in powers]
 
 
-def contexts(before: str) -> Iterator[str]:
-    """Yield the last ORDER characters, then fewer, then none."""
-    return (before[start:] for start in range(ORDER + 1))
-
-
-def windows(passage: str) -> Iterator[tuple[str, int]]:
-    """Yield what stands before each character, and the character's place in ALPHABET."""
+def examples(passage: str) -> Iterator[tuple[list[str], int]]:
+    """Yield the contexts of each character, longest first, and its place in ALPHABET."""
     for at in range(ORDER, len(passage)):
-        yield passage[at - ORDER : at], ALPHABET.index(passage[at])
-
-
-def draw(text: str, sampler: random.Random) -> str:
-    """Return a passage with BATCH characters to predict."""
-    start = sampler.randrange(len(text) - BATCH - ORDER)
-    return text[start : start + BATCH + ORDER]
+        yield [passage[at - n : at] for n in range(ORDER, -1, -1)], ALPHABET.index(passage[at])
 
 
 def read_text() -> tuple[str, str]:
@@ -136,7 +117,83 @@ def read_text() -> tuple[str, str]:
 
         prose = " ".join(topics.values())
     except ImportError:  # some distributions ship Python without its manual
-        modules = (argparse_like for argparse_like in list(sys.modules.values()))
-        prose = " ".join(inspect.getdoc(module) or "" for module in modules)
+        described = (value for module in (os, inspect, json, re) for value in vars(module).values())
+        prose = " ".join(inspect.getdoc(value) or "" for value in described)
     text = re.sub(r"[^a-z.]+", " ", prose.lower())
     return text[:TRAINED], text[TRAINED : TRAINED + HELD_OUT]
+
+
+def main(directory: Path, command: Command) -> int:
+    """Tell the story: train, be killed while saving, look, recover, finish, ask.
+
+    Args:
+        directory: Where the runs go; new or empty.
+        command: Runs ``ckptdb``, so that what is shown is what a user would see.
+    """
+    if refusal := find_refusal(directory):
+        print(f"ckptdb: {refusal}", file=sys.stderr)  # noqa: T201  # the demo is a program
+        return 1
+
+    def ask(*arguments: str) -> None:
+        shown = [f'"{word}"' if " " in word else word for word in arguments]
+        say(f"\n$ {here} {' '.join(shown)}")
+        command(["-C", str(directory), *arguments])
+
+    here = f"ckptdb -C {shlex.quote(str(directory))}"
+    directory.mkdir(parents=True, exist_ok=True)
+    steady, eager = RATES
+    say("A character model learns from the prose of Python's manual, at two learning rates.")
+    say(f"Every {SAVE_EVERY} steps it is saved; the latest and the 3 best by val:loss are kept.")
+    ask("init")
+
+    say(f"\nTraining {steady}:")
+    train(directory / steady, RATES[steady])
+    say(f"\nTraining {eager}, in a process of its own:")
+    train_and_die(directory / eager, RATES[eager])
+    say(f"  SIGKILL, in the middle of saving step {KILLED_AT}")
+    say(f"\nThe process is gone. This is what it left in {directory / eager}:")
+    for folder in sorted(directory.glob(f"{eager}/*step_*")):
+        say(f"  {folder.name + '/':15} {' '.join(sorted(os.listdir(folder)))}")
+    say("A directory called step_N is whole, always. What is unfinished goes by another name:")
+    ask("reconcile")
+
+    say("\nTraining goes on from the latest checkpoint:")
+    train(directory / eager, RATES[eager])
+
+    say("\nNow the questions.")
+    ask("best", "--run", eager)
+    ask("latest", "--run", eager)
+    ask("top", "5")
+    ask("sql", "SELECT run, step, value FROM leaderboard WHERE rank = 1 ORDER BY value")
+    ask("sql", "SELECT step, deleted_reason FROM deletions WHERE run = 'lr-0.5' ORDER BY step")
+    say(f"\nAll of this is in {directory} for you to explore. Try:")
+    for line in ("ls", f"ls {eager} --all", "schema", "gc --keep-top-k 1 --dry-run"):
+        say(f"  {here} {line}")
+    return 0
+
+
+def train_and_die(run: Path, rate: float) -> None:
+    """Train in a child process, which a SIGKILL hits while it saves."""
+    child = multiprocessing.get_context("spawn").Process(target=train, args=(run, rate, KILLED_AT))
+    child.start()
+    child.join()
+    if child.exitcode != -signal.SIGKILL:
+        raise RuntimeError(f"the training process ended with {child.exitcode}, not by SIGKILL")
+
+
+def find_refusal(directory: Path) -> str | None:
+    """Return why the demo cannot use a directory, or None."""
+    if os.environ.get("CKPTDB_CATALOG"):
+        return "CKPTDB_CATALOG is set; unset it, so that the demo stays out of that catalog."
+    here = {path.name for path in directory.iterdir()} if directory.exists() else set()
+    if here >= RATES.keys():
+        explore = f"`ckptdb -C {directory} ls` shows it, `ckptdb demo {directory}-2` makes another"
+        return f"{directory} holds an earlier demo; {explore}."
+    if here:
+        return f"{directory} is not empty; name a new directory: `ckptdb demo DIRECTORY`."
+    return None
+
+
+def say(line: str) -> None:
+    """Print a line now: a process that is killed takes its buffer along."""
+    print(line, flush=True)  # noqa: T201  # the demo is a program
