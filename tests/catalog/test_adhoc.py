@@ -293,28 +293,17 @@ def test_a_description_names_every_table_and_view_with_its_columns(database: Dat
 
 # --- PostgreSQL -----------------------------------------------------------------------------
 
-POSTGRES = os.environ.get("CKPTDB_TEST_POSTGRES", "")
-"""URL of an empty database that the tests may fill and empty again."""
 
-
-@pytest.mark.skipif(not POSTGRES, reason="CKPTDB_TEST_POSTGRES names no database")
-def test_postgresql_answers_and_refuses_alike():
-    with closing(Database.open(locate(POSTGRES), create=True)) as database:
-        try:
-            assert query(database, "SELECT CAST(:a AS int) AS n", {"a": 1}).rows == ((1,),)
-            assert query(database, "SELECT * FROM run_summary").rows == ()
-            assert len(describe(database)) == len(schema.PURPOSES)
-            for sql in ("DELETE FROM runs", "SELECT 1; SELECT 2", "COMMIT; DELETE FROM runs"):
-                with pytest.raises(QueryRefused):
-                    query(database, sql)
-            for sql in ("SELEC 1", "", "SELECT * FROM nix"):
-                with pytest.raises(QueryFailed):
-                    query(database, sql)
-            with pytest.raises(QueryTimeout):
-                query(database, "SELECT pg_sleep(5)", timeout_seconds=0.1)
-        finally:
-            with database.write() as connection:
-                for view in schema.VIEWS:
-                    connection.exec_driver_sql(f"DROP VIEW {view}")
-                schema.version.drop(connection)
-                schema.metadata.drop_all(connection)
+def test_postgresql_answers_and_refuses_alike(postgres_url):
+    with closing(Database.open(locate(postgres_url), create=True)) as database:
+        assert query(database, "SELECT CAST(:a AS int) AS n", {"a": 1}).rows == ((1,),)
+        assert query(database, "SELECT * FROM run_summary").rows == ()
+        assert len(describe(database)) == len(schema.PURPOSES)
+        for sql in ("DELETE FROM runs", "SELECT 1; SELECT 2", "COMMIT; DELETE FROM runs"):
+            with pytest.raises(QueryRefused):
+                query(database, sql)
+        for sql in ("SELEC 1", "", "SELECT * FROM nix"):
+            with pytest.raises(QueryFailed):
+                query(database, sql)
+        with pytest.raises(QueryTimeout):
+            query(database, "SELECT pg_sleep(5)", timeout_seconds=0.1)

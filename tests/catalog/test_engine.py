@@ -790,30 +790,19 @@ def test_importing_the_engine_does_not_import_alembic():
 
 # --- PostgreSQL -----------------------------------------------------------------------------
 
-POSTGRES = os.environ.get("CKPTDB_TEST_POSTGRES", "")
-"""URL of an empty database that the tests may fill and empty again."""
 
-
-@pytest.mark.skipif(not POSTGRES, reason="CKPTDB_TEST_POSTGRES names no database")
-def test_the_same_catalog_works_on_postgresql():
-    location = locate(POSTGRES)
+def test_the_same_catalog_works_on_postgresql(postgres_url):
+    location = locate(postgres_url)
     with pytest.raises(CatalogMissing):
         Database.open(location)
     with closing(Database.open(location, create=True)) as database:
-        try:
+        add(database, "a")
+        in_fork(lambda: add(database, "child"))
+        assert count(database) == 2
+        assert database.integrity() == "ok"
+        with database.write(), pytest.raises(CatalogLocked):
+            add(database, "b", timeout_seconds=0.1)
+        with pytest.raises(CatalogUnusable, match="duplicate key"):
             add(database, "a")
-            in_fork(lambda: add(database, "child"))
-            assert count(database) == 2
-            assert database.integrity() == "ok"
-            with database.write(), pytest.raises(CatalogLocked):
-                add(database, "b", timeout_seconds=0.1)
-            with pytest.raises(CatalogUnusable, match="duplicate key"):
-                add(database, "a")
-            with closing(Database.open(location)) as again:
-                assert again.revision() == schema.HEAD
-        finally:
-            with database.write() as connection:
-                for view in schema.VIEWS:
-                    connection.exec_driver_sql(f"DROP VIEW {view}")
-                schema.version.drop(connection)
-                schema.metadata.drop_all(connection)
+        with closing(Database.open(location)) as again:
+            assert again.revision() == schema.HEAD

@@ -1,0 +1,51 @@
+"""The three databases that a catalog can live in: a SQLite file, memory, PostgreSQL."""
+
+import itertools
+import os
+from contextlib import closing
+
+import pytest
+from sqlalchemy import create_engine, make_url
+
+from ckptdb.catalog.catalog import Catalog
+from ckptdb.catalog.engine import Database, locate
+
+_NUMBERS = itertools.count()
+
+
+@pytest.fixture(scope="session")
+def postgres_server(tmp_path_factory):
+    """A real PostgreSQL server that a wheel of the test dependencies brings along."""
+    pgserver = pytest.importorskip("pgserver", reason="no PostgreSQL wheel for this platform")
+    runtime = tmp_path_factory.mktemp("runtime")
+    os.environ.setdefault("XDG_RUNTIME_DIR", str(runtime))
+    # Not below pytest's own directory: the server's user must be able to enter it as well.
+    server = pgserver.get_server(tmp_path_factory.mktemp("postgres"))
+    yield server.get_uri().replace("postgresql://", "postgresql+psycopg://")
+    server.cleanup()
+
+
+@pytest.fixture
+def postgres_url(postgres_server):
+    """URL of a new, empty PostgreSQL database."""
+    name = f"test_{os.getpid()}_{next(_NUMBERS)}"
+    admin = create_engine(postgres_server, isolation_level="AUTOCOMMIT")
+    with admin.connect() as connection:
+        connection.exec_driver_sql(f"CREATE DATABASE {name}")
+    admin.dispose()
+    url = make_url(postgres_server).set(database=name)
+    return url.render_as_string(hide_password=False)
+
+
+@pytest.fixture(params=["sqlite", "memory", "postgresql"])
+def catalog(request, tmp_path):
+    """An empty catalog in each kind of database."""
+    if request.param == "memory":
+        database = Database.in_memory(tmp_path)
+    elif request.param == "sqlite":
+        database = Database.open(locate(tmp_path), create=True)
+    else:
+        url = request.getfixturevalue("postgres_url")
+        database = Database.open(locate(url), create=True)
+    with closing(database):
+        yield Catalog(database)

@@ -1,0 +1,259 @@
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from ckptdb.catalog.catalog import Candidate, Catalog, Changes
+from ckptdb.catalog.engine import Database
+from ckptdb.errors import IndexStale
+from ckptdb.records import Annotations, Checkpoint, Metric, Run, rank_key
+
+AT = "2026-01-01T00:00:00.000Z"
+
+
+@pytest.fixture
+def run(tmp_path):
+    return Run(uuid="run-a", name="a", directory=tmp_path / "a", created_at=AT, metric_name="loss")
+
+
+def make(run, step, loss=None, **changes):
+    """A published checkpoint of a run, with a loss when one is given."""
+    metrics = {} if loss is None else {"loss": loss}
+    checkpoint = Checkpoint(
+        run_uuid=run.uuid,
+        run=run.name,
+        uuid=f"{run.uuid}-{step}",
+        step=step,
+        path=run.directory / f"step_{step}",
+        status="final",
+        created_at=AT,
+        finalized_at=f"2026-01-01T00:00:{step % 60:02}.000Z",
+        size_bytes=10 * step,
+        file_count=2,
+        info=dict(metrics),
+        metrics=metrics,
+    )
+    return replace(checkpoint, **changes)
+
+
+def gone(checkpoint, reason="retention: test"):
+    return replace(checkpoint, status="deleted", deleted_at=AT, deleted_reason=reason)
+
+
+def test_what_is_stored_comes_back_as_it_was(catalog, run):
+    stored = make(run, 7, 0.5, info={"loss": 0.5, "x": ["NaN", None]}, problem=None)
+    catalog.apply(Changes(run=run, checkpoints=[stored], config={"lr": 0.1}))
+    assert catalog.checkpoints() == (stored,)
+    assert catalog.find_run("run-a").run == replace(run, config={"lr": 0.1})
+    assert [seen.run.name for seen in catalog.runs()] == ["a"]
+
+
+def test_storing_it_again_changes_its_row_and_adds_none(catalog, run):
+    first = make(run, 1, 0.5, status="tmp", finalized_at=None, size_bytes=None, file_count=None)
+    catalog.apply(Changes(run=run, checkpoints=[first]))
+    final = make(run, 1, 0.5, metrics={"loss": 0.5, "acc": None})
+    catalog.apply(Changes(run=run, checkpoints=[final]))
+    assert catalog.checkpoints() == (final,)
+
+
+def test_the_largest_step_and_a_name_that_is_no_utf8_are_stored(catalog, tmp_path):
+    odd = Run(uuid="odd", name="bad\udcff", directory=tmp_path / "bad\udcff")
+    checkpoint = make(odd, 2**63 - 1, 0.1, size_bytes=2**62)
+    catalog.apply(Changes(run=odd, checkpoints=[checkpoint]))
+    (found,) = catalog.checkpoints()
+    assert found.step == 2**63 - 1
+    assert found.path == checkpoint.path
+    assert catalog.find_run_at(odd.directory) is not None
+
+
+def test_best_latest_and_top_see_only_what_is_live_and_trusted(catalog, run):
+    found = [
+        make(run, 1, 0.3),
+        make(run, 2, 0.1, problem="damaged: w"),
+        make(run, 3, 0.2),
+        make(run, 4, None, metrics={"loss": None}),
+        make(run, 5, 0.05, status="tmp"),
+        gone(make(run, 6, 0.01)),
+        make(run, 7, 0.2),
+    ]
+    run_id = catalog.apply(Changes(run=run, checkpoints=found))
+    assert catalog.find_best_step(run_id, "loss", "min") == 7  # the tie goes to the higher step
+    assert catalog.find_best_step(run_id, "loss", "max") == 1
+    assert catalog.find_best_step(run_id, "acc", "max") is None
+    assert catalog.find_latest_step(run_id) == 7
+    assert catalog.find_latest(run_id).step == 7
+    assert catalog.find_latest().step == 7
+    assert [c.step for c in catalog.top(9, "loss", "min", run_id=run_id)] == [7, 3, 1]
+    assert [c.step for c in catalog.top(2, "loss", "max")] == [1, 7]
+    assert catalog.steps_without(run_id, "loss") == (4,)
+    assert [c.step for c in catalog.candidates(run_id, "loss")] == [1, 3, 4, 7]
+    assert catalog.candidates(run_id, None)[0] == Candidate(1, "run-a-1", None, False, 10)  # noqa: FBT003  # a row
+
+
+def test_what_has_a_problem_ranks_again_once_it_is_mended(catalog, run):
+    run_id = catalog.apply(Changes(run=run, checkpoints=[make(run, 1, 0.1, problem="damaged: x")]))
+    assert catalog.find_best_step(run_id, "loss", "min") is None
+    catalog.apply(Changes(run=run, checkpoints=[make(run, 1, 0.1)]))
+    assert catalog.find_best_step(run_id, "loss", "min") == 1
+
+
+values = st.one_of(
+    st.none(),
+    st.sampled_from([0.0, -0.0, 1.0, 1e308, -1e308, 5e-324]),
+    st.floats(allow_nan=False, allow_infinity=False),
+)
+
+
+@given(st.dictionaries(st.integers(0, 50), values, max_size=15), st.sampled_from(["min", "max"]))
+@settings(
+    max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
+def test_sql_ranks_as_the_key_does(catalog, losses, mode):
+    run = Run(uuid="ranked", name="ranked", directory=Path("/ranked"))
+    for seen in catalog.runs():
+        catalog.forget(seen.id)
+    checkpoints = [make(run, s, None, metrics={"loss": v}) for s, v in losses.items()]
+    run_id = catalog.apply(Changes(run=run, checkpoints=checkpoints))
+    finite = {step: value for step, value in losses.items() if value is not None}
+    expected = sorted(finite, key=lambda step: rank_key(finite[step], step, mode))
+    assert [c.step for c in catalog.top(50, "loss", mode, run_id=run_id)] == expected
+    assert [c.step for c in catalog.top(50, "loss", mode)] == expected
+    best = catalog.find_best_step(run_id, "loss", mode)
+    assert best == (expected[0] if expected else None)
+
+
+def test_a_step_has_one_live_checkpoint_and_the_replaced_one_is_history(catalog, run):
+    old = make(run, 1, 0.5)
+    run_id = catalog.apply(Changes(run=run, checkpoints=[old]))
+    new = make(run, 1, 0.4, uuid="new", parent=old.uuid)
+    with pytest.raises(IndexStale):
+        catalog.apply(Changes(run=run, checkpoints=[new]))
+    catalog.apply(Changes(run=run, checkpoints=[gone(old, "replaced"), new]))
+    assert [(c.uuid, c.status) for c in catalog.checkpoints(run_id=run_id)] == [
+        ("run-a-1", "deleted"),
+        ("new", "final"),
+    ]
+    assert catalog.checkpoints(status="final")[0].parent == old.uuid
+
+
+def test_checkpoints_are_filtered_by_run_status_step_and_number(catalog, run, tmp_path):
+    other = Run(uuid="run-b", name="b", directory=tmp_path / "b")
+    run_id = catalog.apply(
+        Changes(run=run, checkpoints=[make(run, 1), make(run, 2), gone(make(run, 3))])
+    )
+    catalog.apply(Changes(run=other, checkpoints=[make(other, 9)]))
+    assert [c.step for c in catalog.checkpoints()] == [1, 2, 3, 9]
+    assert [c.step for c in catalog.checkpoints(run_id=run_id)] == [1, 2, 3]
+    assert [c.step for c in catalog.checkpoints(status="deleted")] == [3]
+    assert [c.step for c in catalog.checkpoints(steps=[2, 9])] == [2, 9]
+    assert [c.step for c in catalog.checkpoints(run_id=run_id, limit=2)] == [2, 3]
+
+
+def test_annotations_outlive_another_look_at_the_files(catalog, run):
+    checkpoint = make(run, 1, 0.5)
+    said = Annotations(
+        pinned=True,
+        notes="keep",
+        tags=(("rc", AT),),
+        late=(Metric("loss", 0.1, "eval", AT), Metric("mmlu", None, "eval", AT)),
+    )
+    run_id = catalog.apply(
+        Changes(run=run, checkpoints=[checkpoint], annotations={checkpoint.uuid: said})
+    )
+    catalog.apply(Changes(run=run, checkpoints=[checkpoint]))
+    (found,) = catalog.checkpoints()
+    assert (found.pinned, found.notes, found.tags) == (True, "keep", ("rc",))
+    assert found.metrics == {"loss": 0.1, "mmlu": None}
+    assert catalog.top(1, "loss", "min")[0].uuid == checkpoint.uuid
+    recorded = catalog.recorded(catalog.find_run("run-a"), history=True)
+    assert recorded.annotations == {checkpoint.uuid: said}
+    catalog.apply(Changes(run=run, checkpoints=[gone(checkpoint)]))
+    assert catalog.pinned_gone(run_id) == (checkpoint.uuid,)
+    assert catalog.top(1, "loss", "min") == ()
+    catalog.apply(Changes(run=run, annotations={checkpoint.uuid: Annotations()}))
+    assert catalog.checkpoints()[0].tags == ()
+    assert catalog.pinned_gone(run_id) == ()
+
+
+def test_annotations_of_an_unknown_checkpoint_wait_for_it(catalog, run):
+    catalog.apply(Changes(run=run, annotations={"nobody": Annotations(pinned=True)}))
+    assert catalog.checkpoints() == ()
+
+
+def test_the_stamp_moves_only_from_the_one_that_was_known(catalog, run):
+    catalog.apply(Changes(run=run, moved=("1:1:1", "2:2:2")))
+    assert catalog.find_run("run-a").stamp is None
+    catalog.apply(Changes(run=run, seen="1:1:1"))
+    assert (catalog.find_run("run-a").stamp, catalog.find_run("run-a").verified) == ("1:1:1", True)
+    catalog.apply(Changes(run=run, moved=("0:0:0", "2:2:2")))
+    assert catalog.find_run("run-a").stamp == "1:1:1"
+    catalog.apply(Changes(run=run, moved=("1:1:1", "2:2:2")))
+    assert (catalog.find_run("run-a").stamp, catalog.find_run("run-a").verified) == ("2:2:2", False)
+
+
+def test_the_configuration_is_that_of_the_newest_live_step(catalog, run):
+    catalog.apply(Changes(run=run, checkpoints=[make(run, 5)], config={"step": 5}, config_step=5))
+    catalog.apply(Changes(run=run, checkpoints=[make(run, 3)], config={"step": 3}, config_step=3))
+    assert catalog.find_run("run-a").run.config == {"step": 5}
+    catalog.apply(Changes(run=run, checkpoints=[gone(make(run, 5))]))
+    assert catalog.find_run("run-a").run.config is None  # to be read again
+
+
+def test_a_moved_run_takes_its_paths_along(catalog, run, tmp_path):
+    catalog.apply(Changes(run=run, checkpoints=[make(run, 1), gone(make(run, 2))]))
+    catalog.apply(Changes(run=replace(run, directory=tmp_path / "far" / "b", name="b")))
+    assert [c.path for c in catalog.checkpoints()] == [
+        tmp_path / "far" / "b" / "step_1",
+        tmp_path / "far" / "b" / "step_2",
+    ]
+    assert [c.run for c in catalog.checkpoints()] == ["b", "b"]
+
+
+def test_a_run_can_be_its_own_root_and_become_one_below(tmp_path):
+    catalog = Catalog(Database.in_memory(tmp_path))
+    own = Run(uuid="own", name="own", directory=tmp_path)
+    catalog.apply(Changes(run=own, checkpoints=[make(own, 1)]))
+    assert catalog.checkpoints()[0].path == tmp_path / "step_1"
+    catalog.apply(Changes(run=replace(own, directory=tmp_path / "sub")))
+    assert catalog.checkpoints()[0].path == tmp_path / "sub" / "step_1"
+    catalog.apply(Changes(run=own))
+    assert catalog.checkpoints()[0].path == tmp_path / "step_1"
+
+
+def test_a_copied_tree_keeps_its_rows_and_another_run_does_not_get_them(catalog, run):
+    catalog.apply(Changes(run=run, checkpoints=[make(run, 1, 0.1)]))
+    copy = replace(run, uuid="copy", forked_from="run-a")
+    catalog.apply(Changes(run=copy))
+    assert [seen.run.uuid for seen in catalog.runs()] == ["copy"]
+    assert catalog.checkpoints()[0].run_uuid == "copy"
+    stranger = replace(run, uuid="stranger")
+    catalog.apply(Changes(run=stranger, checkpoints=[make(stranger, 1, 0.2)]))
+    assert [(c.run_uuid, c.status) for c in catalog.checkpoints()] == [
+        ("copy", "deleted"),
+        ("stranger", "final"),
+    ]
+    assert [c.run_uuid for c in catalog.top(5, "loss", "min")] == ["stranger"]
+
+
+def test_forgetting_a_run_leaves_nothing_of_it(catalog, run):
+    said = {"run-a-1": Annotations(tags=(("x", AT),))}
+    run_id = catalog.apply(Changes(run=run, checkpoints=[make(run, 1, 0.1)], annotations=said))
+    catalog.forget(run_id)
+    assert catalog.runs() == ()
+    assert catalog.metric_names() == ()
+    with catalog.database.read() as connection:
+        for table in ("runs", "checkpoints", "metrics", "tags"):
+            count = connection.exec_driver_sql(f"SELECT COUNT(*) FROM {table}").scalar_one()
+            assert count == 0, table
+
+
+def test_more_rows_than_a_statement_takes_parameters_are_stored(catalog, run):
+    many = [make(run, step, step / 7) for step in range(1203)]
+    run_id = catalog.apply(Changes(run=run, checkpoints=many))
+    catalog.apply(Changes(run=run, checkpoints=[gone(c) for c in many[:601]]))
+    assert len(catalog.checkpoints(run_id=run_id, status="final")) == 602
+    assert catalog.find_best_step(run_id, "loss", "min") == 601
+    assert len(catalog.top(2000, "loss", "min")) == 602
+    assert catalog.metric_names(run_id) == ("loss",)
