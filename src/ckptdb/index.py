@@ -138,16 +138,20 @@ class RunIndex:
             try:
                 stored = self._open(for_writing=True)
                 if stored is not None:
-                    stored.stamp = None
-                    stored.run_id = stored.catalog.apply(changes, timeout_seconds=self._patience)
-            except IndexStale:
-                if stored is not None:
-                    self._heal(stored, trust_own=False)
-            except CatalogError as error:
+                    self._store(stored, changes)
+            except (CatalogError, RunLocked, OSError) as error:
+                # E.g. no space for the first catalog of a run: the checkpoint is safe all the same.
                 self._give_up(error)
             finally:
                 spent = time.monotonic() - started
                 self._patience = max(self._patience - spent, 0.05)
+
+    def _store(self, stored: Fresh, changes: Changes) -> None:
+        stored.stamp = None
+        try:
+            stored.run_id = stored.catalog.apply(changes, timeout_seconds=self._patience)
+        except IndexStale:
+            self._heal(stored, trust_own=False)
 
     def close(self) -> None:
         """Close the catalog; the next question opens it again."""
