@@ -170,8 +170,6 @@ class RunIndex:
         if time.monotonic() < self._retry_at:
             return None
         location = find_location(self._directory, self._choice)
-        if not for_writing and not self._is_ours():
-            return None
         if for_writing and location.base == self._directory:
             identity.mark_root(self._directory, make_durable=self._durable)
         database = Database.open(
@@ -185,7 +183,7 @@ class RunIndex:
         return self._stored
 
     def _is_ours(self) -> bool:
-        """Before our first write there is nothing of this run to heal in a catalog."""
+        """Before our first write there is no journal to say what is gone."""
         return (identity.hidden(self._directory) / "run.json").exists()
 
     def _in_memory(self) -> Fresh:
@@ -238,6 +236,8 @@ class RunIndex:
         fresh.stamp = None
         if self._is_known(fresh, stamp, trust_own=trust_own):
             return
+        if fresh is not self._memory and not self._is_ours():
+            raise _Blocked("a run that was never written to is not repaired by looking at it")
         report = self._reconcile(fresh, assume=trust_own)
         if report.blocked and fresh is not self._memory:
             raise _Blocked(report.blocked)
@@ -254,7 +254,7 @@ class RunIndex:
             fresh.catalog,
             self._directory,
             depth="changes",
-            touch_disk=self._is_ours() and fresh is not self._memory,
+            touch_disk=fresh is not self._memory,
             assume=assume,
             publisher=self._publisher,
         )

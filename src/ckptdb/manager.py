@@ -242,6 +242,8 @@ class CheckpointManager:
             return
 
         def judge(catalog: Catalog, run_id: int, _: object) -> tuple[Decision, ...]:
+            if policy.keeps_all(catalog.count_live(run_id)):
+                return ()
             candidates = catalog.candidates(run_id, policy.metric)
             return decide(candidates, policy, exclude_latest=exclude_latest)
 

@@ -506,7 +506,10 @@ class Registry:
     def _catalog_or_empty(self) -> Catalog:
         try:
             return Catalog(Database.open(self.location))
-        except (CatalogMissing, CatalogBroken):
+        except CatalogMissing:
+            return Catalog(Database.in_memory(self.location.base))
+        except CatalogBroken as error:
+            warnings.warn(str(error), stacklevel=3)
             return Catalog(Database.in_memory(self.location.base))
 
     def _make_usable(self) -> Path | None:

@@ -32,6 +32,12 @@ class Policy:
         """Whether anything can ever go."""
         return self.keep_top_k is not None or self.ft_keep_latest_k is not None
 
+    def keeps_all(self, count: int) -> bool:
+        """Whether nothing can go as long as there are no more than ``count`` checkpoints."""
+        if not self.has_limit or (self.ft_keep_latest_k or 0) >= count:
+            return True
+        return self.save_period == 1 and (self.keep_top_k is None or self.keep_top_k >= count)
+
 
 @dataclass(frozen=True, slots=True)
 class Decision:

@@ -80,8 +80,8 @@ class Recorded:
     Attributes:
         finals: By step, uuid and fingerprint.
         problems: By uuid, of published checkpoints that have one.
-        tmps: By step, the uuid.
-        gone: By uuid, when and why it went.
+        tmps: By uuid, the step.
+        gone: By uuid, when and why it went, and its parent.
         annotations: By uuid, only where there are any.
         contents: By uuid, the whole record of the live ones that have to be compared.
     """
@@ -89,8 +89,8 @@ class Recorded:
     seen: Seen | None
     finals: Mapping[int, tuple[str, str | None]] = field(default_factory=dict)
     problems: Mapping[str, str] = field(default_factory=dict)
-    tmps: Mapping[int, str] = field(default_factory=dict)
-    gone: Mapping[str, tuple[str | None, str | None]] = field(default_factory=dict)
+    tmps: Mapping[str, int] = field(default_factory=dict)
+    gone: Mapping[str, tuple[str | None, str | None, str | None]] = field(default_factory=dict)
     annotations: Mapping[str, Annotations] = field(default_factory=dict)
     contents: Mapping[str, Checkpoint] = field(default_factory=dict)
 
@@ -183,6 +183,10 @@ class Catalog:
             Candidate(row.step, row.uuid, row.value, bool(row.pinned), row.size_bytes)
             for row in rows
         )
+
+    def count_live(self, run_id: int) -> int:
+        """Return how many live, trusted checkpoints a run has."""
+        return self._number(_COUNT_LIVE, {"run_id": run_id}) or 0
 
     def top(
         self, count: int, metric: str, mode: Mode, *, run_id: int | None = None
@@ -287,7 +291,7 @@ class Catalog:
             seen=seen,
             finals={row.step: (row.uuid, row.fingerprint) for row in finals},
             problems={row.uuid: row.problem for row in finals if row.problem is not None},
-            tmps={row.step: row.uuid for row in live if row.status == "tmp"},
+            tmps={row.uuid: row.step for row in live if row.status == "tmp"},
             gone=self._gone(seen.id) if history else {},
             annotations=self._annotations(seen.id) if history else {},
         )
@@ -340,9 +344,7 @@ class Catalog:
         )
         return Seen(row.id, run, row.stamp, bool(row.stamp_verified))
 
-    def _load(
-        self, connection: Connection, statement: Select[Any]
-    ) -> list[tuple[int, Checkpoint]]:
+    def _load(self, connection: Connection, statement: Select[Any]) -> list[tuple[int, Checkpoint]]:
         rows = connection.execute(statement).all()
         ids = [row.id for row in rows]
         values = _grouped(connection, metrics, ids)
@@ -380,10 +382,15 @@ class Catalog:
             fingerprint=row.fingerprint,
         )
 
-    def _gone(self, run_id: int) -> dict[str, tuple[str | None, str | None]]:
+    def _gone(self, run_id: int) -> dict[str, tuple[str | None, str | None, str | None]]:
         columns = (checkpoints.c.uuid, checkpoints.c.deleted_at, checkpoints.c.deleted_reason)
-        rows = self._rows(select(*columns).where(checkpoints.c.run_id == run_id, _DELETED))
-        return {row.uuid: (row.deleted_at, row.deleted_reason) for row in rows}
+        parents = checkpoints.alias("parents")
+        rows = self._rows(
+            select(*columns, parents.c.uuid.label("parent"))
+            .outerjoin(parents, parents.c.id == checkpoints.c.parent_id)
+            .where(checkpoints.c.run_id == run_id, _DELETED)
+        )
+        return {row.uuid: (row.deleted_at, row.deleted_reason, row.parent) for row in rows}
 
     def _annotations(self, run_id: int) -> dict[str, Annotations]:
         mine = checkpoints.c.run_id == run_id
@@ -497,6 +504,8 @@ _LATEST_STEP = (
     .order_by(checkpoints.c.step.desc())
     .limit(literal_column("1"))
 )
+
+_COUNT_LIVE = select(func.count()).where(checkpoints.c.run_id == bindparam("run_id"), _TRUSTED)
 
 _STEPS_WITHOUT = (
     select(checkpoints.c.step)
@@ -684,7 +693,11 @@ def _link_parents(connection: Connection, run_id: int, found: Sequence[Checkpoin
     statement = (
         update(checkpoints)
         .where(checkpoints.c.run_id == run_id, checkpoints.c.uuid == bindparam("child"))
-        .values(parent_id=parent_id)
+        # Without its parent here, a child is read again until that has come, to be linked then.
+        .values(
+            parent_id=parent_id,
+            fingerprint=case((parent_id.is_not(None), checkpoints.c.fingerprint)),
+        )
     )
     connection.execute(statement, [{"parent": cp.parent, "child": cp.uuid} for cp in children])
 

@@ -117,6 +117,8 @@ def find_config(folder: Path) -> dict[str, Any] | None:
     for name in (names.CONFIG, names.CONFIG_JSON):
         try:
             raw = read_regular(folder / name, _MAX_CONFIG_BYTES)
+            if _is_too_deep(raw):
+                return None
             content = yaml.load(raw, Loader=_Loader)  # noqa: S506  # it is a safe loader
         except UnreadableInfo:
             continue
@@ -130,6 +132,19 @@ def find_config(folder: Path) -> dict[str, Any] | None:
         except OverflowError:
             return None
     return None
+
+
+def _is_too_deep(raw: bytes) -> bool:
+    # libyaml composes by recursion in C, which ends the process where Python's would raise.
+    depth = 0
+    for event in yaml.parse(raw, Loader=_Loader):
+        if isinstance(event, yaml.CollectionStartEvent):
+            depth += 1
+        elif isinstance(event, yaml.CollectionEndEvent):
+            depth -= 1
+        if depth > _MAX_DEPTH:
+            return True
+    return False
 
 
 def config_values(config: object) -> dict[str, Any]:

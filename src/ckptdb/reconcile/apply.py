@@ -280,8 +280,8 @@ def _contents(
         return {}
     read = {step for step, checkpoint in observed.finals.items() if checkpoint}
     missing = {step for step in recorded.finals if step not in observed.finals}
-    here = {step: tmp.checkpoint.uuid for step, tmp in observed.tmps.items()}
-    tmps = {step for step, uuid in recorded.tmps.items() if here.get(step) != uuid}
+    here = {tmp.checkpoint.uuid for tmp in observed.tmps.values()}
+    tmps = {step for uuid, step in recorded.tmps.items() if uuid not in here}
     steps = sorted((read & set(recorded.finals)) | missing | tmps)
     found: dict[str, Checkpoint] = {}
     for start in range(0, len(steps), 500):

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Container, Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Final, Literal
 
 from ckptdb.catalog.catalog import Recorded
-from ckptdb.disk.journal import Facts
 from ckptdb.disk.scan import Leftover, Observation, Tmp
 from ckptdb.records import NO_ANNOTATIONS, Annotations, Checkpoint
 
@@ -141,12 +140,13 @@ def _run(observed: Observation, recorded: Recorded) -> Iterator[Action]:
 
 
 def _finals(observed: Observation, recorded: Recorded) -> Iterator[Action]:
+    parents = _known(observed, recorded)
     for step, checkpoint in observed.finals.items():
         uuid, _ = recorded.finals.get(step, ("", None))
         if checkpoint is None:
             problem = recorded.problems.get(uuid)
         else:
-            found = _compare(checkpoint, recorded)
+            found = _compare(checkpoint, recorded, parents)
             problem = checkpoint.problem
             if found:
                 yield found
@@ -155,7 +155,7 @@ def _finals(observed: Observation, recorded: Recorded) -> Iterator[Action]:
             yield Action(kind, f"{problem}; kept, not ranked", step)
 
 
-def _compare(checkpoint: Checkpoint, recorded: Recorded) -> Action | None:
+def _compare(checkpoint: Checkpoint, recorded: Recorded, parents: set[str]) -> Action | None:
     step, uuid = checkpoint.step, checkpoint.uuid
     known = recorded.contents.get(uuid)
     if known is None or known.status != "final":
@@ -163,25 +163,25 @@ def _compare(checkpoint: Checkpoint, recorded: Recorded) -> Action | None:
             return Action("reappeared", "is back on disk", step, checkpoint, uuid)
         what = "is on disk, not in the catalog"
         return Action("added", what, step, checkpoint, uuid)
-    same_files = _content(known) == _content(checkpoint)
-    if same_files:
+    same_parent = known.parent == checkpoint.parent or (
+        known.parent is None and checkpoint.parent not in parents
+    )
+    # A late value hides the one that came with the checkpoint.
+    if same_parent and _content(known, known.late) == _content(checkpoint, known.late):
         return None
     return Action("changed", "differs from the catalog", step, checkpoint, uuid)
 
 
-def _content(checkpoint: Checkpoint) -> tuple[Any, ...]:
-    own = {k: v for k, v in checkpoint.metrics.items() if k not in checkpoint.late}
-    # A late value hides the one that came with the checkpoint, so names alone are compared then.
+def _content(checkpoint: Checkpoint, late: Container[str]) -> tuple[Any, ...]:
+    own = {k: v for k, v in checkpoint.metrics.items() if k not in late}
     return (
         checkpoint.step, checkpoint.path, checkpoint.created_at, checkpoint.finalized_at,
-        checkpoint.size_bytes, checkpoint.file_count, checkpoint.parent, checkpoint.problem,
-        checkpoint.info, own if not checkpoint.late else None,
+        checkpoint.size_bytes, checkpoint.file_count, checkpoint.problem, checkpoint.info, own,
     )  # fmt: skip
 
 
 def _tmps(observed: Observation, recorded: Recorded) -> Iterator[Action]:
     published = _published(observed, recorded)
-    ended = _ended(observed.facts, recorded)
     seen: set[str] = set()
     for step, tmp in observed.tmps.items():
         uuid = tmp.checkpoint.uuid
@@ -190,7 +190,8 @@ def _tmps(observed: Observation, recorded: Recorded) -> Iterator[Action]:
             continue
         seen.add(uuid)
         yield _tmp(step, tmp)
-        if uuid not in ended and recorded.tmps.get(step) != uuid:
+        # A line that says it was discarded or replaced counts only once it is gone.
+        if tmp.fate != "trash" and uuid not in recorded.tmps:
             what = "is being written or was left unfinished; not in the catalog"
             yield Action("new tmp", what, step, tmp.checkpoint, uuid)
 
@@ -211,11 +212,10 @@ def _tmp(step: int, tmp: Tmp) -> Action:
 
 def _missing(observed: Observation, recorded: Recorded) -> Iterator[Action]:
     """What the index has as live and the disk has no more."""
-    here = _published(observed, recorded) | {t.checkpoint.uuid for t in observed.tmps.values()}
+    here = _here(observed, recorded)
     journal = observed.facts.gone if observed.facts else {}
     live = {uuid: step for step, (uuid, _) in recorded.finals.items()}
-    live |= {uuid: step for step, uuid in recorded.tmps.items()}
-    for uuid, step in live.items():
+    for uuid, step in (live | dict(recorded.tmps)).items():
         if uuid in here:
             continue
         if uuid in journal:
@@ -231,12 +231,13 @@ def _history(observed: Observation, recorded: Recorded) -> Iterator[Action]:
     """What the journal knows to be gone and the index does not."""
     if observed.facts is None:
         return
-    here = _published(observed, recorded)
-    live = {uuid for uuid, _ in recorded.finals.values()} | set(recorded.tmps.values())
+    here, parents = _here(observed, recorded), _known(observed, recorded)
+    live = {uuid for uuid, _ in recorded.finals.values()} | set(recorded.tmps)
     for uuid, ended in observed.facts.gone.items():
         if uuid in here or uuid in live:
             continue
-        if recorded.gone.get(uuid) != (ended.deleted_at, ended.deleted_reason):
+        parent = ended.parent if ended.parent in parents else None
+        if recorded.gone.get(uuid) != (ended.deleted_at, ended.deleted_reason, parent):
             what = f"{ended.deleted_reason}; known to the journal, not to the catalog"
             yield Action("deleted", what, ended.step, ended, uuid)
 
@@ -244,12 +245,7 @@ def _history(observed: Observation, recorded: Recorded) -> Iterator[Action]:
 def _annotations(observed: Observation, recorded: Recorded) -> Iterator[Action]:
     if observed.facts is None:
         return
-    known = (
-        _published(observed, recorded)
-        | set(observed.facts.gone)
-        | set(recorded.gone)
-        | {tmp.checkpoint.uuid for tmp in observed.tmps.values()}
-    )
+    known = _known(observed, recorded)
     told = observed.facts.annotations
     for uuid in {*told, *recorded.annotations}:
         now = told.get(uuid, NO_ANNOTATIONS)
@@ -278,5 +274,13 @@ def _published(observed: Observation, recorded: Recorded) -> set[str]:
     }
 
 
-def _ended(facts: Facts | None, recorded: Recorded) -> set[str]:
-    return set(recorded.gone) | (set(facts.gone) if facts else set())
+def _here(observed: Observation, recorded: Recorded) -> set[str]:
+    """What is on disk, except for a tmp that only holds what was replaced."""
+    tmps = {tmp.checkpoint.uuid for tmp in observed.tmps.values() if tmp.fate != "trash"}
+    return _published(observed, recorded) | tmps
+
+
+def _known(observed: Observation, recorded: Recorded) -> set[str]:
+    """What the index will have a row of."""
+    gone = set(observed.facts.gone) if observed.facts else set()
+    return _here(observed, recorded) | gone | set(recorded.gone)
