@@ -1,0 +1,318 @@
+from __future__ import annotations
+
+import errno
+import json
+import os
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from ckptdb.disk import durable, journal
+from ckptdb.disk.journal import Fact
+from ckptdb.records import Annotations, Checkpoint, Metric, Run
+
+UUID = "0b1e0e60-9d3c-4f5e-8a7b-3f0c2d1e4a5b"
+OTHER = "1b1e0e60-9d3c-4f5e-8a7b-3f0c2d1e4a5b"
+
+
+def time(number: int) -> str:
+    return f"2026-11-22T16:01:{number:02}.000Z"
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> Run:
+    (tmp_path / ".ckptdb").mkdir()
+    return Run(uuid="the run", name="grpo", directory=tmp_path)
+
+
+@pytest.fixture
+def hidden(run: Run) -> Path:
+    return run.directory / ".ckptdb"
+
+
+@pytest.fixture
+def checkpoint(run: Run) -> Checkpoint:
+    return Checkpoint(
+        run_uuid=run.uuid,
+        run=run.name,
+        uuid=UUID,
+        step=5,
+        path=run.directory / "step_5",
+        status="final",
+        created_at=time(0),
+        finalized_at=time(1),
+        size_bytes=10,
+        file_count=2,
+        parent=OTHER,
+        info={"loss": 0.5, "grad": "NaN"},
+        metrics={"loss": 0.5, "grad": None},
+    )
+
+
+def note(*facts: Fact, hidden: Path):
+    journal.append(hidden, facts, make_durable=False)
+
+
+# --- what is gone -----------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("kind", ["deleted", "replaced", "discarded", "vanished"])
+def test_a_checkpoint_that_is_gone_is_rebuilt_from_its_line(run, hidden, checkpoint, kind):
+    note(journal.gone(checkpoint, kind, "because", time(9)), hidden=hidden)
+
+    expected = replace(checkpoint, status="deleted", deleted_at=time(9), deleted_reason="because")
+    assert journal.read(hidden, run).gone == {UUID: expected}
+
+
+def test_late_metrics_are_not_part_of_the_line(run, hidden, checkpoint):
+    late = Metric("mmlu", 0.6, "lm-eval", time(3))
+    with_late = replace(
+        checkpoint, metrics={**checkpoint.metrics, "mmlu": 0.6}, late={"mmlu": late}
+    )
+    note(journal.gone(with_late, "deleted", "because", time(9)), hidden=hidden)
+
+    assert journal.read(hidden, run).gone[UUID].metrics == checkpoint.metrics
+
+
+def test_the_last_line_wins(run, hidden, checkpoint):
+    note(
+        journal.gone(checkpoint, "deleted", "first", time(1)),
+        journal.gone(checkpoint, "vanished", "second", time(2)),
+        hidden=hidden,
+    )
+    assert journal.read(hidden, run).gone[UUID].deleted_reason == "second"
+
+
+def test_what_reappeared_is_not_gone(run, hidden, checkpoint):
+    note(journal.gone(checkpoint, "vanished", "first", time(1)), hidden=hidden)
+    note(Fact(time(2), "reappeared", UUID), hidden=hidden)
+    assert journal.read(hidden, run).gone == {}
+
+    note(journal.gone(checkpoint, "deleted", "again", time(3)), hidden=hidden)
+    assert journal.read(hidden, run).gone[UUID].deleted_reason == "again"
+
+
+# --- annotations ------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("facts", "expected"),
+    [
+        ([("pin", {})], Annotations(pinned=True)),
+        ([("pin", {}), ("unpin", {})], None),
+        ([("note", {"text": "good"})], Annotations(notes="good")),
+        ([("note", {"text": "good"}), ("note", {"text": None})], None),
+        ([("note", {"text": 5})], None),
+        ([("note", {"text": "\ud800"})], None),
+        (
+            [("tag", {"name": "b"}), ("tag", {"name": "a"})],
+            Annotations(tags=(("a", time(2)), ("b", time(1)))),
+        ),
+        ([("tag", {"name": "a"}), ("untag", {"name": "a"})], None),
+        ([("untag", {"name": "a"})], None),
+        ([("tag", {"name": 5}), ("tag", {}), ("tag", {"name": "\ud800"})], None),
+        (
+            [("metric", {"name": "mmlu", "value": 1, "source": "eval"})],
+            Annotations(late=(Metric("mmlu", 1.0, "eval", time(1)),)),
+        ),
+        (
+            [
+                ("metric", {"name": "b", "value": 0.1, "source": "s"}),
+                ("metric", {"name": "a", "value": float("nan"), "source": "s"}),
+                ("metric", {"name": "b", "value": 0.2, "source": "t"}),
+            ],
+            Annotations(late=(Metric("a", None, "s", time(2)), Metric("b", 0.2, "t", time(3)))),
+        ),
+        (
+            [("metric", {"name": "m", "value": 10**400, "source": "s"})],
+            Annotations(late=(Metric("m", None, "s", time(1)),)),
+        ),
+        (
+            [("metric", {"name": "m", "value": True, "source": "s"})],
+            Annotations(late=(Metric("m", None, "s", time(1)),)),
+        ),
+        ([("metric", {"name": "m", "value": 1.0})], None),
+        ([("a kind of tomorrow", {"name": "m"})], None),
+    ],
+    ids=[
+        "pin", "unpin", "note", "no note", "odd note", "foreign note", "tags", "untag",
+        "untag nothing", "odd tags", "metric", "metrics", "huge metric", "bool metric",
+        "metric without source", "unknown kind",
+    ],
+)  # fmt: skip
+def test_annotations_are_what_the_last_lines_say(run, hidden, facts, expected):
+    lines = [Fact(time(i), kind, UUID, more) for i, (kind, more) in enumerate(facts, 1)]
+    note(*lines, hidden=hidden)
+
+    annotations = journal.read(hidden, run).annotations
+    assert annotations == ({} if expected is None else {UUID: expected})
+
+
+def test_a_checkpoint_shows_what_was_added(checkpoint):
+    added = Annotations(
+        pinned=True,
+        notes="good",
+        tags=(("rc", time(1)),),
+        late=(Metric("loss", 0.4, "eval", time(2)), Metric("mmlu", None, "eval", time(3))),
+    )
+
+    shown = journal.annotated(checkpoint, added)
+
+    assert (shown.pinned, shown.notes, shown.tags) == (True, "good", ("rc",))
+    assert shown.metrics == {"loss": 0.4, "grad": None, "mmlu": None}
+    assert set(shown.late) == {"loss", "mmlu"}
+    assert journal.annotated(checkpoint, Annotations()) == checkpoint
+
+
+# --- lines that count for nothing -------------------------------------------------------
+
+
+def soiled(checkpoint: Checkpoint, **change: object) -> bytes:
+    fact = journal.gone(checkpoint, "deleted", "because", time(1))
+    record = {**fact.details["record"], **change}
+    line = {"at": fact.at, "fact": fact.kind, "uuid": fact.uuid, "reason": "because"}
+    return json.dumps({**line, "record": record}).encode()
+
+
+FOREIGN = [
+    b"",
+    b"{",
+    b"null",
+    b"[1, 2]",
+    b"5",
+    b'"text"',
+    b"\0\0\0",
+    b"\xff\xfe",
+    b"{}",
+    b'{"at": "t", "fact": "pin"}',
+    b'{"at": 5, "fact": "pin", "uuid": "u"}',
+    b'{"at": "t", "fact": ["pin"], "uuid": "u"}',
+    b'{"at": "t", "fact": "pin", "uuid": "\\ud800"}',
+    b'{"at": "t", "fact": "deleted", "uuid": "u"}',
+    b'{"at": "t", "fact": "deleted", "uuid": "u", "reason": "r", "record": 5}',
+    b'{"at": "t", "fact": "deleted", "uuid": "u", "reason": "r", "record": {}}',
+    b"[" * 200_000,
+    b'{"at": ' + b"9" * 5_000 + b"}",
+]
+
+
+@pytest.mark.parametrize("line", FOREIGN, ids=lambda line: repr(line[:60]))
+def test_a_foreign_line_counts_for_nothing(run, hidden, line):
+    (hidden / "journal.jsonl").write_bytes(line + b"\n")
+    note(Fact(time(1), "pin", OTHER), hidden=hidden)
+
+    facts = journal.read(hidden, run)
+
+    assert facts.gone == {}
+    assert set(facts.annotations) == {OTHER}
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"step": "5"},
+        {"step": True},
+        {"step": -1},
+        {"step": 2**63},
+        {"created_at": None},
+        {"finalized_at": 5},
+        {"size_bytes": "10"},
+        {"file_count": 2**70},
+        {"parent": 5},
+        {"info": []},
+        {"metrics": [1]},
+        {"metrics": {"loss": "0.5"}},
+        {"metrics": {"\ud800": 0.5}},
+    ],
+    ids=repr,
+)
+def test_a_record_with_a_wrong_field_counts_for_nothing(run, hidden, checkpoint, change):
+    (hidden / "journal.jsonl").write_bytes(soiled(checkpoint, **change) + b"\n")
+    assert journal.read(hidden, run).gone == {}
+
+
+def test_a_record_without_a_reason_counts_for_nothing(run, hidden, checkpoint):
+    fact = journal.gone(checkpoint, "deleted", "because", time(1))
+    note(replace(fact, details={**fact.details, "reason": None}), hidden=hidden)
+    assert journal.read(hidden, run).gone == {}
+
+
+def test_a_torn_line_does_not_swallow_the_next_one(run, hidden):
+    note(Fact(time(1), "pin", UUID), hidden=hidden)
+    with (hidden / "journal.jsonl").open("ab") as file:
+        file.write(b'{"at": "2026", "fact": "unp')
+    note(Fact(time(2), "pin", OTHER), hidden=hidden)
+
+    assert set(journal.read(hidden, run).annotations) == {UUID, OTHER}
+
+
+@pytest.mark.parametrize("cut", range(2, 60, 7))
+def test_a_journal_may_end_anywhere(run, hidden, cut):
+    note(Fact(time(1), "pin", UUID), Fact(time(2), "pin", OTHER), hidden=hidden)
+    path = hidden / "journal.jsonl"
+    os.truncate(path, path.stat().st_size - cut)
+
+    assert set(journal.read(hidden, run).annotations) == {UUID}
+
+
+# --- appending --------------------------------------------------------------------------
+
+
+def test_a_missing_journal_says_nothing(run, hidden):
+    assert journal.size(hidden) == 0
+    facts = journal.read(hidden, run)
+    assert (facts.gone, facts.annotations) == ({}, {})
+
+
+def test_nothing_to_append_creates_nothing(hidden):
+    journal.append(hidden, [], make_durable=True)
+    assert os.listdir(hidden) == []
+
+
+def test_the_first_line_makes_the_name_durable_too(hidden, monkeypatch):
+    flushed = []
+    monkeypatch.setattr(durable, "fsync", flushed.append)
+
+    journal.append(hidden, [Fact(time(1), "pin", UUID)], make_durable=True)
+    assert flushed == [hidden]
+    journal.append(hidden, [Fact(time(2), "unpin", UUID)], make_durable=True)
+    assert flushed == [hidden]
+    assert journal.size(hidden) == (hidden / "journal.jsonl").stat().st_size
+
+
+def test_short_writes_are_continued(run, hidden, monkeypatch):
+    real = os.write
+    monkeypatch.setattr(journal.os, "write", lambda handle, data: real(handle, data[:5]))
+
+    note(Fact(time(1), "pin", UUID), hidden=hidden)
+
+    assert set(journal.read(hidden, run).annotations) == {UUID}
+
+
+def test_a_full_disk_tears_one_line_at_most(run, hidden, monkeypatch):
+    note(Fact(time(1), "pin", UUID), hidden=hidden)
+    real, room = os.write, [30]
+
+    def write(handle, data):
+        if not room[0]:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        written = real(handle, data[: room[0]])
+        room[0] -= written
+        return written
+
+    with monkeypatch.context() as patch:
+        patch.setattr(journal.os, "write", write)
+        with pytest.raises(OSError, match="No space left"):
+            note(Fact(time(2), "pin", OTHER), hidden=hidden)
+
+    assert set(journal.read(hidden, run).annotations) == {UUID}
+    note(Fact(time(3), "pin", OTHER), hidden=hidden)
+    assert set(journal.read(hidden, run).annotations) == {UUID, OTHER}
+
+
+def test_a_symlink_is_not_followed(hidden, tmp_path):
+    (hidden / "journal.jsonl").symlink_to(tmp_path / "elsewhere")
+    with pytest.raises(OSError, match="symbolic links"):
+        note(Fact(time(1), "pin", UUID), hidden=hidden)
+    assert not (tmp_path / "elsewhere").exists()

@@ -1,0 +1,173 @@
+from __future__ import annotations
+
+import json
+import os
+from dataclasses import asdict
+from pathlib import Path
+
+import pytest
+
+from ckptdb.disk import manifest
+from ckptdb.disk.manifest import Manifest
+from ckptdb.errors import UnreadableInfo
+
+SOUND = Manifest(
+    uuid="0b1e0e60-9d3c-4f5e-8a7b-3f0c2d1e4a5b",
+    step=5,
+    created_at="2026-11-22T16:01:24.123Z",
+    finalized_at="2026-11-22T16:01:25.123Z",
+    parent=None,
+    replaces=None,
+    files={"model.pt": 4, "sub/part.bin": 2},
+)
+
+
+def fill(folder: Path):
+    (folder / "sub" / "empty").mkdir(parents=True)
+    (folder / "model.pt").write_bytes(b"1234")
+    (folder / "sub" / "part.bin").write_bytes(b"12")
+    (folder / "sub" / "manifest.json").write_bytes(b"{}")
+    (folder / "link").symlink_to("model.pt")
+    (folder / ".writer.json").write_bytes(b"{}")
+    (folder / os.fsdecode(b"caf\xe9")).write_bytes(b"123")
+
+
+def test_every_file_is_listed_except_our_own(tmp_path: Path):
+    fill(tmp_path)
+    (tmp_path / "manifest.json").write_bytes(b"{}")
+
+    listed = manifest.list_files(tmp_path)
+
+    assert listed == {
+        os.fsdecode(b"caf\xe9"): 3,
+        "link": len("model.pt"),
+        "model.pt": 4,
+        "sub/manifest.json": 2,
+        "sub/part.bin": 2,
+    }
+    assert list(listed) == sorted(listed)
+
+
+def test_what_was_written_is_found(tmp_path: Path):
+    fill(tmp_path)
+    whole = Manifest(**{**asdict(SOUND), "files": manifest.list_files(tmp_path)})
+
+    manifest.write(tmp_path, whole, make_durable=True)
+
+    found = manifest.find(tmp_path)
+    assert found == whole
+    assert found.size_bytes == 19
+    assert manifest.verify(tmp_path, found) is None
+
+
+def test_a_directory_without_a_manifest_has_none(tmp_path: Path):
+    assert manifest.find(tmp_path) is None
+    assert manifest.find(tmp_path / "nowhere") is None
+
+
+def test_a_later_manifest_takes_the_place_of_an_earlier_one(tmp_path: Path):
+    manifest.write(tmp_path, SOUND, make_durable=False)
+    later = Manifest(**{**asdict(SOUND), "replaces": "a"})
+    manifest.write(tmp_path, later, make_durable=False)
+
+    assert manifest.find(tmp_path) == later
+    assert os.listdir(tmp_path) == ["manifest.json"]
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"uuid": "not a uuid"},
+        {"uuid": "{0b1e0e60-9d3c-4f5e-8a7b-3f0c2d1e4a5b}"},
+        {"uuid": 5},
+        {"uuid": None},
+        {"step": "5"},
+        {"step": True},
+        {"step": -1},
+        {"step": 2**63},
+        {"created_at": 5},
+        {"created_at": "\ud800"},
+        {"finalized_at": None},
+        {"parent": 5},
+        {"parent": "\ud800"},
+        {"replaces": ["a"]},
+        {"files": []},
+        {"files": {"a": -1}},
+        {"files": {"a": True}},
+        {"files": {"a": 1.5}},
+        {"files": {"a": 2**63}},
+        {"files": {"a": 2**62, "b": 2**62}},
+        {"files": {"": 1}},
+        {"files": {"/etc/passwd": 1}},
+        {"files": {"../other": 1}},
+        {"files": {"a/../../b": 1}},
+        {"files": {"a\0b": 1}},
+        {"files": {"\ud800": 1}},
+    ],
+    ids=repr,
+)
+def test_a_manifest_with_a_wrong_field_cannot_be_trusted(tmp_path: Path, change):
+    (tmp_path / "manifest.json").write_text(json.dumps({**asdict(SOUND), **change}))
+    with pytest.raises(UnreadableInfo, match="wrong type"):
+        manifest.find(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("content", "why"),
+    [
+        (b"{}", "does not have the fields"),
+        (b'{"uuid": "x", "more": 1}', "does not have the fields"),
+        (b"[]", "holds a list"),
+        (b"", "is not JSON"),
+    ],
+    ids=["no fields", "other fields", "list", "empty"],
+)
+def test_a_file_that_is_no_manifest_cannot_be_trusted(tmp_path: Path, content, why):
+    (tmp_path / "manifest.json").write_bytes(content)
+    with pytest.raises(UnreadableInfo, match=why):
+        manifest.find(tmp_path)
+
+
+def test_a_manifest_that_is_a_symlink_cannot_be_trusted(tmp_path: Path):
+    (tmp_path / "manifest.json").symlink_to("elsewhere")
+    with pytest.raises(UnreadableInfo, match="cannot be opened"):
+        manifest.find(tmp_path)
+
+
+def shrink(folder: Path):
+    (folder / "model.pt").write_bytes(b"1")
+
+
+def drop(folder: Path):
+    (folder / "sub" / "part.bin").unlink()
+
+
+def replace_by_directory(folder: Path):
+    (folder / "model.pt").unlink()
+    (folder / "model.pt").mkdir()
+
+
+@pytest.mark.parametrize(
+    ("harm", "problem"),
+    [
+        (lambda folder: None, None),
+        (lambda folder: (folder / "more").write_bytes(b"x"), None),
+        (lambda folder: (folder / "model.pt").write_bytes(b"12345"), None),
+        (shrink, "damaged: model.pt: 1 of 4 bytes"),
+        (drop, "damaged: sub/part.bin: No such file or directory"),
+        (replace_by_directory, "damaged: model.pt: Is a directory"),
+    ],
+    ids=["whole", "an extra file", "grown", "shrunk", "missing", "a directory instead"],
+)
+def test_missing_and_shrunk_files_are_damage(tmp_path: Path, harm, problem):
+    fill(tmp_path)
+    harm(tmp_path)
+    assert manifest.verify(tmp_path, SOUND) == problem
+
+
+def test_much_damage_is_told_briefly(tmp_path: Path):
+    many = Manifest(**{**asdict(SOUND), "files": {f"f{i}": 1 for i in range(5)}})
+    problem = manifest.verify(tmp_path, many)
+    assert problem is not None
+    assert problem.startswith("damaged: f0: ")
+    assert problem.endswith("f2: No such file or directory and 2 more")
