@@ -8,6 +8,7 @@ from typing import Any, Protocol
 import click
 
 from ckptdb.cli.output import (
+    FORMATS,
     describe,
     echo_json,
     echo_path,
@@ -47,7 +48,7 @@ class Session(Protocol):
 @click.option("--all", "everything", is_flag=True, help="Also deleted and unfinished ones.")
 @click.option("--status", type=click.Choice(["tmp", "final", "deleted"]), help="Only these.")
 @click.option("--limit", type=click.IntRange(1), help="Only the newest so many.")
-@output_option
+@output_option(*FORMATS)
 @click.pass_obj
 def ls(
     session: Session,
@@ -74,7 +75,7 @@ def ls(
 @click.command()
 @click.argument("step", type=click.IntRange(0))
 @run_option
-@click.option("-o", "--output", "form", type=click.Choice(["table", "json"]), default="table")
+@output_option("table", "json")
 @click.pass_obj
 def show(session: Session, step: int, run: str | None, form: str) -> None:
     """Show everything known about the checkpoint at STEP, deleted ones too."""
@@ -90,7 +91,7 @@ def show(session: Session, step: int, run: str | None, form: str) -> None:
 @run_option
 @metric_option
 @mode_option
-@click.option("-o", "--output", "form", type=click.Choice(["path", "json"]), default="path")
+@output_option("path", "json")
 @click.pass_obj
 def best(
     session: Session, run: str | None, metric: str | None, mode: Mode | None, form: str
@@ -102,7 +103,7 @@ def best(
 
 @click.command()
 @run_option
-@click.option("-o", "--output", "form", type=click.Choice(["path", "json"]), default="path")
+@output_option("path", "json")
 @click.pass_obj
 def latest(session: Session, run: str | None, form: str) -> None:
     """Print the path of the latest checkpoint, alone."""
@@ -115,7 +116,7 @@ def latest(session: Session, run: str | None, form: str) -> None:
 @run_option
 @metric_option
 @mode_option
-@output_option
+@output_option(*FORMATS)
 @click.pass_obj
 def top(  # noqa: PLR0917  # one parameter an option
     session: Session, count: int, run: str | None, metric: str | None, mode: Mode | None, form: str
@@ -129,9 +130,11 @@ def top(  # noqa: PLR0917  # one parameter an option
 @click.command()
 @click.argument("query", required=False)
 @click.option("-p", "parameters", multiple=True, metavar="NAME=VALUE", help="Value of :NAME.")
-@click.option("--limit", type=click.IntRange(1), default=10_000, show_default=True)
+@click.option(
+    "--limit", type=click.IntRange(1), default=10_000, show_default=True, help="Rows at most."
+)
 @click.option("--timeout", type=float, default=30.0, show_default=True, help="In seconds.")
-@output_option
+@output_option(*FORMATS)
 @click.pass_obj
 def sql(  # noqa: PLR0917  # one parameter an option
     session: Session,
@@ -159,7 +162,7 @@ def sql(  # noqa: PLR0917  # one parameter an option
 
 
 @click.command()
-@click.option("-o", "--output", "form", type=click.Choice(["table", "json"]), default="table")
+@output_option("table", "json")
 @click.pass_obj
 def schema(session: Session, form: str) -> None:
     """Print the tables and views that SQL can name."""

@@ -7,16 +7,13 @@ from collections.abc import Sequence
 import click
 
 from ckptdb.cli.ask import Session, metric_option, mode_option, run_option
-from ckptdb.cli.output import echo_json, human_bytes, print_table
+from ckptdb.cli.output import echo_json, human_bytes, output_option, print_table
 from ckptdb.records import Checkpoint, Mode
 from ckptdb.retention import Policy
 from ckptdb.upkeep import Collected
 
 step_argument = click.argument("step", type=click.IntRange(0))
 dry_run_option = click.option("--dry-run", is_flag=True, help="Only say what would go.")
-plan_option = click.option(
-    "-o", "--output", "form", type=click.Choice(["table", "json"]), default="table"
-)
 
 
 @click.command()
@@ -81,7 +78,7 @@ def log(session: Session, step: int, values: tuple[str, ...], source: str, run: 
 @run_option
 @click.option("--force", is_flag=True, help="Also pinned ones.")
 @dry_run_option
-@plan_option
+@output_option("table", "json")
 @click.pass_obj
 def rm(
     session: Session,
@@ -101,11 +98,17 @@ def rm(
 @run_option
 @click.option("--keep-top-k", type=click.IntRange(0), help="Keep so many of the best.")
 @click.option("--keep-latest", type=click.IntRange(0), help="Keep so many of the newest.")
-@click.option("--save-period", type=click.IntRange(1), default=1, show_default=True)
+@click.option(
+    "--save-period",
+    type=click.IntRange(1),
+    default=1,
+    show_default=True,
+    help="Rank only steps divisible by this.",
+)
 @metric_option
 @mode_option
 @dry_run_option
-@plan_option
+@output_option("table", "json")
 @click.pass_obj
 def gc(  # noqa: PLR0917  # one parameter an option
     session: Session,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import click
 
 from ckptdb.cli.ask import Session
-from ckptdb.cli.output import echo_json, echo_path, human_bytes, print_table
+from ckptdb.cli.output import echo_json, echo_path, human_bytes, output_option, print_table
 from ckptdb.errors import CatalogMissing
 
 
@@ -25,7 +25,7 @@ def path(session: Session) -> None:
 
 
 @db.command()
-@click.option("-o", "--output", "form", type=click.Choice(["table", "json"]), default="table")
+@output_option("table", "json")
 @click.pass_obj
 def status(session: Session, form: str) -> int:
     """Show revision, size and integrity of the catalog. Exits 1 when it is not sound."""

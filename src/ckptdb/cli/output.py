@@ -32,17 +32,17 @@ _FIELDS = (
 Row = Sequence[Any]
 
 
-def output_option(function: _Function) -> _Function:
-    """Add ``-o FORMAT`` to a command."""
+def output_option(*forms: str) -> Callable[[_Function], _Function]:
+    """Add ``-o FORM`` to a command; the first form is the default."""
     return click.option(
         "-o",
         "--output",
         "form",
-        type=click.Choice(FORMATS),
-        default="table",
+        type=click.Choice(forms),
+        default=forms[0],
         show_default=True,
         help="How to print the answer.",
-    )(function)
+    )
 
 
 def clean(value: object) -> str:

@@ -12,7 +12,7 @@ import click
 from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
 from ckptdb.cli.ask import Session, run_option
-from ckptdb.cli.output import clean, console, echo_json, print_table
+from ckptdb.cli.output import clean, console, echo_json, output_option, print_table
 from ckptdb.reconcile import ReconcileReport, RunReport
 from ckptdb.registry import Registry
 
@@ -20,10 +20,6 @@ DRIFT = 3
 PARTLY = 4
 _SHOWN = 20
 """Differences of one kind and run that are listed one by one."""
-
-plan_option = click.option(
-    "-o", "--output", "form", type=click.Choice(["table", "json"]), default="table"
-)
 
 
 @click.command()
@@ -40,7 +36,7 @@ def init(session: Session, directory: str) -> None:
 @click.command()
 @click.argument("path", required=False, type=click.Path(exists=True, file_okay=False))
 @click.option("--full", is_flag=True, help="Also compare every file with its manifest.")
-@plan_option
+@output_option("table", "json")
 @click.pass_obj
 def check(session: Session, path: str | None, form: str, *, full: bool) -> int:
     """Say how disk and catalog differ; change nothing. Exits 3 when they do."""
@@ -51,7 +47,7 @@ def check(session: Session, path: str | None, form: str, *, full: bool) -> int:
 @click.argument("path", required=False, type=click.Path(exists=True, file_okay=False))
 @click.option("--dry-run", is_flag=True, help="Only say what would be done; exits 3 on drift.")
 @click.option("--full", is_flag=True, help="Also compare every file with its manifest.")
-@plan_option
+@output_option("table", "json")
 @click.pass_obj
 def reconcile(session: Session, path: str | None, form: str, *, dry_run: bool, full: bool) -> int:
     """Make the catalog true to the disk, and finish what a crash interrupted.
@@ -63,7 +59,7 @@ def reconcile(session: Session, path: str | None, form: str, *, dry_run: bool, f
 
 @click.command()
 @run_option
-@plan_option
+@output_option("table", "json")
 @click.pass_obj
 def verify(session: Session, run: str | None, form: str) -> int:
     """Compare every file of every checkpoint with its manifest. Exits 1 when one is damaged."""
