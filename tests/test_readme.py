@@ -1,0 +1,209 @@
+"""README.md keeps its word: its code runs, its commands work, its queries answer."""
+
+import os
+import re
+import subprocess
+import sys
+import threading
+from pathlib import Path
+
+import click
+import pytest
+
+from ckptdb import CheckpointManager, Registry
+from ckptdb.cli.main import EXIT_CODES, cli
+from ckptdb.manager import CheckpointManager as DropIn
+
+HERE = Path(__file__).parents[1]
+README = (HERE / "README.md").read_text()
+CI = (HERE / ".ci/run").read_text()
+
+
+def blocks(language):
+    return re.findall(rf"^```{language}\n(.*?)^```", README, re.DOTALL | re.MULTILINE)
+
+
+def first_line(block):
+    return block.strip().splitlines()[0][:40]
+
+
+SHELL = [block for block in blocks("sh") if ".venv" not in block]
+ANSWERS = [
+    ("leaderboard WHERE rank = 1", [
+        ("grpo-8b", 200, 0.5, "grpo-8b/step_200"),
+        ("sft-1b", 20, 1.2, "sft-1b/step_20"),
+    ]),
+    ("bytes_on_disk DESC", [("sft-1b", 2), ("grpo-8b", 3)]),
+    ("FROM deletions", [("grpo-8b", 400), ("grpo-8b", 100)]),
+    ("FROM metric_history", [
+        (100, 0.9, "deleted"), (200, 0.5, "final"), (300, 0.6, "final"),
+        (400, 0.7, "deleted"), (500, 0.8, "final"),
+    ]),
+    ("best_step < latest_step", [("grpo-8b", 200, 500)]),
+    ("ORDER BY size_bytes", [
+        ("sft-1b", 20), ("sft-1b", 10), ("grpo-8b", 500), ("grpo-8b", 300), ("grpo-8b", 200),
+    ]),
+]  # fmt: skip
+
+
+@pytest.fixture
+def tree(tmp_path, monkeypatch):
+    """A directory with results/grpo-8b, which has pruned two checkpoints, and results/sft-1b."""
+    monkeypatch.chdir(tmp_path)
+    results = tmp_path / "results"
+    results.mkdir()
+    Registry.init(results)[0].close()
+    for run, losses, size in (
+        ("grpo-8b", {100: 0.9, 200: 0.5, 300: 0.6, 400: 0.7, 500: 0.8}, 1_000),
+        ("sft-1b", {10: 1.5, 20: 1.2}, 5_000),
+    ):
+        config = {"checkpoint_dir": results / run, "metric_name": "val:loss", "keep_top_k": 2}
+        with CheckpointManager(config) as manager:
+            for step, loss in losses.items():
+                with manager.save(step, {"val:loss": loss}) as folder:
+                    (folder / "model.bin").write_bytes(bytes(size + step))
+    return tmp_path
+
+
+def execute(block):
+    space = {"__name__": "__main__"}
+    exec(compile(block, "README.md", "exec"), space)
+    return space
+
+
+@pytest.mark.parametrize("block", blocks("python"), ids=first_line)
+def test_python_runs(block, tree, monkeypatch):
+    monkeypatch.setitem(sys.modules, "nemo_rl.utils.checkpoint", None)  # put back afterwards
+    execute(block)
+
+
+def test_the_loop_trains_prunes_and_resumes(tree, capsys):
+    loop = next(block for block in blocks("python") if "rng" in block)
+    execute(loop)
+    best = capsys.readouterr().out.strip()
+    execute(loop)
+
+    assert best == capsys.readouterr().out.strip() == "results/linear/step_50"
+    assert sorted(path.name for path in Path("results/linear").glob("step_*")) == [
+        "step_30", "step_40", "step_50",
+    ]  # fmt: skip
+
+
+def test_the_alias_serves_an_unchanged_import(tree):
+    alias = next(block for block in blocks("python") if "sys.modules" in block)
+    try:
+        execute(alias)
+        space = execute("from nemo_rl.utils.checkpoint import CheckpointManager")
+    finally:
+        sys.modules.pop("nemo_rl.utils.checkpoint", None)
+
+    assert space["CheckpointManager"] is DropIn
+
+
+def test_every_rank_writes_its_shard(tree):
+    save = execute(next(block for block in blocks("python") if "barrier" in block))["save_sharded"]
+    barrier = threading.Barrier(3, timeout=30)
+    config = {"checkpoint_dir": "results/ddp", "metric_name": "val:loss"}
+
+    def rank(number):
+        with CheckpointManager(config) as manager:
+            save(manager, 7, {"val:loss": 0.1}, rank=number, barrier=barrier.wait, shard=b"x")
+
+    ranks = [threading.Thread(target=rank, args=(number,)) for number in range(3)]
+    for thread in ranks:
+        thread.start()
+    for thread in ranks:
+        thread.join()
+
+    names = {path.name for path in Path("results/ddp/step_7").iterdir()}
+    assert {"shard_0.bin", "shard_1.bin", "shard_2.bin", "manifest.json"} <= names
+
+
+@pytest.mark.parametrize("block", SHELL, ids=first_line)
+def test_commands_run(block, tree):
+    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+    done = subprocess.run(
+        ["bash", "-euo", "pipefail", "-c", block],
+        cwd=tree, env=os.environ | {"PATH": path}, capture_output=True, text=True, check=False,
+    )  # fmt: skip
+
+    assert (done.returncode, done.stderr.replace("5 checkpoint(s) verified, all whole.\n", "")) == (
+        0, "",
+    )  # fmt: skip
+    for step in (200, 300, 500):
+        assert (tree / f"results/grpo-8b/step_{step}/training_info.json").is_file()
+
+
+@pytest.mark.parametrize(("told", "expected"), ANSWERS, ids=[told for told, _ in ANSWERS])
+def test_queries_answer(told, expected, tree):
+    queries = [block for block in blocks("sql") if told in block]
+    assert len(queries) == 1
+    with Registry.open("results") as registry:
+        rows = registry.query(queries[0]).rows
+
+    assert [row[: len(expected[0])] for row in rows] == expected
+
+
+def test_every_query_has_a_known_answer():
+    assert len(blocks("sql")) == len(ANSWERS)
+
+
+def test_what_was_deleted_says_why(tree):
+    query = next(block for block in blocks("sql") if "FROM deletions" in block)
+    with Registry.open("results") as registry:
+        reasons = [row["deleted_reason"] for row in registry.query(query).as_dicts()]
+
+    assert reasons == [
+        "retention: not among the 2 best by val:loss (0.7)",
+        "retention: not among the 2 best by val:loss (0.9)",
+    ]
+
+
+def commands(group, prefix="ckptdb"):
+    for name, command in group.commands.items():
+        if isinstance(command, click.Group):
+            yield from commands(command, f"{prefix} {name}")
+        else:
+            yield f"{prefix} {name}", command
+
+
+COMMANDS = sorted(commands(cli), key=lambda pair: pair[0])
+
+
+@pytest.mark.parametrize(("name", "command"), COMMANDS, ids=[name for name, _ in COMMANDS])
+def test_every_command_is_documented_and_has_help(name, command):
+    assert re.search(rf"^\| `{name}[` ]", README, re.MULTILINE)
+    assert command.get_short_help_str()
+    assert all(p.help for p in command.params if isinstance(p, click.Option) and p.name != "run")
+
+
+def test_nothing_is_documented_that_is_not_there():
+    documented = re.findall(r"^\| `(ckptdb(?: [a-z]+)+)", README, re.MULTILINE)
+
+    assert sorted(documented) == [name for name, _ in COMMANDS]
+
+
+def test_exit_codes_are_documented():
+    for text in (README, cli.help):
+        told = text.partition("Exit codes:")[2].partition(".")[0]
+        codes = {int(code) for code in re.findall(r"\b\d+\b", told)}
+        assert codes == {0, 1, 2, 3, 4} | set(EXIT_CODES.values())
+
+
+def test_columns_in_the_table_exist(tree):
+    with Registry.open("results") as registry:
+        relations = {r.name: {c.name for c in r.columns} for r in registry.schema()}
+    table = re.findall(r"^\| `(\w+)` \| (?:one|a) .*? \| (.*) \|$", README, re.MULTILINE)
+
+    assert {name for name, _ in table} == set(relations) - {"ckptdb_version"}
+    for name, told in table:
+        columns = set(re.findall(r"`(\w+)`", re.sub(r"\(.*?\)", "", told)))
+        assert columns <= relations[name], name
+
+
+def test_ci_runs_the_commands_that_stand_here():
+    patterns = re.findall(r"readme '(.*)'", CI)
+
+    assert len(patterns) == 2
+    for pattern in patterns:
+        assert len(re.findall(pattern, README, re.MULTILINE)) == 1
