@@ -34,7 +34,7 @@ def init(session: Session, directory: str) -> None:
 
 
 @click.command()
-@click.argument("path", required=False, type=click.Path(exists=True, file_okay=False))
+@click.argument("path", required=False)
 @click.option("--full", is_flag=True, help="Also compare every file with its manifest.")
 @output_option("table", "json")
 @click.pass_obj
@@ -44,7 +44,7 @@ def check(session: Session, path: str | None, form: str, *, full: bool) -> int:
 
 
 @click.command()
-@click.argument("path", required=False, type=click.Path(exists=True, file_okay=False))
+@click.argument("path", required=False)
 @click.option("--dry-run", is_flag=True, help="Only say what would be done; exits 3 on drift.")
 @click.option("--full", is_flag=True, help="Also compare every file with its manifest.")
 @output_option("table", "json")
@@ -95,9 +95,10 @@ COMMANDS = (init, check, reconcile, verify, demo)
 
 
 def _reconcile(session: Session, path: str | None, form: str, *, full: bool, dry_run: bool) -> int:
+    top = None if path is None else Path(session.directory, path)
     with session.open() as registry, _progress("reconciling") as (run, count):
         report = registry.reconcile(
-            path, dry_run=dry_run, full=full, on_run=run, on_checkpoint=count
+            top, dry_run=dry_run, full=full, on_run=run, on_checkpoint=count
         )
     if form == "json":
         echo_json(report.as_dict())
