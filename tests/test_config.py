@@ -1,0 +1,138 @@
+import warnings
+from pathlib import Path
+from types import MappingProxyType
+from typing import get_type_hints
+
+import numpy as np
+import pydantic
+import pytest
+
+from ckptdb.config import CheckpointingConfig, parse
+from ckptdb.errors import CkptdbError, InvalidConfig
+
+DEFAULTS = {
+    "metric_name": None,
+    "higher_is_better": False,
+    "save_period": 1,
+    "keep_top_k": None,
+    "ft_keep_latest_k": None,
+    "save_optimizer": True,
+    "model_save_format": "safetensors",
+    "save_consolidated": False,
+    "model_cache_dir": "",
+    "model_repo_id": "",
+    "is_peft": False,
+}
+
+
+def test_only_the_directory_is_required_and_all_else_has_the_documented_default():
+    settings = parse({"checkpoint_dir": "runs/a"}, {})
+    assert settings.checkpoint_dir == Path("runs/a")
+    assert settings.attributes == DEFAULTS
+    assert settings.durable
+    assert settings.catalog is None
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        {"checkpoint_dir": "a", "keep_top_k": 3},
+        MappingProxyType({"checkpoint_dir": Path("a"), "keep_top_k": np.int64(3)}),
+        pydantic.create_model("M", checkpoint_dir=(str, "a"), keep_top_k=(int, 3))(),
+    ],
+    ids=["dict", "mapping, path and numpy", "pydantic"],
+)
+def test_a_mapping_and_a_model_are_both_a_config(config):
+    settings = parse(config, {})
+    assert settings.checkpoint_dir == Path("a")
+    assert settings.attributes["keep_top_k"] == 3
+    assert type(settings.attributes["keep_top_k"]) is int
+
+
+@pytest.mark.parametrize("config", [None, 5, "results", ["checkpoint_dir"], object()])
+def test_anything_else_is_refused(config):
+    with pytest.raises(InvalidConfig, match="neither a mapping nor a model"):
+        parse(config, {})
+
+
+def test_keywords_win_over_the_config():
+    settings = parse({"checkpoint_dir": "a", "save_period": 5}, {"save_period": 7})
+    assert settings.attributes["save_period"] == 7
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "why"),
+    [
+        ("checkpoint_dir", "", "checkpoint_dir must be a path"),
+        ("checkpoint_dir", None, "checkpoint_dir must be a path"),
+        ("checkpoint_dir", 3, "checkpoint_dir must be a path"),
+        ("save_period", 0, "save_period must be a whole number of at least 1, not 0"),
+        ("save_period", -1, "save_period must be a whole number of at least 1, not -1"),
+        ("save_period", None, "save_period must be a whole number of at least 1, not None"),
+        ("save_period", True, "save_period must be a whole number of at least 1, not True"),
+        ("save_period", 1.5, "save_period must be a whole number of at least 1, not 1.5"),
+        ("save_period", "10", "save_period must be a whole number of at least 1, not '10'"),
+        ("keep_top_k", -1, "keep_top_k must be a whole number of at least 0, not -1"),
+        ("keep_top_k", True, "keep_top_k must be a whole number of at least 0, not True"),
+        ("ft_keep_latest_k", -1, "ft_keep_latest_k must be a whole number of at least 0, not -1"),
+        ("ft_keep_latest_k", 2.0, "ft_keep_latest_k must be a whole number of at least 0, not 2.0"),
+        ("metric_name", "", "metric_name must be a name or None, not ''"),
+        ("metric_name", 3, "metric_name must be a name or None, not 3"),
+        ("higher_is_better", None, "higher_is_better must be a bool, not None"),
+        ("higher_is_better", "max", "higher_is_better must be a bool, not 'max'"),
+        ("durability", "some", "durability must be 'full' or 'none', not 'some'"),
+        ("durability", None, "durability must be 'full' or 'none', not None"),
+        ("durability", [], r"durability must be 'full' or 'none', not \[\]"),
+        ("catalog", 3, "catalog must be a path or a database URL, not 3"),
+    ],
+)
+def test_a_wrong_value_is_named_with_what_it_must_be(key, value, why):
+    with pytest.raises(InvalidConfig, match=why) as caught:
+        parse({"checkpoint_dir": "a", key: value}, {})
+    assert isinstance(caught.value, CkptdbError)
+    assert isinstance(caught.value, ValueError)
+
+
+def test_all_faults_are_told_at_once():
+    with pytest.raises(InvalidConfig) as caught:
+        parse({"save_period": 0, "keep_top_k": -1, "metric_name": 3, "durability": "?"}, {})
+    for name in ("checkpoint_dir is missing", "save_period", "keep_top_k", "metric_name"):
+        assert name in str(caught.value)
+    assert "durability" in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("key", "hint"),
+    [
+        ("keep_topk", "; did you mean 'keep_top_k'?"),
+        ("checkpoint_dirs", "; did you mean 'checkpoint_dir'?"),
+        ("durabilty", "; did you mean 'durability'?"),
+        ("zzz", ""),
+    ],
+)
+def test_an_unknown_key_warns_with_the_nearest_known_one(key, hint):
+    with pytest.warns(UserWarning) as caught:
+        parse({"checkpoint_dir": "a", key: 1}, {})
+    assert [str(w.message) for w in caught] == [
+        f"Unknown checkpointing key {key!r} is ignored{hint}"
+    ]
+
+
+def test_a_key_that_is_no_text_warns_too():
+    with pytest.warns(UserWarning, match="Unknown checkpointing key '3' is ignored"):
+        parse({"checkpoint_dir": "a", 3: 1}, {})
+
+
+@pytest.mark.parametrize("key", sorted(get_type_hints(CheckpointingConfig)))
+def test_every_documented_key_is_known(key):
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        try:
+            parse({"checkpoint_dir": "a", key: None}, {})
+        except InvalidConfig as error:
+            assert key in str(error)
+
+
+def test_durability_none_is_a_choice_in_the_config_and_as_a_keyword():
+    assert not parse({"checkpoint_dir": "a", "durability": "none"}, {}).durable
+    assert not parse({"checkpoint_dir": "a"}, {"durability": "none"}).durable
