@@ -21,6 +21,10 @@ class Tensor:
     def __init__(self, value):
         self.value = value
 
+    def __repr__(self):
+        # Part of a test's id, which must be the same in every worker.
+        return f"Tensor({self.value!r})"
+
     def item(self):
         if isinstance(self.value, Exception):
             raise self.value
