@@ -1,6 +1,6 @@
 from __future__ import annotations
 
-import datetime
+import datetime as dt
 import enum
 import json
 import math
@@ -44,7 +44,7 @@ class Tensor:
         (True, True),
         (np.float32(0.5), 0.5),
         (np.int64(7), 7),
-        (np.bool_(True), True),
+        (np.True_, True),
         (np.array(0.5), 0.5),
         (np.array([3]), 3),
         (Tensor(0.25), 0.25),
@@ -174,7 +174,7 @@ def put_symlink(path: Path):
 @pytest.mark.parametrize(
     ("put", "why"),
     [
-        (lambda path: None, "is missing"),
+        (Path.absolute, "is missing"),
         (Path.mkdir, "is not a regular file"),
         (put_fifo, "is not a regular file"),
         (put_symlink, "cannot be opened"),
@@ -315,7 +315,7 @@ def test_nemo_rl_config_json_counts_when_there_is_no_yaml(tmp_path: Path):
 def test_dates_and_odd_keys_become_text(tmp_path: Path):
     (tmp_path / "config.yaml").write_text("day: 2026-11-22\n1: {2: .nan}\nset: !!set {a}\n")
     assert info.find_config(tmp_path) == {
-        "day": str(datetime.date(2026, 11, 22)),
+        "day": str(dt.date(2026, 11, 22)),
         "1": {"2": "NaN"},
         "set": ["a"],
     }

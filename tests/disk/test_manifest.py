@@ -150,7 +150,7 @@ def replace_by_directory(folder: Path):
 @pytest.mark.parametrize(
     ("harm", "problem"),
     [
-        (lambda folder: None, None),
+        (Path.absolute, None),
         (lambda folder: (folder / "more").write_bytes(b"x"), None),
         (lambda folder: (folder / "model.pt").write_bytes(b"12345"), None),
         (shrink, "damaged: model.pt: 1 of 4 bytes"),

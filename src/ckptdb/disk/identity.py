@@ -59,7 +59,9 @@ def identify(directory: Path) -> Identity:
     inode = directory.stat().st_ino
     path = hidden(directory) / _RUN
     derived = _derive(str(directory))
-    unknown = Run(uuid=derived, name=directory.name, directory=directory)
+    # The name is for people and databases; the directory keeps bytes that are no text.
+    name = os.fsencode(directory.name).decode(errors="replace")
+    unknown = Run(uuid=derived, name=name, directory=directory)
     if not os.path.lexists(path):
         return Identity(unknown, derived, recorded=False, marked=False)
     try:
@@ -90,6 +92,7 @@ def establish(
     higher_is_better: bool,
     keep_metric: bool,
     make_durable: bool,
+    known: bool = False,
 ) -> Identity:
     """Make a run's identity permanent; the caller holds the run's lock.
 
@@ -99,6 +102,7 @@ def establish(
         higher_is_better: Direction of that metric.
         keep_metric: Leave metric and direction as they are when run.json has them.
         make_durable: Whether the file must survive a power cut.
+        known: This run has been seen before, so an empty directory is no fresh one.
     """
     found = identify(directory)
     keeps = keep_metric and found.marked
@@ -111,7 +115,7 @@ def establish(
         path = hidden(directory) / _RUN
         path.rename(path.with_name(f"{_RUN}.broken-{uuid.uuid4()}"))
     # A fresh directory gets a random identity: another run may have lived at this path.
-    fresh = not found.marked and not _has_checkpoints(directory)
+    fresh = not known and not found.marked and not _has_checkpoints(directory)
     identity = str(uuid.uuid4()) if fresh else found.run.uuid
     durable.write_json(
         hidden(directory) / _RUN,

@@ -9,6 +9,7 @@ from __future__ import annotations
 import errno
 import hashlib
 import os
+import stat
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
@@ -62,6 +63,8 @@ def find_stamp(directory: Path) -> Stamp | None:
         found = os.stat(directory)
     except (FileNotFoundError, NotADirectoryError):
         return None
+    if not stat.S_ISDIR(found.st_mode):
+        return None
     return Stamp(found.st_mtime_ns, found.st_nlink, journal.size(identity.hidden(directory)))
 
 
@@ -104,7 +107,7 @@ class Known:
     Attributes:
         finals: By step, uuid and fingerprint of each published checkpoint.
         journal_bytes: Size of the journal that has been read; None to read it again.
-        config: Whether the run's configuration is known as long as no checkpoint is new.
+        config: Whether the run's configuration is known as long as no checkpoint is new or gone.
     """
 
     finals: Mapping[int, tuple[str, str | None]] = field(default_factory=dict)
@@ -146,7 +149,8 @@ class Observation:
 
     Attributes:
         finals: By step; None for one that is exactly as the caller knows it.
-        config: Of the highest step that has one; None when the caller knows it.
+        config: Of the highest step that has one, empty when none has; None when the caller
+            knows it.
         facts: What the journal says; None when it has not grown since the caller read it.
         foreign: Names that look like ours and are not (``step_007``, a file ``step_5``).
         errors: What could not be read at all, in words; while there are any, nothing that is
@@ -205,7 +209,7 @@ def observe(
             on_checkpoint()
     # A checkpoint never seen before may have lines in the part of the journal already read.
     new = any(cp and cp.uuid != known.finals.get(cp.step, ("",))[0] for cp in finals.values())
-    known_config = known.config and not any(finals.values())
+    same = not any(finals.values()) and finals.keys() >= known.finals.keys()
     stale = known.journal_bytes != stamp.journal_bytes or new
     hidden = identity.hidden(directory)
     return Observation(
@@ -218,7 +222,7 @@ def observe(
         trash=list_trash(directory),
         foreign=tuple(sorted(listing.foreign)),
         facts=journal.read(hidden, who.run) if stale else None,
-        config=None if known_config else _newest_config(directory, finals),
+        config=None if same and known.config else _newest_config(directory, finals),
         errors=tuple(errors),
     )
 
@@ -455,12 +459,12 @@ def _sort_in(found: _Listing, path: Path, *, is_directory: bool) -> None:
         found.olds.append(Leftover(path, *old))
 
 
-def _newest_config(directory: Path, finals: Mapping[int, object]) -> dict[str, Any] | None:
+def _newest_config(directory: Path, finals: Mapping[int, object]) -> dict[str, Any]:
     for step in sorted(finals, reverse=True):
         found = info.find_config(directory / names.final_name(step))
         if found is not None:
             return found
-    return None
+    return {}
 
 
 def _load_tmps(who: Identity, paths: Mapping[int, Path], errors: list[str]) -> dict[int, Tmp]:

@@ -130,22 +130,26 @@ def reconcile_tree(
         if on_checkpoint:
             on_checkpoint()
 
-    reports, here = [], set()
-    for directory in scan.find_runs(top):
+    reports: dict[Path, RunReport] = {}
+    for directory in _runs_below(catalog, top, reports):
         if on_run:
             on_run(directory)
-        here.add(directory)
-        report = reconcile_run(
+        reports[directory] = reconcile_run(
             catalog, directory, depth=depth, dry_run=dry_run, on_checkpoint=counted
         )
-        reports.append(report)
-    missing = tuple(
-        seen.run.directory
-        for seen in catalog.runs()
-        if seen.run.directory.is_relative_to(top) and seen.run.directory not in here
-    )
+    known = (seen.run.directory for seen in catalog.runs())
+    missing = tuple(d for d in known if d.is_relative_to(top) and not d.is_dir())
     seconds = time.monotonic() - started
-    return ReconcileReport(tuple(reports), missing, checkpoints=count, seconds=seconds)
+    return ReconcileReport(tuple(reports.values()), missing, checkpoints=count, seconds=seconds)
+
+
+def _runs_below(catalog: Catalog, top: Path, done: Mapping[Path, object]) -> Iterator[Path]:
+    yield from scan.find_runs(top)
+    # A run behind a symlink, or emptied, is not found by looking; the catalog remembers it.
+    for seen in catalog.runs():
+        directory = seen.run.directory
+        if directory.is_relative_to(top) and directory not in done and directory.is_dir():
+            yield directory
 
 
 def reconcile_run(
@@ -280,8 +284,7 @@ def _contents(
         return {}
     read = {step for step, checkpoint in observed.finals.items() if checkpoint}
     missing = {step for step in recorded.finals if step not in observed.finals}
-    here = {tmp.checkpoint.uuid for tmp in observed.tmps.values()}
-    tmps = {step for uuid, step in recorded.tmps.items() if uuid not in here}
+    tmps = set(recorded.tmps.values())
     steps = sorted((read & set(recorded.finals)) | missing | tmps)
     found: dict[str, Checkpoint] = {}
     for start in range(0, len(steps), 500):
@@ -346,13 +349,14 @@ def _repair(
             break
         for action in actions:
             try:
-                _repair_one(publisher, catalog, look, action)
+                _repair_one(publisher, look, action)
                 done.append(action)
             except (OSError, CkptdbError) as error:
                 blocked.append(f"{directory}: {error}")
         if blocked:
             break
-        again = _look(catalog, directory, "changes")
+        # With the journal: what a repair has put into the trash is to be removed in the next round.
+        again = _look(catalog, directory, "files")
         if isinstance(again, RunReport):
             break
         look = again
@@ -360,16 +364,15 @@ def _repair(
     return done, blocked
 
 
-def _repair_one(publisher: Publisher, catalog: Catalog, look: _Look, action: Action) -> None:
+def _repair_one(publisher: Publisher, look: _Look, action: Action) -> None:
     if isinstance(action.leftover, Path):
         publisher.adopt(action.leftover)
     elif action.kind == "orphan old" and action.leftover is not None:
         publisher.put_back(action.leftover)
-    elif action.kind == "unfinished removal":
-        facts = look.observation.facts
-        pinned = {u for u, a in facts.annotations.items() if a.pinned} if facts else set()
-        seen = look.recorded.seen
-        publisher.empty_trash({*pinned, *(catalog.pinned_gone(seen.id) if seen else ())})
+    elif action.kind == "unfinished removal" and look.observation.facts is not None:
+        # Not by the index: what it says of pins may be older than the journal.
+        told = look.observation.facts.annotations
+        publisher.empty_trash(uuid for uuid, note in told.items() if note.pinned)
 
 
 def _index(

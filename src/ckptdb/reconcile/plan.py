@@ -97,7 +97,7 @@ def plan(observed: Observation, recorded: Recorded) -> Plan:
         observed: Everything, or everything that the caller did not know yet.
         recorded: What the index holds; with history whenever ``observed.facts`` is there.
     """
-    blocked = _blocked(observed)
+    blocked = _blocked(observed, recorded)
     actions = [
         *_run(observed, recorded),
         *_finals(observed, recorded),
@@ -112,12 +112,23 @@ def plan(observed: Observation, recorded: Recorded) -> Plan:
         # What stands in its place is seen, not missed.
         actions = [a for a in actions if a.kind != "vanished" or a.step in observed.finals]
     config = observed.config
-    if config is not None and recorded.seen and recorded.seen.run.config == config:
+    ends = any(a.checkpoint and a.kind in ("vanished", "deleted", "replaced") for a in actions)
+    # With what ended the index forgets the configuration, should it have come from there.
+    known = recorded.seen.run.config if recorded.seen else None
+    if (known or {}) == config and not ends:
         config = None
     return Plan(tuple(actions), blocked, config)
 
 
-def _blocked(observed: Observation) -> str | None:
+def _blocked(observed: Observation, recorded: Recorded) -> str | None:
+    directory = observed.identity.run.directory
+    empty = not observed.finals and not observed.tmps
+    if empty and recorded.finals and not observed.identity.marked:
+        # Exactly what the mount point of an unmounted volume looks like.
+        return (
+            f"{directory} holds no checkpoint any more; nothing of it is recorded as deleted. "
+            "Mount or restore it, or `ckptdb forget` the run"
+        )
     if not observed.errors:
         return None
     more = f" and {len(observed.errors) - 1} more" if len(observed.errors) > 1 else ""
@@ -191,7 +202,7 @@ def _tmps(observed: Observation, recorded: Recorded) -> Iterator[Action]:
         seen.add(uuid)
         yield _tmp(step, tmp)
         # A line that says it was discarded or replaced counts only once it is gone.
-        if tmp.fate != "trash" and uuid not in recorded.tmps:
+        if tmp.fate != "trash" and not _same_tmp(tmp.checkpoint, recorded):
             what = "is being written or was left unfinished; not in the catalog"
             yield Action("new tmp", what, step, tmp.checkpoint, uuid)
 
@@ -208,6 +219,13 @@ def _tmp(step: int, tmp: Tmp) -> Action:
         who = f"process {tmp.writer.pid} on {tmp.writer.host}"
         return Action("live tmp", f"is being written by {who}", step)
     return Action("abandoned tmp", "was left unfinished; `ckptdb gc` removes it", step)
+
+
+def _same_tmp(checkpoint: Checkpoint, recorded: Recorded) -> bool:
+    known = recorded.contents.get(checkpoint.uuid)
+    if known is None or known.status != "tmp":
+        return False
+    return _content(known, known.late) == _content(checkpoint, known.late)
 
 
 def _missing(observed: Observation, recorded: Recorded) -> Iterator[Action]:

@@ -1,0 +1,869 @@
+from __future__ import annotations
+
+import errno
+import json
+import os
+import shutil
+import subprocess
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from ckptdb.catalog.catalog import Catalog
+from ckptdb.catalog.engine import Database, locate
+from ckptdb.disk import durable, identity, info, journal, scan
+from ckptdb.disk.journal import Fact
+from ckptdb.disk.publish import Doomed, Publisher
+from ckptdb.errors import RunLocked
+from ckptdb.reconcile import apply, reconcile_run, reconcile_tree
+
+AT = "2026-11-22T16:01:24.000Z"
+
+
+@pytest.fixture(autouse=True)
+def _quick(monkeypatch):
+    # What happens when the power fails is another room's question.
+    monkeypatch.setattr(os, "fsync", lambda _: None)
+
+
+@pytest.fixture(params=["memory", "file"])
+def catalog(request, tmp_path: Path):
+    (tmp_path / "results").mkdir()
+    if request.param == "memory":
+        database = Database.in_memory()
+    else:
+        database = Database.open(locate(tmp_path / "results"), create=True, durable=False)
+    yield Catalog(database)
+    database.close()
+
+
+@pytest.fixture
+def memory():
+    database = Database.in_memory()
+    yield Catalog(database)
+    database.close()
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> Path:
+    path = tmp_path / "results" / "grpo"
+    path.mkdir(parents=True, exist_ok=True)
+    return path
+
+
+def stage(run: Path, step: int, loss: float = 0.5, config: bytes | None = None) -> Path:
+    raw = json.dumps({"loss": loss}).encode()
+    path = Publisher(run).stage(step, raw, config).checkpoint.path
+    (path / "model.pt").write_bytes(b"weights")
+    return path
+
+
+def save(run: Path, step: int, loss: float = 0.5, config: bytes | None = None):
+    return Publisher(run).publish(stage(run, step, loss, config)).checkpoint
+
+
+def seal(run: Path, step: int, loss: float = 0.5) -> str:
+    """A tmp whose process died just before the rename."""
+    publisher = Publisher(run)
+    return publisher._seal(publisher.establish(), stage(run, step, loss), step, None).uuid
+
+
+def put(run: Path, name: str, content: str | None = '{"loss": 0.5}', **files: str) -> Path:
+    """A directory as NeMo-RL leaves it."""
+    path = run / name
+    path.mkdir(parents=True)
+    if content is not None:
+        (path / "training_info.json").write_text(content)
+    for file, text in files.items():
+        (path / file.replace("_json", ".json")).write_text(text)
+    return path
+
+
+def age(path: Path, seconds: float = 10) -> None:
+    then = time.time() - seconds
+    for folder, _, files in os.walk(path, topdown=False):
+        for name in files:
+            os.utime(os.path.join(folder, name), (then, then), follow_symlinks=False)
+        os.utime(folder, (then, then))
+
+
+def rows(catalog: Catalog, status: str | None = None) -> dict[tuple[str, int], list[str]]:
+    found: dict[tuple[str, int], list[str]] = {}
+    for c in catalog.checkpoints(status=status):
+        found.setdefault((c.run, c.step), []).append(c.status)
+    return found
+
+
+def live(catalog: Catalog) -> dict[int, str]:
+    return {c.step: c.uuid for c in catalog.checkpoints(status="final")}
+
+
+def everything(catalog: Catalog):
+    runs = [(s.run, s.run.config) for s in catalog.runs()]
+    return runs, [replace(c, fingerprint=None) for c in catalog.checkpoints()]
+
+
+def kinds(report) -> list[str]:
+    return sorted(action.kind for action in report.actions)
+
+
+def reconcile(catalog: Catalog, run: Path, **options):
+    """Reconcile, and check that doing it again does nothing and that a rebuild agrees."""
+    report = reconcile_run(catalog, run, **options)
+    after = everything(catalog)
+    again = reconcile_run(catalog, run, **options)
+    assert not again.has_drift, again.actions
+    assert everything(catalog) == after
+    if report.blocked is None:
+        rebuilt = Catalog(Database.in_memory(base=catalog._base))
+        reconcile_tree(rebuilt, run.parent, depth=options.get("depth", "files"))
+        mine = {s.run.uuid for s in rebuilt.runs()}
+        expected = [c for c in after[1] if c.run_uuid in mine]
+        assert everything(rebuilt)[1] == expected
+        rebuilt.database.close()
+    return report
+
+
+# --- what the index learns --------------------------------------------------------------
+
+
+def test_a_run_is_indexed_from_nothing(catalog, run):
+    one = save(run, 1, 0.1, b"lr: 0.1")
+    two = save(run, 2, 0.2)
+
+    report = reconcile(catalog, run)
+
+    assert kinds(report) == ["added", "added", "new run"]
+    assert report.applied
+    assert live(catalog) == {1: one.uuid, 2: two.uuid}
+    seen = catalog.find_run(one.run_uuid)
+    assert seen.run.directory == run
+    assert seen.run.config == {"lr": 0.1}
+    assert catalog.find_best_step(seen.id, "loss", "min") == 1
+
+
+def test_a_dry_run_says_the_same_and_changes_nothing(catalog, run):
+    save(run, 1)
+    seal(run, 2)
+    before = sorted(str(path) for path in run.rglob("*"))
+
+    report = reconcile_run(catalog, run, dry_run=True)
+
+    assert kinds(report) == ["added", "complete tmp", "new run", "new tmp"]
+    assert not report.applied
+    assert report.has_drift
+    assert report.as_dict()["actions"][0]["kind"] == "new run"
+    assert everything(catalog) == ([], [])
+    assert sorted(str(path) for path in run.rglob("*")) == before
+
+
+def test_checkpoints_of_nemo_rl_are_indexed_and_nothing_is_written(catalog, run):
+    put(run, "step_1", config_json='{"lr": 0.1}')
+    put(run, "step_2", '{"loss": NaN}')
+    put(run, "step_3", None)
+    put(run, "step_4", "{")
+    put(run, "tmp_step_5")
+
+    report = reconcile(catalog, run)
+
+    assert kinds(report) == [
+        "abandoned tmp", "added", "added", "added", "added", "new run", "new tmp", "unreadable",
+        "unreadable",
+    ]  # fmt: skip
+    found = {c.step: c for c in catalog.checkpoints(status="final")}
+    assert [step for step, c in found.items() if c.problem] == [3, 4]
+    assert found[1].metrics == {"loss": 0.5}
+    assert found[2].metrics == {"loss": None}
+    run_id = report.run_id
+    assert catalog.find_latest_step(run_id) == 2
+    assert [c.step for c in catalog.candidates(run_id, "loss")] == [1, 2]
+    assert catalog.runs()[0].run.config == {"lr": 0.1}
+    assert not (run / ".ckptdb").exists()
+
+
+def test_a_run_of_nemo_rl_keeps_its_identity_when_it_is_first_written_to(catalog, run):
+    put(run, "step_1")
+    reconcile(catalog, run)
+    before = catalog.runs()[0].run.uuid
+
+    save(run, 2)
+
+    reconcile(catalog, run)
+    assert [seen.run.uuid for seen in catalog.runs()] == [before]
+    assert set(live(catalog)) == {1, 2}
+
+
+def test_what_changed_on_disk_changes_in_the_index(catalog, run):
+    save(run, 1, 0.1)
+    age(run)
+    reconcile(catalog, run)
+    (run / "step_1" / "training_info.json").write_text('{"loss": 0.9}')
+
+    assert kinds(reconcile(catalog, run)) == ["changed"]
+    assert catalog.checkpoints()[0].metrics == {"loss": 0.9}
+
+
+def test_facts_of_the_journal_reach_the_index(catalog, run):
+    one, two = save(run, 1), save(run, 2)
+    reconcile(catalog, run)
+    Publisher(run).record(
+        [
+            Fact(AT, "pin", one.uuid),
+            Fact(AT, "tag", one.uuid, {"name": "rc"}),
+            Fact(AT, "metric", one.uuid, {"name": "mmlu", "value": 0.6, "source": "eval"}),
+            Fact(AT, "note", two.uuid, {"text": "good"}),
+        ]
+    )
+    Publisher(run).retire([Doomed(2, two.uuid, "by hand")])
+
+    report = reconcile(catalog, run)
+
+    assert kinds(report) == ["annotated", "annotated", "deleted", "unfinished removal"]
+    found = {c.step: c for c in catalog.checkpoints()}
+    assert (found[1].pinned, found[1].tags, found[1].metrics["mmlu"]) == (True, ("rc",), 0.6)
+    assert (found[2].status, found[2].deleted_reason, found[2].notes) == (
+        "deleted",
+        "by hand",
+        "good",
+    )
+
+
+def test_history_is_rebuilt_without_an_index(catalog, run):
+    one = save(run, 1, 0.1)
+    two = save(run, 1, 0.2)
+    Publisher(run).retire([Doomed(1, two.uuid, "by hand")])
+    Publisher(run).discard(stage(run, 3), reason="discarded: gave up")
+
+    reconcile(catalog, run)
+
+    found = {c.uuid: c.deleted_reason for c in catalog.checkpoints(status="deleted")}
+    assert found[one.uuid] == "replaced by a new save of step 1"
+    assert found[two.uuid] == "by hand"
+    assert sorted(found.values())[1] == "discarded: gave up"
+
+
+def test_a_replacement_by_hand_is_one_that_vanished_and_one_that_came(catalog, run):
+    one = save(run, 1, 0.1)
+    reconcile(catalog, run)
+    shutil.rmtree(run / "step_1")
+    put(run, "step_1", '{"loss": 0.2}')
+
+    assert kinds(reconcile(catalog, run)) == ["added", "vanished"]
+    gone = catalog.checkpoints(status="deleted")
+    assert [(c.uuid, c.deleted_reason) for c in gone] == [
+        (one.uuid, "vanished: not on disk any more")
+    ]
+
+
+def test_another_tmp_in_the_place_of_one_is_told(catalog, run):
+    stage(run, 5, 0.1)
+    reconcile(catalog, run)
+    shutil.rmtree(run / "tmp_step_5")
+    put(run, "tmp_step_5", '{"loss": 0.2}')
+
+    assert kinds(reconcile(catalog, run)) == ["abandoned tmp", "new tmp", "vanished"]
+    assert [c.metrics for c in catalog.checkpoints(status="tmp")] == [{"loss": 0.2}]
+
+
+def test_what_vanished_and_came_back_can_vanish_again(catalog, run, tmp_path):
+    one = save(run, 1)
+    reconcile(catalog, run)
+    for _ in range(2):
+        (run / "step_1").rename(tmp_path / "aside")
+        assert kinds(reconcile(catalog, run)) == ["vanished"]
+        assert rows(catalog) == {("grpo", 1): ["deleted"]}
+        vanished = catalog.checkpoints()[0]
+
+        (tmp_path / "aside").rename(run / "step_1")
+        assert kinds(reconcile(catalog, run)) == ["reappeared"]
+        assert live(catalog) == {1: one.uuid}
+        assert catalog.checkpoints()[0].deleted_at is None
+        facts = journal.read(run / ".ckptdb", identity.identify(run).run)
+        assert facts.gone == {}
+        assert vanished.uuid == one.uuid
+
+
+def test_of_nemo_rl_a_vanished_checkpoint_is_recorded_too(catalog, run):
+    put(run, "step_1")
+    put(run, "step_2")
+    reconcile(catalog, run)
+    before = catalog.runs()[0].run.uuid
+    shutil.rmtree(run / "step_1")
+
+    assert "vanished" in kinds(reconcile(catalog, run))
+    assert rows(catalog) == {("grpo", 1): ["deleted"], ("grpo", 2): ["final"]}
+    assert identity.identify(run).run.uuid == before
+
+
+def test_an_index_that_may_not_touch_the_disk_is_true_all_the_same(memory, run):
+    save(run, 1)
+    seal(run, 2)
+    reconcile_run(memory, run, touch_disk=False)
+    shutil.rmtree(run / "step_1")
+    size = journal.size(run / ".ckptdb")
+
+    report = reconcile_run(memory, run, touch_disk=False)
+
+    assert rows(memory) == {("grpo", 1): ["deleted"], ("grpo", 2): ["tmp"]}
+    assert journal.size(run / ".ckptdb") == size
+    assert (run / "tmp_step_2").is_dir()
+    assert report.applied
+
+
+# --- what a crash left ------------------------------------------------------------------
+
+
+def test_a_complete_tmp_is_published(catalog, run):
+    uuid = seal(run, 1)
+    report = reconcile(catalog, run)
+    assert "complete tmp" in kinds(report)
+    assert live(catalog) == {1: uuid}
+    assert not (run / "tmp_step_1").exists()
+
+
+def test_a_complete_tmp_that_replaces_what_is_published_is_published(catalog, run):
+    old = save(run, 1, 0.1)
+    reconcile(catalog, run)
+    new = seal(run, 1, 0.2)
+
+    reconcile(catalog, run)
+
+    assert live(catalog) == {1: new}
+    gone = catalog.checkpoints(status="deleted")
+    assert [(c.uuid, c.deleted_reason) for c in gone] == [
+        (old.uuid, "replaced by a new save of step 1")
+    ]
+    assert scan.list_trash(run) == ()
+
+
+@pytest.mark.parametrize("by", ["ckptdb", "NeMo-RL"])
+def test_what_was_exchanged_before_a_crash_is_put_away(catalog, run, by):
+    if by == "ckptdb":
+        save(run, 1, 0.1)
+    else:
+        put(run, "step_1", '{"loss": 0.1}')
+    reconcile(catalog, run)
+    publisher = Publisher(run)
+    who = publisher.establish()
+    new = seal(run, 1, 0.2)
+    sealed = scan.load_tmp(who, run / "tmp_step_1", 1).manifest
+    publisher._record_replaced(who, scan.Watch(run), run / "step_1", sealed)
+    durable.exchange(run / "tmp_step_1", run / "step_1")
+
+    report = reconcile(catalog, run)
+
+    assert "complete tmp" in kinds(report)
+    assert live(catalog) == {1: new}
+    assert rows(catalog) == {("grpo", 1): ["deleted", "final"]}
+    assert sorted(os.listdir(run)) == [".ckptdb", "step_1"]
+    assert scan.list_trash(run) == ()
+
+
+@pytest.mark.parametrize("new", [True, False], ids=["with the new one", "alone"])
+def test_an_old_one_left_by_two_renames_finds_its_place(catalog, run, new):
+    old = save(run, 1, 0.1)
+    reconcile(catalog, run)
+    expected = seal(run, 1, 0.2) if new else old.uuid
+    (run / "step_1").rename(run / f"old_step_1.{old.uuid}")
+
+    report = reconcile_run(catalog, run)
+    assert "orphan old" in kinds(report)
+    assert live(catalog) == {1: expected}
+    assert scan.observe(run).olds == ()
+    assert scan.list_trash(run) == ()
+    assert not reconcile_run(catalog, run).has_drift
+
+
+def test_bytes_of_what_was_retired_are_removed(catalog, run):
+    one = save(run, 1)
+    Publisher(run).retire([Doomed(1, one.uuid, "by hand")])
+    assert "unfinished removal" in kinds(reconcile(catalog, run))
+    assert scan.list_trash(run) == ()
+
+
+def test_a_deletion_that_was_recorded_and_did_not_happen_counts_for_nothing(catalog, run):
+    one = save(run, 1)
+    reconcile(catalog, run)
+    Publisher(run).record([journal.gone(one, "deleted", "too old", AT)])
+    assert reconcile(catalog, run).actions == ()
+    assert live(catalog) == {1: one.uuid}
+
+
+@pytest.mark.parametrize("depth", ["changes", "files"])
+def test_what_was_pinned_and_replaced_stays_in_the_trash_until_it_is_unpinned(catalog, run, depth):
+    old = save(run, 1, 0.1)
+    Publisher(run).record([Fact(AT, "pin", old.uuid)])
+    reconcile_run(catalog, run, depth=depth)
+    seal(run, 1, 0.2)
+
+    report = reconcile_run(catalog, run, depth=depth)
+    assert report.blocked is None
+    assert [leftover.uuid for leftover in scan.list_trash(run)] == [old.uuid]
+    assert not reconcile_run(catalog, run, depth=depth).has_drift
+
+    Publisher(run).record([Fact(AT, "unpin", old.uuid)])
+    reconcile_run(catalog, run, depth=depth)
+    assert scan.list_trash(run) == ()
+
+
+def test_an_unfinished_tmp_is_kept_and_reported(catalog, run):
+    path = stage(run, 5)
+    assert kinds(reconcile_run(catalog, run)) == ["live tmp", "new run", "new tmp"]
+    writer = identity.find_writer(path)
+    identity.write_writer(path, replace(writer, boot="earlier"))
+    assert kinds(reconcile(catalog, run)) == ["abandoned tmp"]
+    assert path.is_dir()
+
+
+def test_strangers_copies_and_odd_names_are_left_alone(catalog, run):
+    save(run, 1)
+    subprocess.run(["cp", "-r", run / "step_1", run / "tmp_step_1"], check=True)
+    subprocess.run(["cp", "-r", run / "step_1", run / "step_2"], check=True)
+    (run / "step_007").mkdir()
+    (run / "step_3").symlink_to("step_1")
+
+    report = reconcile(catalog, run)
+
+    assert kinds(report) == ["added", "added", "duplicate", "foreign", "foreign", "new run"]
+    assert sorted(os.listdir(run)) == [
+        ".ckptdb", "step_007", "step_1", "step_2", "step_3", "tmp_step_1",
+    ]  # fmt: skip
+    assert set(live(catalog)) == {1, 2}
+
+
+@pytest.mark.parametrize("fresh", [True, False], ids=["just now", "long ago"])
+def test_damage_is_found_in_full_depth_and_remembered_until_it_is_mended(catalog, run, fresh):
+    save(run, 1)
+    reconcile(catalog, run)
+    (run / "step_1" / "model.pt").write_bytes(b"w")
+    if not fresh:
+        age(run)
+    assert "damaged" not in kinds(reconcile_run(catalog, run))
+
+    report = reconcile_run(catalog, run, depth="full")
+    assert {"changed", "damaged"} <= set(kinds(report))
+    problem = "damaged: model.pt: 1 of 7 bytes"
+    assert catalog.checkpoints()[0].problem == problem
+    assert catalog.find_latest_step(report.run_id) is None
+
+    for depth in ("full", "files", "changes"):
+        again = reconcile_run(catalog, run, depth=depth)
+        assert not again.has_drift
+        assert catalog.checkpoints()[0].problem == problem
+
+    (run / "step_1" / "model.pt").write_bytes(b"weights")
+    reconcile_run(catalog, run, depth="full")
+    assert catalog.checkpoints()[0].problem is None
+
+
+# --- moved, copied, lost ----------------------------------------------------------------
+
+
+def test_a_run_that_moved_is_the_same_run(catalog, run, tmp_path):
+    one = save(run, 1)
+    age(run)
+    reconcile(catalog, run)
+    moved = run.rename(tmp_path / "results" / "moved")
+
+    report = reconcile(catalog, moved)
+
+    assert "moved run" in kinds(report)
+    assert [(s.run.directory, s.run.name) for s in catalog.runs()] == [(moved, "moved")]
+    assert [(c.uuid, c.path) for c in catalog.checkpoints()] == [(one.uuid, moved / "step_1")]
+
+
+def test_a_copied_run_is_another_run_with_the_same_checkpoints(catalog, run, tmp_path):
+    one = save(run, 1)
+    Publisher(run).record([Fact(AT, "pin", one.uuid)])
+    put(run, "step_2")
+    reconcile(catalog, run)
+    copy = tmp_path / "results" / "copy"
+    subprocess.run(["cp", "-r", run, copy], check=True)
+
+    reconcile(catalog, copy)
+
+    both = {s.run.name: s for s in catalog.runs()}
+    assert set(both) == {"grpo", "copy"}
+    assert both["copy"].run.forked_from == both["grpo"].run.uuid
+    found = {name: catalog.checkpoints(run_id=seen.id) for name, seen in both.items()}
+    assert [c.uuid for c in found["copy"]] == [c.uuid for c in found["grpo"]]
+    assert found["copy"][0].pinned
+
+    save(copy, 3)
+    reconcile(catalog, copy)
+    reconcile(catalog, run)
+    assert rows(catalog, "final") == {
+        (name, step): ["final"] for name in ("copy", "grpo") for step in (1, 2, 3)
+        if (name, step) != ("grpo", 3)
+    }  # fmt: skip
+
+
+def test_a_root_copied_with_its_catalog_goes_on(tmp_path):
+    root, run = tmp_path / "results", tmp_path / "results" / "grpo"
+    run.mkdir(parents=True)
+    save(run, 1)
+    first = Catalog(Database.open(locate(root), create=True, durable=False))
+    reconcile_run(first, run)
+    first.database.close()
+    subprocess.run(["cp", "-r", root, tmp_path / "copy"], check=True)
+
+    second = Catalog(Database.open(locate(tmp_path / "copy")))
+    reconcile_run(second, tmp_path / "copy" / "grpo")
+
+    assert [(s.run.directory, s.run.name) for s in second.runs()] == [
+        (tmp_path / "copy" / "grpo", "grpo")
+    ]
+    assert rows(second) == {("grpo", 1): ["final"]}
+    second.database.close()
+
+
+def test_a_moved_root_of_nemo_rl_runs_is_reconciled(tmp_path):
+    root = tmp_path / "results"
+    put(root, "grpo/step_1")
+    first = Catalog(Database.open(locate(root), create=True, durable=False))
+    reconcile_run(first, root / "grpo")
+    first.database.close()
+    moved = root.rename(tmp_path / "moved")
+
+    second = Catalog(Database.open(locate(moved)))
+    report = reconcile_run(second, moved / "grpo")
+
+    assert report.blocked is None
+    assert [s.run.directory for s in second.runs()] == [moved / "grpo"]
+    assert rows(second) == {("grpo", 1): ["final"]}
+    assert not reconcile_run(second, moved / "grpo").has_drift
+    second.database.close()
+
+
+def test_a_run_that_lost_its_run_json_is_not_taken_for_deleted(catalog, run):
+    save(run, 1)
+    save(run, 2)
+    reconcile(catalog, run)
+    (run / ".ckptdb").rename(run / "away")
+    shutil.rmtree(run / "step_1")
+    before = everything(catalog)
+
+    report = reconcile_run(catalog, run)
+
+    assert report.blocked is not None
+    assert "has lost its .ckptdb/run.json" in report.blocked
+    assert not report.applied
+    assert everything(catalog) == before
+    assert not (run / ".ckptdb").exists()
+
+    (run / "away").rename(run / ".ckptdb")
+    assert reconcile(catalog, run).blocked is None
+
+
+def test_a_run_whose_run_json_is_broken_is_not_taken_for_another(catalog, run):
+    save(run, 1)
+    reconcile(catalog, run)
+    (run / ".ckptdb" / "run.json").write_text("{")
+    before = everything(catalog)
+
+    report = reconcile_run(catalog, run)
+
+    assert "is not JSON" in report.blocked
+    assert "restore the file" in report.blocked
+    assert everything(catalog) == before
+
+
+def test_another_run_may_take_the_directory_of_one(catalog, run):
+    save(run, 1)
+    reconcile(catalog, run)
+    shutil.rmtree(run)
+    run.mkdir()
+    new = save(run, 1)
+
+    reconcile(catalog, run)
+
+    assert live(catalog) == {1: new.uuid}
+    assert [c.deleted_reason for c in catalog.checkpoints(status="deleted")] == [
+        "vanished: another run took its directory"
+    ]
+
+
+def test_a_directory_that_is_no_run_is_not_indexed(catalog, run):
+    report = reconcile_run(catalog, run)
+    assert (report.actions, report.run_id, report.applied) == ((), None, False)
+    assert catalog.runs() == ()
+
+
+# --- when something fails ---------------------------------------------------------------
+
+
+def failing_open(monkeypatch, *victims: Path) -> None:
+    real = os.open
+
+    def fail(path, *arguments, **options):
+        if Path(os.fsdecode(path)) in victims:
+            raise OSError(errno.EIO, os.strerror(errno.EIO))
+        return real(path, *arguments, **options)
+
+    monkeypatch.setattr(info.os, "open", fail)
+
+
+def test_while_something_cannot_be_read_nothing_is_recorded_as_deleted(catalog, run, monkeypatch):
+    one, two = save(run, 1), save(run, 2)
+    reconcile(catalog, run)
+    shutil.rmtree(run / "step_1")
+    save(run, 3)
+    with monkeypatch.context() as patch:
+        failing_open(patch, run / "step_2" / "manifest.json")
+        report = reconcile_run(catalog, run)
+        assert reconcile_run(catalog, run).blocked == report.blocked
+
+    assert "Input/output error; nothing missing is recorded as deleted" in report.blocked
+    assert set(live(catalog)) == {1, 2, 3}
+    assert (live(catalog)[1], live(catalog)[2]) == (one.uuid, two.uuid)
+    assert journal.read(run / ".ckptdb", identity.identify(run).run).gone == {}
+
+    assert kinds(reconcile(catalog, run)) == ["vanished"]
+
+
+def test_what_cannot_be_recorded_did_not_vanish(catalog, run, monkeypatch):
+    one = save(run, 1)
+    reconcile(catalog, run)
+    shutil.rmtree(run / "step_1")
+    put(run, "step_1")
+    put(run, "step_2")
+
+    def fail(*arguments, **options):
+        raise OSError(errno.EROFS, "Read-only file system")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(journal, "append", fail)
+        report = reconcile_run(catalog, run)
+
+    assert report.blocked.endswith("deletions cannot be recorded (Read-only file system)")
+    assert report.verified is None
+    assert live(catalog)[1] == one.uuid
+    assert set(live(catalog)) == {1, 2}
+    assert sorted(kinds(reconcile(catalog, run))) == ["added", "vanished"]
+
+
+def test_a_run_of_others_that_may_not_be_written_is_read(memory, run, monkeypatch):
+    put(run, "step_1")
+    put(run, "step_2")
+    reconcile_run(memory, run)
+    shutil.rmtree(run / "step_1")
+
+    def refuse(self):
+        raise PermissionError(errno.EACCES, "Permission denied")
+
+    monkeypatch.setattr(Publisher, "establish", refuse)
+    report = reconcile_run(memory, run)
+    assert "deletions cannot be recorded" in report.blocked
+    assert set(live(memory)) == {1, 2}
+
+
+@pytest.mark.parametrize("code", [errno.EROFS, errno.EACCES, errno.EPERM])
+def test_a_lock_on_a_read_only_mount_is_done_without(memory, run, monkeypatch, code):
+    save(run, 1)
+    real = os.open
+
+    def refuse(path, *arguments, **options):
+        if str(path).endswith("/lock"):
+            raise OSError(code, os.strerror(code))
+        return real(path, *arguments, **options)
+
+    monkeypatch.setattr(os, "open", refuse)
+    assert reconcile_run(memory, run).applied
+    assert set(live(memory)) == {1}
+
+
+def test_a_lock_that_somebody_keeps_is_told(memory, run, monkeypatch):
+    save(run, 1)
+
+    def refuse(hidden):
+        raise RunLocked(hidden / "lock", 60)
+
+    monkeypatch.setattr(apply, "run_lock", refuse)
+    with pytest.raises(RunLocked):
+        reconcile_run(memory, run)
+
+
+def test_a_repair_that_fails_is_told_and_the_rest_indexed(catalog, run, monkeypatch):
+    one = save(run, 1)
+    seal(run, 2)
+    with monkeypatch.context() as patch:
+
+        def fail(source, target):
+            raise OSError(errno.EIO, "Input/output error")
+
+        patch.setattr(durable, "rename_new", fail)
+        report = reconcile_run(catalog, run)
+
+    assert report.blocked == f"{run}: [Errno 5] Input/output error"
+    assert report.verified is None
+    assert live(catalog) == {1: one.uuid}
+    reconcile(catalog, run)
+    assert set(live(catalog)) == {1, 2}
+
+
+def test_a_run_that_goes_while_it_is_repaired_is_told(catalog, run, monkeypatch):
+    seal(run, 1)
+    real = Publisher.adopt
+
+    def adopt_and_lose_the_run_json(self, path):
+        real(self, path)
+        (run / ".ckptdb" / "run.json").write_text("{")
+
+    reconcile_run(catalog, run, touch_disk=False)
+    monkeypatch.setattr(Publisher, "adopt", adopt_and_lose_the_run_json)
+    report = reconcile_run(catalog, run)
+    assert "restore the file" in report.blocked
+
+
+def test_a_missing_directory_is_an_error(memory, run):
+    with pytest.raises(FileNotFoundError):
+        reconcile_run(memory, run / "nowhere")
+
+
+# --- how much is looked at, and what is remembered --------------------------------------
+
+
+def test_a_settled_look_is_remembered_and_saves_the_next(catalog, run):
+    save(run, 1)
+    age(run)
+    first = reconcile_run(catalog, run, depth="changes")
+    assert first.verified == scan.find_stamp(run)
+    seen = catalog.find_run(identity.identify(run).run.uuid)
+    assert (seen.stamp, seen.verified) == (str(first.verified), True)
+
+    again = reconcile_run(catalog, run, depth="changes")
+    assert (again.applied, again.verified, again.run_id) == (False, first.verified, first.run_id)
+
+
+def test_a_young_look_is_not_remembered_unless_assumed(catalog, run):
+    save(run, 1)
+    assert reconcile_run(catalog, run, depth="changes").verified is None
+    assert catalog.runs()[0].stamp is None
+
+    report = reconcile_run(catalog, run, depth="changes", assume=True)
+    assert report.verified is None
+    seen = catalog.runs()[0]
+    assert (seen.stamp, seen.verified) == (str(scan.find_stamp(run)), False)
+    assert not reconcile_run(catalog, run, depth="changes", assume=True).applied
+
+
+def test_fingerprints_are_remembered_once_they_are_sure(catalog, run):
+    save(run, 1)
+    reconcile_run(catalog, run)
+    assert catalog.checkpoints()[0].fingerprint is None
+    age(run)
+    reconcile_run(catalog, run)
+    assert catalog.checkpoints()[0].fingerprint is not None
+
+
+def test_a_change_during_the_look_is_not_masked(catalog, run, monkeypatch):
+    save(run, 1)
+    age(run)
+    real = scan.observe
+
+    def observe_then_change(*arguments, **options):
+        seen = real(*arguments, **options)
+        (run / f"stranger{time.monotonic_ns()}").mkdir()
+        age(run, 5)
+        return seen
+
+    monkeypatch.setattr(scan, "observe", observe_then_change)
+    report = reconcile_run(catalog, run)
+    assert report.verified is None
+    assert catalog.runs()[0].stamp is None
+
+
+def test_what_a_trainer_does_between_look_and_lock_is_seen(catalog, run, monkeypatch):
+    save(run, 1)
+    real = apply._locked
+
+    def locked_after_a_save(directory):
+        monkeypatch.setattr(apply, "_locked", real)
+        save(run, 2)
+        return real(directory)
+
+    monkeypatch.setattr(apply, "_locked", locked_after_a_save)
+    reconcile_run(catalog, run)
+    assert set(live(catalog)) == {1, 2}
+
+
+def test_a_run_that_becomes_unreadable_before_the_lock_is_told(catalog, run, monkeypatch):
+    save(run, 1)
+    reconcile(catalog, run)
+    save(run, 2)
+    real = apply._locked
+
+    def locked_after_a_loss(directory):
+        (run / ".ckptdb" / "run.json").write_text("{")
+        return real(directory)
+
+    monkeypatch.setattr(apply, "_locked", locked_after_a_loss)
+    assert "restore the file" in reconcile_run(catalog, run).blocked
+    assert set(live(catalog)) == {1}
+
+
+# --- whole trees ------------------------------------------------------------------------
+
+
+def test_a_tree_is_reconciled_run_by_run(catalog, run, tmp_path):
+    save(run, 1)
+    other = tmp_path / "results" / "deep" / "sft"
+    put(other, "step_1")
+    put(other, "step_2")
+    runs, count = [], []
+
+    report = reconcile_tree(
+        catalog,
+        tmp_path / "results",
+        on_run=runs.append,
+        on_checkpoint=lambda: count.append(1),
+    )
+
+    assert runs == [other, run]
+    assert (report.checkpoints, len(count)) == (3, 3)
+    assert report.has_drift
+    assert (report.blocked, report.missing) == ((), ())
+    assert report.seconds >= 0
+    assert [r["run"] for r in report.as_dict()["runs"]] == ["sft", "grpo"]
+    again = reconcile_tree(catalog, tmp_path / "results")
+    assert not again.has_drift
+    assert again.as_dict()["drift"] is False
+
+
+def test_a_run_that_is_not_there_is_told_and_its_history_kept(catalog, run, tmp_path):
+    save(run, 1)
+    reconcile_tree(catalog, tmp_path / "results")
+    run.rename(tmp_path / "unmounted")
+
+    report = reconcile_tree(catalog, tmp_path / "results")
+
+    assert report.missing == (run,)
+    assert report.blocked == (
+        f"{run} is not there; its history is kept until it is back or `ckptdb forget {run}`",
+    )
+    assert set(live(catalog)) == {1}
+
+
+def test_what_blocks_a_run_blocks_not_the_others(catalog, run, tmp_path):
+    save(run, 1)
+    other = tmp_path / "results" / "sft"
+    other.mkdir()
+    save(other, 1)
+    reconcile_tree(catalog, tmp_path / "results")
+    (run / ".ckptdb" / "run.json").write_text("{")
+    save(other, 2)
+
+    report = reconcile_tree(catalog, tmp_path / "results")
+
+    assert len(report.blocked) == 1
+    assert rows(catalog) == {("grpo", 1): ["final"], ("sft", 1): ["final"], ("sft", 2): ["final"]}
+
+
+def test_a_run_whose_names_are_no_text_is_indexed(catalog, tmp_path):
+    odd = tmp_path / "results" / os.fsdecode(b"caf\xe9 \n'\"")
+    odd.mkdir()
+    one = save(odd, 1)
+    reconcile(catalog, odd)
+    assert [(c.uuid, c.path) for c in catalog.checkpoints()] == [(one.uuid, odd / "step_1")]
