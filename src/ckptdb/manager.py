@@ -87,7 +87,7 @@ class CheckpointManager:
         self._configs: dict[Path, dict[str, Any]] = {}
         self._thread: threading.Thread | None = None
         self._pending: Path | None = None
-        self._error: Exception | None = None
+        self._error: BaseException | None = None
         self._executor: ThreadPoolExecutor | None = None
 
     # --- saving -------------------------------------------------------------------------
@@ -180,10 +180,10 @@ class CheckpointManager:
         Raises:
             RuntimeError: It failed, with the reason as its cause; raised once.
         """
-        thread, self._thread = self._thread, None
-        if thread is not None:
-            thread.join()
-        self._pending = None
+        if self._thread is not None:
+            # An interrupt while waiting leaves it to be collected.
+            self._thread.join()
+        self._thread = self._pending = None
         error, self._error = self._error, None
         if error is not None:
             raise RuntimeError("Background checkpoint finalization failed") from error
@@ -202,9 +202,10 @@ class CheckpointManager:
         try:
             self.finalize_pending()
         finally:
-            executor, self._executor = self._executor, None
-            if executor is not None:
-                executor.shutdown(wait=True)
+            if self._executor is not None:
+                # Forgotten only then: what a prune still hands on must not start another one.
+                self._executor.shutdown(wait=True)
+                self._executor = None
             self._index.close_quietly()
 
     def __enter__(self) -> Self:
@@ -423,7 +424,7 @@ class CheckpointManager:
             if wait_fn is not None:
                 wait_fn()
             self._publish(path)
-        except Exception as error:  # raised by whoever collects it
+        except BaseException as error:  # raised by whoever collects it
             _logger.exception("background finalization of %s failed", path)
             self._error = error
             return
@@ -455,7 +456,7 @@ class CheckpointManager:
                 self._executor = ThreadPoolExecutor(1, thread_name_prefix="ckptdb")
             self._executor.submit(work)
         except RuntimeError:
-            # The interpreter is shutting down and takes no more work: do it here.
+            # We or the interpreter are shutting down and take no more work: do it here.
             work()
 
     def _empty_trash(self) -> None:
