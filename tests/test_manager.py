@@ -870,7 +870,7 @@ def test_load_training_info_takes_any_path_and_tells_what_is_wrong(make, tmp_pat
     save(manager, 1, loss=0.5)
     for path in (manager.checkpoint_dir / "step_1", str(manager.checkpoint_dir / "step_1")):
         assert manager.load_training_info(path) == {"loss": 0.5}
-    with pytest.raises(FileNotFoundError, match="has no training_info.json"):
+    with pytest.raises(FileNotFoundError, match=r"has no training_info\.json"):
         manager.load_training_info(tmp_path / "step_2")
     (tmp_path / "step_3").mkdir()
     (tmp_path / "step_3" / "training_info.json").write_text("[]")

@@ -1,0 +1,333 @@
+"""Looking is cheap and leaves no trace."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+from sqlalchemy import Engine, event
+
+from ckptdb.disk import identity, scan
+from ckptdb.manager import CheckpointManager, _load_checkpoint_history
+from ckptdb.registry import Registry
+
+# Permissions mean nothing to root until it has given up its capabilities (not its files).
+AS_ANY_USER = """
+import ctypes, os
+if os.geteuid() == 0:
+    numbers, libc = ctypes.c_uint32, ctypes.CDLL(None)
+    assert libc.capset((numbers * 2)(0x20080522, 0), (numbers * 6)()) == 0
+"""
+
+_touched: list[str] | None = None
+_WATCHED = {
+    "open", "os.chmod", "os.link", "os.listdir", "os.mkdir", "os.remove", "os.rename", "os.rmdir",
+    "os.scandir", "os.symlink", "os.truncate", "os.utime", "sqlite3.connect",
+}  # fmt: skip
+
+
+def _audit(name, arguments):
+    if _touched is not None and name in _WATCHED:
+        _touched.append(f"{name} {arguments[0]}")
+
+
+sys.addaudithook(_audit)  # for good, but it does nothing outside of `counted`
+
+
+@contextmanager
+def counted(monkeypatch):
+    """Collect what is done to files, which statements are sent, and how many stamps are taken."""
+    global _touched  # noqa: PLW0603  # an audit hook cannot be taken away, only told to rest
+    statements: list[str] = []
+    stamps: list[object] = []
+    files: list[str] = []
+
+    def note(connection, cursor, statement, *_):
+        statements.append(statement)
+
+    def find_stamp(directory):
+        stamps.append(directory)
+        return original(directory)
+
+    original = scan.find_stamp
+    event.listen(Engine, "before_cursor_execute", note)
+    try:
+        with monkeypatch.context() as patch:
+            patch.setattr(scan, "find_stamp", find_stamp)
+            _touched = files
+            yield files, statements, stamps
+    finally:
+        _touched = None
+        event.remove(Engine, "before_cursor_execute", note)
+
+
+def snapshot(top: Path) -> dict[str, tuple[object, ...]]:
+    """Return everything that can be seen of a tree, but for when it was read."""
+    found = {}
+    for path in (top, *sorted(top.rglob("*"))):
+        stat = path.lstat()
+        content = path.read_bytes() if path.is_file() and not path.is_symlink() else None
+        seen = (stat.st_mode, stat.st_nlink, stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns)
+        found[str(path)] = (*seen, content)
+    return found
+
+
+def settle(top: Path) -> None:
+    """Make everything look a minute old."""
+    for path in (*top.rglob("*"), top):
+        if not path.is_symlink():
+            stat = path.stat()
+            os.utime(path, ns=(stat.st_atime_ns, stat.st_mtime_ns - 60 * 10**9))
+
+
+def write_like_nemo(run: Path, steps=(10, 20, 30)) -> None:
+    for step in steps:
+        weights = run / f"step_{step}" / "policy" / "weights"
+        weights.mkdir(parents=True)
+        (weights / "model.safetensors").write_bytes(b"w" * 100)
+        info = {"val:loss": 1 / step, "step": step}
+        (run / f"step_{step}" / "training_info.json").write_text(json.dumps(info))
+        (run / f"step_{step}" / "config.yaml").write_text("lr: 0.1\n")
+    (run / "tmp_step_40").mkdir()
+    (run / "tmp_step_40" / "training_info.json").write_text("{")
+
+
+def make_manager(run: Path, **options) -> CheckpointManager:
+    return CheckpointManager({"checkpoint_dir": run, "metric_name": "val:loss", **options})
+
+
+QUESTIONS = {
+    "best": (CheckpointManager.get_best_checkpoint_path, "step_2"),
+    "latest": (CheckpointManager.get_latest_checkpoint_path, "step_3"),
+}
+
+
+@pytest.fixture(params=["its own root", "below a root"])
+def ours(request, tmp_path):
+    """Return a settled run of ours that has been asked once."""
+    if request.param == "below a root":
+        identity.mark_root(tmp_path)
+    run = tmp_path / "run"
+    with make_manager(run) as manager:
+        for step, loss in ((1, 0.5), (2, 0.1), (3, 0.9)):
+            with manager.save(step, {"val:loss": loss}):
+                pass
+        settle(tmp_path)
+        manager.get_best_checkpoint_path()
+    return run
+
+
+# --- what a question costs ----------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("ask", "answer"), QUESTIONS.values(), ids=QUESTIONS)
+def test_the_second_question_is_one_stamp_and_one_select(ours, monkeypatch, ask, answer):
+    manager = make_manager(ours)
+    assert ask(manager) == str(ours / answer)
+    before = snapshot(ours.parent)
+    with counted(monkeypatch) as (files, statements, stamps):
+        assert ask(manager) == str(ours / answer)
+    assert [s.split()[0] for s in statements] == ["SELECT"]
+    assert stamps == [ours]
+    assert files == []
+    assert snapshot(ours.parent) == before
+    manager.shutdown()
+
+
+@pytest.mark.parametrize(("ask", "answer"), QUESTIONS.values(), ids=QUESTIONS)
+def test_the_first_question_of_a_process_lists_and_writes_nothing(ours, monkeypatch, ask, answer):
+    manager = make_manager(ours)
+    before = snapshot(ours.parent)
+    with counted(monkeypatch) as (files, statements, stamps):
+        assert ask(manager) == str(ours / answer)
+    assert {s.split()[0] for s in statements} <= {"SELECT", "PRAGMA"}
+    assert stamps == [ours]
+    assert not [what for what in files if what.startswith(("os.scandir", "os.listdir", "os.mkdir"))]
+    assert snapshot(ours.parent) == before
+    manager.shutdown()
+
+
+def test_without_a_catalog_the_second_question_does_not_list_either(tmp_path, monkeypatch):
+    write_like_nemo(tmp_path)
+    settle(tmp_path)
+    manager = make_manager(tmp_path)
+    assert manager.get_best_checkpoint_path() == str(tmp_path / "step_30")
+    with counted(monkeypatch) as (files, statements, _):
+        assert manager.get_best_checkpoint_path() == str(tmp_path / "step_30")
+    assert not [what for what in files if what.startswith(("os.scandir", "os.listdir"))]
+    assert [s.split()[0] for s in statements] == ["SELECT"]
+
+
+def test_a_change_by_hand_is_seen_by_the_next_question(ours):
+    manager = make_manager(ours)
+    for ask, _ in QUESTIONS.values():
+        ask(manager)
+    shutil.rmtree(ours / "step_3")
+    assert manager.get_latest_checkpoint_path() == str(ours / "step_2")
+    settle(ours)
+    assert manager.get_latest_checkpoint_path() == str(ours / "step_2")
+    shutil.rmtree(ours / "step_2")
+    assert manager.get_best_checkpoint_path() == str(ours / "step_1")
+    manager.shutdown()
+
+
+def test_a_reader_writes_nothing_for_a_stamp_that_is_too_young(ours, monkeypatch):
+    monkeypatch.setattr(scan, "SETTLE_SECONDS", 3600)
+    manager = make_manager(ours)
+    with manager.save(4, {"val:loss": 0.05}):
+        pass
+    assert manager.get_best_checkpoint_path() == str(ours / "step_4")
+    before = snapshot(ours.parent)
+    reader = make_manager(ours)
+    for _ in range(3):
+        assert reader.get_best_checkpoint_path() == str(ours / "step_4")
+        assert manager.get_best_checkpoint_path() == str(ours / "step_4")
+    assert snapshot(ours.parent) == before
+    manager.shutdown()
+    reader.shutdown()
+
+
+# --- what looking leaves behind -----------------------------------------------------------------
+
+
+def ask_everything(run: Path) -> None:
+    manager = make_manager(run, keep_top_k=1)
+    manager.get_best_checkpoint_path()
+    manager.get_latest_checkpoint_path()
+    manager.load_training_info(run / "step_10")
+    CheckpointManager.get_resume_paths(None)
+    _load_checkpoint_history(run)
+    manager.shutdown()
+    with Registry.open(run) as registry:
+        registry.runs()
+        registry.checkpoints()
+        registry.latest()
+        registry.best("val:loss", mode="min")
+        registry.top(2, "val:loss", mode="min")
+        registry.query("SELECT * FROM leaderboard")
+        registry.schema()
+        registry.status()
+        registry.reconcile(dry_run=True)
+
+
+@pytest.mark.parametrize("age", ["fresh", "settled"])
+def test_looking_at_a_tree_of_nemo_rl_leaves_it_as_it_was(tmp_path, age):
+    run = tmp_path / "results" / "run"
+    write_like_nemo(run)
+    if age == "settled":
+        settle(tmp_path)
+    before = snapshot(tmp_path)
+    ask_everything(run)
+    with Registry.open(run.parent) as registry:
+        assert [found.name for found in registry.runs()] == ["run"]
+        registry.reconcile(dry_run=True, full=True)
+    assert snapshot(tmp_path) == before
+
+
+def test_looking_at_a_run_of_nemo_rl_below_a_root_writes_nothing_into_it(tmp_path):
+    identity.mark_root(tmp_path)
+    with make_manager(tmp_path / "ours") as manager, manager.save(10, {"val:loss": 0.5}):
+        pass
+    run = tmp_path / "theirs"
+    write_like_nemo(run)
+    before = snapshot(run)
+    ask_everything(run)
+    assert snapshot(run) == before
+    assert sorted(path.name for path in tmp_path.iterdir()) == [".ckptdb", "ours", "theirs"]
+
+
+def test_constructing_a_manager_creates_nothing_not_even_the_directory(tmp_path):
+    manager = make_manager(tmp_path / "not" / "yet")
+    assert manager.get_best_checkpoint_path() is None
+    assert manager.get_latest_checkpoint_path() is None
+    manager.remove_old_checkpoints()
+    manager.shutdown()
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("age", ["fresh", "settled"])
+@pytest.mark.parametrize("whose", ["theirs", "ours", "ours, with leftovers"])
+def test_a_read_only_tree_is_answered_from_and_left_as_it_was(tmp_path, whose, age):
+    run = tmp_path / "run"
+    if whose == "theirs":
+        write_like_nemo(run)
+    else:
+        with make_manager(run) as manager:
+            for step in (10, 20, 30):
+                with manager.save(step, {"val:loss": 1 / step}):
+                    pass
+    if whose == "ours, with leftovers":
+        # Somebody deleted one by hand; and a crash came before a rename.
+        shutil.rmtree(run / "step_20")
+        shutil.copytree(run / "step_10", run / "tmp_step_11")
+        manifest = json.loads((run / "step_10" / "manifest.json").read_text())
+        manifest |= {"step": 11, "uuid": "00000000-0000-4000-8000-000000000000"}
+        (run / "tmp_step_11" / "manifest.json").write_text(json.dumps(manifest))
+    if age == "settled":
+        settle(tmp_path)
+    for path in (*run.rglob("*"), run):
+        path.chmod(path.stat().st_mode & ~0o222)
+    before = snapshot(run)
+    script = (
+        "import sys, warnings\n"
+        "from pathlib import Path\n"
+        "warnings.simplefilter('error')\n"
+        f"sys.path.insert(0, {str(Path(__file__).parent)!r})\n"
+        f"{AS_ANY_USER}"
+        "run = Path(sys.argv[1])\n"
+        "try:\n"
+        "    (run / 'probe').touch()\n"
+        "except PermissionError:\n"
+        "    pass\n"
+        "else:\n"
+        "    raise SystemExit('the tree is not read-only')\n"
+        "from test_looking import ask_everything, make_manager\n"
+        "ask_everything(run)\n"
+        "for _ in range(2):\n"
+        "    manager = make_manager(run)\n"
+        "    assert manager.get_best_checkpoint_path() == str(run / 'step_30')\n"
+        "    assert manager.get_latest_checkpoint_path() == str(run / 'step_30')\n"
+        "    manager.shutdown()\n"
+    )
+    try:
+        done = subprocess.run(
+            [sys.executable, "-c", script, run], check=False, capture_output=True, text=True
+        )
+        assert (done.returncode, done.stderr) == (0, "")
+        assert snapshot(run) == before
+    finally:
+        for path in (run, *run.rglob("*")):
+            path.chmod(0o700)
+
+
+# --- what importing loads -----------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("imported", ["ckptdb", "ckptdb, ckptdb.manager, ckptdb.registry"])
+def test_importing_loads_nothing_heavy(imported):
+    script = f"import {imported}, sys; print(*sys.modules)"
+    done = subprocess.run(
+        [sys.executable, "-c", script], check=True, capture_output=True, text=True
+    )
+    loaded = {name.partition(".")[0] for name in done.stdout.split()}
+    assert "ckptdb" in loaded
+    assert loaded.isdisjoint({"alembic", "click", "rich", "numpy", "torch", "pydantic"})
+
+
+def test_saving_and_asking_loads_nothing_heavy_either(tmp_path):
+    script = (
+        "import sys, ckptdb\n"
+        "manager = ckptdb.CheckpointManager({'checkpoint_dir': sys.argv[1]}, metric_name='a')\n"
+        "with manager, manager.save(1, {'a': 1.0}, config={'b': 2}):\n"
+        "    pass\n"
+        "assert manager.get_best_checkpoint_path()\n"
+        "print(*sys.modules)\n"
+    )
+    command = [sys.executable, "-c", script, tmp_path]
+    done = subprocess.run(command, check=True, capture_output=True, text=True)
+    loaded = {name.partition(".")[0] for name in done.stdout.split()}
+    assert loaded.isdisjoint({"alembic", "click", "rich", "numpy", "torch", "pydantic"})
