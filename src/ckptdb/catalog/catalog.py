@@ -114,7 +114,7 @@ class Changes:
         run: Inserted, or its columns updated; its uuid decides which row is meant.
         checkpoints: As they now are, live or gone. What people added to them is not touched.
         annotations: By uuid, everything people added.
-        config: New configuration of the run; None leaves it.
+        config: New configuration of the run, empty for none; None leaves it.
         config_step: The step it was saved with; it counts only if no live one is higher.
         seen: The stamp that a listing has just shown to be what the index stands for.
         verified: Whether that listing was made late enough to be sure.
@@ -737,7 +737,9 @@ def _annotate(connection: Connection, run_id: int, uuid: str, found: Annotations
 def _finish(connection: Connection, run_id: int, changes: Changes) -> None:
     this = runs.c.id == run_id
     if changes.config is not None and _is_newest(connection, run_id, changes.config_step):
-        connection.execute(update(runs).where(this).values(config=json.dumps(changes.config)))
+        # Sorted, as a config.yaml is: what was passed and what is read back are one text.
+        config = json.dumps(changes.config, sort_keys=True) if changes.config else None
+        connection.execute(update(runs).where(this).values(config=config))
     elif any(checkpoint.status == "deleted" for checkpoint in changes.checkpoints):
         # It may have come from one of these; the next look at the directory finds it again.
         connection.execute(update(runs).where(this).values(config=None))

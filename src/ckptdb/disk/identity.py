@@ -92,7 +92,7 @@ def establish(
     higher_is_better: bool,
     keep_metric: bool,
     make_durable: bool,
-    known: bool = False,
+    first: bool = True,
 ) -> Identity:
     """Make a run's identity permanent; the caller holds the run's lock.
 
@@ -102,7 +102,8 @@ def establish(
         higher_is_better: Direction of that metric.
         keep_metric: Leave metric and direction as they are when run.json has them.
         make_durable: Whether the file must survive a power cut.
-        known: This run has been seen before, so an empty directory is no fresh one.
+        first: This may be the first that anybody does here; otherwise an empty directory is a
+            run that has lost its checkpoints.
     """
     found = identify(directory)
     keeps = keep_metric and found.marked
@@ -115,7 +116,7 @@ def establish(
         path = hidden(directory) / _RUN
         path.rename(path.with_name(f"{_RUN}.broken-{uuid.uuid4()}"))
     # A fresh directory gets a random identity: another run may have lived at this path.
-    fresh = not known and not found.marked and not _has_checkpoints(directory)
+    fresh = first and not found.marked and not _has_checkpoints(directory)
     identity = str(uuid.uuid4()) if fresh else found.run.uuid
     durable.write_json(
         hidden(directory) / _RUN,

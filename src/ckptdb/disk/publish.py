@@ -110,7 +110,7 @@ class Publisher:
             OSError: The directory cannot be written.
         """
         path = self.directory / names.tmp_name(step)
-        with self._changing() as (who, watch):
+        with self._changing(first=True) as (who, watch):
             adopted, gone = self._make_room(who, watch, path, step)
             created_at = self._now()
             checkpoint_uuid = str(uuid.uuid4())
@@ -261,12 +261,12 @@ class Publisher:
     # --- the steps ----------------------------------------------------------------------
 
     @contextmanager
-    def _changing(self) -> Iterator[tuple[Identity, Watch]]:
+    def _changing(self, *, first: bool = False) -> Iterator[tuple[Identity, Watch]]:
         durable.make_directories(self._hidden, durable=self._durable)
         with run_lock(self._hidden):
-            yield self._establish_locked(), Watch(self.directory)
+            yield self._establish_locked(first=first), Watch(self.directory)
 
-    def _establish_locked(self) -> Identity:
+    def _establish_locked(self, *, first: bool) -> Identity:
         metric_name, higher_is_better = self._metric or (None, False)
         return identity.establish(
             self.directory,
@@ -274,6 +274,7 @@ class Publisher:
             higher_is_better=higher_is_better,
             keep_metric=self._metric is None,
             make_durable=self._durable,
+            first=first,
         )
 
     def _make_room(

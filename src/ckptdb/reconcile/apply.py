@@ -17,7 +17,7 @@ from ckptdb.disk.lock import run_lock
 from ckptdb.disk.publish import Publisher
 from ckptdb.disk.scan import Known, Observation, Stamp
 from ckptdb.errors import CkptdbError
-from ckptdb.reconcile.plan import REPAIRS, Action, Plan, plan
+from ckptdb.reconcile.plan import REPAIRS, Action, Plan, plan, unwritten
 from ckptdb.records import Checkpoint, utc
 
 Depth = Literal["changes", "files", "full"]
@@ -179,7 +179,7 @@ def reconcile_run(
     Raises:
         OSError: The directory cannot be read at all.
     """
-    look = _look(catalog, directory, depth, on_checkpoint)
+    look = _look(catalog, directory, depth, on_checkpoint, touch_disk=touch_disk)
     if isinstance(look, RunReport) or dry_run or not _worth_it(look, assume=assume):
         return look if isinstance(look, RunReport) else _report(directory, look)
     publisher = publisher or Publisher(directory)
@@ -211,6 +211,8 @@ def _look(
     depth: Depth,
     on_checkpoint: Callable[[], None] | None = None,
     before: Observation | None = None,
+    *,
+    touch_disk: bool = True,
 ) -> _Look | RunReport:
     who = identity.identify(directory)
     seen, blocked = _find_seen(catalog, who)
@@ -230,14 +232,23 @@ def _look(
     recorded = replace(recorded, contents=_contents(catalog, observed, recorded))
     if depth != "full":
         observed = replace(observed, finals=_keep_damage(observed.finals, recorded))
-    return _Look(observed, recorded, plan(observed, recorded))
+    found = plan(observed, recorded)
+    if not touch_disk:
+        ended = [a for a in found.actions if a.kind == "vanished" and _is_gone(a.checkpoint)]
+        found = replace(found, actions=tuple(a for a in found.actions if a not in ended))
+    return _Look(observed, recorded, found)
+
+
+def _is_gone(checkpoint: Checkpoint | None) -> bool:
+    return checkpoint is not None and checkpoint.status == "deleted"
 
 
 def _find_seen(catalog: Catalog, who: identity.Identity) -> tuple[Seen | None, str | None]:
     seen = catalog.find_run(who.run.uuid)
-    if seen is not None:
+    # A uuid derived from the path comes back without the run.json that made it permanent.
+    if seen and (seen.run.created_at is None or (who.marked and not who.problem)):
         return seen, None
-    there = catalog.find_run_at(who.run.directory)
+    there = seen or catalog.find_run_at(who.run.directory)
     # A run that ckptdb never wrote to has no run.json to lose, and is named after its path.
     unwritten = there is not None and there.run.created_at is None and not who.marked
     if there is None or unwritten or (who.marked and not who.problem):
@@ -291,6 +302,10 @@ def _contents(
         chunk = steps[start : start + 500]
         rows = catalog.checkpoints(run_id=recorded.seen.id, steps=chunk)
         found |= {row.uuid: row for row in rows if row.status != "deleted"}
+    lost = unwritten(recorded, observed.facts) if observed.facts else set()
+    if lost:
+        rows = catalog.checkpoints(run_id=recorded.seen.id, status="deleted")
+        found |= {row.uuid: row for row in rows if row.uuid in lost}
     return found
 
 
@@ -390,7 +405,9 @@ def _index(
             publisher.establish()
     with _locked(directory):
         # Between the first look and the lock a trainer may have published or retired.
-        look = _look(catalog, directory, how.depth, before=first.observation)
+        look = _look(
+            catalog, directory, how.depth, before=first.observation, touch_disk=how.touch_disk
+        )
         if isinstance(look, RunReport):
             return look
         gone = [action for action in look.plan.actions if action.kind == "vanished"]
@@ -451,21 +468,25 @@ def _bury(
     if not vanished and not back:
         return []
     at, reason = utc(time.time()), "vanished: not on disk any more"
-    found = [action.checkpoint for action in vanished if action.checkpoint]
-    facts = [journal.gone(checkpoint, "vanished", reason, at) for checkpoint in found]
-    facts += [Fact(at, "reappeared", action.uuid) for action in back if action.uuid]
-    if touch_disk:
-        journal.append(identity.hidden(directory), facts, make_durable=True)
-    return [
+    found = [
         replace(
             checkpoint,
             status="deleted",
-            deleted_at=at,
-            deleted_reason=reason,
+            deleted_at=checkpoint.deleted_at or at,
+            deleted_reason=checkpoint.deleted_reason or reason,
             path=directory / f"step_{checkpoint.step}",
         )
-        for checkpoint in found
+        for checkpoint in (action.checkpoint for action in vanished)
+        if checkpoint
     ]
+    facts = [
+        journal.gone(end, "vanished", end.deleted_reason or reason, end.deleted_at or at)
+        for end in found
+    ]
+    facts += [Fact(at, "reappeared", action.uuid) for action in back if action.uuid]
+    if touch_disk:
+        journal.append(identity.hidden(directory), facts, make_durable=True)
+    return found
 
 
 def _settled(look: _Look) -> list[Checkpoint]:

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, Final, Literal
 
 from ckptdb.catalog.catalog import Recorded
+from ckptdb.disk.journal import Facts
 from ckptdb.disk.scan import Leftover, Observation, Tmp
 from ckptdb.records import NO_ANNOTATIONS, Annotations, Checkpoint
 
@@ -103,6 +104,7 @@ def plan(observed: Observation, recorded: Recorded) -> Plan:
         *_finals(observed, recorded),
         *_tmps(observed, recorded),
         *_missing(observed, recorded),
+        *_unwritten(observed, recorded),
         *_history(observed, recorded),
         *_annotations(observed, recorded),
         *_leftovers(observed),
@@ -243,6 +245,25 @@ def _missing(observed: Observation, recorded: Recorded) -> Iterator[Action]:
         elif uuid in recorded.contents:
             what = "is in the catalog, not on disk; recorded as vanished"
             yield Action("vanished", what, step, recorded.contents[uuid], uuid)
+
+
+def _unwritten(observed: Observation, recorded: Recorded) -> Iterator[Action]:
+    """What somebody who may not write here has seen vanish: no file tells it yet."""
+    if observed.facts is None:
+        return
+    here = _here(observed, recorded)
+    for uuid in unwritten(recorded, observed.facts) - here:
+        if uuid in recorded.contents:
+            what = "has vanished; known to the catalog, not to the journal"
+            ended = recorded.contents[uuid]
+            yield Action("vanished", what, ended.step, ended, uuid)
+
+
+def unwritten(recorded: Recorded, facts: Facts) -> set[str]:
+    """Return the uuids that only the index knows to have vanished."""
+    ends = recorded.gone.items()
+    vanished = {uuid for uuid, (_, why, _) in ends if why and why.startswith("vanished")}
+    return vanished - set(facts.gone)
 
 
 def _history(observed: Observation, recorded: Recorded) -> Iterator[Action]:

@@ -1,0 +1,426 @@
+"""Disk is the truth: whatever happened, a deleted catalog comes back as it was."""
+
+import json
+import os
+import shutil
+import tempfile
+import warnings
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+import pytest
+from hypothesis import HealthCheck, settings
+from hypothesis import strategies as st
+from hypothesis.stateful import (
+    RuleBasedStateMachine,
+    initialize,
+    rule,
+    run_state_machine_as_test,
+)
+
+from ckptdb.disk import durable, identity, journal, names, publish, scan
+from ckptdb.errors import CatalogMissing, PinnedCheckpoint
+from ckptdb.manager import CheckpointManager
+from ckptdb.registry import Registry
+from ckptdb.retention import Policy
+
+EXAMPLES = 200
+MOVES = 15
+METRIC = "val:loss"
+RUNS = ("a", "b", "c")
+VALUES = st.sampled_from([0.0, 0.1, 0.1, 0.5, -3, 1e308, float("nan"), float("inf"), True, "x"])
+INFOS = st.fixed_dictionaries(
+    {}, optional={METRIC: VALUES, "acc": VALUES, "who": st.sampled_from(["me", None, ["é"]])}
+)
+CONFIGS = st.sampled_from([None, None, {"lr": 0.1}, {"lr": 0.2, "deep": {"er": [1]}}])
+STEPS = st.sampled_from([0, 1, 2, 3, 5, 8])
+PICK = st.integers(0, 2**16)
+TAGS = st.sampled_from(["release", "v1", "naïve"])
+LATE = st.dictionaries(st.sampled_from(["mmlu", METRIC]), st.sampled_from([0.25, 7]), min_size=1)
+CHANGERS = (
+    (durable, "rename_new"),
+    (durable, "exchange"),
+    (durable, "write_json"),
+    (durable, "write_new"),
+    (durable, "remove_tree"),
+    (journal, "append"),
+)
+
+
+class Killed(BaseException):
+    """Stands for SIGKILL: nothing of ours may catch it."""
+
+
+@contextmanager
+def killed_after(changes):
+    """Die at one of our own changes of the disk, the given number of them into it."""
+    left = changes
+
+    def deadly(function):
+        def call(*arguments, **options):
+            nonlocal left
+            if left == 0:
+                raise Killed
+            left -= 1
+            return function(*arguments, **options)
+
+        return call
+
+    with pytest.MonkeyPatch.context() as patch:
+        for module, name in CHANGERS:
+            patch.setattr(module, name, deadly(getattr(module, name)))
+        try:
+            yield
+        except Killed:
+            return
+
+
+class Rebuild(RuleBasedStateMachine):
+    """Runs below one root, loops that write them, people with a shell, and crashes."""
+
+    dump = None
+
+    @initialize(exchange=st.booleans())
+    def begin(self, exchange):
+        self.top = Path(tempfile.mkdtemp(prefix="ckptdb-rebuild-"))
+        self.root = self.top / "results"
+        self.root.mkdir()
+        self.patch = pytest.MonkeyPatch()
+        self.patch.setattr(os, "fsync", lambda _: None)
+        if not exchange:
+            self.patch.setattr(durable, "exchange", _unsupported)
+        Registry.init(self.root)[0].close()
+        self.catalog = self.root / ".ckptdb" / "catalog.db"
+        self.ever = set()
+
+    def teardown(self):
+        if hasattr(self, "top"):
+            self.check()
+            self.patch.undo()
+            shutil.rmtree(self.top)
+
+    # --- a training loop ----------------------------------------------------------------
+
+    @contextmanager
+    def manager(self, name, **options):
+        config = {"checkpoint_dir": self.root / name, "durability": "none", **options}
+        manager = CheckpointManager({"metric_name": METRIC, **config})
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "The pinned checkpoint at step")
+            yield manager
+            manager.shutdown()
+
+    @rule(
+        name=st.sampled_from(RUNS),
+        saves=st.lists(st.tuples(STEPS, INFOS, CONFIGS), min_size=1, max_size=3),
+    )
+    def save(self, name, saves):
+        with self.manager(name) as manager:
+            for step, info, config in saves:
+                with manager.save(step, info, config=config) as folder:
+                    (folder / "model.bin").write_bytes(b"m" * step)
+
+    @rule(name=st.sampled_from(RUNS), step=STEPS, info=INFOS, keep=st.integers(0, 2))
+    def save_and_prune(self, name, step, info, keep):
+        with self.manager(name, keep_top_k=keep) as manager, manager.save(step, info) as folder:
+            (folder / "model.bin").write_bytes(b"m")
+
+    @rule(name=st.sampled_from(RUNS), step=STEPS, info=INFOS)
+    def fail_in_a_save(self, name, step, info):
+        with (
+            self.manager(name) as manager,
+            pytest.raises(ZeroDivisionError),
+            manager.save(step, info),
+        ):
+            raise ZeroDivisionError
+
+    @rule(
+        name=st.sampled_from(RUNS), step=STEPS, info=INFOS, changes=st.integers(0, 9),
+        keep=st.none() | st.integers(0, 2),
+    )  # fmt: skip
+    def die_in_a_save(self, name, step, info, changes, keep):
+        with self.manager(name, keep_top_k=keep) as manager, killed_after(changes):
+            staged = manager.init_tmp_checkpoint(step, info)
+            manager.finalize_checkpoint(staged)
+        self.bury_writers()
+
+    # --- after the loop -----------------------------------------------------------------
+
+    @contextmanager
+    def registry(self):
+        with Registry.open(self.root) as registry:
+            yield registry
+
+    def look(self, status=None):
+        """Reconcile; return all checkpoints, and remember those that must never be forgotten."""
+        with self.registry() as registry:
+            registry.reconcile()
+            found = registry.checkpoints()
+        for checkpoint in found:
+            if (identity.hidden(checkpoint.path.parent) / "run.json").exists():
+                self.ever.add(checkpoint.uuid)
+        return [checkpoint for checkpoint in found if status in (None, checkpoint.status)]
+
+    def draw(self, pick, status):
+        """Return run and step of some checkpoint, or None."""
+        found = self.look(status)
+        found = [cp for cp in found if cp.path.parent.is_dir()]
+        if not found:
+            return None
+        chosen = found[pick % len(found)]
+        return chosen.path.parent, chosen.step
+
+    @rule(pick=PICK, status=st.sampled_from(["final", "final", "deleted", "tmp"]), values=LATE)
+    def log_metrics(self, pick, status, values):
+        if found := self.draw(pick, status):
+            with self.registry() as registry:
+                registry.log_metrics(*found, values, source="lm-eval")
+
+    @rule(pick=PICK, note=st.none() | st.just("keep — for ever"), pin=st.booleans())
+    def pin_or_unpin(self, pick, note, pin):
+        if found := self.draw(pick, "final"):
+            with self.registry() as registry:
+                if pin:
+                    registry.pin(*found, note=note)
+                else:
+                    registry.unpin(*found)
+
+    @rule(pick=PICK)
+    def unpin_what_is_gone(self, pick):
+        if found := self.draw(pick, "deleted"):
+            with self.registry() as registry:
+                registry.unpin(*found)
+
+    @rule(pick=PICK, tag=TAGS, on=st.booleans())
+    def tag_or_untag(self, pick, tag, on):
+        if found := self.draw(pick, None):
+            with self.registry() as registry:
+                (registry.tag if on else registry.untag)(*found, tag)
+
+    @rule(pick=PICK, force=st.booleans())
+    def remove(self, pick, force):
+        if found := self.draw(pick, "final"):
+            with self.registry() as registry:
+                try:
+                    registry.remove([found[1]], run=found[0], force=force)
+                except PinnedCheckpoint:
+                    assert not force
+
+    @rule(keep=st.none() | st.integers(0, 2))
+    def collect(self, keep):
+        with self.registry() as registry, suppress(CatalogMissing):
+            registry.gc(Policy(keep_top_k=keep, metric=METRIC))
+
+    @rule(full=st.booleans())
+    def reconcile(self, full):
+        with self.registry() as registry:
+            registry.reconcile(full=full)
+
+    @rule(noticed=st.booleans())
+    def lose_the_catalog(self, noticed):
+        if noticed:
+            self.look()
+            self.catalog.unlink()
+            self.look()
+        else:
+            self.ever.clear()  # what vanishes while nobody knows of it leaves no trace anywhere
+            self.catalog.unlink(missing_ok=True)
+
+    # --- a person with a shell ----------------------------------------------------------
+
+    def find(self, pick, pattern="*/step_*"):
+        found = sorted(self.root.glob(pattern))
+        return found[pick % len(found)] if found else None
+
+    @rule(pick=PICK)
+    def rm_a_checkpoint(self, pick):
+        if path := self.find(pick):
+            shutil.rmtree(path)
+
+    @rule(pick=PICK)
+    def rm_an_unfinished_one(self, pick):
+        if path := self.find(pick, "*/tmp_step_*"):
+            shutil.rmtree(path)
+
+    @rule(pick=PICK, step=STEPS)
+    def mv_to_another_step(self, pick, step):
+        path = self.find(pick)
+        if path and not (target := path.with_name(f"step_{step}")).exists():
+            path.rename(target)
+
+    @rule(pick=PICK, step=STEPS, name=st.sampled_from(RUNS))
+    def cp_a_checkpoint(self, pick, step, name):
+        path, target = self.find(pick), self.root / name / f"step_{step}"
+        if path and target.parent.is_dir() and not target.exists():
+            shutil.copytree(path, target)
+
+    @rule(pick=PICK, info=INFOS)
+    def edit_training_info(self, pick, info):
+        if path := self.find(pick):
+            (path / names.INFO).write_text(json.dumps(info))
+
+    @rule(pick=PICK, text=st.sampled_from(["", '{"val:loss": 0.', "[1]", "\0"]))
+    def truncate_training_info(self, pick, text):
+        if path := self.find(pick):
+            (path / names.INFO).write_text(text)
+
+    @rule(pick=PICK)
+    def truncate_the_model(self, pick):
+        if path := self.find(pick, "*/step_*/model.bin"):
+            path.write_bytes(b"")
+
+    @rule(pick=PICK)
+    def rm_the_config(self, pick):
+        if path := self.find(pick, "*/step_*/config.yaml"):
+            path.unlink()
+
+    @rule(name=st.sampled_from((*RUNS, "nemo")), step=STEPS, info=INFOS, yaml=st.booleans())
+    def write_like_nemo(self, name, step, info, yaml):
+        path = self.root / name / f"step_{step}"
+        if not path.exists():
+            path.mkdir(parents=True)
+            (path / names.INFO).write_text(json.dumps(info))
+            (path / ("config.yaml" if yaml else "config.json")).write_text('{"by": "nemo"}')
+
+    @rule(pick=PICK, to=st.sampled_from([*RUNS, "copy"]))
+    def cp_a_run(self, pick, to):
+        path = self.find(pick, "[!.]*")
+        if path and not (self.root / to).exists():
+            shutil.copytree(path, self.root / to)
+
+    @rule(pick=PICK, to=st.sampled_from([*RUNS, "moved"]))
+    def mv_a_run(self, pick, to):
+        path = self.find(pick, "[!.]*")
+        if path and not (self.root / to).exists():
+            path.rename(self.root / to)
+
+    @rule()
+    def let_time_pass(self):
+        for path in (
+            *self.root.glob("*/step_*/*"),
+            *self.root.glob("*/step_*"),
+            *self.root.glob("*"),
+        ):
+            found = path.lstat()
+            os.utime(path, ns=(found.st_atime_ns, found.st_mtime_ns - 10**10))
+
+    # --- crashes ------------------------------------------------------------------------
+
+    def bury_writers(self):
+        """Make every process that staged something a dead one."""
+        for path in self.root.glob("*/tmp_step_*/.writer.json"):
+            writer = json.loads(path.read_text())
+            path.write_text(json.dumps({**writer, "boot": "an earlier one"}))
+
+    def publisher(self, name):
+        return publish.Publisher(self.root / name, make_durable=False)
+
+    @rule(name=st.sampled_from(RUNS), step=STEPS, info=INFOS, complete=st.booleans())
+    def leave_a_tmp(self, name, step, info, complete):
+        with self.manager(name) as manager:
+            staged = manager.init_tmp_checkpoint(step, info)
+        if complete:
+            who = identity.identify(self.root / name)
+            self.publisher(name)._seal(who, staged, step, None)
+        self.bury_writers()
+
+    @rule(pick=PICK, info=INFOS)
+    def leave_the_replaced_one_in_tmp(self, pick, info):
+        self.die_in_a_replacement(pick, info, "_to_trash")
+
+    @rule(pick=PICK, info=INFOS, then=st.sampled_from(["nothing", "new step_N", "no exchange"]))
+    def leave_the_replaced_one_in_old(self, pick, info, then):
+        path = self.find(pick)
+        if path is None or (found := scan.find_uuid(*self.named(path))) is None:
+            return
+        path.rename(path.with_name(f"old_{path.name}.{found}"))
+        if then == "new step_N":
+            path.mkdir()
+            (path / names.INFO).write_text(json.dumps(info))
+
+    def die_in_a_replacement(self, pick, info, at):
+        path = self.find(pick)
+        if path is None:
+            return
+        with self.manager(path.parent.name) as manager, pytest.MonkeyPatch.context() as patch:
+            patch.setattr(publish.Publisher, at, _kill)
+            with pytest.raises(Killed):
+                manager.finalize_checkpoint(manager.init_tmp_checkpoint(int(path.name[5:]), info))
+        self.bury_writers()
+
+    @rule(pick=PICK)
+    def leave_bytes_in_the_trash(self, pick):
+        path = self.find(pick)
+        if path is None:
+            return
+        who, _, step = self.named(path)
+        doomed = publish.Doomed(step, scan.find_uuid(who, path, step), "retention: by the test")
+        self.publisher(path.parent.name).retire([doomed])
+
+    @rule(pick=PICK, whole=st.booleans())
+    def tear_the_journal(self, pick, whole):
+        if path := self.find(pick, "*/.ckptdb/journal.jsonl"):
+            with path.open("a") as file:
+                file.write('{"at": "2026-01-01T00:00:00.000Z", "fact": "pin"' + ", }\n" * whole)
+
+    @rule(pick=PICK, kind=st.sampled_from(["deleted", "discarded", "replaced"]))
+    def announce_a_deletion_and_die(self, pick, kind):
+        path = self.find(pick, "*/*step_*")
+        if path is None or path.name.startswith("old_"):
+            return
+        who, _, step = self.named(path)
+        if path.name.startswith("tmp_"):
+            checkpoint = scan.load_tmp(who, path, step).checkpoint
+        else:
+            checkpoint = scan.load(who, path, step)
+        at = "2026-01-02T03:04:05.678Z"
+        self.publisher(path.parent.name).record([journal.gone(checkpoint, kind, f"{kind}: …", at)])
+
+    def named(self, path):
+        return identity.identify(path.parent), path, int(path.name.rpartition("_")[2])
+
+    # --- the promise --------------------------------------------------------------------
+
+    def check(self):
+        self.settle_drift()
+        before = self.dump(self.catalog)
+        assert self.ever <= {row.uuid for row in self.look()}, "history was lost"
+        self.catalog.unlink()
+        self.settle_drift()
+        after = self.dump(self.catalog)
+        told = [f"- {row}" for rows in before.values() for row in rows]
+        tells = [f"+ {row}" for rows in after.values() for row in rows]
+        differences = [x for x in told if x.replace("- ", "+ ", 1) not in tells]
+        differences += [x for x in tells if x.replace("+ ", "- ", 1) not in told]
+        assert after == before, "\n".join(differences)
+
+    def settle_drift(self):
+        with self.registry() as registry:
+            # In full, because whether files are damaged is only known at equal depth.
+            for path in registry.reconcile(full=True).missing:
+                registry.forget(path)  # it was removed or moved with all its files
+        with self.registry() as registry:
+            again = registry.reconcile(full=True)
+        assert not again.has_drift, [a.as_dict() for run in again.runs for a in run.actions]
+        assert again.blocked == ()
+
+
+def _unsupported(*_):
+    raise durable.ExchangeUnsupported
+
+
+def _kill(*_):
+    raise Killed
+
+
+def test_a_deleted_catalog_comes_back_as_it_was_after_any_history(dump):
+    machine = type("Machine", (Rebuild,), {"dump": staticmethod(dump)})
+    run_state_machine_as_test(
+        machine,
+        settings=settings(
+            max_examples=EXAMPLES,
+            stateful_step_count=MOVES,
+            deadline=None,
+            suppress_health_check=list(HealthCheck),
+        ),
+    )
