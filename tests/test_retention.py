@@ -120,6 +120,22 @@ def test_every_decision_gives_its_reason(policy, step, reason):
     assert [d.step for d in found] == sorted(by_step)
 
 
+@pytest.mark.parametrize(
+    ("policy", "count", "answer"),
+    [
+        (Policy(), 100, True),
+        (Policy(keep_top_k=3), 3, True),
+        (Policy(keep_top_k=3), 4, False),
+        (Policy(keep_top_k=3, save_period=2), 3, False),
+        (Policy(ft_keep_latest_k=3, save_period=2), 3, True),
+        (Policy(ft_keep_latest_k=3, save_period=2), 4, False),
+        (Policy(ft_keep_latest_k=3), 4, True),
+    ],
+)
+def test_it_is_known_without_a_look_that_nothing_can_go(policy, count, answer):
+    assert policy.keeps_all(count) is answer
+
+
 # --- against a naive reading of the rules ----------------------------------------------
 
 
@@ -187,3 +203,11 @@ def test_applying_the_rules_twice_changes_nothing(listed, policy):
     left = [replace(c) for c in found if c.step in survivors]
 
     assert all(d.keep for d in decide(left, policy))
+
+
+@given(some_candidates, some_policies, st.booleans())
+def test_nothing_goes_when_it_is_known_that_nothing_can(listed, policy, exclude_latest):
+    found = [Candidate(s, str(s), value, pin, None) for s, (value, pin) in listed.items()]
+    decisions = decide(found, policy, exclude_latest=exclude_latest)
+
+    assert not policy.keeps_all(len(found)) or all(d.keep for d in decisions)

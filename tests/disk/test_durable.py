@@ -21,7 +21,7 @@ def renaming(request, monkeypatch):
         monkeypatch.setattr(durable, "_renameat2", refuse_flags)
 
 
-def fail_fsync(monkeypatch, code: int, *, only=lambda mode: True):
+def fail_fsync(monkeypatch, code: int, *, only=bool):
     real = os.fsync
 
     def fsync(handle):

@@ -128,6 +128,15 @@ def test_a_forked_child_of_a_killed_holder_does_not_keep_the_lock(tmp_path: Path
             os.close(end)
 
 
+def test_copies_of_a_lock_are_closed_in_a_child(tmp_path: Path):
+    copy = os.open(tmp_path, os.O_RDONLY)
+    lock._held.add(copy)
+    lock._close_inherited()
+    assert lock._held == set()
+    with pytest.raises(OSError, match="Bad file descriptor"):
+        os.fstat(copy)
+
+
 @pytest.mark.parametrize("code", [errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP])
 def test_a_file_system_without_locks_is_warned_about(tmp_path: Path, monkeypatch, code):
     def refuse(handle, operation):
