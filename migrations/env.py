@@ -13,7 +13,8 @@ from contextlib import closing
 from alembic import context
 from sqlalchemy import Connection
 
-from ckptdb.catalog.engine import Database, locate
+from ckptdb.catalog.engine import Database
+from ckptdb.catalog.location import locate
 from ckptdb.catalog.schema import VERSION_TABLE, metadata
 
 

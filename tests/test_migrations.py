@@ -15,7 +15,8 @@ from alembic.config import Config
 from alembic.script import ScriptDirectory
 
 from ckptdb.catalog import schema
-from ckptdb.catalog.engine import Database, locate, script_location, upgrade
+from ckptdb.catalog.engine import Database, script_location, upgrade
+from ckptdb.catalog.location import locate
 from ckptdb.errors import CatalogMissing, CatalogOutdated
 
 REPOSITORY = Path(__file__).parents[1]
@@ -165,7 +166,8 @@ def test_an_upgrade_needs_a_catalog(tmp_path: Path):
 
 def test_several_processes_may_upgrade_at_once(first_revision: Path):
     code = (
-        "import sys; from ckptdb.catalog.engine import Database, locate;"
+        "import sys; from ckptdb.catalog.engine import Database;"
+        "from ckptdb.catalog.location import locate;"
         "Database.open(locate(sys.argv[1]), upgrade=True, timeout_seconds=60).close()"
     )
     command = [sys.executable, "-c", code, str(first_revision)]
@@ -178,7 +180,8 @@ def test_several_processes_may_upgrade_at_once(first_revision: Path):
 
 def test_an_upgrade_leaves_the_loggers_of_the_program_alone(first_revision: Path):
     code = (
-        "import logging, sys; from ckptdb.catalog.engine import locate, upgrade;"
+        "import logging, sys; from ckptdb.catalog.engine import upgrade;"
+        "from ckptdb.catalog.location import locate;"
         "logger = logging.getLogger('trainer'); upgrade(locate(sys.argv[1]));"
         "assert not logger.disabled and not logging.getLogger().handlers"
     )
@@ -187,7 +190,8 @@ def test_an_upgrade_leaves_the_loggers_of_the_program_alone(first_revision: Path
 
 def test_nobody_imports_alembic_for_a_current_catalog(tmp_path: Path):
     code = (
-        "import sys; from ckptdb.catalog.engine import Database, locate;"
+        "import sys; from ckptdb.catalog.engine import Database;"
+        "from ckptdb.catalog.location import locate;"
         "Database.open(locate(sys.argv[1]), create=True); Database.open(locate(sys.argv[1]));"
         "assert 'alembic' not in sys.modules"
     )

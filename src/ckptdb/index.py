@@ -18,7 +18,8 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from ckptdb.catalog.catalog import Catalog, Changes
-from ckptdb.catalog.engine import Database, Location, locate
+from ckptdb.catalog.engine import Database
+from ckptdb.catalog.location import Location, locate
 from ckptdb.disk import identity, scan
 from ckptdb.disk.publish import Publisher
 from ckptdb.disk.scan import Stamp
@@ -217,9 +218,7 @@ class RunIndex:
 
     # --- healing ------------------------------------------------------------------------
 
-    def _answer(
-        self, fresh: Fresh, question: Question[_T], nothing: _T, *, trust_own: bool
-    ) -> _T:
+    def _answer(self, fresh: Fresh, question: Question[_T], nothing: _T, *, trust_own: bool) -> _T:
         self._heal(fresh, trust_own=trust_own)
         if fresh.run_id is None:
             return nothing

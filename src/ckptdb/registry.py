@@ -16,7 +16,8 @@ from ckptdb import upkeep
 from ckptdb.catalog import adhoc, engine
 from ckptdb.catalog.adhoc import Relation
 from ckptdb.catalog.catalog import Catalog, Seen
-from ckptdb.catalog.engine import Database, Location
+from ckptdb.catalog.engine import Database
+from ckptdb.catalog.location import FILE, Location, locate
 from ckptdb.catalog.schema import HEAD
 from ckptdb.disk import identity, info, names, scan
 from ckptdb.disk.journal import Fact
@@ -96,10 +97,10 @@ class Registry:
         """
         name = os.fspath(location)
         if "://" in name:
-            return cls(engine.locate(name), None, None)
+            return cls(locate(name), None, None)
         path = Path(os.path.abspath(name))
         if path.is_file():
-            found = engine.locate(path)
+            found = locate(path)
             return cls(found, found.base, None)
         if not path.is_dir():
             raise CatalogMissing(path)
@@ -359,7 +360,7 @@ class Registry:
         for run in absorbed:
             # Its content is in the new catalog now, and both were only ever an index.
             with suppress(FileNotFoundError):
-                (identity.hidden(run) / engine.FILE).unlink()
+                (identity.hidden(run) / FILE).unlink()
         return registry, report
 
     # --- what people add ----------------------------------------------------------------

@@ -8,7 +8,8 @@ import pytest
 from sqlalchemy import create_engine, make_url
 
 from ckptdb.catalog.catalog import Catalog
-from ckptdb.catalog.engine import Database, locate
+from ckptdb.catalog.engine import Database
+from ckptdb.catalog.location import locate
 
 _NUMBERS = itertools.count()
 

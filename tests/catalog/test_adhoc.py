@@ -12,7 +12,8 @@ from sqlalchemy import text
 
 from ckptdb.catalog import adhoc, schema
 from ckptdb.catalog.adhoc import describe, query
-from ckptdb.catalog.engine import Database, locate
+from ckptdb.catalog.engine import Database
+from ckptdb.catalog.location import locate
 from ckptdb.errors import CatalogBroken, CatalogLocked, QueryFailed, QueryRefused, QueryTimeout
 
 FOREVER = "WITH RECURSIVE t(n) AS (SELECT 1 UNION ALL SELECT n + 1 FROM t) SELECT COUNT(*) FROM t"

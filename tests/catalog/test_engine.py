@@ -16,7 +16,8 @@ import pytest
 from sqlalchemy import text
 
 from ckptdb.catalog import schema
-from ckptdb.catalog.engine import Database, Location, locate, script_location, set_aside
+from ckptdb.catalog.engine import Database, script_location, set_aside
+from ckptdb.catalog.location import Location, locate
 from ckptdb.errors import (
     CatalogBroken,
     CatalogError,
@@ -327,7 +328,8 @@ def test_a_restored_dump_is_still_ours(location: Location, tmp_path: Path):
 
 CREATE_AT_ONCE = """
 import sys
-from ckptdb.catalog.engine import Database, locate
+from ckptdb.catalog.engine import Database
+from ckptdb.catalog.location import locate
 for line in sys.stdin:
     database = Database.open(locate(line.strip()), create=True, timeout_seconds=60)
     with database.write(timeout_seconds=60) as connection:
@@ -577,7 +579,8 @@ def test_a_child_cannot_end_the_transaction_of_its_parent(location: Location):
 FORK_AND_END = """
 import os, sys
 from pathlib import Path
-from ckptdb.catalog.engine import Database, locate
+from ckptdb.catalog.engine import Database
+from ckptdb.catalog.location import locate
 database = Database.open(locate(sys.argv[1]))
 journal = Path(f"{database.location.file}-journal")
 with database.write() as connection:

@@ -7,7 +7,8 @@ import pytest
 from sqlalchemy import text
 
 from ckptdb.catalog import schema
-from ckptdb.catalog.engine import Database, locate
+from ckptdb.catalog.engine import Database
+from ckptdb.catalog.location import locate
 
 
 @pytest.fixture

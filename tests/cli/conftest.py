@@ -9,7 +9,8 @@ from alembic import command
 from alembic.config import Config
 
 from ckptdb import CheckpointManager, Registry
-from ckptdb.catalog.engine import Database, locate, script_location
+from ckptdb.catalog.engine import Database, script_location
+from ckptdb.catalog.location import locate
 from ckptdb.cli.main import main
 
 

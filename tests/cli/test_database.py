@@ -1,6 +1,7 @@
 from contextlib import closing
 
-from ckptdb.catalog.engine import Database, locate
+from ckptdb.catalog.engine import Database
+from ckptdb.catalog.location import locate
 
 
 def test_db_path_prints_where_the_catalog_is(ckptdb, root):

@@ -12,7 +12,8 @@ from pathlib import Path
 import pytest
 
 from ckptdb.catalog.catalog import Catalog
-from ckptdb.catalog.engine import Database, locate
+from ckptdb.catalog.engine import Database
+from ckptdb.catalog.location import locate
 from ckptdb.disk import durable, identity, info, journal, scan
 from ckptdb.disk.journal import Fact
 from ckptdb.disk.publish import Doomed, Publisher

@@ -14,7 +14,9 @@ from typing import Any, Final, Literal
 from sqlalchemy import Connection, inspect, text
 from sqlalchemy.exc import SQLAlchemyError
 
-from ckptdb.catalog.engine import Database, in_use, sqlite_uri
+from ckptdb.catalog.dialects import sqlite_uri
+from ckptdb.catalog.engine import Database
+from ckptdb.catalog.fork import in_use
 from ckptdb.catalog.schema import PURPOSES
 from ckptdb.errors import CkptdbError, QueryFailed, QueryRefused, QueryTimeout
 from ckptdb.records import Rows

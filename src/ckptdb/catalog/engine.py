@@ -1,30 +1,27 @@
-"""Opening a catalog: from what a person names to connections that are safe to use.
+"""Opening a catalog: connections that are safe to use, at a schema that is known.
 
-Everything that differs between SQLite and PostgreSQL is in the two `_Dialect` classes at the
-end. Alembic is imported inside the one function that migrates, because a version check needs
-only a SELECT and Alembic costs as much time to import as everything else together.
+What differs between SQLite and PostgreSQL is in `dialects`. Alembic is imported inside the one
+function that migrates, because a version check needs only a SELECT and Alembic costs as much
+time to import as everything else together.
 """
 
 from __future__ import annotations
 
-import math
 import os
 import sqlite3
-import stat
 import threading
 import time
-import weakref
 from contextlib import AbstractContextManager, closing, contextmanager, nullcontext, suppress
-from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final, Self, cast
-from urllib.parse import quote_from_bytes
+from typing import TYPE_CHECKING, Final, Self
 
-from sqlalchemy import URL, Connection, Engine, create_engine, make_url, select
-from sqlalchemy.exc import ArgumentError, DBAPIError, SQLAlchemyError
-from sqlalchemy.pool import QueuePool, StaticPool
+from sqlalchemy import Connection, Engine, select
+from sqlalchemy.exc import DBAPIError, SQLAlchemyError
 
+from ckptdb.catalog import fork
+from ckptdb.catalog.dialects import Dialect, Postgres, Sqlite
+from ckptdb.catalog.location import Location, exists, identity_of, make_folder
 from ckptdb.catalog.schema import (
     APPLICATION_ID,
     HEAD,
@@ -40,117 +37,12 @@ from ckptdb.errors import (
     CatalogLocked,
     CatalogMissing,
     CatalogOutdated,
-    CatalogReadOnly,
     CatalogTooNew,
     CatalogUnusable,
 )
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
-
-FOLDER: Final = ".ckptdb"
-FILE: Final = "catalog.db"
-
-
-# --- where --------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True, slots=True)
-class Location:
-    """Where a catalog is; ``str()`` of it is what to show a person.
-
-    Attributes:
-        url: SQLAlchemy URL.
-        file: The SQLite file, None for any other database.
-        base: What stored relative paths are relative to: the root, when the file is
-            ``<root>/.ckptdb/catalog.db``. None when every path is stored absolute.
-    """
-
-    # Not in the repr: it may hold a password.
-    url: str = field(repr=False)
-    file: Path | None
-    base: Path | None
-
-    def __str__(self) -> str:
-        if self.file is not None:
-            return str(self.file)
-        return make_url(self.url).render_as_string(hide_password=True)
-
-    @property
-    def in_memory(self) -> bool:
-        """Whether it is a SQLite database that lives and dies with its `Database`."""
-        return self.file is None and self.url.startswith("sqlite")
-
-
-def locate(choice: str | os.PathLike[str]) -> Location:
-    """Return where a choice of catalog leads; looks only at directories, creates nothing.
-
-    Paths are made absolute by name alone: symbolic links are not resolved.
-
-    Args:
-        choice: A SQLAlchemy URL, a database file, or a directory, which stands for
-            ``<directory>/.ckptdb/catalog.db``.
-
-    Raises:
-        CatalogUnusable: The URL is malformed, its driver is not installed, or the directory
-            that the file would be in does not exist.
-    """
-    name = os.fspath(choice)
-    if isinstance(choice, str) and "://" in choice:
-        return _locate_url(choice)
-    if not name or "\0" in name:
-        raise CatalogUnusable(repr(name), "it is neither a path nor a database URL")
-    # Path.absolute() would keep "..", and no run would seem to be below the root.
-    path = Path(os.path.abspath(name))
-    if name.endswith("/") or path.is_dir():
-        path = path / FOLDER / FILE
-    return _locate_file(path)
-
-
-def _locate_file(file: Path) -> Location:
-    # Our own folder is made on creation, any other one is the caller's.
-    own = file.parent.name == FOLDER
-    must_exist = file.parent.parent if own else file.parent
-    if not must_exist.is_dir():
-        raise CatalogUnusable(str(file), f"there is no directory {must_exist}")
-    base = file.parent.parent if own and file.name == FILE else None
-    return Location(url=f"sqlite:///{file}", file=file, base=base)
-
-
-def _locate_url(choice: str) -> Location:
-    try:
-        url = make_url(choice)
-        backend = url.get_backend_name()
-    except (ArgumentError, ValueError) as error:
-        # Shown without the rest, which may hold a password in an unexpected place.
-        shown = choice.partition("://")[0] + "://..."
-        raise CatalogUnusable(shown, "it is not a valid database URL") from error
-    shown = url.render_as_string(hide_password=True)
-    if backend == "postgresql":
-        return _locate_postgres(url)
-    if url.drivername not in {"sqlite", "sqlite+pysqlite"}:
-        raise CatalogUnusable(shown, "only SQLite and PostgreSQL are supported")
-    if url.query:
-        raise CatalogUnusable(shown, "options after '?' are not supported for SQLite")
-    if url.database in {None, "", ":memory:"}:
-        return Location(url="sqlite://", file=None, base=None)
-    return _locate_file(Path(os.path.abspath(str(url.database))))
-
-
-def _locate_postgres(url: URL) -> Location:
-    shown = url.render_as_string(hide_password=True)
-    if url.drivername not in {"postgresql", "postgresql+psycopg"}:
-        raise CatalogUnusable(shown, "for PostgreSQL only the driver psycopg is supported")
-    try:
-        # Named, because what stands for "postgresql" alone differs between SQLAlchemy versions.
-        url = url.set(drivername="postgresql+psycopg")
-        url.get_dialect().import_dbapi()
-    except ImportError as error:
-        raise CatalogUnusable(shown, "its driver is missing; `pip install psycopg`") from error
-    return Location(url=url.render_as_string(hide_password=False), file=None, base=None)
-
-
-# --- opening and using ----------------------------------------------------------------------
 
 
 class Database:
@@ -164,7 +56,7 @@ class Database:
 
     location: Location
 
-    def __init__(self, location: Location, dialect: _Dialect, timeout_seconds: float) -> None:
+    def __init__(self, location: Location, dialect: Dialect, timeout_seconds: float) -> None:
         """Only `open`, `in_memory` and `unchecked` make one."""
         self.location = location
         self._dialect = dialect
@@ -173,7 +65,7 @@ class Database:
         self._reader = dialect.reader(self._writer)
         self._identity: tuple[int, int] | None = None
         self._lock = threading.Lock() if location.in_memory else None
-        _DATABASES.add(self)
+        fork.DATABASES.add(self)
 
     @classmethod
     def open(
@@ -206,8 +98,8 @@ class Database:
         if location.in_memory:
             return cls.in_memory(location.base)
         if create and location.file is not None:
-            _make_folder(location.file)
-        elif location.file is not None and not _exists(location.file):
+            make_folder(location.file)
+        elif location.file is not None and not exists(location.file):
             raise CatalogMissing(location.file)
         database = cls.unchecked(
             location, create=create, durable=durable, timeout_seconds=timeout_seconds
@@ -223,7 +115,7 @@ class Database:
     def in_memory(cls, base: Path | None = None) -> Self:
         """Return an empty catalog of this process alone; its users take turns."""
         location = Location(url="sqlite://", file=None, base=base)
-        database = cls(location, _Sqlite(None, create=True, durable=False), 5.0)
+        database = cls(location, Sqlite(None, create=True, durable=False), 5.0)
         with database.write() as connection:
             create_all(connection)
         return database
@@ -238,12 +130,12 @@ class Database:
         timeout_seconds: float = 5.0,
     ) -> Self:
         """Open whatever is there, of any revision: for migrations, which come before checks."""
-        dialect: _Dialect
+        dialect: Dialect
         if location.file is None:
-            dialect = _Postgres(location, durable=durable, timeout_seconds=timeout_seconds)
+            dialect = Postgres(location, durable=durable, timeout_seconds=timeout_seconds)
         else:
-            _exists(location.file)
-            dialect = _Sqlite(location.file, create=create, durable=durable)
+            exists(location.file)
+            dialect = Sqlite(location.file, create=create, durable=durable)
         return cls(location, dialect, timeout_seconds)
 
     @contextmanager
@@ -292,7 +184,7 @@ class Database:
         """Whether the file at the path is gone or no longer the one that was opened."""
         if self.location.file is None:
             return False
-        return self._identity is not None and _identity(self.location.file) != self._identity
+        return self._identity is not None and identity_of(self.location.file) != self._identity
 
     def revision(self) -> str | None:
         """Return the schema's revision, None for an empty database.
@@ -320,7 +212,7 @@ class Database:
     @contextmanager
     def _session(self, engine: Engine, timeout_seconds: float) -> Iterator[Connection]:
         file = self.location.file
-        with self._translated(), self._turn(timeout_seconds), in_use(file):
+        with self._translated(), self._turn(timeout_seconds), fork.in_use(file):
             # A new connection waits too, for it reads the schema.
             self._dialect.patience.seconds = timeout_seconds
             with engine.connect() as connection:
@@ -350,7 +242,7 @@ class Database:
     def _settle(self, *, create: bool, upgrade: bool) -> None:
         revision = self.revision()
         if self.location.file is not None:
-            self._identity = _identity(self.location.file)
+            self._identity = identity_of(self.location.file)
         self._dialect.opened()
         if revision is None and not create:
             raise CatalogMissing(str(self.location))
@@ -398,12 +290,13 @@ class Database:
             _migrate(connection)
         return revision, HEAD, copy
 
-    def _after_fork(self) -> None:
+    def after_fork(self) -> None:
+        """Give the child connections of its own; called there by the fork itself."""
         if self._lock is not None:
             # The thread that held it does not exist in the child.
             self._lock = threading.Lock()
             return
-        _INHERITED.append(self._writer.pool)
+        fork.keep_for_ever(self._writer.pool)
         self._writer.dispose(close=False)
 
 
@@ -418,49 +311,6 @@ def _origin(error: BaseException) -> BaseException:
     if isinstance(error, DBAPIError) and error.orig is not None:
         return error.orig
     return error
-
-
-def _identity(file: Path) -> tuple[int, int] | None:
-    try:
-        found = file.stat()
-    except OSError:
-        return None
-    return found.st_dev, found.st_ino
-
-
-_SMALLEST_BYTES: Final = 512
-"""A SQLite database has at least one page."""
-
-
-def _exists(file: Path) -> bool:
-    """Whether there is a file; one without a byte was never more than opened.
-
-    Only looks from outside: closing a descriptor of ours on a database file would drop the
-    locks that SQLite holds on it in this process.
-    """
-    try:
-        found = file.stat()
-    except FileNotFoundError:
-        return False
-    except OSError as error:
-        raise CatalogUnusable(str(file), error.strerror or str(error)) from error
-    if stat.S_ISDIR(found.st_mode):
-        raise CatalogUnusable(str(file), "it is a directory")
-    if not stat.S_ISREG(found.st_mode):
-        raise CatalogUnusable(str(file), "it is not a regular file")
-    if 0 < found.st_size < _SMALLEST_BYTES:
-        # SQLite takes it for an empty database and would write over it.
-        raise CatalogBroken(str(file), "it is shorter than any database")
-    return found.st_size > 0
-
-
-def _make_folder(file: Path) -> None:
-    if _exists(file) or file.parent.name != FOLDER:
-        return
-    try:
-        file.parent.mkdir(exist_ok=True)
-    except OSError as error:
-        raise CatalogUnusable(str(file), error.strerror or str(error)) from error
 
 
 # --- setting aside and upgrading ------------------------------------------------------------
@@ -507,7 +357,7 @@ def upgrade(location: Location) -> tuple[str, str, Path | None]:
     Raises:
         CatalogError: As `Database.open`; the catalog is then as it was.
     """
-    if location.file is not None and not _exists(location.file):
+    if location.file is not None and not exists(location.file):
         raise CatalogMissing(location.file)
     with closing(Database.unchecked(location)) as database:
         return database.upgrade()
@@ -530,331 +380,3 @@ def _migrate(connection: Connection) -> None:
     config.set_main_option("script_location", str(script_location()).replace("%", "%%"))
     config.attributes["connection"] = connection
     command.upgrade(config, "head")
-
-
-# --- fork -----------------------------------------------------------------------------------
-
-_DATABASES: Final[weakref.WeakSet[Database]] = weakref.WeakSet()
-_CONNECTIONS: Final[weakref.WeakSet[_FileConnection]] = weakref.WeakSet()
-
-_INHERITED: Final[list[object]] = []
-"""What a child may neither use nor close. Closing it would roll back the parent's
-transaction, and collecting it would close it."""
-
-_IN_USE: Final[dict[object, Path]] = {}
-"""The files that connections of this process may hold locks on at this moment."""
-
-_LOST: Final[set[Path]] = set()
-"""The files that were in use at the fork that made this process. SQLite keeps a process's
-locks in memory, and a child inherits that memory but no lock: it would read without one and
-wait for ever to write."""
-
-
-@contextmanager
-def in_use(file: Path | None) -> Iterator[None]:
-    """Mark a file as possibly locked by this process, for children forked meanwhile.
-
-    Raises:
-        CatalogUnusable: This process was itself forked while the file was in use.
-    """
-    if file is None:
-        yield
-        return
-    if file in _LOST:
-        why = "it was in use when this process was forked; use it in the parent"
-        raise CatalogUnusable(str(file), why)
-    mark = object()
-    _IN_USE[mark] = file
-    try:
-        yield
-    finally:
-        _IN_USE.pop(mark, None)
-
-
-class _FileConnection(sqlite3.Connection):
-    """A connection to a file; in a child that inherited it, it no longer does anything."""
-
-    inherited = False
-
-    def commit(self) -> None:
-        if self.inherited:
-            raise sqlite3.ProgrammingError("the transaction belongs to the parent process")
-        super().commit()
-
-    def rollback(self) -> None:
-        if not self.inherited:
-            super().rollback()
-
-    def close(self) -> None:
-        if not self.inherited:
-            super().close()
-
-
-def _forget_inherited() -> None:
-    _LOST.update(_IN_USE.values())
-    _IN_USE.clear()
-    for connection in list(_CONNECTIONS):
-        connection.inherited = True
-        _keep_for_ever(connection)
-    for database in list(_DATABASES):
-        database._after_fork()  # noqa: SLF001 - this is its other half.
-
-
-def _keep_for_ever(connection: _FileConnection) -> None:
-    # The interpreter empties even global lists when it ends, and would close what is in them.
-    _INHERITED.append(connection)
-    with suppress(ImportError, AttributeError):
-        import ctypes
-
-        ctypes.pythonapi.Py_IncRef(ctypes.py_object(connection))
-
-
-os.register_at_fork(after_in_child=_forget_inherited)
-
-
-# --- where the databases differ -------------------------------------------------------------
-
-
-class _Patience(threading.local):
-    """How long a connection that this thread opens may wait."""
-
-    seconds = 5.0
-
-
-class _Dialect:
-    """What `Database` asks of a kind of database."""
-
-    def __init__(self) -> None:
-        self.patience = _Patience()
-
-    def engine(self) -> Engine:
-        """Return the engine whose transactions write."""
-        raise NotImplementedError
-
-    def reader(self, writer: Engine) -> Engine:
-        """Return the engine, on the same pool, whose statements stand alone."""
-        raise NotImplementedError
-
-    def wait_at_most(self, connection: Connection, seconds: float) -> None:
-        """Bound how long the connection waits for locks of others."""
-
-    def lock(self, connection: Connection, timeout_seconds: float) -> None:
-        """Become the one writer, before the transaction has read anything."""
-
-    def before_commit(self, connection: Connection, deadline: float) -> None:
-        """Leave to the commit what is left of the time, as `time.monotonic` counts."""
-
-    def opened(self) -> None:
-        """From now on the database must be there: connect, but never make a new one."""
-
-    def contents(self, connection: Connection) -> tuple[int, set[str]]:
-        """Return the owner's application id (0: not said) and the names of all tables."""
-        raise NotImplementedError
-
-    def integrity(self, connection: Connection) -> list[str]:
-        """Return ``["ok"]`` or what is wrong."""
-        raise NotImplementedError
-
-    def keep_copy(self, revision: str) -> Path | None:
-        """Copy the database as committed, while a transaction of ours is open."""
-        raise NotImplementedError
-
-    def explain(self, error: BaseException, location: Location) -> CatalogError:
-        """Return the error of ours for one of the driver."""
-        raise NotImplementedError
-
-
-class _Sqlite(_Dialect):
-    """SQLite; with a rollback journal, which works on every file system and reads read-only."""
-
-    def __init__(self, file: Path | None, *, create: bool, durable: bool) -> None:
-        super().__init__()
-        self._file = file
-        self._mode = "rwc" if create else "rw"
-        self._durable = durable
-
-    def engine(self) -> Engine:
-        if self._file is None:
-            return create_engine("sqlite://", poolclass=StaticPool, creator=self._connect)
-        # No limit on how many: a thread would wait for another one's slow query.
-        return create_engine(
-            "sqlite://",
-            poolclass=QueuePool,
-            pool_use_lifo=True,
-            max_overflow=-1,
-            creator=self._connect,
-        )
-
-    def reader(self, writer: Engine) -> Engine:
-        # The driver's isolation_level is None: it sends no BEGIN that we do not send.
-        return writer
-
-    def _connect(self) -> sqlite3.Connection:
-        raw: sqlite3.Connection
-        # check_same_thread: the pool, or our lock, gives a connection to one thread at a time.
-        if self._file is None:
-            raw = sqlite3.connect(":memory:", isolation_level=None, check_same_thread=False)
-        else:
-            raw = sqlite3.connect(
-                sqlite_uri(self._file, mode=self._mode),
-                uri=True,
-                timeout=max(self.patience.seconds, 0),
-                isolation_level=None,
-                check_same_thread=False,
-                factory=_FileConnection,
-            )
-            _CONNECTIONS.add(raw)
-        try:
-            self._prepare(raw)
-        except BaseException:
-            raw.close()
-            raise
-        return raw
-
-    def _prepare(self, raw: sqlite3.Connection) -> None:
-        raw.execute("PRAGMA foreign_keys = ON")
-        # A view or trigger planted in the file shall call no function of ours.
-        raw.execute("PRAGMA trusted_schema = OFF")
-        # An I/O error or a truncation under a mapping is a signal that kills the process.
-        raw.execute("PRAGMA mmap_size = 0")
-        raw.execute(f"PRAGMA synchronous = {'FULL' if self._durable else 'OFF'}")
-        with suppress(sqlite3.OperationalError):
-            # Somebody made it WAL and it is in use, or it is read-only: as it is, then.
-            raw.execute("PRAGMA busy_timeout = 0")
-            raw.execute("PRAGMA journal_mode = TRUNCATE")
-
-    def wait_at_most(self, connection: Connection, seconds: float) -> None:
-        proxied = connection.connection
-        milliseconds = math.ceil(max(seconds, 0) * 1000)
-        if proxied.info.get("busy_timeout") != milliseconds:
-            _raw(connection).execute(f"PRAGMA busy_timeout = {milliseconds}")
-            proxied.info["busy_timeout"] = milliseconds
-
-    def lock(self, connection: Connection, timeout_seconds: float) -> None:  # noqa: ARG002
-        # A deferred transaction that turns to writing fails at once when another one writes,
-        # whatever the timeout; this one waits.
-        _raw(connection).execute("BEGIN IMMEDIATE")
-
-    def before_commit(self, connection: Connection, deadline: float) -> None:
-        # A commit waits for readers; it gets less time when the lock was long in coming.
-        left = max(deadline - time.monotonic(), 0.05)
-        if left < connection.connection.info["busy_timeout"] / 1000 - 0.05:
-            self.wait_at_most(connection, left)
-
-    def opened(self) -> None:
-        self._mode = "rw"
-
-    def contents(self, connection: Connection) -> tuple[int, set[str]]:
-        owner = connection.exec_driver_sql("PRAGMA application_id").scalar_one()
-        query = "SELECT name FROM sqlite_master WHERE type IN ('table', 'view')"
-        return int(owner), set(connection.exec_driver_sql(query).scalars())
-
-    def integrity(self, connection: Connection) -> list[str]:
-        lines = connection.exec_driver_sql("PRAGMA integrity_check(10)").scalars()
-        return [str(line) for line in lines]
-
-    def keep_copy(self, revision: str) -> Path | None:
-        if self._file is None:
-            return None
-        copy = self._file.with_name(f"{self._file.name}.{revision}.bak")
-        unfinished = copy.with_name(f"{copy.name}.{os.getpid()}")
-        try:
-            # Not shutil: closing any descriptor on the file drops SQLite's locks on it.
-            with closing(sqlite3.connect(unfinished)) as target, closing(self._connect()) as source:
-                source.backup(target)
-            return unfinished.replace(copy)
-        except OSError as error:
-            raise CatalogUnusable(str(copy), error.strerror or str(error)) from error
-        finally:
-            with suppress(OSError):
-                unfinished.unlink(missing_ok=True)
-
-    def explain(self, error: BaseException, location: Location) -> CatalogError:
-        where, why = str(location), str(error)
-        # The low byte is the kind of error, the rest is detail; errors of the driver itself,
-        # e.g. a value it cannot bind, have no code.
-        code = getattr(error, "sqlite_errorcode", None) or sqlite3.SQLITE_ERROR
-        kind = code & 0xFF
-        explained: CatalogError = CatalogUnusable(where, why)
-        if code == sqlite3.SQLITE_READONLY_DBMOVED:
-            explained = CatalogUnusable(where, "another process moved or replaced it meanwhile")
-        elif kind in {sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB} or _lacks_relation(why):
-            explained = CatalogBroken(where, why)
-        elif kind in {sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED}:
-            explained = CatalogLocked(where)
-        elif kind == sqlite3.SQLITE_READONLY:
-            explained = CatalogReadOnly(where)
-        elif kind == sqlite3.SQLITE_CANTOPEN and self._file is not None:
-            explained = _explain_cantopen(self._file, why)
-        return explained
-
-
-def _explain_cantopen(file: Path, why: str) -> CatalogError:
-    if not file.exists():
-        return CatalogMissing(file)
-    if os.access(file, os.R_OK) and not os.access(file.parent, os.W_OK):
-        # The file could be written, but not without a journal beside it.
-        return CatalogReadOnly(str(file))
-    return CatalogUnusable(str(file), why)
-
-
-def _lacks_relation(why: str) -> bool:
-    # Only statements of ours come here, so what is missing has been dropped.
-    return why.startswith(("no such table", "no such column"))
-
-
-def sqlite_uri(file: Path, *, mode: str) -> str:
-    """Return the ``file:`` URI of a database, whatever bytes its name is made of."""
-    return f"file:{quote_from_bytes(os.fsencode(file))}?mode={mode}"
-
-
-def _raw(connection: Connection) -> sqlite3.Connection:
-    return cast("sqlite3.Connection", connection.connection.dbapi_connection)
-
-
-class _Postgres(_Dialect):
-    """PostgreSQL; a lock of ours makes its writers take turns as those of SQLite do."""
-
-    def __init__(self, location: Location, *, durable: bool, timeout_seconds: float) -> None:
-        super().__init__()
-        self._location = location
-        self._durable = durable
-        self._connect_seconds = max(math.ceil(timeout_seconds), 2)
-
-    def engine(self) -> Engine:
-        return create_engine(
-            self._location.url,
-            max_overflow=-1,
-            connect_args={"connect_timeout": self._connect_seconds},
-        )
-
-    def reader(self, writer: Engine) -> Engine:
-        return writer.execution_options(isolation_level="AUTOCOMMIT")
-
-    def lock(self, connection: Connection, timeout_seconds: float) -> None:
-        milliseconds = math.ceil(max(timeout_seconds, 0.001) * 1000)
-        connection.exec_driver_sql(f"SET LOCAL lock_timeout = {milliseconds}")
-        if not self._durable:
-            connection.exec_driver_sql("SET LOCAL synchronous_commit = OFF")
-        connection.exec_driver_sql(f"SELECT pg_advisory_xact_lock({APPLICATION_ID})")
-
-    def contents(self, connection: Connection) -> tuple[int, set[str]]:
-        query = "SELECT tablename FROM pg_tables WHERE schemaname = current_schema()"
-        return 0, set(connection.exec_driver_sql(query).scalars())
-
-    def integrity(self, connection: Connection) -> list[str]:
-        connection.exec_driver_sql("SELECT 1")
-        return ["ok"]
-
-    def keep_copy(self, revision: str) -> Path | None:  # noqa: ARG002 - its own backups exist.
-        return None
-
-    def explain(self, error: BaseException, location: Location) -> CatalogError:
-        where = str(location)
-        state: Any = getattr(error, "sqlstate", None) or getattr(error, "pgcode", None)
-        why = " ".join(str(error).split())
-        if state == "55P03":  # lock_not_available
-            return CatalogLocked(where)
-        if state == "25006":  # read_only_sql_transaction
-            return CatalogReadOnly(where)
-        return CatalogUnusable(where, why)

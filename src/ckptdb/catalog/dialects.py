@@ -1,0 +1,269 @@
+"""Where the databases differ: all that `Database` has to ask SQLite and PostgreSQL differently."""
+
+from __future__ import annotations
+
+import math
+import os
+import sqlite3
+import threading
+import time
+from contextlib import closing, suppress
+from pathlib import Path
+from typing import Any, Protocol, cast
+from urllib.parse import quote_from_bytes
+
+from sqlalchemy import Connection, Engine, create_engine
+from sqlalchemy.pool import QueuePool, StaticPool
+
+from ckptdb.catalog import fork
+from ckptdb.catalog.location import Location
+from ckptdb.catalog.schema import APPLICATION_ID
+from ckptdb.errors import (
+    CatalogBroken,
+    CatalogError,
+    CatalogLocked,
+    CatalogMissing,
+    CatalogReadOnly,
+    CatalogUnusable,
+)
+
+
+class _Patience(threading.local):
+    """How long a connection that this thread opens may wait."""
+
+    seconds = 5.0
+
+
+class Dialect(Protocol):
+    """What `Database` asks of a kind of database."""
+
+    patience: _Patience
+
+    def engine(self) -> Engine:
+        """Return the engine whose transactions write."""
+
+    def reader(self, writer: Engine) -> Engine:
+        """Return the engine, on the same pool, whose statements stand alone."""
+
+    def wait_at_most(self, connection: Connection, seconds: float) -> None:
+        """Bound how long the connection waits for locks of others."""
+        return
+
+    def lock(self, connection: Connection, timeout_seconds: float) -> None:
+        """Become the one writer, before the transaction has read anything."""
+
+    def before_commit(self, connection: Connection, deadline: float) -> None:
+        """Leave to the commit what is left of the time, as `time.monotonic` counts."""
+        return
+
+    def opened(self) -> None:
+        """From now on the database must be there: connect, but never make a new one."""
+        return
+
+    def contents(self, connection: Connection) -> tuple[int, set[str]]:
+        """Return the owner's application id (0: not said) and the names of all tables."""
+
+    def integrity(self, connection: Connection) -> list[str]:
+        """Return ``["ok"]`` or what is wrong."""
+
+    def keep_copy(self, revision: str) -> Path | None:
+        """Copy the database as committed, while a transaction of ours is open."""
+
+    def explain(self, error: BaseException, location: Location) -> CatalogError:
+        """Return the error of ours for one of the driver."""
+
+
+class Sqlite(Dialect):
+    """SQLite; with a rollback journal, which works on every file system and reads read-only."""
+
+    def __init__(self, file: Path | None, *, create: bool, durable: bool) -> None:
+        self.patience = _Patience()
+        self._file = file
+        self._mode = "rwc" if create else "rw"
+        self._durable = durable
+
+    def engine(self) -> Engine:
+        if self._file is None:
+            return create_engine("sqlite://", poolclass=StaticPool, creator=self._connect)
+        # No limit on how many: a thread would wait for another one's slow query.
+        return create_engine(
+            "sqlite://",
+            poolclass=QueuePool,
+            pool_use_lifo=True,
+            max_overflow=-1,
+            creator=self._connect,
+        )
+
+    def reader(self, writer: Engine) -> Engine:
+        # The driver's isolation_level is None: it sends no BEGIN that we do not send.
+        return writer
+
+    def _connect(self) -> sqlite3.Connection:
+        raw: sqlite3.Connection
+        # check_same_thread: the pool, or our lock, gives a connection to one thread at a time.
+        if self._file is None:
+            raw = sqlite3.connect(":memory:", isolation_level=None, check_same_thread=False)
+        else:
+            raw = sqlite3.connect(
+                sqlite_uri(self._file, mode=self._mode),
+                uri=True,
+                timeout=max(self.patience.seconds, 0),
+                isolation_level=None,
+                check_same_thread=False,
+                factory=fork.FileConnection,
+            )
+            fork.CONNECTIONS.add(raw)
+        try:
+            self._prepare(raw)
+        except BaseException:
+            raw.close()
+            raise
+        return raw
+
+    def _prepare(self, raw: sqlite3.Connection) -> None:
+        raw.execute("PRAGMA foreign_keys = ON")
+        # A view or trigger planted in the file shall call no function of ours.
+        raw.execute("PRAGMA trusted_schema = OFF")
+        # An I/O error or a truncation under a mapping is a signal that kills the process.
+        raw.execute("PRAGMA mmap_size = 0")
+        raw.execute(f"PRAGMA synchronous = {'FULL' if self._durable else 'OFF'}")
+        with suppress(sqlite3.OperationalError):
+            # Somebody made it WAL and it is in use, or it is read-only: as it is, then.
+            raw.execute("PRAGMA busy_timeout = 0")
+            raw.execute("PRAGMA journal_mode = TRUNCATE")
+
+    def wait_at_most(self, connection: Connection, seconds: float) -> None:
+        proxied = connection.connection
+        milliseconds = math.ceil(max(seconds, 0) * 1000)
+        if proxied.info.get("busy_timeout") != milliseconds:
+            _raw(connection).execute(f"PRAGMA busy_timeout = {milliseconds}")
+            proxied.info["busy_timeout"] = milliseconds
+
+    def lock(self, connection: Connection, timeout_seconds: float) -> None:
+        # A deferred transaction that turns to writing fails at once when another one writes,
+        # whatever the timeout; this one waits.
+        _raw(connection).execute("BEGIN IMMEDIATE")
+
+    def before_commit(self, connection: Connection, deadline: float) -> None:
+        # A commit waits for readers; it gets less time when the lock was long in coming.
+        left = max(deadline - time.monotonic(), 0.05)
+        if left < connection.connection.info["busy_timeout"] / 1000 - 0.05:
+            self.wait_at_most(connection, left)
+
+    def opened(self) -> None:
+        self._mode = "rw"
+
+    def contents(self, connection: Connection) -> tuple[int, set[str]]:
+        owner = connection.exec_driver_sql("PRAGMA application_id").scalar_one()
+        query = "SELECT name FROM sqlite_master WHERE type IN ('table', 'view')"
+        return int(owner), set(connection.exec_driver_sql(query).scalars())
+
+    def integrity(self, connection: Connection) -> list[str]:
+        lines = connection.exec_driver_sql("PRAGMA integrity_check(10)").scalars()
+        return [str(line) for line in lines]
+
+    def keep_copy(self, revision: str) -> Path | None:
+        if self._file is None:
+            return None
+        copy = self._file.with_name(f"{self._file.name}.{revision}.bak")
+        unfinished = copy.with_name(f"{copy.name}.{os.getpid()}")
+        try:
+            # Not shutil: closing any descriptor on the file drops SQLite's locks on it.
+            with closing(sqlite3.connect(unfinished)) as target, closing(self._connect()) as source:
+                source.backup(target)
+            return unfinished.replace(copy)
+        except OSError as error:
+            raise CatalogUnusable(str(copy), error.strerror or str(error)) from error
+        finally:
+            with suppress(OSError):
+                unfinished.unlink(missing_ok=True)
+
+    def explain(self, error: BaseException, location: Location) -> CatalogError:
+        where, why = str(location), str(error)
+        # The low byte is the kind of error, the rest is detail; errors of the driver itself,
+        # e.g. a value it cannot bind, have no code.
+        code = getattr(error, "sqlite_errorcode", None) or sqlite3.SQLITE_ERROR
+        kind = code & 0xFF
+        explained: CatalogError = CatalogUnusable(where, why)
+        if code == sqlite3.SQLITE_READONLY_DBMOVED:
+            explained = CatalogUnusable(where, "another process moved or replaced it meanwhile")
+        elif kind in {sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB} or _lacks_relation(why):
+            explained = CatalogBroken(where, why)
+        elif kind in {sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED}:
+            explained = CatalogLocked(where)
+        elif kind == sqlite3.SQLITE_READONLY:
+            explained = CatalogReadOnly(where)
+        elif kind == sqlite3.SQLITE_CANTOPEN and self._file is not None:
+            explained = _explain_cantopen(self._file, why)
+        return explained
+
+
+def _explain_cantopen(file: Path, why: str) -> CatalogError:
+    if not file.exists():
+        return CatalogMissing(file)
+    if os.access(file, os.R_OK) and not os.access(file.parent, os.W_OK):
+        # The file could be written, but not without a journal beside it.
+        return CatalogReadOnly(str(file))
+    return CatalogUnusable(str(file), why)
+
+
+def _lacks_relation(why: str) -> bool:
+    # Only statements of ours come here, so what is missing has been dropped.
+    return why.startswith(("no such table", "no such column"))
+
+
+def sqlite_uri(file: Path, *, mode: str) -> str:
+    """Return the ``file:`` URI of a database, whatever bytes its name is made of."""
+    return f"file:{quote_from_bytes(os.fsencode(file))}?mode={mode}"
+
+
+def _raw(connection: Connection) -> sqlite3.Connection:
+    return cast("sqlite3.Connection", connection.connection.dbapi_connection)
+
+
+class Postgres(Dialect):
+    """PostgreSQL; a lock of ours makes its writers take turns as those of SQLite do."""
+
+    def __init__(self, location: Location, *, durable: bool, timeout_seconds: float) -> None:
+        self.patience = _Patience()
+        self._location = location
+        self._durable = durable
+        self._connect_seconds = max(math.ceil(timeout_seconds), 2)
+
+    def engine(self) -> Engine:
+        return create_engine(
+            self._location.url,
+            max_overflow=-1,
+            connect_args={"connect_timeout": self._connect_seconds},
+        )
+
+    def reader(self, writer: Engine) -> Engine:
+        return writer.execution_options(isolation_level="AUTOCOMMIT")
+
+    def lock(self, connection: Connection, timeout_seconds: float) -> None:
+        milliseconds = math.ceil(max(timeout_seconds, 0.001) * 1000)
+        connection.exec_driver_sql(f"SET LOCAL lock_timeout = {milliseconds}")
+        if not self._durable:
+            connection.exec_driver_sql("SET LOCAL synchronous_commit = OFF")
+        connection.exec_driver_sql(f"SELECT pg_advisory_xact_lock({APPLICATION_ID})")
+
+    def contents(self, connection: Connection) -> tuple[int, set[str]]:
+        query = "SELECT tablename FROM pg_tables WHERE schemaname = current_schema()"
+        return 0, set(connection.exec_driver_sql(query).scalars())
+
+    def integrity(self, connection: Connection) -> list[str]:
+        connection.exec_driver_sql("SELECT 1")
+        return ["ok"]
+
+    def keep_copy(self, revision: str) -> Path | None:
+        return None
+
+    def explain(self, error: BaseException, location: Location) -> CatalogError:
+        where = str(location)
+        state: Any = getattr(error, "sqlstate", None) or getattr(error, "pgcode", None)
+        why = " ".join(str(error).split())
+        if state == "55P03":  # lock_not_available
+            return CatalogLocked(where)
+        if state == "25006":  # read_only_sql_transaction
+            return CatalogReadOnly(where)
+        return CatalogUnusable(where, why)

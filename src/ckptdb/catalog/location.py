@@ -1,0 +1,160 @@
+"""Where a catalog is: from what a person names to a file or a URL."""
+
+from __future__ import annotations
+
+import os
+import stat
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Final
+
+from sqlalchemy import URL, make_url
+from sqlalchemy.exc import ArgumentError
+
+from ckptdb.errors import CatalogBroken, CatalogUnusable
+
+FOLDER: Final = ".ckptdb"
+FILE: Final = "catalog.db"
+
+
+@dataclass(frozen=True, slots=True)
+class Location:
+    """Where a catalog is; ``str()`` of it is what to show a person.
+
+    Attributes:
+        url: SQLAlchemy URL.
+        file: The SQLite file, None for any other database.
+        base: What stored relative paths are relative to: the root, when the file is
+            ``<root>/.ckptdb/catalog.db``. None when every path is stored absolute.
+    """
+
+    # Not in the repr: it may hold a password.
+    url: str = field(repr=False)
+    file: Path | None
+    base: Path | None
+
+    def __str__(self) -> str:
+        if self.file is not None:
+            return str(self.file)
+        return make_url(self.url).render_as_string(hide_password=True)
+
+    @property
+    def in_memory(self) -> bool:
+        """Whether it is a SQLite database that lives and dies with its `Database`."""
+        return self.file is None and self.url.startswith("sqlite")
+
+
+def locate(choice: str | os.PathLike[str]) -> Location:
+    """Return where a choice of catalog leads; looks only at directories, creates nothing.
+
+    Paths are made absolute by name alone: symbolic links are not resolved.
+
+    Args:
+        choice: A SQLAlchemy URL, a database file, or a directory, which stands for
+            ``<directory>/.ckptdb/catalog.db``.
+
+    Raises:
+        CatalogUnusable: The URL is malformed, its driver is not installed, or the directory
+            that the file would be in does not exist.
+    """
+    name = os.fspath(choice)
+    if isinstance(choice, str) and "://" in choice:
+        return _locate_url(choice)
+    if not name or "\0" in name:
+        raise CatalogUnusable(repr(name), "it is neither a path nor a database URL")
+    # Path.absolute() would keep "..", and no run would seem to be below the root.
+    path = Path(os.path.abspath(name))
+    if name.endswith("/") or path.is_dir():
+        path = path / FOLDER / FILE
+    return _locate_file(path)
+
+
+def _locate_file(file: Path) -> Location:
+    # Our own folder is made on creation, any other one is the caller's.
+    own = file.parent.name == FOLDER
+    must_exist = file.parent.parent if own else file.parent
+    if not must_exist.is_dir():
+        raise CatalogUnusable(str(file), f"there is no directory {must_exist}")
+    base = file.parent.parent if own and file.name == FILE else None
+    return Location(url=f"sqlite:///{file}", file=file, base=base)
+
+
+def _locate_url(choice: str) -> Location:
+    try:
+        url = make_url(choice)
+        backend = url.get_backend_name()
+    except (ArgumentError, ValueError) as error:
+        # Shown without the rest, which may hold a password in an unexpected place.
+        shown = choice.partition("://")[0] + "://..."
+        raise CatalogUnusable(shown, "it is not a valid database URL") from error
+    shown = url.render_as_string(hide_password=True)
+    if backend == "postgresql":
+        return _locate_postgres(url)
+    if url.drivername not in {"sqlite", "sqlite+pysqlite"}:
+        raise CatalogUnusable(shown, "only SQLite and PostgreSQL are supported")
+    if url.query:
+        raise CatalogUnusable(shown, "options after '?' are not supported for SQLite")
+    if url.database in {None, "", ":memory:"}:
+        return Location(url="sqlite://", file=None, base=None)
+    return _locate_file(Path(os.path.abspath(str(url.database))))
+
+
+def _locate_postgres(url: URL) -> Location:
+    shown = url.render_as_string(hide_password=True)
+    if url.drivername not in {"postgresql", "postgresql+psycopg"}:
+        raise CatalogUnusable(shown, "for PostgreSQL only the driver psycopg is supported")
+    try:
+        # Named, because what stands for "postgresql" alone differs between SQLAlchemy versions.
+        url = url.set(drivername="postgresql+psycopg")
+        url.get_dialect().import_dbapi()
+    except ImportError as error:
+        raise CatalogUnusable(shown, "its driver is missing; `pip install psycopg`") from error
+    return Location(url=url.render_as_string(hide_password=False), file=None, base=None)
+
+
+# --- what is there, from outside ------------------------------------------------------------
+
+
+def identity_of(file: Path) -> tuple[int, int] | None:
+    """Return device and inode of a file, None when it is not there."""
+    try:
+        found = file.stat()
+    except OSError:
+        return None
+    return found.st_dev, found.st_ino
+
+
+_SMALLEST_BYTES: Final = 512
+"""A SQLite database has at least one page."""
+
+
+def exists(file: Path) -> bool:
+    """Whether there is a file; one without a byte was never more than opened.
+
+    Only looks from outside: closing a descriptor of ours on a database file would drop the
+    locks that SQLite holds on it in this process.
+    """
+    try:
+        found = file.stat()
+    except FileNotFoundError:
+        return False
+    except OSError as error:
+        raise CatalogUnusable(str(file), error.strerror or str(error)) from error
+    if stat.S_ISDIR(found.st_mode):
+        raise CatalogUnusable(str(file), "it is a directory")
+    if not stat.S_ISREG(found.st_mode):
+        raise CatalogUnusable(str(file), "it is not a regular file")
+    if 0 < found.st_size < _SMALLEST_BYTES:
+        # SQLite takes it for an empty database and would write over it.
+        raise CatalogBroken(str(file), "it is shorter than any database")
+    return found.st_size > 0
+
+
+def make_folder(file: Path) -> None:
+    """Make the folder of a catalog to come, when it is the one that is named for it."""
+    if exists(file) or file.parent.name != FOLDER:
+        return
+    try:
+        file.parent.mkdir(exist_ok=True)
+    except OSError as error:
+        raise CatalogUnusable(str(file), error.strerror or str(error)) from error
