@@ -191,6 +191,14 @@ def test_questions_about_a_tree_without_catalog_are_answered_from_disk(ckptdb, t
     assert sorted(from_nemo.rglob("*")) == before
 
 
+def test_a_metric_called_like_a_column_has_a_column_of_its_own(ckptdb, tmp_path, write_nemo):
+    write_nemo(tmp_path / "run", 7, {"step": 7, "loss": 0.5})
+    header, row = csv.reader(io.StringIO(ckptdb("ls", "run", "-o", "csv").out))
+
+    assert len(set(header)) == len(header)
+    assert (row[header.index("step")], row[header.index("metric step")]) == ("7", "7.0")
+
+
 def test_names_from_the_disk_cannot_drive_the_terminal(ckptdb, tmp_path):
     evil = tmp_path / "root" / "run\x1b[31m\n\u202e"
     folder = evil / "step_1"

@@ -137,7 +137,9 @@ def print_checkpoints(found: Sequence[Checkpoint], form: str, *, metric: str | N
         _print_checkpoint_table(found, metric)
         return
     metrics = sorted({name for checkpoint in found for name in checkpoint.metrics})
-    columns = (*_FIELDS, *metrics)
+    # Loops like to note the step among the metrics too; two columns need two names.
+    named = (f"metric {name}" if name in _FIELDS else name for name in metrics)
+    columns = (*_FIELDS, *named)
     rows = (
         [
             *(_flat(getattr(checkpoint, name)) for name in _FIELDS),
