@@ -335,6 +335,30 @@ def test_while_anything_cannot_be_read_nothing_has_vanished(errors, told):
     assert kinds(found) == [("added", 2)]
 
 
+def test_an_empty_directory_without_a_run_json_may_be_a_mount_point():
+    unmarked = Identity(RUN, RUN.uuid, recorded=False, marked=False)
+    found = plan(observed(identity=unmarked), recorded(ONE))
+    assert "holds no checkpoint any more; nothing of it is recorded as deleted" in found.blocked
+    assert kinds(found) == []
+
+
+@pytest.mark.parametrize(
+    ("disk", "expected"),
+    [
+        (observed(), [("vanished", 1)]),
+        (observed(facts=None), []),
+        (observed(facts=Facts({"x": gone(1, "x", "vanished: y")}, {})), []),
+    ],
+    ids=["not in the journal", "journal not read", "in the journal"],
+)
+def test_what_only_the_index_has_seen_vanish_is_still_to_be_written_down(disk, expected):
+    ended = gone(1, "x", "vanished: y")
+    index = recorded(gone={"x": ("2027", "vanished: y", None)}, contents={"x": ended})
+    assert kinds(plan(disk, index)) == expected
+    unread = recorded(gone={"x": ("2027", "vanished: y", None)})
+    assert kinds(plan(observed(), unread)) == []
+
+
 def test_what_has_another_in_its_place_is_gone_whatever_cannot_be_read():
     found = plan(observed(checkpoint(1, "new"), errors=("step_9: x",)), recorded(ONE))
     assert kinds(found) == [("added", 1), ("vanished", 1)]
