@@ -17,13 +17,15 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
 
-from ckptdb.catalog.catalog import Catalog, Changes
+from ckptdb.catalog.catalog import Catalog
 from ckptdb.catalog.engine import Database
 from ckptdb.catalog.location import Location, locate
+from ckptdb.catalog.store import Changes
 from ckptdb.disk import identity, scan
 from ckptdb.disk.publish import Publisher
 from ckptdb.disk.scan import Stamp
 from ckptdb.errors import (
+    CatalogBroken,
     CatalogError,
     CatalogMissing,
     CatalogOutdated,
@@ -43,6 +45,8 @@ RETRY_SECONDS = 10.0
 
 # A reader that may not write has nothing to repair with; that is no failure to warn about.
 _QUIET = (CatalogMissing, CatalogOutdated, CatalogReadOnly)
+# SQLite has no checksums: flipped bits can come back as text that is no UTF-8, no JSON, no number.
+_NONSENSE = (ValueError, TypeError, LookupError)
 
 
 def find_location(directory: Path, choice: str | os.PathLike[str] | None = None) -> Location:
@@ -127,6 +131,8 @@ class RunIndex:
                     return self._answer(stored, question, nothing, trust_own=trust_own)
             except (CatalogError, RunLocked, PermissionError) as error:
                 self._give_up(error)
+            except _NONSENSE as error:
+                self._give_up(self._broken(error))
             except OSError as error:
                 # E.g. a read-only file system under a run that needs repair.
                 _logger.info("%s cannot be repaired: %s", self._directory, error)
@@ -143,6 +149,8 @@ class RunIndex:
             except (CatalogError, RunLocked, OSError) as error:
                 # E.g. no space for the first catalog of a run: the checkpoint is safe all the same.
                 self._give_up(error)
+            except _NONSENSE as error:
+                self._give_up(self._broken(error))
             finally:
                 spent = time.monotonic() - started
                 self._patience = max(self._patience - spent, 0.05)
@@ -207,6 +215,10 @@ class RunIndex:
                 "the catalog is completed when it works again.",
                 stacklevel=5,
             )
+
+    def _broken(self, error: Exception) -> CatalogBroken:
+        _logger.info("the catalog holds nonsense", exc_info=error)
+        return CatalogBroken(str(find_location(self._directory, self._choice)), str(error))
 
     def close_quietly(self) -> None:
         """Close a catalog that may be broken."""

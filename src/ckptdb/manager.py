@@ -21,7 +21,8 @@ from types import TracebackType
 from typing import Any, Literal, Self
 
 from ckptdb import config as configuration
-from ckptdb.catalog.catalog import Catalog, Changes
+from ckptdb.catalog.catalog import Catalog
+from ckptdb.catalog.store import Changes
 from ckptdb.config import CheckpointingConfig, PretrainedCheckpointConfig
 from ckptdb.disk import identity, info, names, scan
 from ckptdb.disk.publish import Doomed, Publisher, Span

@@ -7,7 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ckptdb.catalog.catalog import Catalog, Changes, Seen
+from ckptdb.catalog.catalog import Catalog, Seen
+from ckptdb.catalog.store import Changes
 from ckptdb.disk import identity, manifest, scan
 from ckptdb.disk.publish import Doomed, Publisher
 from ckptdb.errors import PinnedCheckpoint, UnknownCheckpoint

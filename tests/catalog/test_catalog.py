@@ -5,8 +5,9 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from ckptdb.catalog.catalog import Candidate, Catalog, Changes
+from ckptdb.catalog.catalog import Candidate, Catalog
 from ckptdb.catalog.engine import Database
+from ckptdb.catalog.store import Changes
 from ckptdb.errors import IndexStale
 from ckptdb.records import Annotations, Checkpoint, Metric, Run, rank_key
 
@@ -65,6 +66,7 @@ def test_the_largest_step_and_a_name_that_is_no_utf8_are_stored(catalog, tmp_pat
     (found,) = catalog.checkpoints()
     assert found.step == 2**63 - 1
     assert found.path == checkpoint.path
+    assert (found.run, catalog.runs()[0].run) == ("bad\udcff", odd)
     assert catalog.find_run_at(odd.directory) is not None
 
 

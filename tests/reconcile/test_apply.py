@@ -118,7 +118,7 @@ def reconcile(catalog: Catalog, run: Path, **options):
     assert not again.has_drift, again.actions
     assert everything(catalog) == after
     if report.blocked is None:
-        rebuilt = Catalog(Database.in_memory(base=catalog._base))
+        rebuilt = Catalog(Database.in_memory(base=catalog.database.location.base))
         reconcile_tree(rebuilt, run.parent, depth=options.get("depth", "files"))
         mine = {s.run.uuid for s in rebuilt.runs()}
         expected = [c for c in after[1] if c.run_uuid in mine]

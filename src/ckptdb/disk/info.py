@@ -119,7 +119,8 @@ def find_config(folder: Path) -> dict[str, Any] | None:
             raw = read_regular(folder / name, _MAX_CONFIG_BYTES)
             if _is_too_deep(raw):
                 return None
-            content = yaml.load(raw, Loader=_Loader)  # noqa: S506  # it is a safe loader
+            # YAML reads the 1e-06 that JSON writes as a string.
+            content = json.loads(raw) if name == names.CONFIG_JSON else _load_yaml(raw)
         except UnreadableInfo:
             continue
         except (yaml.YAMLError, RecursionError, *_CONSTRUCTION):
@@ -231,6 +232,10 @@ def _model_dump(config: object) -> object:
         return dump(mode="json")
     except TypeError:
         return dump()
+
+
+def _load_yaml(raw: bytes) -> Any:
+    return yaml.load(raw, Loader=_Loader)  # noqa: S506  # it is a safe loader
 
 
 def _dump_yaml(content: object) -> bytes:

@@ -24,6 +24,7 @@ _LONGEST_WAIT_SECONDS = 0.05
 _NO_LOCKS = frozenset({errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP})
 
 _held: set[int] = set()
+_warned: set[Path] = set()
 
 
 @contextmanager
@@ -61,6 +62,9 @@ def _take(handle: int, path: Path, timeout_seconds: float) -> None:
         except OSError as error:
             if error.errno not in _NO_LOCKS:
                 raise
+            if path in _warned:
+                return
+            _warned.add(path)
             warnings.warn(
                 f"{path.parent} is on a file system without locks; "
                 "let only one process at a time change this run.",

@@ -341,13 +341,14 @@ class Publisher:
     def _publish_or_find(
         self, who: Identity, watch: Watch, path: Path, sealed: Manifest
     ) -> Published:
-        if path.is_dir():
-            return self._publish(who, watch, path, sealed)
-        # Another process reconciled between our manifest and our rename, and published for us.
         final = self._final(sealed.step)
-        if scan.find_uuid(who, final, sealed.step) != sealed.uuid:
+        if scan.find_uuid(who, final, sealed.step) == sealed.uuid:
+            # Another process came between our manifest and our rename, and published for us. What
+            # has our name by now may be a save of its own.
+            return Published(scan.load(who, final, sealed.step), None, None)
+        if scan.find_uuid(who, path, sealed.step) != sealed.uuid:
             raise NoCheckpointHere(path, _NOT_THERE)
-        return Published(scan.load(who, final, sealed.step), None, None)
+        return self._publish(who, watch, path, sealed)
 
     def _publish(self, who: Identity, watch: Watch, path: Path, sealed: Manifest) -> Published:
         final = self._final(sealed.step)

@@ -10,7 +10,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
-from ckptdb.catalog.catalog import Catalog, Changes, Recorded, Seen
+from ckptdb.catalog.catalog import Catalog, Recorded, Seen
+from ckptdb.catalog.store import Changes
 from ckptdb.disk import identity, journal, scan
 from ckptdb.disk.journal import Fact
 from ckptdb.disk.lock import run_lock

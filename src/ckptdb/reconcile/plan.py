@@ -252,7 +252,7 @@ def _unwritten(observed: Observation, recorded: Recorded) -> Iterator[Action]:
     if observed.facts is None:
         return
     here = _here(observed, recorded)
-    for uuid in unwritten(recorded, observed.facts) - here:
+    for uuid in sorted(unwritten(recorded, observed.facts) - here):
         if uuid in recorded.contents:
             what = "has vanished; known to the catalog, not to the journal"
             ended = recorded.contents[uuid]
