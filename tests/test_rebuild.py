@@ -397,12 +397,15 @@ class Rebuild(RuleBasedStateMachine):
     def settle_drift(self):
         with self.registry() as registry:
             # In full, because whether files are damaged is only known at equal depth.
-            for path in registry.reconcile(full=True).missing:
-                registry.forget(path)  # it was removed or moved with all its files
+            report = registry.reconcile(full=True)
+            emptied = [run.directory for run in report.runs if run.blocked]
+            assert not any((identity.hidden(path) / "run.json").exists() for path in emptied)
+            for path in (*report.missing, *emptied):
+                registry.forget(path)  # moved or removed with everything that could tell of it
         with self.registry() as registry:
             again = registry.reconcile(full=True)
         assert not again.has_drift, [a.as_dict() for run in again.runs for a in run.actions]
-        assert again.blocked == ()
+        assert not again.blocked, again.blocked
 
 
 def _unsupported(*_):
