@@ -138,7 +138,7 @@ def test_copies_of_a_lock_are_closed_in_a_child(tmp_path: Path):
 
 
 @pytest.mark.parametrize("code", [errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP])
-def test_a_file_system_without_locks_is_warned_about(tmp_path: Path, monkeypatch, code):
+def test_a_file_system_without_locks_is_warned_about_once(tmp_path: Path, monkeypatch, code):
     def refuse(handle, operation):
         if operation != fcntl.LOCK_UN:
             raise OSError(code, os.strerror(code))
@@ -148,6 +148,8 @@ def test_a_file_system_without_locks_is_warned_about(tmp_path: Path, monkeypatch
     with pytest.warns(UserWarning, match="without locks"), run_lock(tmp_path):
         entered = True
     assert entered
+    with run_lock(tmp_path):
+        pass
 
 
 def test_any_other_error_of_the_lock_is_raised(tmp_path: Path, monkeypatch):
