@@ -81,9 +81,7 @@ class CheckpointManager:
             make_durable=settings.durable,
             metric=(self.metric_name, self.higher_is_better),
         )
-        self._index = RunIndex(
-            self._publisher, choice=settings.catalog, durable=settings.durable
-        )
+        self._index = RunIndex(self._publisher, choice=settings.catalog, durable=settings.durable)
         self._parent: str | None = None
         self._configs: dict[Path, dict[str, Any]] = {}
         self._thread: threading.Thread | None = None
@@ -295,8 +293,7 @@ class CheckpointManager:
             )
         if step is None and without:
             warnings.warn(
-                f"No checkpoints contain metric '{metric}'. Returning latest checkpoint. "
-                f"{_ADVICE}",
+                f"No checkpoints contain metric '{metric}'. Returning latest checkpoint. {_ADVICE}",
                 stacklevel=2,
             )
             return self.get_latest_checkpoint_path()

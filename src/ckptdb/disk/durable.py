@@ -189,9 +189,7 @@ def _renameat2(source: Path, target: Path, flags: int) -> None:
     if _libc_renameat2 is None:
         raise ExchangeUnsupported
     ctypes.set_errno(0)
-    result = _libc_renameat2(
-        _AT_FDCWD, os.fsencode(source), _AT_FDCWD, os.fsencode(target), flags
-    )
+    result = _libc_renameat2(_AT_FDCWD, os.fsencode(source), _AT_FDCWD, os.fsencode(target), flags)
     if result == 0:
         return
     code = ctypes.get_errno()
