@@ -5,9 +5,10 @@ from __future__ import annotations
 import os
 import time
 import warnings
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -51,7 +52,7 @@ class CatalogStatus:
 
     Attributes:
         revision: Of its schema; None when it does not exist.
-        integrity: ``"ok"``, or what is wrong with it.
+        integrity: ``"ok"``, ``"missing"``, ``"empty"`` (a file of 0 bytes), or what is wrong.
     """
 
     location: str
@@ -200,10 +201,10 @@ class Registry:
         run_id = None if seen is None else seen.id
         name, direction = self._ranking(metric, mode, seen)
 
-        def ask() -> tuple[Checkpoint, ...]:
-            return self._catalog().top(count, name, direction, run_id=run_id)
+        def ask(limit: int) -> tuple[Checkpoint, ...]:
+            return self._catalog().top(limit, name, direction, run_id=run_id)
 
-        found = self._existing(ask)
+        found = self._existing(ask, count)
         if not found and name not in self._catalog().metric_names(run_id):
             raise UnknownMetric(name, self._catalog().metric_names(run_id))
         return found
@@ -213,11 +214,10 @@ class Registry:
         seen = self._find_scope(run)
         run_id = None if seen is None else seen.id
 
-        def ask() -> tuple[Checkpoint, ...]:
-            found = self._catalog().find_latest(run_id)
-            return () if found is None else (found,)
+        def ask(limit: int) -> tuple[Checkpoint, ...]:
+            return self._catalog().newest(limit, run_id=run_id)
 
-        existing = self._existing(ask)
+        existing = self._existing(ask, 1)
         return existing[0] if existing else None
 
     def query(
@@ -255,7 +255,8 @@ class Registry:
     ) -> ReconcileReport:
         """Bring the index to what is on disk, and finish what crashes interrupted.
 
-        A catalog that is broken is set aside and built anew.
+        A catalog that is broken is set aside and built anew. A directory that is in no root
+        becomes one, as by `init`.
 
         Args:
             path: A run or a tree; None for all of the root, or the run that was opened.
@@ -265,20 +266,19 @@ class Registry:
             on_checkpoint: Called after each checkpoint.
         """
         top = self._top(path)
-        aside = None
-        if dry_run:
-            catalog = self._catalog_or_empty()
-        else:
-            aside = self._make_usable()
-            catalog = self._catalog(create=True)
-        report = reconcile_tree(
-            catalog,
-            top,
+        begins = self._directory == top == self.location.base and not identity.is_root(top)
+        look = partial(
+            reconcile_tree,
+            top=top,
             depth="full" if full else "files",
-            dry_run=dry_run,
             on_run=on_run,
             on_checkpoint=on_checkpoint,
         )
+        if dry_run:
+            return look(self._catalog_or_empty(), dry_run=True, other_roots=begins)
+        aside = self._make_usable()
+        with _absorbed(top if begins else None):
+            report = look(self._catalog(create=True))
         return replace(report, set_aside=aside)
 
     def verify(
@@ -295,7 +295,7 @@ class Registry:
         """
         seen = self._find_scope(run)
         runs = [seen] if seen else list(self._catalog().runs())
-        catalog = self._catalog(create=not self._catalog().database.location.in_memory)
+        catalog = self._catalog_to_write()
         for found in runs:
             if found.run.directory.is_dir():
                 reconcile_run(
@@ -311,7 +311,7 @@ class Registry:
     def forget(self, run: PathLike) -> Run:
         """Drop a run from the index; its directory is not touched. Returns what was dropped."""
         seen = self._match(run)
-        self._catalog(create=True).forget(seen.id)
+        self._catalog_to_write().forget(seen.id)
         return seen.run
 
     def status(self) -> CatalogStatus:
@@ -331,6 +331,8 @@ class Registry:
                 )
                 counts = found.rows[0]
                 database.close()
+            except CatalogMissing:
+                integrity = "empty"
             except CatalogError as error:
                 integrity = str(error)
         return CatalogStatus(str(location), exists, revision, HEAD, size, integrity, *counts)
@@ -350,17 +352,10 @@ class Registry:
         root = Path(os.path.abspath(directory))
         if not root.is_dir():
             raise CatalogMissing(root)
-        inner = [run for run in scan.find_runs(root, other_roots=True) if run != root]
-        absorbed = [run for run in inner if identity.is_root(run)]
         identity.mark_root(root)
         registry = cls(find_location(root), root, None)
-        for run in absorbed:
-            identity.unmark_root(run)
-        report = registry.reconcile()
-        for run in absorbed:
-            # Its content is in the new catalog now, and both were only ever an index.
-            with suppress(FileNotFoundError):
-                (identity.hidden(run) / FILE).unlink()
+        with _absorbed(root):
+            report = registry.reconcile()
         return registry, report
 
     # --- what people add ----------------------------------------------------------------
@@ -434,7 +429,7 @@ class Registry:
     def _gc(self, seen: Seen, policy: Policy, *, dry_run: bool) -> Collected:
         if policy.metric is None:
             policy = replace(policy, metric=seen.run.metric_name, mode=seen.run.mode)
-        catalog = self._catalog(create=not dry_run)
+        catalog = self._catalog() if dry_run else self._catalog_to_write()
         publisher = Publisher(seen.run.directory)
         report = self._heal(seen.run.directory)
         seen = catalog.find_run(seen.run.uuid) or seen
@@ -463,9 +458,8 @@ class Registry:
             PinnedCheckpoint: One is pinned.
         """
         seen = self._get_run(run)
-        catalog = self._catalog(create=not dry_run)
         return upkeep.remove(
-            catalog,
+            self._catalog_to_write(),
             seen,
             Publisher(seen.run.directory),
             [names.as_step(step) for step in steps],
@@ -487,6 +481,14 @@ class Registry:
             database = self._index_in_memory(self._directory)
         self._opened = Catalog(database)
         return self._opened
+
+    def _catalog_to_write(self) -> Catalog:
+        """Return the catalog, upgraded; without one, what was indexed in memory.
+
+        Only `reconcile` and `init` begin one: it would hold no more than the run at hand, and
+        hide all others.
+        """
+        return self._catalog(create=not self._catalog().database.location.in_memory)
 
     def _open(self, *, create: bool) -> Database:
         base = self.location.base
@@ -612,15 +614,25 @@ class Registry:
             return reconcile_run(catalog, directory, depth="changes", touch_disk=ours)
         return None
 
-    def _existing(self, ask: Callable[[], tuple[Checkpoint, ...]]) -> tuple[Checkpoint, ...]:
+    def _existing(
+        self, ask: Callable[[int], tuple[Checkpoint, ...]], count: int
+    ) -> tuple[Checkpoint, ...]:
         """Answer only with checkpoints that are there, healing the runs of those that are not."""
-        found = ask()
-        stale = {cp.path.parent for cp in found if not cp.path.is_dir()}
-        if not stale:
-            return found
-        for directory in stale:
-            self._heal(directory)
-        return tuple(checkpoint for checkpoint in ask() if checkpoint.path.is_dir())
+        limit, healed = count, set[Path]()
+        while True:
+            found = ask(limit)
+            here = [checkpoint for checkpoint in found if checkpoint.path.is_dir()]
+            if len(here) == len(found) or len(here) >= count:
+                return tuple(here[:count])
+            stale = {cp.path.parent for cp in found if not cp.path.is_dir()} - healed
+            for directory in stale:
+                self._heal(directory)
+            healed |= stale
+            if not stale:
+                # Of a run that is not there nothing is recorded as gone: look behind it.
+                if len(found) < limit:
+                    return tuple(here)
+                limit *= 2
 
     def _annotate(
         self, run: PathLike | None, step: int, facts: Sequence[tuple[str, dict[str, Any]]]
@@ -631,8 +643,7 @@ class Registry:
         lines = [Fact(at, kind, found.uuid, details) for kind, details in facts]
         Publisher(seen.run.directory).record(lines)
         try:
-            catalog = self._catalog(create=True)
-            reconcile_run(catalog, seen.run.directory, depth="changes")
+            reconcile_run(self._catalog_to_write(), seen.run.directory, depth="changes")
         except CatalogError as error:
             warnings.warn(
                 f"Recorded in {seen.run.directory}; the index follows later: {error}",
@@ -640,6 +651,20 @@ class Registry:
             )
             return found
         return self.get(step, run=seen.run.directory)
+
+
+@contextmanager
+def _absorbed(root: Path | None) -> Iterator[None]:
+    """Let a root take over the runs below it that were roots of their own."""
+    inner = scan.find_runs(root, other_roots=True) if root else ()
+    runs = [run for run in inner if run != root and identity.is_root(run)]
+    for run in runs:
+        identity.unmark_root(run)
+    yield
+    for run in runs:
+        # Its content is in the new catalog now, and both were only ever an index.
+        with suppress(FileNotFoundError):
+            (identity.hidden(run) / FILE).unlink()
 
 
 def _enclosing_run(path: Path) -> Path | None:

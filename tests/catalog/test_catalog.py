@@ -85,8 +85,8 @@ def test_best_latest_and_top_see_only_what_is_live_and_trusted(catalog, run):
     assert catalog.find_best_step(run_id, "loss", "max") == 1
     assert catalog.find_best_step(run_id, "acc", "max") is None
     assert catalog.find_latest_step(run_id) == 7
-    assert catalog.find_latest(run_id).step == 7
-    assert catalog.find_latest().step == 7
+    assert catalog.newest(1, run_id=run_id)[0].step == 7
+    assert catalog.newest(1)[0].step == 7
     assert [c.step for c in catalog.top(9, "loss", "min", run_id=run_id)] == [7, 3, 1]
     assert [c.step for c in catalog.top(2, "loss", "max")] == [1, 7]
     assert catalog.steps_without(run_id, "loss") == (4,)

@@ -210,17 +210,16 @@ class Catalog:
         found.sort(key=lambda cp: (cp.run, cp.run_uuid, cp.step, order[cp.status]))
         return tuple(found)
 
-    def find_latest(self, run_id: int | None = None) -> Checkpoint | None:
-        """Return the trusted checkpoint with the highest step, or the newest of all runs."""
-        statement = whole().where(TRUSTED).limit(1)
+    def newest(self, count: int, *, run_id: int | None = None) -> tuple[Checkpoint, ...]:
+        """Return a run's trusted checkpoints with the highest steps, or the newest of all runs."""
+        statement = whole().where(TRUSTED).limit(count)
         if run_id is None:
             statement = statement.order_by(checkpoints.c.finalized_at.desc())
         else:
             statement = statement.where(checkpoints.c.run_id == run_id)
             statement = statement.order_by(checkpoints.c.step.desc())
         with self.database.read() as connection:
-            found = self._load(connection, statement)
-        return found[0][1] if found else None
+            return tuple(checkpoint for _, checkpoint in self._load(connection, statement))
 
     def metric_names(self, run_id: int | None = None) -> tuple[str, ...]:
         """Return the names of all metrics ever seen, sorted."""

@@ -109,6 +109,7 @@ def reconcile_tree(
     *,
     depth: Depth = "files",
     dry_run: bool = False,
+    other_roots: bool = False,
     on_run: Callable[[Path], None] | None = None,
     on_checkpoint: Callable[[], None] | None = None,
 ) -> ReconcileReport:
@@ -119,6 +120,7 @@ def reconcile_tree(
         top: A run, a root, or any directory between.
         depth: How much is looked at again.
         dry_run: Only say what would be done.
+        other_roots: Also runs that lie in roots of their own.
         on_run: Called before each run, for a progress bar.
         on_checkpoint: Called after each checkpoint.
     """
@@ -132,7 +134,8 @@ def reconcile_tree(
             on_checkpoint()
 
     reports: dict[Path, RunReport] = {}
-    for directory in _runs_below(catalog, top, reports):
+    found = scan.find_runs(top, other_roots=other_roots)
+    for directory in _with_known(found, catalog, top, reports):
         if on_run:
             on_run(directory)
         reports[directory] = reconcile_run(
@@ -144,8 +147,10 @@ def reconcile_tree(
     return ReconcileReport(tuple(reports.values()), missing, checkpoints=count, seconds=seconds)
 
 
-def _runs_below(catalog: Catalog, top: Path, done: Mapping[Path, object]) -> Iterator[Path]:
-    yield from scan.find_runs(top)
+def _with_known(
+    found: Iterator[Path], catalog: Catalog, top: Path, done: Mapping[Path, object]
+) -> Iterator[Path]:
+    yield from found
     # A run behind a symlink, or emptied, is not found by looking; the catalog remembers it.
     for seen in catalog.runs():
         directory = seen.run.directory
