@@ -29,12 +29,13 @@ from ckptdb.errors import StepInUse
 
 number = int(sys.argv[1])
 for line in sys.stdin:
-    work, directory = json.loads(line)
+    work, directory, durability = json.loads(line)
     try:
         run = f"run{number}" if work == "own run" else "run"
         run = f"{number}/run" if work == "own catalog" else run
         catalog = f"{directory}/catalog.sqlite" if work == "own catalog" else None
-        manager = CheckpointManager({"checkpoint_dir": f"{directory}/{run}", "catalog": catalog})
+        manager = CheckpointManager({"checkpoint_dir": f"{directory}/{run}", "catalog": catalog,
+                                     "durability": durability})
         step = 5 if work == "same step" else number
         with manager, manager.save(step, {"val:loss": number}) as folder:
             (folder / "writer").write_text(str(number))
@@ -62,9 +63,9 @@ class Crowd:
             for number in range(count)
         ]
 
-    def do(self, work, directory):
+    def do(self, work, directory, durability="full"):
         for worker in self.workers:
-            worker.stdin.write(json.dumps([work, str(directory)]) + "\n")
+            worker.stdin.write(json.dumps([work, str(directory), durability]) + "\n")
         for worker in self.workers:
             worker.stdin.flush()
         return [json.loads(worker.stdout.readline()) for worker in self.workers]
@@ -108,7 +109,8 @@ def test_eight_processes_open_the_same_new_root_at_once_fifty_times(tmp_path, cr
         root = tmp_path / str(number)
         root.mkdir()
         identity.mark_root(root)
-        answers = crowd.do("own run", root)
+        # Flushing only makes the rounds slower, and the races fewer.
+        answers = crowd.do("own run", root, "none" if number % 5 else "full")
         assert answers == [str(root / f"run{n}" / f"step_{n}") for n in range(PROCESSES)]
         rows = Registry.open(root).query("SELECT step FROM checkpoints WHERE status = 'final'")
         assert sorted(row[0] for row in rows) == list(range(PROCESSES))
@@ -379,7 +381,7 @@ while not os.path.exists(stop):
         path = ask()
         step = int(path.rpartition("_")[2])
         assert step in here or step > max(here), (step, here)
-        if len(sys.argv) == 3 and here == {1}:
+        if here == {1}:
             assert manager.load_training_info(path)["val:loss"] >= 0
             assert os.path.getsize(path + "/model.bin") == 10
         asked += 1
@@ -421,7 +423,6 @@ def test_readers_never_see_a_checkpoint_missing_or_half_replaced(tmp_path, excha
         with reader(run, tmp_path / "stop"):
             for number in range(60):
                 save(manager, 1, loss=number)
-                assert os.listdir(run / ".ckptdb")
     assert live_steps(run) == [1]
 
 

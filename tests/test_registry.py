@@ -767,3 +767,14 @@ def test_upgrading_a_catalog_that_is_new_changes_nothing(registry):
     before, after, copy = registry.upgrade()
     assert before == after
     assert copy is None
+
+
+def test_a_run_begun_where_another_one_moved_away_is_a_run_of_its_own(registry, root):
+    registry.reconcile()
+    (root / "a").rename(root / "z")
+    write_like_nemo(root / "a", 1, {LOSS: 0.7})
+    report = registry.reconcile()
+    assert report.blocked == ()
+    assert not registry.reconcile(dry_run=True).has_drift
+    assert [cp.metrics for cp in registry.checkpoints(run="a")] == [{LOSS: 0.7}]
+    assert registry.best(run="z").path == root / "z" / "step_2"

@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -134,13 +135,16 @@ def reconcile_tree(
             on_checkpoint()
 
     reports: dict[Path, RunReport] = {}
+    look = partial(reconcile_run, catalog, depth=depth, dry_run=dry_run, on_checkpoint=counted)
     found = scan.find_runs(top, other_roots=other_roots)
     for directory in _with_known(found, catalog, top, reports):
         if on_run:
             on_run(directory)
-        reports[directory] = reconcile_run(
-            catalog, directory, depth=depth, dry_run=dry_run, on_checkpoint=counted
-        )
+        reports[directory] = look(directory)
+    if any(action.kind == "moved run" for run in reports.values() for action in run.actions):
+        # What seemed to have lost its run.json may be another run, begun where one moved away.
+        again = [directory for directory, report in reports.items() if report.blocked]
+        reports |= {directory: look(directory) for directory in again}
     known = (seen.run.directory for seen in catalog.runs())
     missing = tuple(d for d in known if d.is_relative_to(top) and not d.is_dir())
     seconds = time.monotonic() - started
