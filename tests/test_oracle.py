@@ -7,6 +7,7 @@ import random
 import re
 import shutil
 import sys
+import threading
 import time
 import warnings
 from collections.abc import Callable, Iterator
@@ -18,8 +19,8 @@ from typing import Any
 import pytest
 
 from ckptdb.catalog.catalog import Catalog
-from ckptdb.disk import durable, identity, journal, publish, scan
-from ckptdb.errors import CkptdbError
+from ckptdb.disk import durable, identity, journal, manifest, scan
+from ckptdb.errors import NoCheckpointHere, SaveFailed, StepTaken
 from ckptdb.manager import CheckpointManager
 
 HISTORIES = 2000
@@ -156,8 +157,11 @@ class World:
             durable.remove_tree(path)
         for _ in range(self.rng.randrange(4)):
             self.write_like_nemo()
-        self.rules = Rules.draw(self.rng)
-        for name, value in vars(self.rules).items():
+        self.use(Rules.draw(self.rng))
+
+    def use(self, rules: Rules) -> None:
+        self.rules = rules
+        for name, value in vars(rules).items():
             setattr(self.manager, name, value)
 
     # ours
@@ -277,9 +281,9 @@ class World:
         if not os.path.lexists(self.run / "step_77"):
             (self.run / "step_77").symlink_to(name)
 
-    def by_hand(self) -> None:
+    def by_hand(self, move: "Move | None" = None) -> None:
         before = self.run.stat()
-        move = self.rng.choice(BY_HAND)
+        move = move or self.rng.choice(BY_HAND)
         self.story.append(f"by hand: {move.__name__}")
         move(self)
         young = before.st_mtime_ns > (time.time() - 1) * 1e9
@@ -334,12 +338,13 @@ class World:
         ), self.story
 
 
-OURS: list[Callable[[World], None]] = [
+Move = Callable[[World], None]
+OURS: list[Move] = [
     World.save, World.save, World.save, World.save, World.save_around_a_move, World.save_and_fail,
     World.leave_unfinished, World.prune, World.prune, World.start_afresh, World.lose_catalog,
     World.lose_all_of_ours,
 ]  # fmt: skip
-BY_HAND: list[Callable[[World], None]] = [
+BY_HAND: list[Move] = [
     World.write_like_nemo, World.write_like_nemo, World.remove, World.recreate, World.recreate,
     World.rename, World.swap, World.copy, World.put_aside, World.bring_back, World.break_one,
     World.clutter,
@@ -365,7 +370,7 @@ def test_a_naive_scan_agrees_with_the_manager_after_any_history(tmp_path, share)
         world = World(tmp_path / str(book), rng)
         for _ in range(CHAPTERS):
             world.begin_history()
-            for _ in range(rng.randrange(1, 5)):
+            for _ in range(rng.randrange(1, 4)):
                 world.move()
                 if rng.random() < 0.25:
                     world.check_questions()
@@ -378,3 +383,123 @@ def test_a_naive_scan_agrees_with_the_manager_after_any_history(tmp_path, share)
     assert told * SHARES >= 2000
     assert questions > told
     assert pruned > told / 4, "histories that never delete anything prove nothing about retention"
+
+
+# --- at every gap of our own operations ---------------------------------------------------------
+
+GAPS = (
+    *((durable, name) for name in (
+        "fsync", "fsync_tree", "make_directories", "write_new", "write_json", "rename_new",
+        "exchange", "remove_tree",
+    )),
+    *((scan, name) for name in ("find_stamp", "find_uuid", "load", "load_tmp", "observe")),
+    *((journal, name) for name in ("append", "read")),
+    (identity, "identify"),
+    (manifest, "list_files"),
+    (Catalog, "apply"),
+)  # fmt: skip
+
+
+@contextmanager
+def struck_at(monkeypatch, world: World, gap: int, left: dict[int, Any]) -> Iterator[list[str]]:
+    """Do something by hand just before the call with that number; tell where, and what was left."""
+    calls = 0
+    struck: list[str] = []
+
+    def wrap(owner: Any, name: str) -> None:
+        original = getattr(owner, name)
+
+        def before(*args: Any, **kwargs: Any) -> Any:
+            nonlocal calls
+            # Whoever is in the middle of something else is not disturbed by himself.
+            if threading.current_thread() is threading.main_thread() and not struck:
+                calls += 1
+                if calls > gap:
+                    struck.append(name)
+                    world.by_hand(BY_HAND[gap % len(BY_HAND)])
+                    left.update(look(world.run))
+            return original(*args, **kwargs)
+
+        patch.setattr(owner, name, before)
+
+    with monkeypatch.context() as patch:
+        for owner, name in GAPS:
+            wrap(owner, name)
+        yield struck
+
+
+def stage(world: World, _: Path) -> None:
+    world.manager.init_tmp_checkpoint(50, {METRIC: 0.2})
+
+
+def publish_afresh(world: World, staged: Path) -> None:
+    world.manager.finalize_checkpoint(staged)
+
+
+def discard(world: World, staged: Path) -> None:
+    world.manager._discard(staged)
+
+
+def ask(world: World, _: Path) -> None:
+    world.manager.get_best_checkpoint_path()
+
+
+def ask_anew(world: World, _: Path) -> None:
+    world.start_afresh()
+    world.manager.get_best_checkpoint_path()
+
+
+def prune(world: World, _: Path) -> None:
+    world.manager.remove_old_checkpoints()
+
+
+OPERATIONS = {
+    "stage": (stage, 60, 6),
+    "publish": (publish_afresh, 60, 12),
+    "replace": (publish_afresh, 3, 40),
+    "discard": (discard, 60, 8),
+    "ask": (ask, 60, 8),
+    "ask anew": (ask_anew, 60, 8),
+    "prune": (prune, 60, 30),
+}
+
+
+@pytest.mark.parametrize(("act", "step", "least"), OPERATIONS.values(), ids=OPERATIONS)
+def test_a_change_by_hand_at_any_gap_of_ours_is_never_masked(
+    tmp_path, monkeypatch, act, step, least
+):
+    gap = 0
+    while True:
+        if gap % 10 == 0:
+            world = World(tmp_path / str(gap), random.Random(gap))
+        world.begin_history()
+        world.use(Rules())
+        for before in (1, 2, 3):
+            with world.manager.save(before, {METRIC: before / 10}):
+                pass
+        world.write_like_nemo(4)
+        staged = world.manager.init_tmp_checkpoint(step, {METRIC: 0.15})
+        world.check_questions()
+        world.use(Rules(keep_top_k=1) if act is prune else Rules())
+        kept = survivors(look(world.run), world.rules, latest_too=True)
+        left: dict[int, Any] = {}
+
+        with struck_at(monkeypatch, world, gap, left) as struck, quiet():
+            try:
+                act(world, staged)
+            except (SaveFailed, NoCheckpointHere, StepTaken) as error:
+                world.story.append(f"refused: {error}")
+        world.story.append(f"{act.__name__}: gap {gap}, before {struck}")
+        if not struck:
+            break
+        kept &= survivors(left, world.rules, latest_too=True)
+        assert kept <= set(look(world.run)), world.story
+        world.check_questions()
+        with monkeypatch.context() as patch:
+            patch.setattr(scan, "SETTLE_SECONDS", -3600)  # as if an hour had passed
+            world.check_questions()
+        world.use(Rules.draw(world.rng))
+        world.prune()
+        gap += 1
+    world.manager.shutdown()
+    assert gap >= least, "the sweep has to strike at every gap"

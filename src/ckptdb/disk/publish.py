@@ -174,23 +174,27 @@ class Publisher:
         the trash until `empty_trash`.
         """
         with self._changing() as (who, watch):
-            leaving = [
-                (scan.load(who, path, doom.step), doom.reason)
-                for doom in doomed
-                if scan.find_uuid(who, path := self._final(doom.step), doom.step) == doom.uuid
-            ]
+            leaving = list(self._unchanged(who, doomed))
             at = self._now()
             facts = [journal.gone(cp, "deleted", reason, at) for cp, reason in leaving]
             self._append(watch, facts)
-            for checkpoint, _ in leaving:
-                self._to_trash(watch, checkpoint.path, checkpoint.step, checkpoint.uuid)
-            if leaving:
+            gone: list[Checkpoint] = []
+            for checkpoint, reason in leaving:
+                # Looked at once more: reading and flushing took their time.
+                if scan.find_uuid(who, checkpoint.path, checkpoint.step) != checkpoint.uuid:
+                    continue
+                try:
+                    self._to_trash(watch, checkpoint.path, checkpoint.step, checkpoint.uuid)
+                except FileNotFoundError:
+                    if os.path.lexists(checkpoint.path):
+                        raise
+                    continue  # removed by hand meanwhile
+                gone.append(
+                    replace(checkpoint, status="deleted", deleted_at=at, deleted_reason=reason)
+                )
+            if gone:
                 self._sync_directory()
-            gone = tuple(
-                replace(cp, status="deleted", deleted_at=at, deleted_reason=reason)
-                for cp, reason in leaving
-            )
-            return Retired(gone, watch.span)
+            return Retired(tuple(gone), watch.span)
 
     def record(self, facts: Sequence[Fact]) -> Span:
         """Append facts to the run's journal."""
@@ -416,6 +420,15 @@ class Publisher:
         return replace(
             checkpoint, path=path, status="deleted", deleted_at=at, deleted_reason=reason
         )
+
+    def _unchanged(
+        self, who: Identity, doomed: Iterable[Doomed]
+    ) -> Iterator[tuple[Checkpoint, str]]:
+        for doom in doomed:
+            path = self._final(doom.step)
+            with suppress(FileNotFoundError):  # removed by hand meanwhile
+                if scan.find_uuid(who, path, doom.step) == doom.uuid:
+                    yield scan.load(who, path, doom.step), doom.reason
 
     def _append(self, watch: Watch, facts: Sequence[Fact]) -> None:
         if facts:
