@@ -300,8 +300,9 @@ class Database:
         self._writer.dispose(close=False)
 
 
-_TRANSLATED: Final = (SQLAlchemyError, sqlite3.Error, OverflowError, UnicodeEncodeError)
-"""The last two: integers of 64 bits and more, and lone surrogates, raise when they are bound."""
+_TRANSLATED: Final = (SQLAlchemyError, sqlite3.Error, OverflowError, UnicodeError)
+"""The last two: integers of 64 bits and more, and lone surrogates, raise when they are bound;
+so does reading text, or an error message about a schema, whose bits have flipped."""
 
 
 def _origin(error: BaseException) -> BaseException:
