@@ -463,4 +463,3 @@ class Publisher:
 
     def _now(self) -> str:
         return utc(self._clock())
-

@@ -88,8 +88,7 @@ class ReconcileReport:
     def blocked(self) -> tuple[str, ...]:
         """What could not be done, one sentence each."""
         gone = (
-            f"{path} is not there; its history is kept until it is back or "
-            f"`ckptdb forget {path}`"
+            f"{path} is not there; its history is kept until it is back or `ckptdb forget {path}`"
             for path in self.missing
         )
         return (*(run.blocked for run in self.runs if run.blocked), *gone)
@@ -298,9 +297,7 @@ def _completed(observed: Observation, before: Observation) -> Observation:
     return replace(observed, finals=finals)
 
 
-def _contents(
-    catalog: Catalog, observed: Observation, recorded: Recorded
-) -> dict[str, Checkpoint]:
+def _contents(catalog: Catalog, observed: Observation, recorded: Recorded) -> dict[str, Checkpoint]:
     if recorded.seen is None:
         return {}
     read = {step for step, checkpoint in observed.finals.items() if checkpoint}
@@ -362,9 +359,7 @@ def _report(directory: Path, look: _Look) -> RunReport:
 # --- carrying out -----------------------------------------------------------------------
 
 
-def _repair(
-    publisher: Publisher, catalog: Catalog, look: _Look
-) -> tuple[list[Action], list[str]]:
+def _repair(publisher: Publisher, catalog: Catalog, look: _Look) -> tuple[list[Action], list[str]]:
     done: list[Action] = []
     blocked: list[str] = []
     directory = publisher.directory
