@@ -340,7 +340,10 @@ class Rebuild(RuleBasedStateMachine):
         path = self.find(pick)
         if path is None or (found := scan.find_uuid(*self.named(path))) is None:
             return
-        path.rename(path.with_name(f"old_{path.name}.{found}"))
+        old = path.with_name(f"old_{path.name}.{found}")
+        if old.exists():
+            return
+        path.rename(old)
         if then == "new step_N":
             path.mkdir()
             (path / names.INFO).write_text(json.dumps(info))

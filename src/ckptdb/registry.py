@@ -238,6 +238,10 @@ class Registry:
         database = self._catalog().database
         return adhoc.query(database, sql, parameters, limit=limit, timeout_seconds=timeout_seconds)
 
+    def summary(self) -> Rows:
+        """Return one row per run: counts, bytes on disk, best, latest, last activity."""
+        return self.query(adhoc.SUMMARY, limit=None)
+
     def schema(self) -> tuple[Relation, ...]:
         """Return the tables and views that SQL can name."""
         return adhoc.describe(self._catalog().database)
@@ -325,11 +329,7 @@ class Registry:
             try:
                 database = Database.open(location)
                 revision, integrity = database.revision(), database.integrity()
-                found = adhoc.query(
-                    database,
-                    "SELECT (SELECT COUNT(*) FROM runs), (SELECT COUNT(*) FROM checkpoints)",
-                )
-                counts = found.rows[0]
+                counts = Catalog(database).counts()
                 database.close()
             except CatalogMissing:
                 integrity = "empty"
@@ -517,6 +517,7 @@ class Registry:
 
     def _make_usable(self) -> Path | None:
         """Set a broken catalog aside; return where it went."""
+        self.close()
         try:
             database = self._open(create=True)
             if database.integrity() == "ok":
@@ -525,7 +526,6 @@ class Registry:
             database.close()
         except CatalogBroken:
             pass
-        self._opened = None
         return engine.set_aside(self.location)
 
     def _top(self, path: PathLike | None) -> Path:

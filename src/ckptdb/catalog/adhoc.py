@@ -30,6 +30,14 @@ LARGEST_ANSWER_BYTES: Final = 256 * _MIB
 """Text and blobs of an answer are cut after this much, whatever the number of rows."""
 
 
+SUMMARY: Final = """
+SELECT run, final, tmp, deleted, problems, bytes_on_disk, metric_name, best_value, best_step,
+       latest_step, last_activity, directory
+FROM run_summary ORDER BY run, directory
+"""
+"""What a list of runs shows."""
+
+
 @dataclass(frozen=True, slots=True)
 class Column:
     """A column of a table or view; the type is empty where a view computes it."""

@@ -29,6 +29,7 @@ from ckptdb.catalog.statements import (
     BY_STATUS,
     CANDIDATES,
     COUNT_LIVE,
+    COUNTS,
     DELETED,
     LATEST_STEP,
     NOT_DELETED,
@@ -151,6 +152,12 @@ class Catalog:
             Candidate(row.step, row.uuid, row.value, bool(row.pinned), row.size_bytes)
             for row in rows
         )
+
+    def counts(self) -> tuple[int, int]:
+        """Return how many runs and how many checkpoints there are, gone ones included."""
+        with self.database.read() as connection:
+            row = connection.execute(COUNTS).one()
+        return int(row.runs), int(row.checkpoints)
 
     def count_live(self, run_id: int) -> int:
         """Return how many live, trusted checkpoints a run has."""

@@ -48,6 +48,11 @@ LATEST_STEP = (
     .limit(literal_column("1"))
 )
 
+COUNTS = select(
+    select(func.count()).select_from(runs).scalar_subquery().label("runs"),
+    select(func.count()).select_from(checkpoints).scalar_subquery().label("checkpoints"),
+)
+
 COUNT_LIVE = select(func.count()).where(checkpoints.c.run_id == bindparam("run_id"), TRUSTED)
 
 STEPS_WITHOUT = (

@@ -199,15 +199,8 @@ def _print_one(checkpoint: Checkpoint | None, form: str) -> None:
         echo_path(checkpoint.path)
 
 
-_RUNS = """
-SELECT run, final, tmp, deleted, problems, bytes_on_disk, metric_name, best_value, best_step,
-       latest_step, last_activity, directory
-FROM run_summary ORDER BY run, directory
-"""
-
-
 def _print_runs(registry: Registry, form: str) -> None:
-    rows = registry.query(_RUNS)
+    rows = registry.summary()
     if form != "table":
         print_rows(rows.columns, rows.rows, form)
         return

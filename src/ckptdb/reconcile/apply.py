@@ -20,7 +20,7 @@ from ckptdb.disk.publish import Publisher
 from ckptdb.disk.scan import Known, Observation, Stamp
 from ckptdb.errors import CkptdbError
 from ckptdb.reconcile.plan import REPAIRS, Action, Plan, plan, unwritten
-from ckptdb.records import Checkpoint, utc
+from ckptdb.records import Checkpoint, Status, utc
 
 Depth = Literal["changes", "files", "full"]
 """How much is looked at again: only what the stamp and the fingerprints say is new; every
@@ -307,8 +307,10 @@ def _contents(catalog: Catalog, observed: Observation, recorded: Recorded) -> di
     found: dict[str, Checkpoint] = {}
     for start in range(0, len(steps), 500):
         chunk = steps[start : start + 500]
-        rows = catalog.checkpoints(run_id=recorded.seen.id, steps=chunk)
-        found |= {row.uuid: row for row in rows if row.status != "deleted"}
+        live: tuple[Status, ...] = ("final", "tmp")
+        for status in live:
+            rows = catalog.checkpoints(run_id=recorded.seen.id, status=status, steps=chunk)
+            found |= {row.uuid: row for row in rows}
     lost = unwritten(recorded, observed.facts) if observed.facts else set()
     if lost:
         rows = catalog.checkpoints(run_id=recorded.seen.id, status="deleted")
