@@ -553,3 +553,21 @@ def test_a_write_that_fails_for_want_of_space_costs_one_warning(root, statement)
     assert len(texts) == 1, texts
     check_answers(manager, best=4, latest=5, live=[2, 4, 5])
     manager.shutdown()
+
+
+@pytest.mark.parametrize("lie", ["the worst is called the best", "the best is called the worst"])
+def test_a_catalog_that_lies_decides_no_deletion(root, lie):
+    run, file = find_run(root), catalog_of(root)
+    step, value = (3, 0.0) if lie == "the worst is called the best" else (2, 99.0)
+    with closing(sqlite3.connect(file)) as connection, connection:
+        connection.execute("UPDATE metrics SET value = ? WHERE step = ?", (value, step))
+    with make_manager(run) as manager:
+        manager.keep_top_k = 2
+        with warned() as texts:
+            save(manager, 4, 0.3)
+        assert len(texts) == 1, texts
+        assert "`ckptdb reconcile --full` reads everything again" in texts[0]
+    assert sorted(path.name for path in run.glob("step_*")) == ["step_2", "step_4"]
+    with Registry.open(root) as registry:
+        registry.reconcile(full=True)
+        assert [cp.step for cp in registry.top(9, run=run)] == [2, 4]

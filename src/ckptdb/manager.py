@@ -15,20 +15,20 @@ import threading
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Literal, Self
 
 from ckptdb import config as configuration
-from ckptdb.catalog.catalog import Catalog
+from ckptdb.catalog.catalog import Candidate, Catalog
 from ckptdb.catalog.store import Changes
 from ckptdb.config import CheckpointingConfig, PretrainedCheckpointConfig
 from ckptdb.disk import identity, info, names, scan
 from ckptdb.disk.publish import Doomed, Publisher, Span
-from ckptdb.errors import CkptdbError, NoCheckpointHere, UnreadableInfo
+from ckptdb.errors import CkptdbError, IndexWrong, NoCheckpointHere, UnreadableInfo
 from ckptdb.index import RunIndex, find_location
-from ckptdb.records import Checkpoint, Mode
+from ckptdb.records import Checkpoint, Mode, metrics_of
 from ckptdb.retention import Decision, Policy, decide
 
 __all__ = [
@@ -40,6 +40,7 @@ __all__ = [
 
 PathLike = str | os.PathLike[str]
 _logger = logging.getLogger("ckptdb")
+_COMPARED = 1000
 _ADVICE = "Consider enabling val_at_end or adjusting val_period to align with max_steps."
 
 
@@ -245,7 +246,9 @@ class CheckpointManager:
             if policy.keeps_all(catalog.count_live(run_id)):
                 return ()
             candidates = catalog.candidates(run_id, policy.metric)
-            return decide(candidates, policy, exclude_latest=exclude_latest)
+            decisions = decide(candidates, policy, exclude_latest=exclude_latest)
+            self._compare_with_disk(candidates, {d.step for d in decisions if not d.keep})
+            return decisions
 
         # A stamp that only we advanced may hide what somebody did by hand in between. It is
         # good enough to see that nothing has to go, not to choose what goes.
@@ -253,6 +256,26 @@ class CheckpointManager:
         decisions = self._index.ask(judge, nothing=nothing, trust_own=True)
         if not all(decision.keep for decision in decisions):
             self._retire(self._index.ask(judge, nothing=nothing))
+
+    def _compare_with_disk(self, candidates: Sequence[Candidate], doomed: set[int]) -> None:
+        """Make sure that what is about to be judged by the index is what the files say.
+
+        SQLite has no checksums: a flipped bit may turn the best checkpoint into the worst.
+
+        Raises:
+            IndexWrong: It is not; the index then gives way to one read from disk.
+        """
+        metric = self.metric_name
+        if metric is None or not doomed:
+            return
+        # Those that go are all read; of the others as many as cost less than the save itself.
+        kept = [c for c in candidates if c.step not in doomed][:_COMPARED]
+        for candidate in (*(c for c in candidates if c.step in doomed), *kept):
+            path = self._directory / names.final_name(candidate.step)
+            with suppress(UnreadableInfo):  # what cannot be read has been found by the listing
+                value = metrics_of(info.load_info(path)[0]).get(metric)
+                if value != candidate.value and not candidate.late:
+                    raise IndexWrong(candidate.step, metric, candidate.value, value)
 
     def _retire(self, decisions: tuple[Decision, ...]) -> None:
         doomed = [Doomed(d.step, d.uuid, d.reason) for d in decisions if not d.keep]

@@ -91,13 +91,18 @@ class Recorded:
 
 @dataclass(frozen=True, slots=True)
 class Candidate:
-    """A live checkpoint as retention sees it."""
+    """A live checkpoint as retention sees it.
+
+    Attributes:
+        late: The value was reported after the save; training_info.json does not hold it.
+    """
 
     step: int
     uuid: str
     value: float | None
     pinned: bool
     size_bytes: int | None
+    late: bool = False
 
 
 class Catalog:
@@ -149,7 +154,14 @@ class Catalog:
         """Return a run's live, trusted checkpoints with their value of a metric, by step."""
         rows = self._rows(CANDIDATES, {"run_id": run_id, "name": metric})
         return tuple(
-            Candidate(row.step, row.uuid, row.value, bool(row.pinned), row.size_bytes)
+            Candidate(
+                row.step,
+                row.uuid,
+                row.value,
+                bool(row.pinned),
+                row.size_bytes,
+                late=row.source not in (None, TRAINING_INFO),
+            )
             for row in rows
         )
 

@@ -71,7 +71,7 @@ STEPS_WITHOUT = (
 CANDIDATES = (
     select(
         checkpoints.c.step, checkpoints.c.uuid, checkpoints.c.pinned, checkpoints.c.size_bytes,
-        metrics.c.value,
+        metrics.c.value, metrics.c.source,
     )
     .outerjoin(
         metrics,
