@@ -15,6 +15,7 @@ import pydantic
 import pytest
 import yaml
 
+from ckptdb import Registry
 from ckptdb import manager as module
 from ckptdb.disk import durable, journal
 from ckptdb.disk.journal import Fact
@@ -1076,3 +1077,16 @@ def test_any_text_may_name_a_metric(make, key):
 def test_an_error_of_ours_is_always_one_that_ckptdb_names(make):
     with pytest.raises(CkptdbError):
         make().init_tmp_checkpoint(-1, {})
+
+
+def test_a_manager_without_a_metric_leaves_the_run_its_own(tmp_path):
+    directory = tmp_path / "run"
+    with CheckpointManager({"checkpoint_dir": directory, "metric_name": "acc",
+                            "higher_is_better": True}) as manager:  # fmt: skip
+        with manager.save(1, {"acc": 0.5}):
+            pass
+    with CheckpointManager({"checkpoint_dir": directory}) as other, other.save(2, {"acc": 0.4}):
+        pass
+    with Registry.open(directory) as registry:
+        [run] = registry.runs()
+        assert (run.metric_name, run.higher_is_better) == ("acc", True)

@@ -80,7 +80,8 @@ class CheckpointManager:
         self._publisher = Publisher(
             self._directory,
             make_durable=settings.durable,
-            metric=(self.metric_name, self.higher_is_better),
+            # A manager that judges by no metric has nothing to say about the run's.
+            metric=None if self.metric_name is None else (self.metric_name, self.higher_is_better),
         )
         self._index = RunIndex(self._publisher, choice=settings.catalog, durable=settings.durable)
         self._parent: str | None = None

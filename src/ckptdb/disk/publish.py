@@ -87,7 +87,7 @@ class Publisher:
         directory: Path,
         *,
         make_durable: bool = True,
-        metric: tuple[str | None, bool] | None = None,
+        metric: tuple[str, bool] | None = None,
         clock: Callable[[], float] = time.time,
     ) -> None:
         self.directory = directory
