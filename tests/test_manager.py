@@ -1081,10 +1081,9 @@ def test_an_error_of_ours_is_always_one_that_ckptdb_names(make):
 
 def test_a_manager_without_a_metric_leaves_the_run_its_own(tmp_path):
     directory = tmp_path / "run"
-    with CheckpointManager({"checkpoint_dir": directory, "metric_name": "acc",
-                            "higher_is_better": True}) as manager:  # fmt: skip
-        with manager.save(1, {"acc": 0.5}):
-            pass
+    judged = {"checkpoint_dir": directory, "metric_name": "acc", "higher_is_better": True}
+    with CheckpointManager(judged) as manager, manager.save(1, {"acc": 0.5}):
+        pass
     with CheckpointManager({"checkpoint_dir": directory}) as other, other.save(2, {"acc": 0.4}):
         pass
     with Registry.open(directory) as registry:
