@@ -2,6 +2,8 @@
 
 import itertools
 import os
+import subprocess
+import time
 from contextlib import closing
 
 import pytest
@@ -14,6 +16,16 @@ from ckptdb.catalog.location import locate
 _NUMBERS = itertools.count()
 
 
+def _start(pgserver, data):
+    # It waits ten seconds for its server, which a busy machine may not have started by then.
+    for _ in range(9):
+        try:
+            return pgserver.get_server(data)
+        except (subprocess.TimeoutExpired, AssertionError):
+            time.sleep(1)
+    return pgserver.get_server(data)
+
+
 @pytest.fixture(scope="session")
 def postgres_server(tmp_path_factory):
     """A real PostgreSQL server that a wheel of the test dependencies brings along."""
@@ -21,7 +33,7 @@ def postgres_server(tmp_path_factory):
     runtime = tmp_path_factory.mktemp("runtime")
     os.environ.setdefault("XDG_RUNTIME_DIR", str(runtime))
     # Not below pytest's own directory: the server's user must be able to enter it as well.
-    server = pgserver.get_server(tmp_path_factory.mktemp("postgres"))
+    server = _start(pgserver, tmp_path_factory.mktemp("postgres"))
     yield server.get_uri().replace("postgresql://", "postgresql+psycopg://")
     server.cleanup()
 
