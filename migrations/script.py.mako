@@ -12,9 +12,9 @@ depends_on = ${repr(depends_on)}
 
 def upgrade() -> None:
     """Only add: within a major version older readers must keep working."""
-    ${upgrades if upgrades else "raise NotImplementedError"}
+    ${upgrades or "pass"}
 
 
 def downgrade() -> None:
-    """There is no way back but the copy that `ckptdb db upgrade` keeps."""
-    raise NotImplementedError
+    """Take away what was added."""
+    ${downgrades or "pass"}

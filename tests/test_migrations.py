@@ -196,3 +196,20 @@ def test_nobody_imports_alembic_for_a_current_catalog(tmp_path: Path):
         "assert 'alembic' not in sys.modules"
     )
     subprocess.run([sys.executable, "-c", code, str(tmp_path)], check=True)
+
+
+def test_each_migration_takes_away_what_it_made(tmp_path: Path):
+    file = tmp_path / "catalog.db"
+    alembic("upgrade", "0001", catalog=file)
+    first = built(file)
+    alembic("upgrade", "head", catalog=file)
+    alembic("downgrade", "0001", catalog=file)
+    assert built(file) == first
+    alembic("downgrade", "base", catalog=file)
+    with closing(sqlite3.connect(file)) as raw:
+        left = {
+            name
+            for (name,) in raw.execute("SELECT name FROM sqlite_master")
+            if "sqlite" not in name
+        }
+    assert left == {schema.VERSION_TABLE}

@@ -27,8 +27,9 @@ def upgrade() -> None:
 
 
 def downgrade() -> None:
-    """There is nothing before the first revision."""
-    raise NotImplementedError
+    """Take them away."""
+    for table in ("tags", "metrics", "checkpoints", "runs"):
+        op.drop_table(table)
 
 
 def _flag(table: str, name: str) -> sa.Column[int]:

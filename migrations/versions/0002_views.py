@@ -131,5 +131,6 @@ def upgrade() -> None:
 
 
 def downgrade() -> None:
-    """There is no way back but the copy that `ckptdb db upgrade` keeps."""
-    raise NotImplementedError
+    """Take them away."""
+    for view in ("deletions", "metric_history", "run_summary", "leaderboard"):
+        op.execute(f"DROP VIEW {view}")
