@@ -256,16 +256,6 @@ class QueryTimeout(CkptdbError, TimeoutError):
         )
 
 
-class IndexWrong(CatalogError):
-    """The index says of a checkpoint what its own files do not say."""
-
-    def __init__(self, step: int, metric: str, indexed: object, stored: object) -> None:
-        super().__init__(
-            f"The catalog has {metric} = {indexed} for step {step}, whose training_info.json "
-            f"says {stored}; `ckptdb reconcile --full` reads everything again."
-        )
-
-
 class IndexStale(CatalogError):
     """The index holds another checkpoint where a new one is to be recorded."""
 

@@ -138,6 +138,25 @@ class RunIndex:
                 _logger.info("%s cannot be repaired: %s", self._directory, error)
             return self._answer(self._in_memory(), question, nothing, trust_own=trust_own)
 
+    def read_again(self) -> None:
+        """Read every file of the run again: the index was found to contradict one."""
+        with self._mutex:
+            for fresh in (self._stored, self._memory):
+                if fresh is None:
+                    continue
+                fresh.stamp = None
+                fresh.memo.clear()
+                try:
+                    reconcile_run(
+                        fresh.catalog,
+                        self._directory,
+                        depth="full",
+                        touch_disk=fresh is self._stored,
+                        publisher=self._publisher,
+                    )
+                except (CatalogError, RunLocked, OSError) as error:
+                    self._give_up(error)
+
     def tell(self, changes: Changes) -> None:
         """Store what was just done on disk; what fails is healed by a later question."""
         with self._mutex:

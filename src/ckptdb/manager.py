@@ -26,7 +26,7 @@ from ckptdb.catalog.store import Changes
 from ckptdb.config import CheckpointingConfig, PretrainedCheckpointConfig
 from ckptdb.disk import identity, info, names, scan
 from ckptdb.disk.publish import Doomed, Publisher, Span
-from ckptdb.errors import CkptdbError, IndexWrong, NoCheckpointHere, UnreadableInfo
+from ckptdb.errors import CkptdbError, NoCheckpointHere, UnreadableInfo
 from ckptdb.index import RunIndex, find_location
 from ckptdb.records import Checkpoint, Mode, metrics_of
 from ckptdb.retention import Decision, Policy, decide
@@ -247,28 +247,35 @@ class CheckpointManager:
             if policy.keeps_all(catalog.count_live(run_id)):
                 return ()
             candidates = catalog.candidates(run_id, policy.metric)
+            return decide(candidates, policy, exclude_latest=exclude_latest)
+
+        def judge_by_files(catalog: Catalog, run_id: int, _: object) -> tuple[Decision, ...] | None:
+            candidates = catalog.candidates(run_id, policy.metric)
             decisions = decide(candidates, policy, exclude_latest=exclude_latest)
-            self._compare_with_disk(candidates, {d.step for d in decisions if not d.keep})
-            return decisions
+            doomed = {decision.step for decision in decisions if not decision.keep}
+            return decisions if self._agrees_with_files(candidates, doomed) else None
 
         # A stamp that only we advanced may hide what somebody did by hand in between. It is
         # good enough to see that nothing has to go, not to choose what goes.
         nothing: tuple[Decision, ...] = ()
-        decisions = self._index.ask(judge, nothing=nothing, trust_own=True)
-        if not all(decision.keep for decision in decisions):
-            self._retire(self._index.ask(judge, nothing=nothing))
+        if all(d.keep for d in self._index.ask(judge, nothing=nothing, trust_own=True)):
+            return
+        none: tuple[Decision, ...] | None = ()
+        decisions = self._index.ask(judge_by_files, nothing=none)
+        if decisions is None:
+            self._index.read_again()
+            decisions = self._index.ask(judge_by_files, nothing=none)
+        # Files that still say something else are being changed at this moment: next time.
+        self._retire(decisions or ())
 
-    def _compare_with_disk(self, candidates: Sequence[Candidate], doomed: set[int]) -> None:
-        """Make sure that what is about to be judged by the index is what the files say.
+    def _agrees_with_files(self, candidates: Sequence[Candidate], doomed: set[int]) -> bool:
+        """Whether what is about to be judged by the index is what the files say.
 
         SQLite has no checksums: a flipped bit may turn the best checkpoint into the worst.
-
-        Raises:
-            IndexWrong: It is not; the index then gives way to one read from disk.
         """
         metric = self.metric_name
         if metric is None or not doomed:
-            return
+            return True
         # Those that go are all read; of the others as many as cost less than the save itself.
         kept = [c for c in candidates if c.step not in doomed][:_COMPARED]
         for candidate in (*(c for c in candidates if c.step in doomed), *kept):
@@ -276,7 +283,8 @@ class CheckpointManager:
             with suppress(UnreadableInfo):  # what cannot be read has been found by the listing
                 value = metrics_of(info.load_info(path)[0]).get(metric)
                 if value != candidate.value and not candidate.late:
-                    raise IndexWrong(candidate.step, metric, candidate.value, value)
+                    return False
+        return True
 
     def _retire(self, decisions: tuple[Decision, ...]) -> None:
         doomed = [Doomed(d.step, d.uuid, d.reason) for d in decisions if not d.keep]
