@@ -27,6 +27,7 @@ from ckptdb.errors import (
     AmbiguousRun,
     CatalogBroken,
     CatalogError,
+    CatalogForeign,
     CatalogMissing,
     InvalidAnnotation,
     RunLocked,
@@ -431,7 +432,7 @@ class Registry:
             policy = replace(policy, metric=seen.run.metric_name, mode=seen.run.mode)
         catalog = self._catalog() if dry_run else self._catalog_to_write()
         publisher = Publisher(seen.run.directory)
-        report = self._heal(seen.run.directory)
+        report = self._heal(seen.run.directory, strict=not dry_run)
         seen = catalog.find_run(seen.run.uuid) or seen
         if report is not None and report.blocked:
             policy = _NO_LIMIT  # what cannot be seen whole is not judged
@@ -458,6 +459,7 @@ class Registry:
             PinnedCheckpoint: One is pinned.
         """
         seen = self._get_run(run)
+        self._heal(seen.run.directory, strict=not dry_run)
         return upkeep.remove(
             self._catalog_to_write(),
             seen,
@@ -524,8 +526,10 @@ class Registry:
                 self._opened = Catalog(database)
                 return None
             database.close()
-        except CatalogBroken:
-            pass
+        except CatalogBroken as error:
+            if self.location.base is None:
+                # A file that somebody named may be anything, a script or weights: not ours to move.
+                raise CatalogForeign(str(self.location)) from error
         return engine.set_aside(self.location)
 
     def _top(self, path: PathLike | None) -> Path:
@@ -601,8 +605,11 @@ class Registry:
 
     # --- staying true -------------------------------------------------------------------
 
-    def _heal(self, directory: Path) -> RunReport | None:
-        """Bring one run up to date as far as that is possible without a usable catalog."""
+    def _heal(self, directory: Path, *, strict: bool = False) -> RunReport | None:
+        """Bring one run up to date as far as that is possible without a usable catalog.
+
+        With ``strict`` what makes it impossible is raised: nothing may be deleted by an old index.
+        """
         if not directory.is_dir():
             return None
         catalog = self._catalog()
@@ -610,9 +617,12 @@ class Registry:
         seen, stamp = catalog.find_run_at(directory), scan.find_stamp(directory)
         if seen and stamp and seen.verified and seen.stamp == str(stamp) and stamp.is_settled():
             return None
-        with suppress(CatalogError, RunLocked, OSError):
+        try:
             return reconcile_run(catalog, directory, depth="changes", touch_disk=ours)
-        return None
+        except (CatalogError, RunLocked, OSError):
+            if strict:
+                raise
+            return None
 
     def _existing(
         self, ask: Callable[[int], tuple[Checkpoint, ...]], count: int

@@ -122,3 +122,12 @@ def test_progress_is_shown_on_a_terminal_and_only_there(root, command):
     assert done.returncode == 0
     assert b"checkpoints" in seen
     assert b"\x1b" not in out
+
+
+def test_a_named_file_that_is_no_catalog_is_never_moved(ckptdb, root, tmp_path):
+    script = tmp_path / "train.py"
+    script.write_text("print('not a catalog')\n" * 100)
+    answer = ckptdb("--catalog", script, "reconcile", cwd=root)
+    assert answer.code == 12
+    assert script.read_text().startswith("print")
+    assert not list(tmp_path.glob("train.py.*"))
