@@ -1,0 +1,169 @@
+"""SIGKILL before every operation that changes something, SQLite's own included.
+
+The last operation of each workload is killed; what comes before it is the last operation of a
+shorter workload. Then the run is recovered, and for a share of the points the recovery itself
+is killed twice at each of its own operations before it may finish.
+"""
+
+from __future__ import annotations
+
+import itertools
+import os
+import random
+import shutil
+import signal
+import tempfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+from lab import check, loop, shim, speed
+from lab.check import Verdict, Way
+from lab.ledger import Ledger, Workload, workloads
+from lab.report import Row, Size
+from lab.shim import Strike
+from lab.world import World
+
+# Of the points of a workload: one in how many is struck, and of those one in how many is
+# recovered under fire, rebuilt from nothing, and trained on.
+SHARES: dict[Size, tuple[int, int, int]] = {
+    "smoke": (1500, 4, 2), "ci": (16, 60, 10), "exhaustive": (1, 60, 10),
+}  # fmt: skip
+
+
+def run(size: Size, seed: int, shard: int, shards: int) -> Iterator[Row]:
+    """Kill the share of this shard."""
+    speed.compile_statements_once()
+    row = Row("kills")
+    recovering = Row("kills while recovering")
+    rng = random.Random(f"{seed} {shard}")
+    mine = workloads()[shard::shards]
+    with tempfile.TemporaryDirectory(dir=shim.scratch(), prefix="ckptdb-kills-") as folder:
+        world = World(Path(folder))
+        speed.settle()
+        laboratory = Kills(world, rng, SHARES[size], row, recovering)
+        for workload in mine:
+            laboratory.strike(workload)
+    yield from (row, recovering)
+
+
+class Kills:
+    """One shard's work."""
+
+    def __init__(
+        self, world: World, rng: random.Random, shares: tuple[int, int, int], row: Row,
+        recovering: Row,
+    ) -> None:  # fmt: skip
+        self._world = world
+        self._rng = rng
+        self._one_in, self._fire_one_in, self._rest_one_in = shares
+        self._row = row
+        self._recovering = recovering
+        self._started = time.monotonic()
+
+    def strike(self, workload: Workload) -> None:
+        """Kill a workload at its share of operations."""
+        # Without looking at those that it has none of: counting them costs as much as a kill.
+        before = self._world.prepare(workload)
+        count = self._count(workload, before)
+        points = [n for n in range(1, count + 1) if self._rng.randrange(self._one_in) == 0]
+        self._row.workloads += bool(points)
+        for point in points:
+            self._world.prepare(workload)
+            self._kill_at(workload, before, point)
+        now = time.monotonic() - self._started
+        self._row.seconds = self._recovering.seconds = now
+
+    def _count(self, workload: Workload, before: Ledger) -> int:
+        reading, writing = os.pipe()
+
+        def work() -> None:
+            with shim.armed(self._world.root, self._strike(workload, shim.NOTHING, 0)) as armed:
+                self._do_last(workload, before)
+                armed.stop()
+                os.write(writing, str(armed.counted).encode())
+
+        status = loop.in_child(work)
+        os.close(writing)
+        with os.fdopen(reading) as answer:
+            counted = answer.read()
+        if status != 0 or not counted:
+            raise RuntimeError(f"{workload} fails without a fault")
+        return int(counted)
+
+    def _kill_at(self, workload: Workload, before: Ledger, point: int) -> None:
+        def work() -> None:
+            with shim.armed(self._world.root, self._strike(workload, shim.KILL, point)):
+                self._do_last(workload, before)
+
+        self._row.points += 1
+        where = f"{workload} killed before operation {point}"
+        if not _was_killed(loop.in_child(work)):
+            self._row.failures.append(f"{where}: it was not")
+            return
+        self._row.struck += 1
+        after = before.after(workload.operations[-1])
+        way: Way = "question" if self._rng.randrange(2) else "reconcile"
+        verdict = Verdict()
+        check.check_names(verdict, self._world.root / loop.RUN, many=workload.many)
+        if self._rng.randrange(self._fire_one_in) == 0:
+            self._recover_under_fire(workload, before, after, point, way)
+        rest = self._rng.randrange(self._rest_one_in) == 0
+        self._judge(self._row, where, (workload, before, after, way), verdict, rest=rest)
+
+    def _recover_under_fire(
+        self, workload: Workload, before: Ledger, after: Ledger, point: int, way: Way
+    ) -> None:
+        """Kill the recovery at its every operation, each time twice in a row."""
+        left = self._world.snapshot("left")
+        self._recovering.workloads += 1
+        for operation in itertools.count(1):
+            self._world.restore(left)
+            first = self._recover_killed(workload, way, operation)
+            second = self._recover_killed(workload, way, operation)
+            if not first:
+                break  # it has no operation of that number, so all have been struck
+            self._recovering.points += 1
+            self._recovering.struck += 1
+            where = f"{workload} killed before {point}, {way} killed before {operation}"
+            where += " twice" if second else ""
+            self._judge(
+                self._recovering, where, (workload, before, after, way), Verdict(), rest=False
+            )
+        self._world.restore(left)
+        shutil.rmtree(left)
+
+    def _recover_killed(self, workload: Workload, way: Way, operation: int) -> bool:
+        def work() -> None:
+            with shim.armed(self._world.root, self._strike(workload, shim.KILL, operation)):
+                check.recover(Verdict(), self._world.root, way)
+
+        return _was_killed(loop.in_child(work))
+
+    def _judge(
+        self, row: Row, where: str, case: tuple[Workload, Ledger, Ledger, Way], verdict: Verdict,
+        *, rest: bool,
+    ) -> None:  # fmt: skip
+        workload, before, after, way = case
+        root = self._world.root
+        answers = check.recover(verdict, root, way)
+        check.check_facts(verdict, root, before, after, many=workload.many, answers=answers)
+        if rest:
+            check.check_rest(verdict, root)
+            check.check_life(verdict, root, many=workload.many)
+        for kind, what in verdict.found:
+            row.fail(kind, f"{where}, recovered by {way}: {what}")
+
+    def _do_last(self, workload: Workload, before: Ledger) -> None:
+        with loop.quiet():
+            running = loop.Loop(self._world.root, before, many=workload.many)
+            running.do(workload.operations[-1])
+            running.close()
+
+    @staticmethod
+    def _strike(workload: Workload, action: int, at: int) -> Strike:
+        return Strike(action=action, at=at, no_exchange=not workload.native)
+
+
+def _was_killed(status: int) -> bool:
+    return os.WIFSIGNALED(status) and os.WTERMSIG(status) == signal.SIGKILL
