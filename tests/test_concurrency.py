@@ -1,4 +1,8 @@
-"""Many processes on one tree: nothing is lost, and no reader sees half of anything."""
+"""Many processes on one tree: nothing is lost, and no reader sees half of anything.
+
+Where several save into one run they say so with ``exclusive=False``; test_trainers.py is about
+those that do not.
+"""
 
 import json
 import os
@@ -35,7 +39,7 @@ for line in sys.stdin:
         run = f"{number}/run" if work == "own catalog" else run
         catalog = f"{directory}/catalog.sqlite" if work == "own catalog" else None
         manager = CheckpointManager({"checkpoint_dir": f"{directory}/{run}", "catalog": catalog,
-                                     "durability": durability})
+                                     "durability": durability, "exclusive": False})
         step = 5 if work == "same step" else number
         with manager, manager.save(step, {"val:loss": number}) as folder:
             (folder / "writer").write_text(str(number))
@@ -168,7 +172,7 @@ def test_a_fork_after_opening_loses_nothing(tmp_path):
     root = tmp_path / "results"
     root.mkdir()
     identity.mark_root(root)
-    with open_manager(root / "run") as manager:
+    with open_manager(root / "run", exclusive=False) as manager:
         save(manager, 0)
         manager.get_best_checkpoint_path()
 
@@ -190,14 +194,14 @@ def test_a_fork_after_opening_loses_nothing(tmp_path):
 
 
 def test_a_fork_while_a_finalization_is_pending_neither_hangs_nor_loses_it(tmp_path):
-    with open_manager(tmp_path / "run") as manager:
+    with open_manager(tmp_path / "run", exclusive=False) as manager:
         save(manager, 1)
         forked = threading.Event()
         manager.begin_finalization(manager.init_tmp_checkpoint(2, {METRIC: 0.1}), forked.wait)
 
         def save_as_child():
             assert manager.get_latest_checkpoint_path().endswith("step_1")
-            with open_manager(tmp_path / "run") as another:
+            with open_manager(tmp_path / "run", exclusive=False) as another:
                 save(another, 3)
 
         child = fork(save_as_child)
@@ -210,7 +214,7 @@ def test_a_fork_while_a_finalization_is_pending_neither_hangs_nor_loses_it(tmp_p
 
 
 def test_a_manager_inherited_with_a_pending_finalization_can_be_shut_down_and_used(tmp_path):
-    with open_manager(tmp_path / "run") as manager:
+    with open_manager(tmp_path / "run", exclusive=False) as manager:
         forked = threading.Event()
         manager.begin_finalization(manager.init_tmp_checkpoint(1, {METRIC: 0.1}), forked.wait)
 
@@ -248,7 +252,8 @@ from ckptdb import CheckpointManager
 
 first, last, every = map(int, sys.argv[2:5])
 with CheckpointManager({"checkpoint_dir": sys.argv[1], "metric_name": "val:loss",
-                        "durability": "none", **eval(sys.argv[5])}) as manager:
+                        "durability": "none", "exclusive": False,
+                        **eval(sys.argv[5])}) as manager:
     print("ready", flush=True)
     sys.stdin.readline()
     for step in range(first, last, every):
@@ -284,7 +289,10 @@ def begin(process):
 
 def test_two_processes_save_different_steps_of_one_run(tmp_path):
     run = tmp_path / "run"
-    with saver(run, range(1, 60, 2)) as process, open_manager(run) as manager:
+    with (
+        saver(run, range(1, 60, 2)) as process,
+        open_manager(run, exclusive=False) as manager,
+    ):
         begin(process)
         for step in range(0, 60, 2):
             save(manager, step)
@@ -296,7 +304,7 @@ def test_two_processes_save_and_prune_the_same_run(tmp_path):
     run = tmp_path / "run"
     with (
         saver(run, range(1, 60, 2), keep_top_k=3) as process,
-        open_manager(run, keep_top_k=3) as manager,
+        open_manager(run, keep_top_k=3, exclusive=False) as manager,
     ):
         begin(process)
         for step in range(0, 60, 2):
@@ -314,7 +322,7 @@ def test_two_processes_save_and_prune_the_same_run(tmp_path):
 
 def test_a_step_that_a_living_process_writes_is_refused(tmp_path):
     run = tmp_path / "run"
-    with open_manager(run) as manager:
+    with open_manager(run, exclusive=False) as manager:
         manager.init_tmp_checkpoint(7, {METRIC: 1})
         command = [sys.executable, "-c", SAVER, str(run), "7", "8", "1", "{}", "another"]
         told = subprocess.run(command, input="\n", capture_output=True, text=True, check=False)

@@ -29,6 +29,7 @@ def test_only_the_directory_is_required_and_all_else_has_the_documented_default(
     assert settings.checkpoint_dir == Path("runs/a")
     assert settings.attributes == DEFAULTS
     assert settings.durable
+    assert settings.exclusive
     assert settings.catalog is None
 
 
@@ -79,6 +80,8 @@ def test_keywords_win_over_the_config():
         ("metric_name", 3, "metric_name must be a name or None, not 3"),
         ("higher_is_better", None, "higher_is_better must be a bool, not None"),
         ("higher_is_better", "max", "higher_is_better must be a bool, not 'max'"),
+        ("exclusive", None, "exclusive must be a bool, not None"),
+        ("exclusive", 0, "exclusive must be a bool, not 0"),
         ("durability", "some", "durability must be 'full' or 'none', not 'some'"),
         ("durability", None, "durability must be 'full' or 'none', not None"),
         ("durability", [], r"durability must be 'full' or 'none', not \[\]"),
@@ -122,7 +125,13 @@ def test_a_key_that_is_no_text_warns_too():
         parse({"checkpoint_dir": "a", 3: 1}, {})
 
 
-VALUES = {"checkpoint_dir": "a", "higher_is_better": True, "save_period": 1, "durability": "none"}
+VALUES = {
+    "checkpoint_dir": "a",
+    "higher_is_better": True,
+    "save_period": 1,
+    "durability": "none",
+    "exclusive": False,
+}
 
 
 @pytest.mark.parametrize("key", sorted(get_type_hints(CheckpointingConfig)))

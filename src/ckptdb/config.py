@@ -38,6 +38,8 @@ class CheckpointingConfig(TypedDict):
         ft_keep_latest_k: How many of the newest stay, whatever their step.
         catalog: Path or SQLAlchemy URL of the catalog, instead of the one that is found.
         durability: ``"full"`` flushes every step to the disk, ``"none"`` leaves that to chance.
+        exclusive: Refuse to save while another process saves into this run, and be the one that
+            others are refused for; False does neither.
     """
 
     checkpoint_dir: str | os.PathLike[str]
@@ -60,6 +62,7 @@ class CheckpointingConfig(TypedDict):
     is_async: NotRequired[bool]
     catalog: NotRequired[str | os.PathLike[str] | None]
     durability: NotRequired[Durability]
+    exclusive: NotRequired[bool]
 
 
 _DEFAULTS: dict[str, Any] = {
@@ -77,7 +80,7 @@ _DEFAULTS: dict[str, Any] = {
 }
 """What becomes an attribute of the manager, under the same name."""
 
-_OURS: dict[str, Any] = {"catalog": None, "durability": "full"}
+_OURS: dict[str, Any] = {"catalog": None, "durability": "full", "exclusive": True}
 
 _PASSED_BY = frozenset(
     {
@@ -102,6 +105,7 @@ class Settings:
     checkpoint_dir: Path
     catalog: str | os.PathLike[str] | None
     durable: bool
+    exclusive: bool
     attributes: Mapping[str, Any] = field(default_factory=dict)
 
 
@@ -126,6 +130,7 @@ def parse(config: object, options: Mapping[str, Any]) -> Settings:
         checkpoint_dir=directory,
         catalog=values["catalog"],
         durable=values["durability"] == "full",
+        exclusive=values["exclusive"],
         attributes={name: values[name] for name in _DEFAULTS},
     )
 
@@ -164,8 +169,11 @@ def _check_kinds(values: Mapping[str, Any], faults: list[str]) -> None:
     metric = values["metric_name"]
     if metric is not None and (not isinstance(metric, str) or not metric):
         faults.append(f"metric_name must be a name or None, not {metric!r}")
-    if not isinstance(values["higher_is_better"], bool):
-        faults.append(f"higher_is_better must be a bool, not {values['higher_is_better']!r}")
+    faults += [
+        f"{name} must be a bool, not {values[name]!r}"
+        for name in ("higher_is_better", "exclusive")
+        if not isinstance(values[name], bool)
+    ]
     if values["durability"] not in ("full", "none"):
         faults.append(f"durability must be 'full' or 'none', not {values['durability']!r}")
     catalog = values["catalog"]

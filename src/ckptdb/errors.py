@@ -137,6 +137,16 @@ class StepInUse(CkptdbError):
         )
 
 
+class RunInUse(CkptdbError):
+    """Another process saves into the run."""
+
+    def __init__(self, run: Path, holder: str) -> None:
+        super().__init__(
+            f"{run} is being trained by {holder}; stop it, use another checkpoint_dir, or pass "
+            "exclusive=False to save beside it."
+        )
+
+
 class RunLocked(CkptdbError, TimeoutError):
     """The run's lock stayed taken."""
 

@@ -25,6 +25,7 @@ from ckptdb.catalog.catalog import Candidate, Catalog
 from ckptdb.catalog.store import Changes
 from ckptdb.config import CheckpointingConfig, PretrainedCheckpointConfig
 from ckptdb.disk import identity, info, names, scan
+from ckptdb.disk.lease import Lease
 from ckptdb.disk.publish import Doomed, Publisher, Span
 from ckptdb.errors import CkptdbError, NoCheckpointHere, UnreadableInfo
 from ckptdb.index import RunIndex, find_location
@@ -84,6 +85,8 @@ class CheckpointManager:
             metric=None if self.metric_name is None else (self.metric_name, self.higher_is_better),
         )
         self._index = RunIndex(self._publisher, choice=settings.catalog, durable=settings.durable)
+        self._exclusive = settings.exclusive
+        self._lease: Lease | None = None
         self._parent: str | None = None
         self._configs: dict[Path, dict[str, Any]] = {}
         self._thread: threading.Thread | None = None
@@ -126,6 +129,7 @@ class CheckpointManager:
         Raises:
             InvalidStep: The step is not a whole number from 0.
             UnwritableInfo: Names what cannot be written; no file was opened.
+            RunInUse: Another process saves into this run.
             StepInUse: Another process is writing this step.
         """
         number = names.as_step(step)
@@ -133,6 +137,8 @@ class CheckpointManager:
         settings = None if run_config is None else info.dump_config(run_config)
         if self._pending is not None and self._pending.name == names.tmp_name(number):
             self.finalize_pending()
+        if self._exclusive:
+            self._lease = self._publisher.claim()
         self._index.begin_save()
         staged = self._publisher.stage(number, content, settings)
         self._tell([staged.checkpoint, *staged.adopted, *staged.gone], staged.span)
@@ -208,6 +214,8 @@ class CheckpointManager:
                 self._executor.shutdown(wait=True)
                 self._executor = None
             self._index.close_quietly()
+            if self._thread is None:  # an interrupted wait leaves one that still saves
+                self._lease = None
 
     def __enter__(self) -> Self:
         return self

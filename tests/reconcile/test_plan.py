@@ -76,7 +76,7 @@ def kinds(found: Plan) -> list[tuple[str, int | None]]:
     return [(action.kind, action.step) for action in found.actions]
 
 
-ALIVE = Writer("tmp uuid 5", "2026", "another host", 1, None, None)
+ALIVE = Writer("tmp uuid 5", "2026", host="another host", pid=1, started=None, boot=None)
 ONE = checkpoint(1)
 
 

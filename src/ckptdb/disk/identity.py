@@ -11,6 +11,7 @@ import os
 import socket
 import time
 import uuid
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -171,27 +172,19 @@ def derive_checkpoint_uuid(*facts: object) -> str:
 # --- who writes a checkpoint ------------------------------------------------------------
 
 
-@dataclass(frozen=True, slots=True)
-class Writer:
-    """The process that stages a checkpoint.
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Process:
+    """A process, told apart from any that had its pid before or gets it later.
 
     Attributes:
         started: Start time in clock ticks after boot; tells a reused pid apart.
         boot: Id of the machine's boot; a pid means nothing after the next one.
     """
 
-    uuid: str
-    created_at: str
     host: str
     pid: int
     started: int | None
     boot: str | None
-
-    @classmethod
-    def this_process(cls, checkpoint_uuid: str, created_at: str) -> Writer:
-        """Describe the calling process."""
-        pid = os.getpid()
-        return cls(checkpoint_uuid, created_at, socket.gethostname(), pid, _started(pid), _boot())
 
     @property
     def is_here(self) -> bool:
@@ -211,6 +204,44 @@ class Writer:
         return self.is_here and _exists(self.pid) and self.started == _started(self.pid)
 
 
+def this_process() -> dict[str, Any]:
+    """Return what a `Process` is made of, for the calling one."""
+    pid = os.getpid()
+    return {
+        "host": socket.gethostname(),
+        "pid": pid,
+        "started": _started(pid),
+        "boot": _boot(),
+    }
+
+
+def legible_process(content: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what a `Process` is made of, out of what a file says.
+
+    Raises:
+        KeyError, TypeError, ValueError, OverflowError: It says no such thing.
+    """
+    return {
+        "host": str(content["host"]),
+        "pid": _pid(content["pid"]),
+        "started": None if content["started"] is None else int(content["started"]),
+        "boot": _text(content["boot"]),
+    }
+
+
+@dataclass(frozen=True, slots=True)
+class Writer(Process):
+    """The process that stages a checkpoint."""
+
+    uuid: str
+    created_at: str
+
+    @classmethod
+    def this_process(cls, checkpoint_uuid: str, created_at: str) -> Writer:
+        """Describe the calling process."""
+        return cls(checkpoint_uuid, created_at, **this_process())
+
+
 def write_writer(folder: Path, writer: Writer) -> None:
     """Say in a staged checkpoint who writes it."""
     durable.write_json(folder / names.WRITER, asdict(writer), durable=False)
@@ -222,17 +253,19 @@ def find_writer(folder: Path) -> Writer | None:
         content, _ = load_json(folder / names.WRITER)
         return Writer(
             uuid=str(uuid.UUID(content["uuid"])),
-            created_at=_time(content["created_at"]),
-            host=str(content["host"]),
-            pid=_pid(content["pid"]),
-            started=None if content["started"] is None else int(content["started"]),
-            boot=_text(content["boot"]),
+            created_at=legible_text(content["created_at"]),
+            **legible_process(content),
         )
     except (UnreadableInfo, KeyError, TypeError, ValueError, AttributeError, OverflowError):
         return None
 
 
-def _time(value: Any) -> str:
+def legible_text(value: Any) -> str:
+    """Return a text as it is.
+
+    Raises:
+        ValueError: It is none, or none that a database can hold.
+    """
     if not isinstance(value, str) or not is_storable(value):
         raise ValueError(value)
     return value

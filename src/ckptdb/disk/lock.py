@@ -21,7 +21,8 @@ from ckptdb.errors import RunLocked
 TIMEOUT_SECONDS = 60.0
 _FIRST_WAIT_SECONDS = 0.0005
 _LONGEST_WAIT_SECONDS = 0.05
-_NO_LOCKS = frozenset({errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP})
+NO_LOCKS = frozenset({errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP})
+"""What a file system without locks answers."""
 
 _held: set[int] = set()
 _warned: set[Path] = set()
@@ -60,19 +61,24 @@ def _take(handle: int, path: Path, timeout_seconds: float) -> None:
             time.sleep(wait)
             wait = min(wait * 2, _LONGEST_WAIT_SECONDS)
         except OSError as error:
-            if error.errno not in _NO_LOCKS:
+            if error.errno not in NO_LOCKS:
                 raise
-            if path in _warned:
-                return
-            _warned.add(path)
-            warnings.warn(
-                f"{path.parent} is on a file system without locks; "
-                "let only one process at a time change this run.",
-                stacklevel=6,
-            )
+            warn_of_no_locks(path.parent)
             return
         else:
             return
+
+
+def warn_of_no_locks(hidden: Path) -> None:
+    """Say once that nothing keeps others out of a run, given its ``.ckptdb`` folder."""
+    if hidden in _warned:
+        return
+    _warned.add(hidden)
+    warnings.warn(
+        f"{hidden} is on a file system without locks; "
+        "let only one process at a time change this run.",
+        stacklevel=6,
+    )
 
 
 def _close_inherited() -> None:

@@ -16,9 +16,10 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from ckptdb.disk import durable, identity, journal, manifest, names, scan
+from ckptdb.disk import durable, identity, journal, lease, manifest, names, scan
 from ckptdb.disk.identity import Identity, Writer
 from ckptdb.disk.journal import Fact
+from ckptdb.disk.lease import Lease
 from ckptdb.disk.lock import run_lock
 from ckptdb.disk.manifest import Manifest
 from ckptdb.disk.scan import Leftover, Stamp, Watch
@@ -98,6 +99,15 @@ class Publisher:
         self._failed: set[Path] = set()
 
     # --- staging ------------------------------------------------------------------------
+
+    def claim(self) -> Lease:
+        """Hold the trainer's lease of the run as long as somebody keeps what is returned.
+
+        Raises:
+            RunInUse: Another process holds it.
+        """
+        durable.make_directories(self._hidden, durable=self._durable)
+        return lease.take(self._hidden, since=self._now())
 
     def stage(self, step: int, info: bytes, config: bytes | None) -> Staged:
         """Create ``tmp_step_N`` with its metadata.

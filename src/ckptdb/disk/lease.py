@@ -1,0 +1,184 @@
+"""The trainer's lease: which process saves into a run.
+
+It is `flock` on ``.ckptdb/trainer``, held from the first save of a process until its last
+manager of that run lets go, and gone with the process however that ends. What the file says is
+there for the error that a second trainer gets, and decides nothing.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+import threading
+import time
+import weakref
+from contextlib import suppress
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Final, Self
+
+from ckptdb.disk import identity, lock
+from ckptdb.disk.identity import Process
+from ckptdb.disk.info import load_json
+from ckptdb.errors import RunInUse, UnreadableInfo
+
+PATIENCE_SECONDS = 0.2
+"""How long a lease that is taken, and does not say by whom, is looked at again."""
+_PAUSE_SECONDS = 0.01
+_FLAGS: Final = os.O_CLOEXEC | os.O_NOFOLLOW
+_NAME: Final = "trainer"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Holder(Process):
+    """The process that holds a lease, and since when."""
+
+    since: str
+
+    @classmethod
+    def this_process(cls, since: str) -> Self:
+        """Describe the calling process."""
+        return cls(since=since, **identity.this_process())
+
+    def __str__(self) -> str:
+        return f"process {self.pid} on {self.host} since {self.since}"
+
+
+class Lease:
+    """Held as long as somebody keeps this object, in the process that took it."""
+
+    def __init__(self, handle: int) -> None:
+        self._handle = handle
+        self._end = weakref.finalize(self, _release, handle)
+
+    def abandon(self) -> None:
+        """Close a forked child's copy; the lease stays with the parent."""
+        if self._end.detach() is not None:
+            os.close(self._handle)
+
+
+_taken: Final[weakref.WeakValueDictionary[tuple[int, int], Lease]] = weakref.WeakValueDictionary()
+"""What this process holds, by device and inode of the file."""
+_guard: Final = threading.RLock()
+
+
+def take(hidden: Path, *, since: str) -> Lease:
+    """Hold the lease of a run, given its ``.ckptdb`` folder; again is the same one.
+
+    Args:
+        hidden: Must exist.
+        since: What a second trainer is told, in UTC.
+
+    Raises:
+        RunInUse: Another process holds it.
+    """
+    path = hidden / _NAME
+    deadline = time.monotonic() + PATIENCE_SECONDS
+    while True:
+        with _guard:
+            lease = _find_taken(path) or _try(path, since)
+        if lease is not None:
+            return lease
+        holder = find_holder(hidden)
+        # A name that is no living process's is of the one before: it is being rewritten now, or
+        # was never written. One of our own is of a manager that is letting go in another thread.
+        if holder is not None and holder.is_alive is not False and not holder.is_me:
+            raise RunInUse(hidden.parent, str(holder))
+        if time.monotonic() >= deadline:
+            raise RunInUse(hidden.parent, "another process")
+        time.sleep(_PAUSE_SECONDS)
+
+
+def find_holder(hidden: Path) -> Holder | None:
+    """Return who wrote last that it holds the lease, or None when that is not legible."""
+    try:
+        content, _ = load_json(hidden / _NAME)
+        return Holder(
+            since=identity.legible_text(content["since"]), **identity.legible_process(content)
+        )
+    except (UnreadableInfo, KeyError, TypeError, ValueError, OverflowError):
+        return None
+
+
+def _find_taken(path: Path) -> Lease | None:
+    key = _find_key(path)
+    return None if key is None else _taken.get(key)
+
+
+def _try(path: Path, since: str) -> Lease | None:
+    handle = _open(path)
+    try:
+        # Looked at again: a lock on a file that was removed meanwhile keeps nobody out.
+        if _lock(handle, path) and _find_key(path) == (key := _key(os.fstat(handle))):
+            _write(handle, Holder.this_process(since))
+            lease = _taken[key] = Lease(handle)
+            return lease
+    except BaseException:
+        os.close(handle)
+        raise
+    os.close(handle)
+    return None
+
+
+def _open(path: Path) -> int:
+    try:
+        return os.open(path, os.O_RDWR | os.O_CREAT | _FLAGS, 0o666)
+    except PermissionError:
+        if not path.exists():
+            raise
+        # Another user's, who shares the run but not this file: it can be held without a name.
+        return os.open(path, os.O_RDONLY | _FLAGS)
+
+
+def _lock(handle: int, path: Path) -> bool:
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    except OSError as error:
+        if error.errno not in lock.NO_LOCKS:
+            raise
+        lock.warn_of_no_locks(path.parent)
+    return True
+
+
+def _write(handle: int, holder: Holder) -> None:
+    # The lease is the lock. That it could not be named, on a full disk, must not fail a save; and
+    # nobody's name is better than that of the one before.
+    with suppress(OSError):
+        os.ftruncate(handle, 0)
+        os.pwrite(handle, json.dumps(asdict(holder)).encode() + b"\n", 0)
+
+
+def _release(handle: int) -> None:
+    with suppress(OSError):
+        os.ftruncate(handle, 0)
+    with suppress(OSError):
+        # By name: a child that is being forked at this moment may hold a copy.
+        fcntl.flock(handle, fcntl.LOCK_UN)
+    os.close(handle)
+
+
+def _find_key(path: Path) -> tuple[int, int] | None:
+    try:
+        return _key(path.lstat())
+    except FileNotFoundError:
+        return None
+
+
+def _key(found: os.stat_result) -> tuple[int, int]:
+    return found.st_dev, found.st_ino
+
+
+def _abandon_inherited() -> None:
+    for lease in list(_taken.values()):
+        lease.abandon()
+    _taken.clear()
+    _guard.release()
+
+
+# The guard is taken for the fork: a handle that another thread is about to enter would be missed.
+os.register_at_fork(
+    before=_guard.acquire, after_in_parent=_guard.release, after_in_child=_abandon_inherited
+)
