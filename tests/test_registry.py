@@ -121,9 +121,9 @@ def test_relative_places_are_taken_from_where_one_stands(root, monkeypatch):
 
 
 def test_what_is_not_there_is_said_in_one_sentence(tmp_path):
-    with pytest.raises(CatalogMissing, match="No catalog and no checkpoints at"):
+    with pytest.raises(CatalogMissing, match=r"There is no directory .*/nowhere"):
         Registry.open(tmp_path / "nowhere")
-    with pytest.raises(CatalogMissing):
+    with pytest.raises(CatalogMissing, match="No catalog and no checkpoints at"):
         Registry.open(tmp_path).runs()
     with pytest.raises(CatalogUnusable):
         Registry.open(tmp_path, catalog=tmp_path / "no" / "such" / "catalog.db")
@@ -480,11 +480,97 @@ def test_a_trainer_goes_on_in_the_root_that_absorbed_its_run(loners):
         assert registry.get(3, run="x").status == "final"
 
 
-def test_reconcile_leaves_the_roots_below_a_marked_root_alone(loners):
+def test_reconcile_takes_in_a_run_that_came_with_a_catalog_of_its_own(loners):
     identity.mark_root(loners)
     with Registry.open(loners) as registry:
-        assert registry.reconcile().runs == ()
+        planned = registry.reconcile(dry_run=True)
+        assert identity.is_root(loners / "x")
+        assert planned.has_drift
+        assert len(registry.reconcile().runs) == 2
+    assert_one_root(loners)
+
+
+def test_reconcile_leaves_a_root_of_several_runs_below_a_root_alone(loners):
+    inner = loners / "inner"
+    save(inner / "z", 1, {LOSS: 1})
+    Registry.init(inner)[0].close()
+    with Registry.open(loners) as registry:
+        planned, done = registry.reconcile(dry_run=True), registry.reconcile()
+    for report in (planned, done):
+        assert [run.name for run in report.runs] == ["x", "y"]
+    with Registry.open(inner / "z") as registry:
+        assert registry.location.base == inner
+        assert [run.name for run in registry.runs()] == ["z"]
+
+
+@pytest.mark.parametrize("marked", [True, False], ids=["marked", "unmarked"])
+def test_reconcile_of_a_path_begins_the_catalog_there_and_not_where_one_stands(
+    loners, tmp_path_factory, marked
+):
+    here = tmp_path_factory.mktemp("here")
+    if marked:
+        identity.mark_root(here)
+    before = paths_below(here)
+    with Registry.open(here) as registry:
+        assert len(registry.reconcile(loners, dry_run=True).runs) == 2
+        assert not identity.is_root(loners)
+        assert len(registry.reconcile(loners).runs) == 2
+    assert_one_root(loners)
+    assert paths_below(here) == before
+
+
+def test_reconcile_of_a_path_below_an_unmarked_directory_leaves_that_unmarked(loners):
+    with Registry.open(loners.parent) as registry:
+        assert registry.reconcile(loners, dry_run=True).has_drift
+        assert registry.reconcile(loners).has_drift
+    assert_one_root(loners)
+    assert not identity.is_root(loners.parent)
+
+
+def test_a_path_inside_a_run_is_about_the_run(registry, root):
+    write_like_nemo(root / "a", 50, {LOSS: 0.01})
+    (report,) = registry.reconcile(root / "a" / "step_2", dry_run=True).runs
+    assert report.directory == root / "a"
+    (report,) = registry.reconcile(root / "a" / "step_2").runs
+    assert ("added", 50) in {(action.kind, action.step) for action in report.actions}
+
+
+def test_a_chosen_catalog_takes_in_what_it_is_told_to_and_leaves_roots_as_they_are(
+    loners, tmp_path_factory
+):
+    chosen = tmp_path_factory.mktemp("elsewhere") / "catalog.sqlite"
+    with Registry.open(chosen.parent, catalog=chosen) as registry:
+        assert len(registry.reconcile(loners).runs) == 2
+        assert registry.get(1, run="x").deleted_reason == "by hand"
     assert identity.is_root(loners / "x")
+    assert not identity.is_root(loners)
+
+
+@pytest.mark.parametrize("dry_run", [True, False])
+def test_reconciling_where_there_is_nothing_says_so_and_leaves_nothing(tmp_path, dry_run):
+    (tmp_path / "empty").mkdir()
+    with Registry.open(tmp_path) as registry:
+        for path in (None, tmp_path / "empty"):
+            with pytest.raises(CatalogMissing, match="No catalog and no checkpoints at"):
+                registry.reconcile(path, dry_run=dry_run)
+        with pytest.raises(CatalogMissing, match=r"There is no directory .*/nowhere"):
+            registry.reconcile(tmp_path / "nowhere", dry_run=dry_run)
+    assert paths_below(tmp_path) == [tmp_path / "empty"]
+
+
+def test_reconciling_above_roots_names_them_and_begins_nothing(root):
+    with (
+        Registry.open(root.parent) as registry,
+        pytest.raises(CatalogMissing, match=f"have catalogs of their own at {root}; "),
+    ):
+        registry.reconcile()
+    assert not (root.parent / ".ckptdb").exists()
+
+
+def test_a_root_may_be_begun_before_its_runs(tmp_path):
+    Registry.init(tmp_path)[0].close()
+    with Registry.open(tmp_path) as registry:
+        assert registry.reconcile().runs == ()
 
 
 # --- deleting -----------------------------------------------------------------------------------

@@ -174,13 +174,39 @@ class CatalogError(CkptdbError):
 
 
 class CatalogMissing(CatalogError, FileNotFoundError):
-    """There is no catalog where one was looked for."""
+    """There is no catalog where one was looked for, and nothing to make one of."""
 
-    def __init__(self, where: Path | str) -> None:
-        super().__init__(
-            f"No catalog and no checkpoints at {where}; change into a run or a root, "
-            "name one with -C, or mark one with `ckptdb init`."
-        )
+    sentence = (
+        "No catalog and no checkpoints at {where}; change into a run or a root, "
+        "name one with -C, or mark one with `ckptdb init`."
+    )
+
+    def __init__(self, where: Path | str, **facts: str) -> None:
+        super().__init__(self.sentence.format(where=where, **facts))
+
+
+class DirectoryMissing(CatalogMissing):
+    """There is no such directory."""
+
+    sentence = "There is no directory {where}; name a run or a root."
+
+
+class CatalogNotBegun(CatalogMissing):
+    """There are runs, and no catalog of them yet."""
+
+    sentence = "There is no catalog at {where} yet; the first save or `ckptdb reconcile` makes it."
+
+
+class RootsBelow(CatalogMissing):
+    """All runs below a directory belong to roots that are below it, too."""
+
+    sentence = (
+        "The runs below {where} have catalogs of their own at {roots}; "
+        "change into one of these, or name it with -C."
+    )
+
+    def __init__(self, where: Path, roots: Iterable[Path]) -> None:
+        super().__init__(where, roots=", ".join(map(str, roots)))
 
 
 class CatalogLocked(CatalogError, TimeoutError):

@@ -29,7 +29,9 @@ from ckptdb.errors import (
     CatalogError,
     CatalogForeign,
     CatalogMissing,
+    DirectoryMissing,
     InvalidAnnotation,
+    RootsBelow,
     RunLocked,
     UnknownCheckpoint,
     UnknownDirection,
@@ -78,11 +80,14 @@ class Registry:
     compared only as far as the checkpoints that they name.
     """
 
-    def __init__(self, location: Location, directory: Path | None, run: Path | None) -> None:
+    def __init__(
+        self, location: Location, directory: Path | None, run: Path | None, *, chosen: bool = False
+    ) -> None:
         """Use `Registry.open`."""
         self.location = location
         self._directory = directory
         self._run = run
+        self._chosen = chosen
         self._opened: Catalog | None = None
 
     @classmethod
@@ -99,15 +104,17 @@ class Registry:
         """
         name = os.fspath(location)
         if "://" in name:
-            return cls(locate(name), None, None)
+            return cls(locate(name), None, None, chosen=True)
         path = Path(os.path.abspath(name))
         if path.is_file():
             found = locate(path)
-            return cls(found, found.base, None)
+            return cls(found, found.base, None, chosen=True)
         if not path.is_dir():
-            raise CatalogMissing(path)
+            raise DirectoryMissing(path)
+        choice = catalog or os.environ.get("CKPTDB_CATALOG")
         run = _enclosing_run(path)
-        return cls(find_location(run or path, catalog), path if run is None else run, run)
+        found = find_location(run or path, choice)
+        return cls(found, run or path, run, chosen=bool(choice))
 
     @property
     def run(self) -> Path | None:
@@ -260,30 +267,55 @@ class Registry:
     ) -> ReconcileReport:
         """Bring the index to what is on disk, and finish what crashes interrupted.
 
-        A catalog that is broken is set aside and built anew. A directory that is in no root
-        becomes one, as by `init`.
+        A catalog that is broken is set aside and built anew. A directory with runs that is in no
+        root becomes one, as by `init`, and runs that were roots of their own become part of it.
 
         Args:
-            path: A run or a tree; None for all of the root, or the run that was opened.
+            path: A run or a tree; None for all of the root, or the run that was opened. What
+                lies in another root is compared with the catalog of that one.
             dry_run: Only say what would be done.
             full: Read everything again and compare every file with its manifest.
             on_run: Called before each run.
             on_checkpoint: Called after each checkpoint.
+
+        Raises:
+            CatalogMissing: There is no catalog, and nothing to make one of.
         """
         top = self._top(path)
-        begins = self._directory == top == self.location.base and not identity.is_root(top)
         look = partial(
             reconcile_tree,
             top=top,
             depth="full" if full else "files",
-            on_run=on_run,
             on_checkpoint=on_checkpoint,
         )
+        on_run = on_run or (lambda _: None)
+        if self._answers_for(top):
+            return self._reconcile(top, look, on_run, dry_run=dry_run)
+        with type(self).open(top) as other:
+            return other._reconcile(top, look, on_run, dry_run=dry_run)  # noqa: SLF001  # one of us
+
+    def _reconcile(
+        self,
+        top: Path,
+        look: Callable[..., ReconcileReport],
+        on_run: Callable[[Path], None],
+        *,
+        dry_run: bool,
+    ) -> ReconcileReport:
+        if not self._has_begun() and not any(scan.find_runs(top)):
+            others = {identity.find_root(run) for run in scan.find_runs(top, other_roots=True)}
+            raise RootsBelow(top, sorted(filter(None, others))) if others else CatalogMissing(top)
         if dry_run:
-            return look(self._catalog_or_empty(), dry_run=True, other_roots=begins)
+            return look(self._catalog_or_empty(), on_run=on_run, dry_run=True)
         aside = self._make_usable()
-        with _absorbed(top if begins else None):
-            report = look(self._catalog(create=True))
+        catalog = self._catalog(create=True)
+        with _absorbing(self.location.base) as absorb:
+
+            def begin(run: Path) -> None:
+                absorb(run)
+                on_run(run)
+
+            report = look(catalog, on_run=begin)
         return replace(report, set_aside=aside)
 
     def verify(
@@ -352,12 +384,10 @@ class Registry:
         """
         root = Path(os.path.abspath(directory))
         if not root.is_dir():
-            raise CatalogMissing(root)
+            raise DirectoryMissing(root)
         identity.mark_root(root)
         registry = cls(find_location(root), root, None)
-        with _absorbed(root):
-            report = registry.reconcile()
-        return registry, report
+        return registry, registry.reconcile()
 
     # --- what people add ----------------------------------------------------------------
 
@@ -536,12 +566,20 @@ class Registry:
         if path is not None:
             top = Path(os.path.abspath(path))
             if not top.is_dir():
-                raise CatalogMissing(top)
-            return top
+                raise DirectoryMissing(top)
+            return _enclosing_run(top) or top
         top_here = self._run or self.location.base or self._directory
         if top_here is None:
             raise UnknownRun(str(self.location), ())
         return top_here
+
+    def _answers_for(self, top: Path) -> bool:
+        """Whether a directory belongs into this catalog, and not into that of another root."""
+        return self._chosen or self.location.base in (top, _root_of(top))
+
+    def _has_begun(self) -> bool:
+        file, base = self.location.file, self.location.base
+        return file is None or file.exists() or (base is not None and identity.is_root(base))
 
     # --- which run ----------------------------------------------------------------------
 
@@ -664,17 +702,39 @@ class Registry:
 
 
 @contextmanager
-def _absorbed(root: Path | None) -> Iterator[None]:
-    """Let a root take over the runs below it that were roots of their own."""
-    inner = scan.find_runs(root, other_roots=True) if root else ()
-    runs = [run for run in inner if run != root and identity.is_root(run)]
-    for run in runs:
-        identity.unmark_root(run)
-    yield
+def _absorbing(root: Path | None) -> Iterator[Callable[[Path], None]]:
+    """Let a root take over the runs below it that were roots of their own.
+
+    Yields what to call before each run is indexed in the root's catalog.
+    """
+    runs: list[Path] = []
+
+    def absorb(run: Path) -> None:
+        if root is None or root not in run.parents or not identity.is_root(run):
+            return
+        try:
+            identity.unmark_root(run)
+        except OSError as error:
+            warnings.warn(f"{run} keeps a catalog of its own: {error.strerror}", stacklevel=2)
+        else:
+            runs.append(run)
+
+    yield absorb
     for run in runs:
         # Its content is in the new catalog now, and both were only ever an index.
         with suppress(FileNotFoundError):
             (identity.hidden(run) / FILE).unlink()
+
+
+def _root_of(directory: Path) -> Path | None:
+    """Return the root that a directory belongs to.
+
+    A run that is only a root of its own belongs into the one that it lies in.
+    """
+    root = identity.find_root(directory)
+    if root is not None and scan.is_run(root):
+        return identity.find_root(root.parent) or root
+    return root
 
 
 def _enclosing_run(path: Path) -> Path | None:

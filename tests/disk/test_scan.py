@@ -425,11 +425,18 @@ def test_runs_are_found_below_a_directory(tmp_path):
 
 def test_other_roots_are_searched_only_when_asked(tmp_path):
     put(tmp_path, "a/step_1")
-    put(tmp_path, "b/step_1")
+    put(tmp_path, "b/inner/step_1")
     identity.mark_root(tmp_path / "b")
     assert list(scan.find_runs(tmp_path)) == [tmp_path / "a"]
-    assert list(scan.find_runs(tmp_path, other_roots=True)) == [tmp_path / "a", tmp_path / "b"]
-    assert list(scan.find_runs(tmp_path / "b")) == [tmp_path / "b"]
+    inner = tmp_path / "b" / "inner"
+    assert list(scan.find_runs(tmp_path, other_roots=True)) == [tmp_path / "a", inner]
+    assert list(scan.find_runs(tmp_path / "b")) == [inner]
+
+
+def test_a_run_that_is_a_root_of_its_own_is_a_run(tmp_path):
+    put(tmp_path, "a/step_1")
+    identity.mark_root(tmp_path / "a")
+    assert list(scan.find_runs(tmp_path)) == [tmp_path / "a"]
 
 
 def test_a_directory_that_may_not_be_read_holds_no_run(tmp_path, monkeypatch):

@@ -410,17 +410,18 @@ def find_runs(top: Path, *, other_roots: bool = False) -> Iterator[Path]:
     """Yield every run at or below ``top``, in order of path.
 
     A run has a run.json of ours, or a ``step_N`` or ``tmp_step_N`` with a training_info.json.
-    Checkpoints, hidden folders and symlinks are not searched.
+    Checkpoints, hidden folders and symlinks are not searched. A run that is a root only of its
+    own is a run like all others; a root of several is somebody else's tree.
 
     Args:
         top: Where to begin.
-        other_roots: Also search directories that are roots of their own.
+        other_roots: Also search the trees of other roots.
     """
     found, below = _sort_folders(top)
     if found:
         yield top
     for name in below:
-        if other_roots or not identity.is_root(top / name):
+        if other_roots or not identity.is_root(top / name) or is_run(top / name):
             yield from find_runs(top / name, other_roots=other_roots)
 
 

@@ -109,7 +109,6 @@ def reconcile_tree(
     *,
     depth: Depth = "files",
     dry_run: bool = False,
-    other_roots: bool = False,
     on_run: Callable[[Path], None] | None = None,
     on_checkpoint: Callable[[], None] | None = None,
 ) -> ReconcileReport:
@@ -120,7 +119,6 @@ def reconcile_tree(
         top: A run, a root, or any directory between.
         depth: How much is looked at again.
         dry_run: Only say what would be done.
-        other_roots: Also runs that lie in roots of their own.
         on_run: Called before each run, for a progress bar.
         on_checkpoint: Called after each checkpoint.
     """
@@ -135,8 +133,7 @@ def reconcile_tree(
 
     reports: dict[Path, RunReport] = {}
     look = partial(reconcile_run, catalog, depth=depth, dry_run=dry_run, on_checkpoint=counted)
-    found = scan.find_runs(top, other_roots=other_roots)
-    for directory in _with_known(found, catalog, top, reports):
+    for directory in _with_known(scan.find_runs(top), catalog, top, reports):
         if on_run:
             on_run(directory)
         reports[directory] = look(directory)
