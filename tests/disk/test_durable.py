@@ -308,3 +308,24 @@ def test_what_somebody_else_removes_meanwhile_is_not_missed(tmp_path: Path, monk
     monkeypatch.setattr(durable.os, "unlink", unlink_twice)
     durable.remove_tree(top)
     assert os.listdir(tmp_path) == []
+
+
+@pytest.mark.parametrize("ask", [durable.is_there, durable.is_folder])
+def test_only_a_name_that_is_not_there_counts_as_gone(tmp_path, monkeypatch, ask):
+    assert ask(tmp_path)
+    assert not ask(tmp_path / "nothing")
+    (tmp_path / "file").touch()
+    assert not ask(tmp_path / "file" / "below")
+
+    def fail(path):
+        raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+    monkeypatch.setattr(os, "lstat", fail)
+    with pytest.raises(OSError, match="Input/output"):
+        ask(tmp_path)
+
+
+def test_a_link_to_a_folder_is_none(tmp_path):
+    (tmp_path / "link").symlink_to(tmp_path)
+    assert durable.is_there(tmp_path / "link")
+    assert not durable.is_folder(tmp_path / "link")

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import errno
 import json
 import os
 import shutil
@@ -336,3 +337,23 @@ def test_a_writer_that_is_not_legible_is_none(tmp_path: Path, change):
 def test_a_file_that_is_no_writer_is_none(tmp_path: Path, content):
     (tmp_path / ".writer.json").write_bytes(content)
     assert identity.find_writer(tmp_path) is None
+
+
+@pytest.mark.parametrize("code", [errno.EIO, errno.ESTALE, errno.EACCES])
+@pytest.mark.parametrize("call", ["open", "lstat"])
+def test_a_run_json_that_cannot_be_read_now_makes_no_other_run(tmp_path, monkeypatch, call, code):
+    before = establish(tmp_path)
+    real = getattr(os, call)
+
+    def fail(path, *rest, **options):
+        if str(path).endswith("run.json"):
+            raise OSError(code, os.strerror(code))
+        return real(path, *rest, **options)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, call, fail)
+        with pytest.raises(OSError, match=os.strerror(code)):
+            identity.identify(tmp_path)
+        with pytest.raises(OSError, match=os.strerror(code)):
+            establish(tmp_path)
+    assert identity.identify(tmp_path) == before

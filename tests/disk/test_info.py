@@ -326,11 +326,19 @@ LAUGHS = "a0: &a0 [x]\n" + "".join(
 )
 
 
+MERGES = "b0: &b0 {x: 1, y: 2}\n" + "".join(
+    f"b{i}: &b{i} {{<<: [{', '.join([f'*b{i - 1}'] * 9)}]}}\n" for i in range(1, 10)
+)
+
+
 @pytest.mark.parametrize(
     "content",
     [
         "a: !!python/object/apply:os.system ['true']",
         LAUGHS,
+        MERGES,
+        "a: &a {<<: [*a, *a]}",
+        "[" + "1," * 500_000 + "]",
         "a: &a [*a]",
         "{unclosed",
         "- a list",
@@ -347,7 +355,8 @@ LAUGHS = "a0: &a0 [x]\n" + "".join(
         "[" * 50_000,
     ],
     ids=[
-        "python tag", "billion laughs", "self alias", "syntax", "list", "text", "empty", "NUL",
+        "python tag", "billion laughs", "billion merges", "merged into itself", "too many values",
+        "self alias", "syntax", "list", "text", "empty", "NUL",
         "empty int", "no timestamp", "no bool", "no date", "list as key",
         "huge hex", "huge int", "deep",
     ],
@@ -355,6 +364,13 @@ LAUGHS = "a0: &a0 [x]\n" + "".join(
 def test_a_config_that_cannot_be_read_is_no_reason_for_anything(tmp_path: Path, content):
     (tmp_path / "config.yaml").write_text(content)
     assert info.find_config(tmp_path) is None
+
+
+def test_what_a_config_merges_is_read(tmp_path: Path):
+    (tmp_path / "config.yaml").write_text("a: &a {x: 1, y: 2}\nb: {<<: [*a, {z: 4}], x: 3}\n")
+    assert info.find_config(tmp_path) == {
+        "a": {"x": 1, "y": 2}, "b": {"x": 3, "y": 2, "z": 4}
+    }  # fmt: skip
 
 
 def test_without_a_config_there_is_none(tmp_path: Path):

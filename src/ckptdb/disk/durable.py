@@ -30,6 +30,35 @@ class ExchangeUnsupported(Exception):  # a signal to the caller, not an error
     """This file system cannot exchange two names in one step."""
 
 
+def is_there(path: Path) -> bool:
+    """Tell whether anything has that name.
+
+    ``os.path.exists`` and its like take any error for a no; here only a name that is not there
+    is one, for what follows from it may be that a checkpoint has gone.
+
+    Raises:
+        OSError: It cannot be told now.
+    """
+    return _find_mode(path) is not None
+
+
+def is_folder(path: Path) -> bool:
+    """Tell whether a real directory, no link to one, has that name.
+
+    Raises:
+        OSError: It cannot be told now.
+    """
+    mode = _find_mode(path)
+    return mode is not None and stat.S_ISDIR(mode)
+
+
+def _find_mode(path: Path) -> int | None:
+    try:
+        return os.lstat(path).st_mode
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+
+
 def fsync(path: Path) -> None:
     """Make one file or directory durable."""
     # A run may be reached through a symlink; O_NONBLOCK, should a FIFO have taken the name.
@@ -78,7 +107,7 @@ def walk(top: Path) -> Iterator[tuple[Path, list[os.DirEntry[str]]]]:
 def make_directories(path: Path, *, durable: bool) -> None:
     """Create a directory and its missing parents, each one's name durable."""
     missing = []
-    while not path.exists():
+    while not is_there(path):
         missing.append(path)
         path = path.parent
     for folder in reversed(missing):
@@ -118,7 +147,7 @@ def rename_new(source: Path, target: Path) -> None:
     try:
         _renameat2(source, target, _NOREPLACE)
     except ExchangeUnsupported:
-        if os.path.lexists(target):
+        if is_there(target):
             raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), str(target)) from None
         source.rename(target)
 

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from ckptdb.disk import durable, names
-from ckptdb.disk.info import load_json
+from ckptdb.disk.info import load_json, raise_if_unknown
 from ckptdb.errors import UnreadableInfo
 from ckptdb.records import Run, is_storable, utc
 
@@ -55,7 +55,7 @@ def identify(directory: Path) -> Identity:
     """Tell which run a directory is; writes nothing.
 
     Raises:
-        OSError: The directory cannot be read.
+        OSError: The directory, or its run.json, cannot be read now.
     """
     inode = directory.stat().st_ino
     path = hidden(directory) / _RUN
@@ -63,12 +63,14 @@ def identify(directory: Path) -> Identity:
     # The name is for people and databases; the directory keeps bytes that are no text.
     name = os.fsencode(directory.name).decode(errors="replace")
     unknown = Run(uuid=derived, name=name, directory=directory)
-    if not os.path.lexists(path):
+    if not durable.is_there(path):
         return Identity(unknown, derived, recorded=False, marked=False)
     try:
         content, _ = load_json(path)
         known = str(uuid.UUID(content["uuid"]))
     except (UnreadableInfo, KeyError, ValueError, AttributeError, TypeError) as error:
+        if isinstance(error, UnreadableInfo):
+            raise_if_unknown(error)
         problem = str(error) if isinstance(error, UnreadableInfo) else f"{path} has no uuid."
         return Identity(unknown, derived, recorded=False, marked=True, problem=problem)
     run = replace(
@@ -147,7 +149,7 @@ def find_root(directory: Path) -> Path | None:
 
 def mark_root(directory: Path, *, make_durable: bool = True) -> None:
     """Mark a directory as a root; marking it again changes nothing."""
-    if (hidden(directory) / _ROOT).exists():
+    if durable.is_there(hidden(directory) / _ROOT):
         return
     durable.make_directories(hidden(directory), durable=make_durable)
     content = {"uuid": str(uuid.uuid4()), "created_at": utc(time.time())}
@@ -248,7 +250,11 @@ def write_writer(folder: Path, writer: Writer) -> None:
 
 
 def find_writer(folder: Path) -> Writer | None:
-    """Return who stages a checkpoint, or None when that was not recorded legibly."""
+    """Return who stages a checkpoint, or None when that was not recorded legibly.
+
+    Raises:
+        OSError: It cannot be read now.
+    """
     try:
         content, _ = load_json(folder / names.WRITER)
         return Writer(
@@ -256,7 +262,10 @@ def find_writer(folder: Path) -> Writer | None:
             created_at=legible_text(content["created_at"]),
             **legible_process(content),
         )
-    except (UnreadableInfo, KeyError, TypeError, ValueError, AttributeError, OverflowError):
+    except UnreadableInfo as error:
+        raise_if_unknown(error)
+        return None
+    except (KeyError, TypeError, ValueError, AttributeError, OverflowError):
         return None
 
 

@@ -6,6 +6,7 @@ size and depth, because these files are written by other people's programs.
 
 from __future__ import annotations
 
+import errno
 import json
 import math
 import os
@@ -30,10 +31,35 @@ _MAX_INT_BITS = 14_000
 """Python turns larger ones into text only on request, which JSON then does not make."""
 # What PyYAML lets escape for a scalar that its tag does not fit, like `!!int ""`.
 _CONSTRUCTION = (ValueError, LookupError, AttributeError, TypeError, ArithmeticError)
+# Errors that tell what stands at a path; any other one only says that it cannot be read now.
+_SAYS_WHAT_IT_IS = frozenset(
+    {errno.ENOENT, errno.ENOTDIR, errno.ELOOP, errno.ENXIO, errno.EISDIR, errno.ENODEV}
+)
 
 # The C versions are ten times faster; PyYAML built without libyaml has only the others.
-_Loader: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
+_SafeLoader: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 _Dumper: Any = getattr(yaml, "CSafeDumper", yaml.SafeDumper)
+_MERGE = "tag:yaml.org,2002:merge"
+
+
+class _Loader(_SafeLoader):  # type: ignore[misc]  # which of the two it is, only running tells
+    """Refuses to write out more than `_MAX_CONFIG_NODES` pairs where one mapping merges others.
+
+    Merge keys (``<<: [*a, *a]``) are unfolded while loading: a page of them fills any memory.
+    """
+
+    def flatten_mapping(self, node: yaml.MappingNode) -> None:
+        pairs = 0
+        for key, value in node.value:
+            if key.tag != _MERGE:
+                continue
+            for merged in value.value if isinstance(value, yaml.SequenceNode) else [value]:
+                if isinstance(merged, yaml.MappingNode):
+                    self.flatten_mapping(merged)
+                    pairs += len(merged.value)
+                if pairs > _MAX_CONFIG_NODES:
+                    raise yaml.constructor.ConstructorError(problem="merges too much")
+        super().flatten_mapping(node)
 
 
 def dump_info(info: Mapping[str, Any]) -> bytes:
@@ -108,6 +134,16 @@ def load_json(path: Path) -> tuple[dict[str, Any], bytes]:
     return content, raw
 
 
+def raise_if_unknown(error: UnreadableInfo) -> None:
+    """Raise the I/O error behind, when all it says is that a file cannot be read now.
+
+    What the file holds cannot be told then, and nothing may be concluded from that.
+    """
+    cause = error.__cause__
+    if isinstance(cause, OSError) and cause.errno not in _SAYS_WHAT_IT_IS:
+        raise cause
+
+
 def find_config(folder: Path) -> dict[str, Any] | None:
     """Return the configuration stored beside a checkpoint, as plain JSON values.
 
@@ -117,7 +153,7 @@ def find_config(folder: Path) -> dict[str, Any] | None:
     for name in (names.CONFIG, names.CONFIG_JSON):
         try:
             raw = read_regular(folder / name, _MAX_CONFIG_BYTES)
-            if _is_too_deep(raw):
+            if _is_too_large(raw):
                 return None
             # YAML reads the 1e-06 that JSON writes as a string.
             content = json.loads(raw) if name == names.CONFIG_JSON else _load_yaml(raw)
@@ -135,10 +171,13 @@ def find_config(folder: Path) -> dict[str, Any] | None:
     return None
 
 
-def _is_too_deep(raw: bytes) -> bool:
+def _is_too_large(raw: bytes) -> bool:
     # libyaml composes by recursion in C, which ends the process where Python's would raise.
     depth = 0
-    for event in yaml.parse(raw, Loader=_Loader):
+    for count, event in enumerate(yaml.parse(raw, Loader=_Loader)):
+        # A value and its key make four events at most.
+        if count > 4 * _MAX_CONFIG_NODES:
+            return True
         if isinstance(event, yaml.CollectionStartEvent):
             depth += 1
         elif isinstance(event, yaml.CollectionEndEvent):
@@ -183,7 +222,11 @@ def read_regular(path: Path, limit: int) -> bytes:
         if found.st_size > limit:
             raise UnreadableInfo(path, f"is larger than {limit} bytes")
         with os.fdopen(handle, "rb", closefd=False) as file:
-            return file.read(limit + 1)
+            # Not up to the limit at once: that much memory would be set aside for every file.
+            content = file.read(found.st_size + 1)
+            if len(content) > found.st_size:  # it is growing
+                content += file.read(limit + 1 - len(content))
+            return content
     except OSError as error:
         raise UnreadableInfo(path, f"cannot be read ({error.strerror})") from error
     finally:

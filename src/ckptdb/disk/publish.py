@@ -141,7 +141,7 @@ class Publisher:
         """Give up a ``tmp_step_N``: record that, and take it out of sight."""
         step = names.get_tmp_step(path)
         with self._changing() as (who, watch):
-            if not path.is_dir():
+            if not durable.is_folder(path):
                 return Retired((), watch.span)
             gone = self._discard(watch, scan.load_tmp(who, path, step).checkpoint, reason)
             return Retired((gone,), watch.span)
@@ -196,7 +196,7 @@ class Publisher:
                 try:
                     self._to_trash(watch, checkpoint.path, checkpoint.step, checkpoint.uuid)
                 except FileNotFoundError:
-                    if os.path.lexists(checkpoint.path):
+                    if durable.is_there(checkpoint.path):
                         raise
                     continue  # removed by hand meanwhile
                 gone.append(
@@ -222,17 +222,17 @@ class Publisher:
         """
         step = names.get_tmp_step(path)
         with self._changing() as (who, watch):
-            if not path.is_dir():
+            if not durable.is_folder(path):
                 return None
             return self._adopt(who, watch, scan.load_tmp(who, path, step))
 
     def put_back(self, leftover: Leftover) -> None:
         """Give an ``old_step_N.<uuid>`` its name again, or trash it when the name is taken."""
         with self._changing() as (_, watch):
-            if not leftover.path.is_dir():
+            if not durable.is_folder(leftover.path):
                 return
             final = self._final(leftover.step)
-            if os.path.lexists(final):
+            if durable.is_there(final):
                 self._to_trash(watch, leftover.path, leftover.step, leftover.uuid)
             else:
                 with watch.change():
@@ -294,9 +294,9 @@ class Publisher:
     def _make_room(
         self, who: Identity, watch: Watch, path: Path, step: int
     ) -> tuple[list[Checkpoint], list[Checkpoint]]:
-        if not os.path.lexists(path):
+        if not durable.is_there(path):
             return [], []
-        if path.is_symlink() or not path.is_dir():
+        if not durable.is_folder(path):
             raise StepTaken(path)
         tmp = scan.load_tmp(who, path, step)
         writer = tmp.writer
@@ -306,7 +306,7 @@ class Publisher:
         if published:
             gone = [published.replaced] if published.replaced else []
             return [published.checkpoint], gone
-        if path.is_dir():
+        if durable.is_folder(path):
             reason = "discarded: left unfinished, the step was saved again"
             return [], [self._discard(watch, tmp.checkpoint, reason)]
         return [], []
@@ -367,7 +367,7 @@ class Publisher:
     def _publish(self, who: Identity, watch: Watch, path: Path, sealed: Manifest) -> Published:
         final = self._final(sealed.step)
         current = scan.find_uuid(who, final, sealed.step)
-        if current is None and os.path.lexists(final):
+        if current is None and durable.is_there(final):
             raise StepTaken(final)
         if current != sealed.replaces:
             # Somebody published or removed this step since it was sealed; say what is true now.

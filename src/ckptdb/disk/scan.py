@@ -6,7 +6,6 @@ fingerprint is known and unchanged costs two `stat` calls.
 
 from __future__ import annotations
 
-import errno
 import hashlib
 import os
 import stat
@@ -17,7 +16,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-from ckptdb.disk import identity, info, journal, manifest, names
+from ckptdb.disk import durable, identity, info, journal, manifest, names
 from ckptdb.disk.identity import Identity, Writer
 from ckptdb.disk.journal import Facts
 from ckptdb.disk.manifest import Manifest
@@ -30,10 +29,6 @@ SETTLE_SECONDS = 2.0
 File systems count time in ticks of up to two seconds, and a server's clock may differ a
 little from ours; git calls an entry younger than that racy.
 """
-# Errors that tell what stands at a path; any other one only says that it cannot be read now.
-_SAYS_WHAT_IT_IS = frozenset(
-    {errno.ENOENT, errno.ENOTDIR, errno.ELOOP, errno.ENXIO, errno.EISDIR, errno.ENODEV}
-)
 
 
 @dataclass(frozen=True, slots=True)
@@ -203,7 +198,7 @@ def observe(
                 who, path, step, known.finals.get(step), verify=verify
             )
         except OSError as error:
-            if os.path.lexists(path):  # else retired while we looked: as if never listed
+            if _may_be_there(path):  # else retired while we looked: as if never listed
                 errors.append(f"{path}: {error.strerror}")
         if on_checkpoint:
             on_checkpoint()
@@ -239,13 +234,13 @@ def load(who: Identity, path: Path, step: int, *, verify: bool = False) -> Check
     try:
         found = manifest.find(path)
     except UnreadableInfo as error:
-        _raise_if_unknown(error)
+        info.raise_if_unknown(error)
         problem = f"{names.MANIFEST} {error.why}"
     try:
         content, raw = info.load_info(path)
     except UnreadableInfo as error:
         if found is None:
-            _raise_if_unknown(error)
+            info.raise_if_unknown(error)
         problem = f"{names.INFO} {error.why}"
     if found and verify and problem is None:
         problem = manifest.verify(path, found)
@@ -281,7 +276,7 @@ def load_tmp(who: Identity, path: Path, step: int) -> Tmp:
     try:
         content, raw = info.load_info(path)
     except UnreadableInfo as error:
-        _raise_if_unknown(error)
+        info.raise_if_unknown(error)
         found = None  # not to be published as it is
     if found and found.step != step:
         found = None
@@ -310,7 +305,7 @@ def _fate(
     """Decide by ``manifest.replaces`` alone what becomes of a ``tmp_step_N`` without a writer."""
     final = path.with_name(names.final_name(step))
     current = find_uuid(who, final, step)
-    if current == uuid or (current is None and os.path.lexists(final)):
+    if current == uuid or (current is None and durable.is_there(final)):
         return None  # a copy made by hand, or a stranger has the name
     if found and current in (None, found.replaces):
         return "publish"
@@ -327,23 +322,13 @@ def _find_manifest(path: Path) -> Manifest | None:
     try:
         return manifest.find(path)
     except UnreadableInfo as error:
-        _raise_if_unknown(error)
+        info.raise_if_unknown(error)
         raise
-
-
-def _raise_if_unknown(error: UnreadableInfo) -> None:
-    """Raise what only says that a file cannot be read now.
-
-    Which checkpoint it is cannot be told then, and nothing may be concluded from that.
-    """
-    cause = error.__cause__
-    if isinstance(cause, OSError) and cause.errno not in _SAYS_WHAT_IT_IS:
-        raise cause
 
 
 def find_uuid(who: Identity, path: Path, step: int) -> str | None:
     """Return the uuid of the checkpoint published at ``path``, or None when nothing is."""
-    if not path.is_dir() or path.is_symlink():
+    if not durable.is_folder(path):
         return None
     found: Manifest | None = None
     with suppress(UnreadableInfo):
@@ -353,7 +338,7 @@ def find_uuid(who: Identity, path: Path, step: int) -> str | None:
         try:
             raw = info.load_info(path)[1]
         except UnreadableInfo as error:
-            _raise_if_unknown(error)
+            info.raise_if_unknown(error)
     return _uuid(who, found, step, raw)
 
 
@@ -474,9 +459,16 @@ def _load_tmps(who: Identity, paths: Mapping[int, Path], errors: list[str]) -> d
         try:
             found[step] = load_tmp(who, path, step)
         except OSError as error:
-            if os.path.lexists(path):  # else published while we looked
+            if _may_be_there(path):  # else published while we looked
                 errors.append(f"{path}: {error.strerror}")
     return found
+
+
+def _may_be_there(path: Path) -> bool:
+    try:
+        return durable.is_there(path)
+    except OSError:
+        return True
 
 
 def _final_unless_known(

@@ -13,14 +13,14 @@ from typing import Any, Literal
 
 from ckptdb.catalog.catalog import Catalog, Recorded, Seen
 from ckptdb.catalog.store import Changes
-from ckptdb.disk import identity, journal, scan
+from ckptdb.disk import durable, identity, journal, scan
 from ckptdb.disk.journal import Fact
 from ckptdb.disk.lock import run_lock
 from ckptdb.disk.publish import Publisher
 from ckptdb.disk.scan import Known, Observation, Stamp
 from ckptdb.errors import CkptdbError
 from ckptdb.reconcile.plan import REPAIRS, Action, Plan, plan, unwritten
-from ckptdb.records import Checkpoint, Status, utc
+from ckptdb.records import Checkpoint, utc
 
 Depth = Literal["changes", "files", "full"]
 """How much is looked at again: only what the stamp and the fingerprints say is new; every
@@ -224,7 +224,8 @@ def _look(
     seen, blocked = _find_seen(catalog, who)
     if blocked:
         return RunReport(directory, directory.name, (), blocked=blocked)
-    recorded = catalog.recorded(seen, history=depth != "changes")
+    # The second time the journal is always read.
+    recorded = catalog.recorded(seen, history=depth != "changes" or before is not None)
     observed = scan.observe(
         directory,
         _known(recorded, depth, before),
@@ -233,7 +234,7 @@ def _look(
     )
     if before:
         observed = _completed(observed, before)
-    if observed.facts is not None and depth == "changes":
+    if observed.facts is not None and depth == "changes" and before is None:
         recorded = catalog.recorded(seen, history=True)
     recorded = replace(recorded, contents=_contents(catalog, observed, recorded))
     if depth != "full":
@@ -301,18 +302,8 @@ def _contents(catalog: Catalog, observed: Observation, recorded: Recorded) -> di
     missing = {step for step in recorded.finals if step not in observed.finals}
     tmps = set(recorded.tmps.values())
     steps = sorted((read & set(recorded.finals)) | missing | tmps)
-    found: dict[str, Checkpoint] = {}
-    for start in range(0, len(steps), 500):
-        chunk = steps[start : start + 500]
-        live: tuple[Status, ...] = ("final", "tmp")
-        for status in live:
-            rows = catalog.checkpoints(run_id=recorded.seen.id, status=status, steps=chunk)
-            found |= {row.uuid: row for row in rows}
     lost = unwritten(recorded, observed.facts) if observed.facts else set()
-    if lost:
-        rows = catalog.checkpoints(run_id=recorded.seen.id, status="deleted")
-        found |= {row.uuid: row for row in rows if row.uuid in lost}
-    return found
+    return catalog.contents(recorded.seen.id, steps=steps, gone=sorted(lost))
 
 
 def _keep_damage(
@@ -456,7 +447,7 @@ def _locked(directory: Path) -> Iterator[None]:
     hidden = identity.hidden(directory)
     with ExitStack() as stack:
         # Without the folder nobody of ours changes the run, and looking must not create it.
-        if hidden.is_dir():
+        if durable.is_folder(hidden):
             try:
                 stack.enter_context(run_lock(hidden))
             except OSError as error:

@@ -11,6 +11,8 @@ Size = Literal["smoke", "ci", "exhaustive"]
 """How much is tried: enough to see that the harness works, below six minutes in all, or all."""
 
 FAILURES_SHOWN = 20
+NOT_TRIED = "not tried: "
+"""How a line on stderr begins that says what this machine does not allow."""
 _COLUMNS = (
     "harness", "workloads", "points", "struck", "lost", "half-visible", "not recovered", "rate",
 )  # fmt: skip

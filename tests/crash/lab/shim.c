@@ -25,7 +25,8 @@
 #include <unistd.h>
 
 enum { NOTHING, KILL, FAIL, SHORT, CUT };
-enum { MUTATING = 1, READING = 2, LOCKING = 4 };
+/* What needs space is a part of what changes something. */
+enum { MUTATING = 1, READING = 2, LOCKING = 4, GROWING = 8 };
 enum { GO_ON, REFUSE, HALVE };
 
 #define MOST_FILES 4096
@@ -230,7 +231,7 @@ static int open_any(int folder, const char *path, int flags, mode_t mode)
     /* Only one that makes or empties a file changes anything. */
     bool new = creates && inode_at(folder, path) == 0;
     bool empties = (flags & O_TRUNC) && !new;
-    if (meet(new || empties ? MUTATING : READING, false) == REFUSE) return -1;
+    if (meet(new ? MUTATING | GROWING : empties ? MUTATING : READING, false) == REFUSE) return -1;
     enter();
     int file = real(folder, path, flags, mode);
     if (file >= 0) watch(file, true);
@@ -330,7 +331,7 @@ ssize_t write(int file, const void *bytes, size_t length)
 {
     REAL(ssize_t, "write", int, const void *, size_t);
     if (!sees_file(file)) return real(file, bytes, length);
-    int way = meet(MUTATING, true);
+    int way = meet(MUTATING | GROWING, true);
     if (way == REFUSE) return -1;
     if (way == HALVE && length > 1) length /= 2;
     enter();
@@ -350,7 +351,7 @@ ssize_t pwrite64(int file, const void *bytes, size_t length, off64_t offset)
 {
     REAL(ssize_t, "pwrite64", int, const void *, size_t, off64_t);
     if (!sees_file(file)) return real(file, bytes, length, offset);
-    int way = meet(MUTATING, true);
+    int way = meet(MUTATING | GROWING, true);
     if (way == REFUSE) return -1;
     if (way == HALVE && length > 1) length /= 2;
     enter();
@@ -401,7 +402,7 @@ int mkdirat(int folder, const char *path, mode_t mode)
 {
     REAL(int, "mkdirat", int, const char *, mode_t);
     if (!sees(folder, path)) return real(folder, path, mode);
-    if (meet(MUTATING, false) == REFUSE) return -1;
+    if (meet(MUTATING | GROWING, false) == REFUSE) return -1;
     enter();
     int result = real(folder, path, mode);
     char buffer[8192];

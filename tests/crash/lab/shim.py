@@ -14,7 +14,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-MUTATING, READING, LOCKING = 1, 2, 4
+MUTATING, READING, LOCKING, GROWING = 1, 2, 4, 8
 NOTHING, KILL, FAIL, SHORT, CUT = range(5)
 
 _SOURCE = Path(__file__).with_name("shim.c")
@@ -63,7 +63,8 @@ class Strike:
         at: Before which operation, from 1.
         code: The errno of a failure.
         persistent: All later operations too.
-        classes: Which operations are counted: `MUTATING`, `READING`, `LOCKING`.
+        classes: Which operations are counted: `MUTATING`, `READING`, `LOCKING`, or only `GROWING`,
+            what of the first needs space.
         trace: A file descriptor for what succeeded, or -1.
         no_exchange: Names cannot be exchanged, nor renamed without replacing, as on NFS.
         mount: A descriptor on the file system whose power is cut.

@@ -1,0 +1,232 @@
+"""Every operation fails once, and from then on for ever, with each error a disk can give.
+
+The same process goes on after the fault, as a training loop does that catches the error: what
+was refused is not acknowledged, what was acknowledged is there, and the next save works.
+"""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import random
+import signal
+import tempfile
+import time
+import traceback
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from ckptdb.errors import CkptdbError
+from lab import check, loop, shim, speed
+from lab.check import Verdict, Way
+from lab.ledger import Ledger, Workload, workloads
+from lab.report import Row, Size
+from lab.shim import Strike
+from lab.world import World
+
+ONE_IN: dict[Size, int] = {"smoke": 1500, "ci": 90, "exhaustive": 9}
+REST_ONE_IN = 10
+_PATIENCE_SECONDS = 60
+
+
+@dataclass(frozen=True, slots=True)
+class Fault:
+    """One way in which an operation fails.
+
+    Attributes:
+        classes: Which operations it can happen to.
+        persistent: Whether all later ones fail too.
+    """
+
+    name: str
+    action: int
+    code: int
+    classes: int
+    persistent: bool
+
+
+def _faults() -> list[Fault]:
+    changing, all_of_them = shim.MUTATING, shim.MUTATING | shim.READING | shim.LOCKING
+    found = [
+        Fault(errno.errorcode[code], shim.FAIL, code, classes, persistent)
+        for code, classes in (
+            (errno.ENOSPC, shim.GROWING), (errno.EDQUOT, shim.GROWING),
+            (errno.EIO, all_of_them), (errno.ESTALE, all_of_them), (errno.EROFS, changing),
+        )
+        for persistent in (False, True)
+    ]  # fmt: skip
+    # A signal interrupts one call, and the next one goes through.
+    interrupted = Fault("EINTR", shim.FAIL, errno.EINTR, all_of_them, persistent=False)
+    short = [Fault("short write", shim.SHORT, 0, shim.GROWING, p) for p in (False, True)]
+    return [*found, interrupted, *short]
+
+
+FAULTS = _faults()
+
+
+def run(size: Size, seed: int, shard: int, shards: int) -> Iterator[Row]:
+    """Inject the share of this shard."""
+    speed.compile_statements_once()
+    rng = random.Random(f"{seed} {shard}")
+    rows = {fault.name: Row(f"faults {fault.name}") for fault in FAULTS}
+    with tempfile.TemporaryDirectory(dir=shim.scratch(), prefix="ckptdb-faults-") as folder:
+        world = World(Path(folder))
+        speed.settle()
+        for workload in workloads()[shard::shards]:
+            _strike(world, workload, rng, ONE_IN[size], rows)
+    yield from rows.values()
+
+
+def _strike(
+    world: World, workload: Workload, rng: random.Random, one_in: int, rows: dict[str, Row]
+) -> None:
+    counts: dict[int, list[str]] = {}
+    for fault in FAULTS:
+        started = time.monotonic()
+        if fault.classes not in counts:
+            before = world.prepare(workload)
+            counts[fault.classes] = _operations(world, workload, before, fault.classes)
+        row = rows[fault.name]
+        points = [
+            number
+            for number, name in enumerate(counts[fault.classes], start=1)
+            if rng.randrange(one_in) == 0 and (fault.action != shim.SHORT or name == "write")
+        ]
+        row.workloads += bool(points)
+        for point in points:
+            before = world.prepare(workload)
+            _fail_at(world, workload, before, (fault, point), row, rng)
+        row.seconds += time.monotonic() - started
+
+
+def _operations(world: World, workload: Workload, before: Ledger, classes: int) -> list[str]:
+    """Return the name of every operation, in order; reading ones have none."""
+    with tempfile.TemporaryFile() as trace:
+        strike = Strike(classes=classes, trace=trace.fileno(), no_exchange=not workload.native)
+        reading, writing = os.pipe()
+
+        def work() -> None:
+            with shim.armed(world.root, strike) as armed, loop.quiet():
+                running = loop.Loop(world.root, before, many=workload.many)
+                running.do(workload.operations[-1])
+                running.close()
+                os.write(writing, str(armed.counted).encode())
+
+        if loop.in_child(work) != 0:
+            raise RuntimeError(f"{workload} fails without a fault")
+        os.close(writing)
+        with os.fdopen(reading) as answer:
+            names = [""] * int(answer.read())
+        trace.seek(0)
+        for line in trace.read().decode(errors="replace").splitlines():
+            number, name = line.split("\t")[:2]
+            if 0 < int(number) <= len(names):
+                names[int(number) - 1] = name
+        return names
+
+
+def _fail_at(
+    world: World, workload: Workload, before: Ledger, at: tuple[Fault, int], row: Row,
+    rng: random.Random,
+) -> None:  # fmt: skip
+    fault, point = at
+    again = " and from then on" if fault.persistent else ""
+    where = f"{workload}: {fault.name} at operation {point}{again}"
+    row.points += 1
+    told = _told(world, workload, before, fault, point)
+    if told is None:
+        row.struck += 1
+        row.fail("not_recovered", f"{where}: the process hung or died")
+        return
+    if not told["struck"]:
+        row.failures.append(f"{where}: did not strike")
+        return
+    row.struck += 1
+    verdict = Verdict()
+    for complaint in told["complaints"]:
+        verdict.say("not_recovered", complaint)
+    after = before.after(workload.operations[-1])
+    # A discard that cannot be recorded is only logged: the loop's own error matters more.
+    certain = told["acknowledged"] and workload.operations[-1] != "discard"
+    held = after if certain else before
+    if fault.classes == shim.GROWING and fault.persistent and "prune" in workload.operations[-1:]:
+        # What frees a full disk must work on one.
+        held = after
+    way: Way = "question" if rng.randrange(2) else "reconcile"
+    answers = check.recover(verdict, world.root, way)
+    facts = (went_on(before, held), went_on(before, after))
+    check.check_facts(verdict, world.root, *facts, many=workload.many, answers=answers)
+    if rng.randrange(REST_ONE_IN) == 0:
+        check.check_rest(verdict, world.root)
+        check.check_life(verdict, world.root, many=workload.many)
+    for kind, what in verdict.found:
+        row.fail(kind, f"{where}, {told['error']}, recovered by {way}: {what}")
+
+
+def went_on(before: Ledger, held: Ledger) -> Ledger:
+    """Return what holds after the same process has saved once more."""
+    counted = replace(held, begun=before.begun + 2)
+    return counted.saved(counted.next_step)
+
+
+def _told(
+    world: World, workload: Workload, before: Ledger, fault: Fault, point: int
+) -> dict[str, Any] | None:
+    reading, writing = os.pipe()
+
+    def work() -> None:
+        signal.alarm(_PATIENCE_SECONDS)
+        os.write(writing, json.dumps(_suffer(world, workload, before, fault, point)).encode())
+
+    status = loop.in_child(work)
+    os.close(writing)
+    with os.fdopen(reading) as answer:
+        text = answer.read()
+    return json.loads(text) if status == 0 and text else None
+
+
+def _suffer(
+    world: World, workload: Workload, before: Ledger, fault: Fault, point: int
+) -> dict[str, Any]:
+    strike = Strike(
+        action=fault.action, at=point, code=fault.code, persistent=fault.persistent,
+        classes=fault.classes, no_exchange=not workload.native,
+    )  # fmt: skip
+    told: dict[str, Any] = {"acknowledged": False, "error": "no error", "complaints": []}
+    with loop.quiet():
+        with shim.armed(world.root, strike) as armed:
+            running: loop.Loop | None = None
+            try:
+                running = loop.Loop(world.root, before, many=workload.many)
+                running.do(workload.operations[-1])
+                told["acknowledged"] = True
+                running.manager.shutdown()
+            except (CkptdbError, OSError) as error:
+                told["error"] = repr(error)
+            except Exception as error:  # noqa: BLE001  # whatever it is, it is the finding
+                told["error"] = repr(error)
+                if not _is_expected(error):
+                    told["complaints"].append(_traceback(error))
+            told["struck"] = armed.struck
+        try:
+            running = running or loop.Loop(world.root, before, many=workload.many)
+            running.ledger = replace(running.ledger, begun=before.begun + 2)
+            running.save_at(running.ledger.next_step)
+            running.close()
+        except Exception as error:  # noqa: BLE001  # likewise
+            told["complaints"].append(f"the next save: {_traceback(error)}")
+    return told
+
+
+def _is_expected(error: Exception) -> bool:
+    # What a background finalization raises: the error itself is its cause.
+    return type(error) is RuntimeError and isinstance(error.__cause__, CkptdbError | OSError)
+
+
+def _traceback(error: Exception) -> str:
+    places = traceback.extract_tb(error.__traceback__)[-3:]
+    trail = " ← ".join(f"{Path(p.filename).name}:{p.lineno}" for p in reversed(places))
+    return f"{error!r} at {trail}"
