@@ -19,7 +19,7 @@ from hypothesis.stateful import (
 )
 
 from ckptdb.disk import durable, identity, journal, names, publish, scan
-from ckptdb.errors import CatalogMissing, PinnedCheckpoint
+from ckptdb.errors import CatalogMissing, PinnedCheckpoint, UnknownMetric
 from ckptdb.manager import CheckpointManager
 from ckptdb.registry import Registry
 from ckptdb.retention import Policy
@@ -211,8 +211,8 @@ class Rebuild(RuleBasedStateMachine):
 
     @rule(keep=st.none() | st.integers(0, 2))
     def collect(self, keep):
-        with self.registry() as registry, suppress(CatalogMissing):
-            registry.gc(Policy(keep_top_k=keep, metric=METRIC))
+        with self.registry() as registry, suppress(CatalogMissing, UnknownMetric):
+            registry.gc(Policy(keep_top_k=keep, metric=METRIC, mode="min"))
 
     @rule(full=st.booleans())
     def reconcile(self, full):

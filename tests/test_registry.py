@@ -18,6 +18,7 @@ from ckptdb.errors import (
     CatalogMissing,
     CatalogUnusable,
     InvalidAnnotation,
+    InvalidChoice,
     PinnedCheckpoint,
     UnknownCheckpoint,
     UnknownDirection,
@@ -216,6 +217,15 @@ def test_the_direction_comes_from_the_run_or_must_be_said(root):
             registry.best("acc")
         with pytest.raises(UnknownDirection, match="No metric to rank by"):
             registry.best()  # two runs, two metrics
+
+
+@pytest.mark.parametrize("ask", ["best", "top"])
+def test_a_direction_or_a_status_that_is_none_is_refused(registry, ask):
+    arguments = () if ask == "best" else (3,)
+    with pytest.raises(InvalidChoice, match="mode must be 'min' or 'max', not 'low'"):
+        getattr(registry, ask)(*arguments, LOSS, mode="low")
+    with pytest.raises(InvalidChoice, match="must be 'tmp', 'final' or 'deleted', not 'fin'"):
+        registry.checkpoints(status="fin")
 
 
 def test_runs_that_disagree_on_the_direction_must_be_told_apart(root):
@@ -622,6 +632,31 @@ def test_gc_leaves_a_living_save_alone(registry, root):
     assert registry.latest(run="a").step == 4
 
 
+@pytest.mark.parametrize("dry_run", [True, False])
+def test_gc_ranks_by_nothing_but_a_metric_that_is_there(registry, root, dry_run):
+    for step in (1, 2):
+        write_like_nemo(root / "n", step, {"acc": step})
+    registry.reconcile()
+    with pytest.raises(UnknownDirection, match="No metric to rank 'n' by"):
+        registry.gc(Policy(keep_top_k=1), dry_run=dry_run)
+    with pytest.raises(UnknownMetric, match=r"of 'a' has the metric 'val_loss'; known .*: acc,"):
+        registry.gc(Policy(keep_top_k=1, metric="val_loss", mode="min"), dry_run=dry_run)
+    with pytest.raises(UnknownMetric, match="of 'b' has the metric 'acc'; known metrics: val:"):
+        registry.gc(Policy(keep_top_k=1, metric="acc", mode="max"), dry_run=dry_run)
+    assert len(registry.checkpoints(status="final")) == 7
+    (found,) = registry.gc(Policy(keep_top_k=0), run="n", dry_run=True)
+    assert [d.step for d in found.decisions if d.keep] == [2]
+
+
+def test_gc_does_not_rank_by_a_metric_without_a_value(registry, root):
+    for step in (1, 2):
+        save(root / "c", step, {LOSS: math.nan, "acc": step})
+    registry.reconcile()
+    with pytest.raises(UnknownMetric, match=r"'val:loss'; known metrics: acc\.$"):
+        registry.gc(Policy(keep_top_k=1), run="c")
+    assert len(registry.checkpoints(run="c", status="final")) == 2
+
+
 def test_gc_does_not_judge_what_cannot_be_seen_whole(registry, root, monkeypatch):
     real = scan.load
 
@@ -786,7 +821,7 @@ def test_an_unmounted_run_is_not_read_as_deleted(registry, root, mount_point, ne
         assert "ckptdb forget" in report.blocked[0]
         assert steps([registry.best()]) == [("b", 9)]
         assert registry.latest(run=name) is None
-        assert registry.gc(Policy(keep_top_k=0, metric=LOSS), run="b")
+        assert registry.gc(Policy(keep_top_k=0, metric=LOSS, mode="min"), run="b")
         assert registry.checkpoints(status="deleted", run=name) == ()
     registry.reconcile()
     assert registry.checkpoints(run=name) == expected

@@ -8,6 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ckptdb.catalog.catalog import Candidate
+from ckptdb.errors import InvalidPolicy
 from ckptdb.retention import Policy, decide
 
 
@@ -30,16 +31,16 @@ LOSS = {10: 0.5, 20: 0.1, 30: 0.4, 40: 0.2, 50: 0.9}
     ("policy", "survivors"),
     [
         (Policy(), [10, 20, 30, 40, 50]),
-        (Policy(keep_top_k=2, metric="loss"), [20, 40, 50]),
+        (Policy(keep_top_k=2, metric="loss", mode="min"), [20, 40, 50]),
         (Policy(keep_top_k=2, metric="loss", mode="max"), [10, 50]),
         (Policy(keep_top_k=2), [40, 50]),
         (Policy(ft_keep_latest_k=2), [10, 20, 30, 40, 50]),
         (Policy(ft_keep_latest_k=2, save_period=20), [20, 40, 50]),
         (Policy(ft_keep_latest_k=2, save_period=100), [40, 50]),
-        (Policy(keep_top_k=1, ft_keep_latest_k=2, metric="loss"), [20, 40, 50]),
-        (Policy(keep_top_k=1, save_period=30, metric="loss"), [30, 50]),
-        (Policy(keep_top_k=0, metric="loss"), [50]),
-        (Policy(keep_top_k=9, metric="loss"), [10, 20, 30, 40, 50]),
+        (Policy(keep_top_k=1, ft_keep_latest_k=2, metric="loss", mode="min"), [20, 40, 50]),
+        (Policy(keep_top_k=1, save_period=30, metric="loss", mode="min"), [30, 50]),
+        (Policy(keep_top_k=0, metric="loss", mode="min"), [50]),
+        (Policy(keep_top_k=9, metric="loss", mode="min"), [10, 20, 30, 40, 50]),
     ],
     ids=[
         "no limit",
@@ -70,15 +71,15 @@ def test_a_checkpoint_stays_if_any_rule_keeps_it(policy, survivors):
     ids=["NaN never wins", "missing ranks last", "of the missing the newest", "ties go up"],
 )
 def test_top_one_keeps_the_best_finite_value(values, survivors):
-    assert kept(values, Policy(keep_top_k=1, metric="loss")) == survivors
+    assert kept(values, Policy(keep_top_k=1, metric="loss", mode="min")) == survivors
 
 
 def test_the_latest_may_go_when_it_is_not_excluded():
-    assert kept(LOSS, Policy(keep_top_k=1, metric="loss"), exclude_latest=False) == [20]
+    assert kept(LOSS, Policy(keep_top_k=1, metric="loss", mode="min"), exclude_latest=False) == [20]
 
 
 def test_a_pinned_checkpoint_always_stays():
-    policy = Policy(keep_top_k=1, metric="loss")
+    policy = Policy(keep_top_k=1, metric="loss", mode="min")
     assert kept(LOSS, policy, pinned={10}) == [10, 20, 50]
 
 
@@ -90,21 +91,27 @@ def test_nothing_is_judged_when_there_is_nothing():
     ("policy", "step", "reason"),
     [
         (Policy(), 10, "kept: no limit is set"),
-        (Policy(keep_top_k=1, metric="loss"), 20, "kept: among the 1 best by loss"),
-        (Policy(keep_top_k=1, metric="loss"), 50, "kept: the latest"),
+        (Policy(keep_top_k=1, metric="loss", mode="min"), 20, "kept: among the 1 best by loss"),
+        (Policy(keep_top_k=1, metric="loss", mode="min"), 50, "kept: the latest"),
         (Policy(keep_top_k=2), 40, "kept: among the 2 newest"),
         (Policy(ft_keep_latest_k=2, save_period=100), 40, "kept: among the 2 newest"),
         (Policy(ft_keep_latest_k=1, save_period=20), 20, "kept: a multiple of save_period=20"),
-        (Policy(keep_top_k=1, metric="loss"), 30, "kept: pinned"),
-        (Policy(keep_top_k=1, metric="loss"), 10, "retention: not among the 1 best by loss (0.5)"),
-        (Policy(keep_top_k=1), 10, "retention: not among the 1 newest"),
+        (Policy(keep_top_k=1, metric="loss", mode="min"), 30, "kept: pinned"),
         (
-            Policy(keep_top_k=1, ft_keep_latest_k=1, save_period=20, metric="loss"),
+            Policy(keep_top_k=1, metric="loss", mode="min"),
+            10,
+            "retention: not among the 1 best by loss (0.5)",
+        ),
+        (Policy(keep_top_k=1), 10, "retention: not among the 1 newest"),
+        (Policy(keep_top_k=0), 10, "retention: keep_top_k=0"),
+        (Policy(keep_top_k=0, ft_keep_latest_k=2), 10, "retention: not among the 2 newest"),
+        (
+            Policy(keep_top_k=1, ft_keep_latest_k=1, save_period=20, metric="loss", mode="min"),
             10,
             "retention: not a multiple of save_period=20, not among the 1 newest",
         ),
         (
-            Policy(keep_top_k=1, ft_keep_latest_k=1, metric="loss"),
+            Policy(keep_top_k=1, ft_keep_latest_k=1, metric="loss", mode="min"),
             5,
             "retention: not among the 1 best by loss (no value), not among the 1 newest",
         ),
@@ -134,6 +141,23 @@ def test_every_decision_gives_its_reason(policy, step, reason):
 )
 def test_it_is_known_without_a_look_that_nothing_can_go(policy, count, answer):
     assert policy.keeps_all(count) is answer
+
+
+@pytest.mark.parametrize(
+    ("rules", "why"),
+    [
+        ({"keep_top_k": -1}, "keep_top_k must be at least 0, not -1"),
+        ({"ft_keep_latest_k": -2}, "ft_keep_latest_k must be at least 0, not -2"),
+        ({"save_period": 0}, "save_period must be at least 1, not 0"),
+        ({"metric": "loss"}, "say whether 'loss' is better low or high: mode='min' or mode='max'"),
+        ({"metric": "loss", "mode": "low"}, "mode must be 'min' or 'max', not 'low'"),
+        ({"mode": "max"}, "mode='max' needs a metric"),
+        ({"keep_top_k": -1, "save_period": 0}, "save_period must .*; keep_top_k must"),
+    ],
+)
+def test_a_policy_that_makes_no_sense_is_refused(rules, why):
+    with pytest.raises(InvalidPolicy, match=why):
+        Policy(**rules)
 
 
 # --- against a naive reading of the rules ----------------------------------------------
@@ -174,12 +198,11 @@ some_candidates = st.dictionaries(
     st.integers(0, 30), st.tuples(some_values, st.booleans()), max_size=12
 )
 some_policies = st.builds(
-    Policy,
+    lambda ranking, **limits: Policy(**limits, metric=ranking[0], mode=ranking[1]),
     save_period=st.integers(1, 7),
     keep_top_k=st.none() | st.integers(0, 6),
     ft_keep_latest_k=st.none() | st.integers(0, 6),
-    metric=st.sampled_from([None, "loss"]),
-    mode=st.sampled_from(["min", "max"]),
+    ranking=st.sampled_from([(None, None), ("loss", "min"), ("loss", "max")]),
 )
 
 

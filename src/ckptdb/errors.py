@@ -24,6 +24,21 @@ class InvalidConfig(CkptdbError, ValueError):
         super().__init__("The checkpointing config is not usable: " + "; ".join(faults) + ".")
 
 
+class InvalidPolicy(CkptdbError, ValueError):
+    """A retention policy makes no sense; the message lists every fault at once."""
+
+    def __init__(self, faults: Sequence[str]) -> None:
+        super().__init__(f"The retention policy is not usable: {'; '.join(faults)}.")
+
+
+class InvalidChoice(CkptdbError, ValueError):
+    """A value is none of those that there are."""
+
+    def __init__(self, what: str, value: object, choices: Sequence[str]) -> None:
+        *first, last = map(repr, choices)
+        super().__init__(f"{what} must be {', '.join(first)} or {last}, not {value!r}.")
+
+
 class InvalidStep(CkptdbError, ValueError):
     """A step is not an integer from 0 to 2**63 - 1."""
 
@@ -46,18 +61,20 @@ class UnwritableInfo(CkptdbError, TypeError):
 class UnknownMetric(CkptdbError, LookupError):
     """No checkpoint has the metric that was asked for."""
 
-    def __init__(self, metric: str, known: Iterable[str]) -> None:
+    def __init__(self, metric: str, known: Iterable[str], *, run: str | None = None) -> None:
         names = ", ".join(sorted(known))
         hint = f"known metrics: {names}" if names else "no checkpoint has any metric"
-        super().__init__(f"No checkpoint has the metric {metric!r}; {hint}.")
+        where = "" if run is None else f" of {run!r}"
+        super().__init__(f"No checkpoint{where} has the metric {metric!r}; {hint}.")
 
 
 class UnknownDirection(CkptdbError, ValueError):
     """It is not known whether a metric is better high or low."""
 
-    def __init__(self, metric: str | None) -> None:
+    def __init__(self, metric: str | None, *, run: str | None = None) -> None:
         if metric is None:
-            message = "No metric to rank by: name one (--metric NAME --mode min|max)."
+            what = "" if run is None else f" {run!r}"
+            message = f"No metric to rank{what} by: name one (--metric NAME --mode min|max)."
         else:
             message = f"Say whether {metric!r} is better low or high (--mode min|max)."
         super().__init__(message)

@@ -400,7 +400,7 @@ class CheckpointManager:
             keep_top_k=self.keep_top_k,
             ft_keep_latest_k=self.ft_keep_latest_k,
             metric=self.metric_name,
-            mode=self._mode,
+            mode=None if self.metric_name is None else self._mode,
         )
 
     def _own(self, checkpoint_path: PathLike) -> Path:

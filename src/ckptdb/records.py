@@ -10,10 +10,12 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, fields
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 Status = Literal["tmp", "final", "deleted"]
 Mode = Literal["min", "max"]
+STATUSES: tuple[Status, ...] = get_args(Status)
+MODES: tuple[Mode, ...] = get_args(Mode)
 
 TRAINING_INFO = "training_info"
 """The source of every metric that came with the checkpoint itself."""

@@ -31,6 +31,7 @@ from ckptdb.errors import (
     CatalogMissing,
     DirectoryMissing,
     InvalidAnnotation,
+    InvalidChoice,
     RootsBelow,
     RunLocked,
     UnknownCheckpoint,
@@ -40,8 +41,19 @@ from ckptdb.errors import (
 )
 from ckptdb.index import find_location
 from ckptdb.reconcile import ReconcileReport, RunReport, reconcile_run, reconcile_tree
-from ckptdb.records import TRAINING_INFO, Checkpoint, Mode, Rows, Run, Status, metrics_of, utc
-from ckptdb.retention import Policy
+from ckptdb.records import (
+    MODES,
+    STATUSES,
+    TRAINING_INFO,
+    Checkpoint,
+    Mode,
+    Rows,
+    Run,
+    Status,
+    metrics_of,
+    utc,
+)
+from ckptdb.retention import Decision, Policy
 from ckptdb.upkeep import Collected
 
 PathLike = str | os.PathLike[str]
@@ -157,7 +169,12 @@ class Registry:
             run: Name, path or uuid prefix; None for all, or for the run that was opened.
             status: Only ``tmp``, ``final`` or ``deleted`` ones.
             limit: At most so many, those with the highest steps.
+
+        Raises:
+            InvalidChoice: There is no such status.
         """
+        if status is not None and status not in STATUSES:
+            raise InvalidChoice("status", status, STATUSES)
         seen = self._find_scope(run)
         run_id = None if seen is None else seen.id
         return self._catalog().checkpoints(run_id=run_id, status=status, limit=limit)
@@ -189,6 +206,7 @@ class Registry:
         Raises:
             UnknownMetric: No checkpoint has it; the message lists those that exist.
             UnknownDirection: Nothing says whether low or high is better.
+            InvalidChoice: The mode is neither.
         """
         seen = self._find_scope(run)
         if metric is None and seen is not None and seen.run.metric_name is None:
@@ -452,21 +470,31 @@ class Registry:
                 the run's own.
             run: Name, path or uuid prefix; None for all, or for the run that was opened.
             dry_run: Only say what would go.
-        """
-        seen = self._find_scope(run)
-        found = [seen] if seen else list(self._catalog().runs())
-        return tuple(self._gc(one, policy, dry_run=dry_run) for one in found if _exists(one))
 
-    def _gc(self, seen: Seen, policy: Policy, *, dry_run: bool) -> Collected:
-        if policy.metric is None:
-            policy = replace(policy, metric=seen.run.metric_name, mode=seen.run.mode)
+        Raises:
+            UnknownDirection: The best are to be kept, and a run has no metric. Nothing goes.
+            UnknownMetric: The best are to be kept, and no checkpoint of a run has the metric.
+        """
+        scope = self._find_scope(run)
+        found = [scope] if scope else list(self._catalog().runs())
+        # All of them are judged before anything goes.
+        judged = [self._judge(seen, policy, dry_run=dry_run) for seen in found if _exists(seen)]
+        return tuple(
+            upkeep.collect(
+                self._catalog(), seen, Publisher(seen.run.directory), decisions, dry_run=dry_run
+            )
+            for seen, decisions in judged
+        )
+
+    def _judge(
+        self, seen: Seen, policy: Policy, *, dry_run: bool
+    ) -> tuple[Seen, tuple[Decision, ...]]:
         catalog = self._catalog() if dry_run else self._catalog_to_write()
-        publisher = Publisher(seen.run.directory)
         report = self._heal(seen.run.directory, strict=not dry_run)
         seen = catalog.find_run(seen.run.uuid) or seen
         if report is not None and report.blocked:
-            policy = _NO_LIMIT  # what cannot be seen whole is not judged
-        return upkeep.collect(catalog, seen, publisher, policy=policy, dry_run=dry_run)
+            return seen, ()  # what cannot be seen whole is not judged
+        return seen, upkeep.judge(catalog, seen, policy)
 
     def remove(
         self,
@@ -624,6 +652,8 @@ class Registry:
     def _ranking(
         self, metric: str | None, mode: Mode | None, seen: Seen | None
     ) -> tuple[str, Mode]:
+        if mode is not None and mode not in MODES:
+            raise InvalidChoice("mode", mode, MODES)
         runs = [seen.run] if seen else [found.run for found in self._catalog().runs()]
         own = {(run.metric_name, run.mode) for run in runs if run.metric_name is not None}
         if metric is None:

@@ -6,7 +6,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from ckptdb.catalog.catalog import Candidate
-from ckptdb.records import Mode, rank_key
+from ckptdb.errors import InvalidPolicy
+from ckptdb.records import MODES, Mode, rank_key
 
 
 @dataclass(frozen=True, slots=True)
@@ -19,13 +20,36 @@ class Policy:
         keep_top_k: Of the steps divisible by ``save_period``, keep this many of the best by
             ``metric``, of the newest when there is no metric, or all when None.
         ft_keep_latest_k: Keep this many of the newest, whatever their step.
+        mode: Direction of ``metric``; None only without one.
+
+    Raises:
+        InvalidPolicy: Lists everything about it that makes no sense.
     """
 
     save_period: int = 1
     keep_top_k: int | None = None
     ft_keep_latest_k: int | None = None
     metric: str | None = None
-    mode: Mode = "min"
+    mode: Mode | None = None
+
+    def __post_init__(self) -> None:
+        least = {"save_period": 1, "keep_top_k": 0, "ft_keep_latest_k": 0}
+        given = {name: getattr(self, name) for name in least}
+        faults = [
+            f"{name} must be at least {least[name]}, not {value!r}"
+            for name, value in given.items()
+            if value is not None and value < least[name]
+        ]
+        if self.mode is not None and self.mode not in MODES:
+            faults.append(f"mode must be 'min' or 'max', not {self.mode!r}")
+        elif self.metric is None and self.mode is not None:
+            faults.append(f"mode={self.mode!r} needs a metric")
+        elif self.metric is not None and self.mode is None:
+            faults.append(
+                f"say whether {self.metric!r} is better low or high: mode='min' or mode='max'"
+            )
+        if faults:
+            raise InvalidPolicy(faults)
 
     @property
     def has_limit(self) -> bool:
@@ -88,8 +112,9 @@ def _kept(
         kept |= {c.step: f"kept: a multiple of save_period={policy.save_period}" for c in periodic}
     else:
         ranked = periodic
-        if policy.metric is not None:
-            ranked = sorted(periodic, key=lambda c: rank_key(c.value, c.step, policy.mode))
+        mode = policy.mode
+        if mode is not None:
+            ranked = sorted(periodic, key=lambda c: rank_key(c.value, c.step, mode))
         kept |= {c.step: f"kept: {_ranks(policy)}" for c in ranked[: policy.keep_top_k]}
     if exclude_latest:
         kept |= {candidate.step: "kept: the latest" for candidate in newest_first[:1]}
@@ -106,12 +131,12 @@ def _why_not(candidate: Candidate, policy: Policy) -> str:
     reasons = []
     if candidate.step % policy.save_period:
         reasons.append(f"not a multiple of save_period={policy.save_period}")
-    elif policy.keep_top_k is not None:
+    elif policy.keep_top_k:
         value = "" if policy.metric is None else f" ({_shown(candidate.value)})"
         reasons.append(f"not {_ranks(policy)}{value}")
     if policy.ft_keep_latest_k is not None:
         reasons.append(f"not among the {policy.ft_keep_latest_k} newest")
-    return "retention: " + ", ".join(reasons)
+    return "retention: " + (", ".join(reasons) or "keep_top_k=0")
 
 
 def _shown(value: float | None) -> str:

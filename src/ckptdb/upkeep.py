@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +11,7 @@ from ckptdb.catalog.catalog import Catalog, Seen
 from ckptdb.catalog.store import Changes
 from ckptdb.disk import identity, manifest, scan
 from ckptdb.disk.publish import Doomed, Publisher
-from ckptdb.errors import PinnedCheckpoint, UnknownCheckpoint
+from ckptdb.errors import PinnedCheckpoint, UnknownCheckpoint, UnknownDirection, UnknownMetric
 from ckptdb.records import Checkpoint
 from ckptdb.retention import Decision, Policy, decide
 
@@ -84,21 +84,50 @@ class Collected:
         }
 
 
+def judge(catalog: Catalog, seen: Seen, policy: Policy) -> tuple[Decision, ...]:
+    """Say what a retention policy keeps of a run, and why; nothing without limits.
+
+    Args:
+        catalog: Already reconciled with the run.
+        seen: The run.
+        policy: Its metric may be None for the run's own.
+
+    Raises:
+        UnknownDirection: The best are to be kept, and there is no metric to rank by.
+        UnknownMetric: The best are to be kept, and no checkpoint has that metric.
+    """
+    if not policy.has_limit:
+        return ()
+    if policy.metric is None and seen.run.metric_name is not None:
+        policy = replace(policy, metric=seen.run.metric_name, mode=seen.run.mode)
+    candidates = catalog.candidates(seen.id, policy.metric)
+    if policy.keep_top_k and candidates:
+        # A loop has chosen to have the newest for the best; somebody who asks by hand has not.
+        if policy.metric is None:
+            raise UnknownDirection(None, run=seen.run.name)
+        if all(candidate.value is None for candidate in candidates):
+            known = set(catalog.metric_names(seen.id)) - {policy.metric}
+            raise UnknownMetric(policy.metric, known, run=seen.run.name)
+    return decide(candidates, policy)
+
+
 def collect(
-    catalog: Catalog, seen: Seen, publisher: Publisher, *, policy: Policy, dry_run: bool
+    catalog: Catalog,
+    seen: Seen,
+    publisher: Publisher,
+    decisions: tuple[Decision, ...],
+    *,
+    dry_run: bool,
 ) -> Collected:
-    """Apply a retention policy and remove what crashes left behind.
+    """Carry out what `judge` said, and remove what crashes left behind.
 
     Args:
         catalog: Already reconciled with the run.
         seen: The run.
         publisher: Of the run.
-        policy: One without limits only removes leftovers.
+        decisions: Without any only leftovers are removed.
         dry_run: Only say what would go.
     """
-    decisions: tuple[Decision, ...] = ()
-    if policy.has_limit:
-        decisions = decide(catalog.candidates(seen.id, policy.metric), policy)
     pinned = set(catalog.pinned_gone(seen.id))
     observed = scan.observe(publisher.directory)
     unfinished = [tmp for tmp in observed.tmps.values() if _is_abandoned(tmp)]

@@ -90,6 +90,46 @@ def test_gc_ranks_by_another_metric_when_told(ckptdb, root):
     assert ckptdb("gc", "--keep-top-k", "1", "--metric", "acc", cwd=root).code == 2
 
 
+def test_gc_keeps_so_many_of_the_newest_and_nothing_else(ckptdb, root):
+    kept = ("gc", "--run", "alpha", "--dry-run", "-o", "json")
+
+    def survivors(*limits):
+        plan = ckptdb(*kept, *limits, cwd=root).json[0]
+        return [cp["step"] for cp in plan["checkpoints"] if cp["keep"]]
+
+    assert survivors("--keep-latest", "2") == [2, 3]
+    assert survivors("--keep-latest", "1") == [3]
+    assert survivors("--keep-latest", "1", "--save-period", "2") == [2, 3]
+    assert survivors("--keep-latest", "1", "--keep-top-k", "1") == [2, 3]
+    shown = ckptdb("gc", "--run", "alpha", "--keep-latest", "1", cwd=root)
+    assert "retention: not among the 1 newest\n" in shown.out
+    assert steps(ckptdb, root / "alpha") == [3]
+
+
+@pytest.mark.parametrize(
+    ("options", "why"),
+    [
+        (["--keep-top-k", "1", "--mode", "max"], "--mode needs --metric"),
+        (["--keep-top-k", "1", "--metric", "acc"], "--metric needs --mode"),
+        (["--keep-latest", "1", "--metric", "acc", "--mode", "max"], "--metric needs --keep-top-k"),
+        (["--save-period", "5"], "--save-period needs --keep-top-k or --keep-latest"),
+    ],
+)
+def test_gc_refuses_options_that_would_do_nothing(ckptdb, root, options, why):
+    answer = ckptdb("gc", *options, cwd=root)
+    assert answer.code == 2
+    assert why in answer.err
+
+
+def test_gc_does_not_take_the_newest_for_the_best(ckptdb, root):
+    answer = ckptdb("gc", "--keep-top-k", "1", "--run", "nemo", cwd=root)
+    assert answer.code == 1
+    assert answer.err == (
+        "ckptdb: No metric to rank 'nemo' by: name one (--metric NAME --mode min|max).\n"
+    )
+    assert steps(ckptdb, root / "nemo") == [1, 2]
+
+
 def test_gc_without_limits_removes_only_what_crashes_left(ckptdb, root):
     left = root / "alpha" / "tmp_step_9"
     left.mkdir()

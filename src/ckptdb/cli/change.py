@@ -101,9 +101,7 @@ def rm(
 @click.option(
     "--save-period",
     type=click.IntRange(1),
-    default=1,
-    show_default=True,
-    help="Rank only steps divisible by this.",
+    help="Rank only steps divisible by this; without --keep-top-k keep all of them.",
 )
 @metric_option
 @mode_option
@@ -115,7 +113,7 @@ def gc(  # noqa: PLR0917  # one parameter an option
     run: str | None,
     keep_top_k: int | None,
     keep_latest: int | None,
-    save_period: int,
+    save_period: int | None,
     metric: str | None,
     mode: Mode | None,
     form: str,
@@ -124,12 +122,22 @@ def gc(  # noqa: PLR0917  # one parameter an option
 ) -> None:
     """Remove what crashes left, and what the given limits do not keep.
 
-    Without --keep-top-k and --keep-latest no published checkpoint goes. Of steps divisible by
-    --save-period the best are kept; the latest and pinned ones always are.
+    Without --keep-top-k and --keep-latest no published checkpoint goes. What either of them
+    keeps stays; the latest and pinned ones always do. --keep-top-k ranks by the run's own
+    metric, or by --metric with --mode, and refuses when there is none.
     """
+    if keep_top_k is None and keep_latest is None and save_period is not None:
+        raise click.UsageError("--save-period needs --keep-top-k or --keep-latest.")
+    if keep_top_k is None and metric is not None:
+        raise click.UsageError("--metric needs --keep-top-k: it says which are the best.")
     if metric is not None and mode is None:
         raise click.UsageError("--metric needs --mode min or --mode max.")
-    policy = Policy(save_period, keep_top_k, keep_latest, metric, mode or "min")
+    if mode is not None and metric is None:
+        raise click.UsageError("--mode needs --metric: a run's own has its direction.")
+    if keep_latest is not None and save_period is None:
+        # In a training config a missing keep_top_k means all; here nobody has asked for those.
+        keep_top_k = keep_top_k or 0
+    policy = Policy(save_period or 1, keep_top_k, keep_latest, metric, mode)
     with session.open() as registry:
         _print_plans(registry.gc(policy, run=run, dry_run=dry_run), form)
 
