@@ -1,0 +1,149 @@
+"""The fuzzer reaches what it is aimed at, finds nothing, and finds what is planted."""
+
+import pytest
+from lab import fuzz
+
+from ckptdb.disk import info, journal, manifest, scan
+from ckptdb.errors import UnreadableInfo
+
+
+def test_a_short_round_strikes_everywhere_and_finds_nothing():
+    rows = list(fuzz.run("smoke", seed=1, shard=0, shards=1))
+    assert {row.harness for row in rows} == {
+        *(f"fuzz {what}" for what in fuzz.KINDS), f"fuzz {fuzz.WHOLE}", f"fuzz {fuzz.CATALOG}"
+    }  # fmt: skip
+    assert [row.failures for row in rows if row.failures] == []
+    assert [row.harness for row in rows if not row.holds] == []
+
+
+def test_the_shards_share_the_work():
+    assert sum(fuzz.share(100, shard, 7) for shard in range(7)) == 100
+
+
+@pytest.mark.parametrize("what", fuzz.KINDS)
+def test_an_input_depends_on_its_key_alone(what):
+    inputs = [fuzz.make(what, f"1/0/{number}") for number in range(50)]
+    assert len(set(inputs)) > 25
+    assert [fuzz.make(what, f"1/0/{number}") for number in range(50)] == inputs
+
+
+# --- a check that cannot fail proves nothing ------------------------------------------------------
+
+
+def let_a_deep_file_escape(monkeypatch):
+    real = info.load_json
+
+    def load(path):
+        try:
+            return real(path)
+        except UnreadableInfo as error:
+            if isinstance(error.__cause__, RecursionError):
+                raise RecursionError from None
+            raise
+
+    monkeypatch.setattr(info, "load_json", load)
+
+
+def let_a_bomb_go_off(monkeypatch):
+    monkeypatch.setattr(info, "_MAX_CONFIG_NODES", 10**12)
+    monkeypatch.setattr(fuzz, "SECONDS_EACH", 0.05)
+
+
+def take_true_for_a_number(monkeypatch):
+    monkeypatch.setattr(fuzz, "metrics_of", lambda content: dict.fromkeys(content, 1.0))
+
+
+def forget_the_type_of_a_reason(monkeypatch):
+    monkeypatch.setattr(journal, "_is_text", lambda _: True)
+
+
+def follow_any_name(monkeypatch):
+    monkeypatch.setattr(manifest, "_safe", lambda _: True)
+
+
+PLANTED = {
+    "RecursionError": ("training_info.json", let_a_deep_file_escape),
+    "a bomb": ("config.yaml", let_a_bomb_go_off),
+    "a bool": ("training_info.json", take_true_for_a_number),
+    "a uuid that is no text": ("journal.jsonl", forget_the_type_of_a_reason),
+    "a path that leads elsewhere": ("manifest.json", follow_any_name),
+}
+
+
+@pytest.mark.parametrize(("what", "plant"), PLANTED.values(), ids=PLANTED)
+def test_a_planted_bug_in_a_parser_is_found_and_made_again(tmp_path, monkeypatch, what, plant):
+    plant(monkeypatch)
+    with fuzz._bounded():
+        row = fuzz.fuzz_parsers(tmp_path, what, 1000, "planted")
+    assert row.not_recovered
+    assert not row.holds
+    key = row.failures[0].rpartition("lab.fuzz.make(")[2].partition(") = ")
+    name, number = key[0].split(", ")
+    assert repr(fuzz.make(name.strip("'"), number.strip("'"))[:200]) in row.failures[0]
+
+
+def write_while_looking(monkeypatch):
+    real = scan.load
+
+    def load(who, path, step, **options):
+        (path / "seen").touch()
+        return real(who, path, step, **options)
+
+    monkeypatch.setattr(scan, "load", load)
+
+
+def overlook_a_good_one(monkeypatch):
+    real = scan._list
+
+    def listed(directory):
+        found = real(directory)
+        found.finals.pop(4, None)
+        return found
+
+    monkeypatch.setattr(scan, "_list", listed)
+
+
+def rank_backwards(monkeypatch):
+    real = fuzz.Catalog.find_best_step
+    monkeypatch.setattr(
+        fuzz.Catalog, "find_best_step", lambda self, run, name, _: real(self, run, name, "max")
+    )
+
+
+@pytest.mark.parametrize("plant", [write_while_looking, overlook_a_good_one, rank_backwards])
+def test_a_planted_bug_in_the_whole_way_is_found(tmp_path, monkeypatch, plant):
+    real = fuzz._World.__init__
+
+    def plant_when_it_stands(self, top):
+        real(self, top)
+        plant(monkeypatch)
+
+    monkeypatch.setattr(fuzz._World, "__init__", plant_when_it_stands)
+    row = fuzz.fuzz_runs(tmp_path, 16, "planted")
+    assert row.lost + row.not_recovered == 16
+    assert (row.lost > 0) == (plant is overlook_a_good_one)
+
+
+def test_a_catalog_that_is_believed_is_found(tmp_path, monkeypatch):
+    monkeypatch.setattr(fuzz, "_GOOD", {**fuzz._GOOD, 2: 0.3})
+    real = fuzz.build_run
+
+    def build_with_another_truth(directory):
+        run = real(directory)
+        monkeypatch.setattr(fuzz, "_GOOD", {2: 0.25, 4: 0.125, 6: 0.5})
+        return run
+
+    monkeypatch.setattr(fuzz, "build_run", build_with_another_truth)
+    assert fuzz.fuzz_catalogs(tmp_path, 3, "planted").lost == 3
+
+
+def test_what_is_never_read_does_not_count_as_struck(tmp_path, monkeypatch):
+    monkeypatch.setitem(fuzz._PARSERS, "run.json", lambda *_: None)
+    row = fuzz.fuzz_parsers(tmp_path, "run.json", 10, "idle")
+    assert (row.points, row.struck) == (10, 0)
+    assert not row.holds
+
+
+def test_the_memory_of_an_input_is_bounded(tmp_path):
+    with fuzz._bounded(), pytest.raises(MemoryError):
+        bytearray(fuzz.MEMORY_BYTES * 2)
