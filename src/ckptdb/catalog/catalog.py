@@ -7,38 +7,42 @@ what is true is decided elsewhere, from the disk.
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from sqlalchemy import (
-    Connection,
-    Row,
-    Select,
-    delete,
-    select,
-)
+from sqlalchemy import Connection, Executable, Row
 
 from ckptdb.catalog import store
 from ckptdb.catalog.engine import Database
 from ckptdb.catalog.paths import Paths, readable
-from ckptdb.catalog.schema import checkpoints, metrics, runs, tags
 from ckptdb.catalog.statements import (
+    ADDED,
+    BELONGINGS,
     BEST_STEP,
-    BY_STATUS,
+    BY_ID,
     CANDIDATES,
     COUNT_LIVE,
     COUNTS,
-    DELETED,
+    DELETE_RUN,
+    GONE_BY_UUID,
+    HISTORY,
     LATEST_STEP,
-    NOT_DELETED,
+    LIVE,
+    LIVE_AT_STEPS,
+    METRIC_NAMES,
+    METRIC_NAMES_OF_RUN,
+    NEWEST,
+    NEWEST_OF_RUN,
+    PINNED_GONE,
     RUN_BY_UUID,
+    RUNS,
+    RUNS_AT,
     STEPS_WITHOUT,
-    TRUSTED,
     chunks,
+    listing,
     ranking,
-    whole,
 )
 from ckptdb.catalog.store import Changes
 from ckptdb.records import (
@@ -116,8 +120,7 @@ class Catalog:
 
     def runs(self) -> tuple[Seen, ...]:
         """Return every run, by name."""
-        statement = select(runs).order_by(runs.c.name, runs.c.directory)
-        return tuple(self._seen(row) for row in self._rows(statement))
+        return tuple(self._seen(row) for row in self._rows(RUNS))
 
     def find_run(self, uuid: str) -> Seen | None:
         """Return the run with that uuid."""
@@ -126,14 +129,13 @@ class Catalog:
 
     def find_run_at(self, directory: Path) -> Seen | None:
         """Return the run last seen in that directory."""
-        where = runs.c.directory == self._paths.stored(directory)
-        rows = self._rows(select(runs).where(where).order_by(runs.c.id.desc()))
+        rows = self._rows(RUNS_AT, {"at": self._paths.stored(directory)})
         return self._seen(rows[0]) if rows else None
 
     def forget(self, run_id: int) -> None:
         """Drop a run and everything recorded of it from the index."""
         with self.database.write() as connection:
-            connection.execute(delete(runs).where(runs.c.id == run_id))
+            connection.execute(DELETE_RUN, {"row_id": run_id})
 
     # --- questions ----------------------------------------------------------------------
 
@@ -179,18 +181,14 @@ class Catalog:
         self, count: int, metric: str, mode: Mode, *, run_id: int | None = None
     ) -> tuple[Checkpoint, ...]:
         """Return the live checkpoints with the best finite values, best first."""
-        statement = ranking(mode, run_id=run_id)
-        parameters: dict[str, object] = {"name": metric, "count": count}
-        if run_id is not None:
-            parameters["run_id"] = run_id
+        statement = ranking(mode, of_run=run_id is not None)
+        parameters = _given(name=metric, count=count, run_id=run_id)
         with self.database.read() as connection:
             ids = [row.checkpoint_id for row in connection.execute(statement, parameters)]
             found = {
                 row_id: checkpoint
                 for chunk in chunks(ids)
-                for row_id, checkpoint in self._load(
-                    connection, whole().where(checkpoints.c.id.in_(chunk))
-                )
+                for row_id, checkpoint in self._load(connection, BY_ID, {"ids": chunk})
             }
         return tuple(found[row_id] for row_id in ids if row_id in found)
 
@@ -210,19 +208,15 @@ class Catalog:
             steps: Only at these steps.
             limit: At most so many, the newest steps.
         """
-        statement = whole().order_by(
-            runs.c.name, checkpoints.c.run_id, checkpoints.c.step.desc(), checkpoints.c.id.desc()
+        statement = listing(
+            status,
+            of_run=run_id is not None,
+            at_steps=steps is not None,
+            limited=limit is not None,
         )
-        if run_id is not None:
-            statement = statement.where(checkpoints.c.run_id == run_id)
-        if status is not None:
-            statement = statement.where(BY_STATUS[status])
-        if steps is not None:
-            statement = statement.where(checkpoints.c.step.in_(steps))
-        if limit is not None:
-            statement = statement.limit(limit)
+        parameters = _given(run_id=run_id, steps=steps, count=limit)
         with self.database.read() as connection:
-            found = [checkpoint for _, checkpoint in self._load(connection, statement)]
+            found = [cp for _, cp in self._load(connection, statement, parameters)]
         order = {"deleted": 0, "tmp": 1, "final": 2}
         # Python's sort is stable: within a run the newest insertion stays last.
         found.reverse()
@@ -231,31 +225,21 @@ class Catalog:
 
     def newest(self, count: int, *, run_id: int | None = None) -> tuple[Checkpoint, ...]:
         """Return a run's trusted checkpoints with the highest steps, or the newest of all runs."""
-        statement = whole().where(TRUSTED).limit(count)
-        if run_id is None:
-            statement = statement.order_by(checkpoints.c.finalized_at.desc())
-        else:
-            statement = statement.where(checkpoints.c.run_id == run_id)
-            statement = statement.order_by(checkpoints.c.step.desc())
+        statement = NEWEST if run_id is None else NEWEST_OF_RUN
         with self.database.read() as connection:
-            return tuple(checkpoint for _, checkpoint in self._load(connection, statement))
+            found = self._load(connection, statement, _given(run_id=run_id, count=count))
+        return tuple(checkpoint for _, checkpoint in found)
 
     def metric_names(self, run_id: int | None = None) -> tuple[str, ...]:
         """Return the names of all metrics ever seen, sorted."""
-        statement = select(metrics.c.name).distinct().order_by(metrics.c.name)
-        if run_id is not None:
-            mine = select(checkpoints.c.id).where(checkpoints.c.run_id == run_id)
-            statement = statement.where(metrics.c.checkpoint_id.in_(mine))
-        return tuple(row.name for row in self._rows(statement))
+        statement = METRIC_NAMES if run_id is None else METRIC_NAMES_OF_RUN
+        return tuple(row.name for row in self._rows(statement, _given(run_id=run_id)))
 
     def pinned_gone(self, run_id: int) -> tuple[str, ...]:
         """Return the uuids of pinned checkpoints that are no longer published."""
-        statement = (
-            select(checkpoints.c.uuid)
-            .where(checkpoints.c.run_id == run_id, checkpoints.c.pinned == 1)
-            .where(DELETED)
-        )
-        return tuple(row.uuid for row in self._rows(statement))
+        return tuple(row.uuid for row in self._rows(PINNED_GONE, {"run_id": run_id}))
+
+    # --- reconciling --------------------------------------------------------------------
 
     def recorded(self, seen: Seen | None, *, history: bool) -> Recorded:
         """Return what the index holds of a run.
@@ -266,21 +250,41 @@ class Catalog:
         """
         if seen is None:
             return Recorded(seen=None)
-        where = checkpoints.c.run_id == seen.id
-        columns = (
-            checkpoints.c.step, checkpoints.c.uuid, checkpoints.c.status,
-            checkpoints.c.fingerprint, checkpoints.c.problem,
-        )  # fmt: skip
-        live = self._rows(select(*columns).where(where, NOT_DELETED))
-        finals = [row for row in live if row.status == "final"]
+        of_run = {"run_id": seen.id}
+        with self.database.read() as connection:
+            # In one statement, so that nothing is both live and gone.
+            rows = connection.execute(HISTORY if history else LIVE, of_run).all()
+            added = connection.execute(ADDED, of_run).all() if history else []
+        finals = [row for row in rows if row.status == "final"]
         return Recorded(
             seen=seen,
             finals={row.step: (row.uuid, row.fingerprint) for row in finals},
             problems={row.uuid: row.problem for row in finals if row.problem is not None},
-            tmps={row.uuid: row.step for row in live if row.status == "tmp"},
-            gone=self._gone(seen.id) if history else {},
-            annotations=self._annotations(seen.id) if history else {},
+            tmps={row.uuid: row.step for row in rows if row.status == "tmp"},
+            gone={
+                row.uuid: (row.deleted_at, row.deleted_reason, row.parent)
+                for row in rows
+                if row.status == "deleted"
+            },
+            annotations=_annotations(rows, added) if history else {},
         )
+
+    def contents(
+        self, run_id: int, *, steps: Collection[int], gone: Collection[str]
+    ) -> dict[str, Checkpoint]:
+        """Return whole records of a run by uuid: those live at some steps, and some that went."""
+        wanted: list[tuple[Executable, dict[str, Any]]] = [
+            *((LIVE_AT_STEPS, {"run_id": run_id, "steps": chunk}) for chunk in chunks(steps)),
+            *((GONE_BY_UUID, {"run_id": run_id, "uuids": chunk}) for chunk in chunks(gone)),
+        ]
+        if not wanted:
+            return {}
+        with self.database.read() as connection:
+            return {
+                checkpoint.uuid: checkpoint
+                for statement, parameters in wanted
+                for _, checkpoint in self._load(connection, statement, parameters)
+            }
 
     # --- changes ------------------------------------------------------------------------
 
@@ -296,12 +300,12 @@ class Catalog:
     # --- rows → records -----------------------------------------------------------------
 
     def _rows(
-        self, statement: Select[Any], parameters: Mapping[str, Any] | None = None
+        self, statement: Executable, parameters: Mapping[str, Any] | None = None
     ) -> Sequence[Row[Any]]:
         with self.database.read() as connection:
             return connection.execute(statement, parameters).all()
 
-    def _number(self, statement: Select[Any], parameters: Mapping[str, Any]) -> int | None:
+    def _number(self, statement: Executable, parameters: Mapping[str, Any]) -> int | None:
         with self.database.read() as connection:
             found = connection.execute(statement, parameters).scalar()
         return None if found is None else int(found)
@@ -319,11 +323,16 @@ class Catalog:
         )
         return Seen(row.id, run, row.stamp, bool(row.stamp_verified))
 
-    def _load(self, connection: Connection, statement: Select[Any]) -> list[tuple[int, Checkpoint]]:
-        rows = connection.execute(statement).all()
-        ids = [row.id for row in rows]
-        values = _grouped(connection, metrics, ids)
-        marks = _grouped(connection, tags, ids)
+    def _load(
+        self, connection: Connection, statement: Executable, parameters: Mapping[str, Any]
+    ) -> list[tuple[int, Checkpoint]]:
+        rows = connection.execute(statement, parameters).all()
+        values: dict[int, list[Row[Any]]] = {}
+        marks: dict[int, list[Row[Any]]] = {}
+        for chunk in chunks([row.id for row in rows]):
+            for row in connection.execute(BELONGINGS, {"ids": chunk}):
+                kind = marks if row.source is None else values
+                kind.setdefault(row.checkpoint_id, []).append(row)
         return [
             (row.id, self._checkpoint(row, values.get(row.id, ()), marks.get(row.id, ())))
             for row in rows
@@ -357,51 +366,28 @@ class Catalog:
             fingerprint=row.fingerprint,
         )
 
-    def _gone(self, run_id: int) -> dict[str, tuple[str | None, str | None, str | None]]:
-        columns = (checkpoints.c.uuid, checkpoints.c.deleted_at, checkpoints.c.deleted_reason)
-        parents = checkpoints.alias("parents")
-        rows = self._rows(
-            select(*columns, parents.c.uuid.label("parent"))
-            .outerjoin(parents, parents.c.id == checkpoints.c.parent_id)
-            .where(checkpoints.c.run_id == run_id, DELETED)
-        )
-        return {row.uuid: (row.deleted_at, row.deleted_reason, row.parent) for row in rows}
 
-    def _annotations(self, run_id: int) -> dict[str, Annotations]:
-        mine = checkpoints.c.run_id == run_id
-        marked = select(checkpoints.c.uuid, checkpoints.c.pinned, checkpoints.c.notes).where(
-            mine, (checkpoints.c.pinned == 1) | checkpoints.c.notes.is_not(None)
-        )
-        tagged = select(checkpoints.c.uuid, tags).join_from(checkpoints, tags).where(mine)
-        late = (
-            select(checkpoints.c.uuid, metrics)
-            .join_from(checkpoints, metrics)
-            .where(mine, metrics.c.source != TRAINING_INFO)
-        )
-        pins = {row.uuid: (bool(row.pinned), row.notes) for row in self._rows(marked)}
-        names: dict[str, list[tuple[str, str]]] = {}
-        for row in self._rows(tagged):
-            names.setdefault(row.uuid, []).append((row.name, row.created_at))
-        values: dict[str, list[Metric]] = {}
-        for row in self._rows(late):
+def _given(**parameters: object) -> dict[str, object]:
+    return {name: value for name, value in parameters.items() if value is not None}
+
+
+def _annotations(rows: Sequence[Row[Any]], added: Sequence[Row[Any]]) -> dict[str, Annotations]:
+    said = {r.uuid: (bool(r.pinned), r.notes) for r in rows if r.pinned or r.notes is not None}
+    names: dict[str, list[tuple[str, str]]] = {}
+    values: dict[str, list[Metric]] = {}
+    for row in added:
+        if row.source is None:
+            names.setdefault(row.uuid, []).append((row.name, row.reported_at))
+        else:
             values.setdefault(row.uuid, []).append(_metric(row))
-        return {
-            uuid: Annotations(
-                *pins.get(uuid, (False, None)),
-                tuple(sorted(names.get(uuid, ()))),
-                tuple(sorted(values.get(uuid, ()), key=lambda m: m.name)),
-            )
-            for uuid in {*pins, *names, *values}
-        }
-
-
-def _grouped(connection: Connection, table: Any, ids: Sequence[int]) -> dict[int, list[Row[Any]]]:
-    found: dict[int, list[Row[Any]]] = {}
-    for chunk in chunks(ids):
-        statement = select(table).where(table.c.checkpoint_id.in_(chunk)).order_by(table.c.name)
-        for row in connection.execute(statement):
-            found.setdefault(row.checkpoint_id, []).append(row)
-    return found
+    return {
+        uuid: Annotations(
+            *said.get(uuid, (False, None)),
+            tuple(sorted(names.get(uuid, ()))),
+            tuple(sorted(values.get(uuid, ()), key=lambda m: m.name)),
+        )
+        for uuid in {*said, *names, *values}
+    }
 
 
 def _metric(row: Row[Any]) -> Metric:

@@ -1,4 +1,4 @@
-"""The catalog's questions as SQL, built once.
+"""The catalog's SQL, built once.
 
 Building a statement costs more than answering it, and SQLAlchemy remembers what it has compiled
 by the object.
@@ -6,25 +6,32 @@ by the object.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator
+from functools import cache
 from itertools import islice
 from typing import Any, TypeVar
 
 from sqlalchemy import (
     Select,
+    Text,
     and_,
     bindparam,
+    case,
+    delete,
     exists,
     func,
+    insert,
     literal_column,
+    null,
+    or_,
     select,
     text,
-    true,
+    union_all,
     update,
 )
 
-from ckptdb.catalog.schema import checkpoints, metrics, runs
-from ckptdb.records import Mode
+from ckptdb.catalog.schema import checkpoints, metrics, runs, tags
+from ckptdb.records import TRAINING_INFO, Mode, Status
 
 _T = TypeVar("_T")
 _CHUNK = 500
@@ -39,25 +46,55 @@ TMP = text("checkpoints.status = 'tmp'")
 RANKED = text("metrics.live = 1 AND metrics.value IS NOT NULL")
 BY_STATUS = {"final": FINAL, "tmp": TMP, "deleted": DELETED}
 
+
+def _any(name: str) -> Any:
+    """Stand for the values of an IN list, any number of them."""
+    return bindparam(name, expanding=True)
+
+
+# --- runs -----------------------------------------------------------------------------------
+
+RUNS = select(runs).order_by(runs.c.name, runs.c.directory)
+
 RUN_BY_UUID = select(runs).where(runs.c.uuid == bindparam("uuid"))
 
-LATEST_STEP = (
-    select(checkpoints.c.step)
-    .where(checkpoints.c.run_id == bindparam("run_id"), TRUSTED)
-    .order_by(checkpoints.c.step.desc())
-    .limit(literal_column("1"))
+RUNS_AT = select(runs).where(runs.c.directory == bindparam("at")).order_by(runs.c.id.desc())
+
+INSERT_RUN = insert(runs)
+
+# What is set must not have the name of a parameter: hence `row_id` and `of_run`.
+UPDATE_RUN = update(runs).where(runs.c.id == bindparam("row_id"))
+
+# Compare and set: a change by anybody else in between must stay visible.
+MOVE_STAMP = (
+    update(runs)
+    .where(runs.c.id == bindparam("row_id"), runs.c.stamp == bindparam("before"))
+    .values(stamp=bindparam("after"), stamp_verified=0)
 )
+
+DELETE_RUN = delete(runs).where(runs.c.id == bindparam("row_id"))
 
 COUNTS = select(
     select(func.count()).select_from(runs).scalar_subquery().label("runs"),
     select(func.count()).select_from(checkpoints).scalar_subquery().label("checkpoints"),
 )
 
-COUNT_LIVE = select(func.count()).where(checkpoints.c.run_id == bindparam("run_id"), TRUSTED)
+# --- questions ------------------------------------------------------------------------------
+
+_OF_RUN = checkpoints.c.run_id == bindparam("run_id")
+
+LATEST_STEP = (
+    select(checkpoints.c.step)
+    .where(_OF_RUN, TRUSTED)
+    .order_by(checkpoints.c.step.desc())
+    .limit(literal_column("1"))
+)
+
+COUNT_LIVE = select(func.count()).where(_OF_RUN, TRUSTED)
 
 STEPS_WITHOUT = (
     select(checkpoints.c.step)
-    .where(checkpoints.c.run_id == bindparam("run_id"), TRUSTED)
+    .where(_OF_RUN, TRUSTED)
     .where(
         ~exists().where(
             metrics.c.checkpoint_id == checkpoints.c.id,
@@ -77,11 +114,17 @@ CANDIDATES = (
         metrics,
         and_(metrics.c.checkpoint_id == checkpoints.c.id, metrics.c.name == bindparam("name")),
     )
-    .where(checkpoints.c.run_id == bindparam("run_id"), TRUSTED)
+    .where(_OF_RUN, TRUSTED)
     .order_by(checkpoints.c.step)
 )  # fmt: skip
 
-UPDATE_CHECKPOINT = update(checkpoints).where(checkpoints.c.id == bindparam("row_id"))
+PINNED_GONE = select(checkpoints.c.uuid).where(_OF_RUN, checkpoints.c.pinned == 1, DELETED)
+
+METRIC_NAMES = select(metrics.c.name).distinct().order_by(metrics.c.name)
+
+METRIC_NAMES_OF_RUN = METRIC_NAMES.where(
+    metrics.c.checkpoint_id.in_(select(checkpoints.c.id).where(_OF_RUN))
+)
 
 
 def _best_step(mode: Mode) -> Select[Any]:
@@ -98,35 +141,186 @@ def _best_step(mode: Mode) -> Select[Any]:
 BEST_STEP = {"min": _best_step("min"), "max": _best_step("max")}
 
 
-def ranking(mode: Mode, *, run_id: int | None) -> Select[Any]:
+@cache
+def ranking(mode: Mode, *, of_run: bool) -> Select[Any]:
     """Select the ids of live checkpoints by a metric, best first, of one run or of all."""
     value = metrics.c.value if mode == "min" else metrics.c.value.desc()
-    mine = true() if run_id is None else metrics.c.run_id == bindparam("run_id")
-    return (
-        select(metrics.c.checkpoint_id)
-        .where(metrics.c.name == bindparam("name"), mine)
-        .where(RANKED)
-        .order_by(value, metrics.c.step.desc(), metrics.c.checkpoint_id.desc())
-        .limit(bindparam("count"))
+    found = select(metrics.c.checkpoint_id).where(metrics.c.name == bindparam("name"), RANKED)
+    if of_run:
+        found = found.where(metrics.c.run_id == bindparam("run_id"))
+    order = (value, metrics.c.step.desc(), metrics.c.checkpoint_id.desc())
+    return found.order_by(*order).limit(bindparam("count"))
+
+
+# --- whole records --------------------------------------------------------------------------
+
+_PARENTS = checkpoints.alias("parents")
+
+_WHOLE = select(
+    checkpoints,
+    runs.c.name.label("run"),
+    runs.c.uuid.label("run_uuid"),
+    select(_PARENTS.c.uuid)
+    .where(_PARENTS.c.id == checkpoints.c.parent_id)
+    .scalar_subquery()
+    .label("parent"),
+).join_from(checkpoints, runs)
+
+BY_ID = _WHOLE.where(checkpoints.c.id.in_(_any("ids")))
+
+LIVE_AT_STEPS = _WHOLE.where(_OF_RUN, NOT_DELETED, checkpoints.c.step.in_(_any("steps")))
+
+GONE_BY_UUID = _WHOLE.where(_OF_RUN, DELETED, checkpoints.c.uuid.in_(_any("uuids")))
+
+# Metrics and, without a source, tags.
+BELONGINGS = union_all(
+    select(
+        metrics.c.checkpoint_id, metrics.c.name, metrics.c.value, metrics.c.source,
+        metrics.c.reported_at,
+    ).where(metrics.c.checkpoint_id.in_(_any("ids"))),
+    select(tags.c.checkpoint_id, tags.c.name, null(), null(), tags.c.created_at).where(
+        tags.c.checkpoint_id.in_(_any("ids"))
+    ),
+).order_by("name")  # fmt: skip
+
+
+@cache
+def listing(status: Status | None, *, of_run: bool, at_steps: bool, limited: bool) -> Select[Any]:
+    """Select whole checkpoints, the newest of each run first."""
+    found = _WHOLE.order_by(
+        runs.c.name, checkpoints.c.run_id, checkpoints.c.step.desc(), checkpoints.c.id.desc()
     )
+    if of_run:
+        found = found.where(_OF_RUN)
+    if status is not None:
+        found = found.where(BY_STATUS[status])
+    if at_steps:
+        found = found.where(checkpoints.c.step.in_(_any("steps")))
+    return found.limit(bindparam("count")) if limited else found
 
 
-def whole() -> Select[Any]:
-    """Select checkpoints with what their record takes from other tables."""
-    parents = checkpoints.alias("parents")
-    return select(
-        checkpoints,
-        runs.c.name.label("run"),
-        runs.c.uuid.label("run_uuid"),
-        select(parents.c.uuid)
-        .where(parents.c.id == checkpoints.c.parent_id)
-        .scalar_subquery()
-        .label("parent"),
-    ).join_from(checkpoints, runs)
+NEWEST = _WHOLE.where(TRUSTED).order_by(checkpoints.c.finalized_at.desc()).limit(bindparam("count"))
+
+NEWEST_OF_RUN = (
+    _WHOLE.where(_OF_RUN, TRUSTED).order_by(checkpoints.c.step.desc()).limit(bindparam("count"))
+)
+
+# --- what reconciling compares --------------------------------------------------------------
+
+_COMPARED = (
+    checkpoints.c.step, checkpoints.c.uuid, checkpoints.c.status, checkpoints.c.fingerprint,
+    checkpoints.c.problem,
+)  # fmt: skip
+
+# One by one, because each has an index that deleted history is not in.
+LIVE = union_all(select(*_COMPARED).where(_OF_RUN, FINAL), select(*_COMPARED).where(_OF_RUN, TMP))
+
+HISTORY = (
+    select(
+        *_COMPARED, checkpoints.c.deleted_at, checkpoints.c.deleted_reason, checkpoints.c.pinned,
+        checkpoints.c.notes, _PARENTS.c.uuid.label("parent"),
+    )
+    .outerjoin(_PARENTS, _PARENTS.c.id == checkpoints.c.parent_id)
+    .where(_OF_RUN)
+)  # fmt: skip
+
+# Late metrics and, without a source, tags.
+ADDED = union_all(
+    select(
+        checkpoints.c.uuid, metrics.c.name, metrics.c.value, metrics.c.source,
+        metrics.c.reported_at,
+    )
+    .join_from(checkpoints, metrics)
+    .where(_OF_RUN, metrics.c.source != TRAINING_INFO),
+    select(checkpoints.c.uuid, tags.c.name, null(), null(), tags.c.created_at)
+    .join_from(checkpoints, tags)
+    .where(_OF_RUN),
+)  # fmt: skip
+
+# --- changes --------------------------------------------------------------------------------
+
+INSERT_CHECKPOINT = insert(checkpoints)
+
+UPDATE_CHECKPOINT = update(checkpoints).where(checkpoints.c.id == bindparam("row_id"))
+
+# What is stored of some uuids, and what is published at some steps.
+STORED = union_all(
+    select(checkpoints.c.id, checkpoints.c.uuid, checkpoints.c.step, checkpoints.c.status).where(
+        _OF_RUN, checkpoints.c.uuid.in_(_any("uuids"))
+    ),
+    select(checkpoints.c.id, checkpoints.c.uuid, checkpoints.c.step, checkpoints.c.status).where(
+        _OF_RUN, checkpoints.c.step.in_(_any("steps")), FINAL
+    ),
+)
+
+CHECKPOINT_BY_UUID = select(
+    checkpoints.c.id, checkpoints.c.step, checkpoints.c.status, checkpoints.c.problem
+).where(_OF_RUN, checkpoints.c.uuid == bindparam("uuid"))
+
+NEWEST_STEP = select(func.max(checkpoints.c.step)).where(_OF_RUN, FINAL)
+
+_PARENT_ID = (
+    select(_PARENTS.c.id)
+    .where(_PARENTS.c.run_id == bindparam("of_run"), _PARENTS.c.uuid == bindparam("parent"))
+    .scalar_subquery()
+)
+
+LINK_PARENT = (
+    update(checkpoints)
+    .where(checkpoints.c.run_id == bindparam("of_run"), checkpoints.c.uuid == bindparam("child"))
+    # Without its parent here, a child is read again until that has come, to be linked then.
+    .values(
+        parent_id=_PARENT_ID,
+        fingerprint=case((_PARENT_ID.is_not(None), checkpoints.c.fingerprint)),
+    )
+)
+
+END_ALL = (
+    update(checkpoints)
+    .where(checkpoints.c.run_id == bindparam("of_run"), NOT_DELETED)
+    .values(
+        status="deleted",
+        deleted_at=func.coalesce(checkpoints.c.finalized_at, checkpoints.c.created_at),
+        deleted_reason="vanished: another run took its directory",
+    )
+)
+
+UNRANK_ALL = update(metrics).where(metrics.c.run_id == bindparam("of_run")).values(live=0)
+
+MOVE_PATHS = (
+    update(checkpoints)
+    .where(checkpoints.c.run_id == bindparam("of_run"))
+    .values(
+        path=bindparam("after", type_=Text) + func.substr(checkpoints.c.path, bindparam("begin"))
+    )
+)
+
+INSERT_METRIC = insert(metrics)
+
+_OF_SOME = metrics.c.checkpoint_id.in_(_any("ids"))
+
+DELETE_OWN_METRICS = delete(metrics).where(_OF_SOME, metrics.c.source == TRAINING_INFO)
+
+METRICS_LEFT = select(metrics.c.checkpoint_id, metrics.c.name).where(_OF_SOME)
+
+RANK = (
+    update(metrics)
+    .where(_OF_SOME)
+    .values(live=case((metrics.c.checkpoint_id.in_(_any("ranked")), 1), else_=0))
+)
+
+DELETE_LATE_METRICS = delete(metrics).where(
+    metrics.c.checkpoint_id == bindparam("row_id"),
+    or_(metrics.c.source != TRAINING_INFO, metrics.c.name.in_(_any("names"))),
+)
+
+INSERT_TAG = insert(tags)
+
+DELETE_TAGS = delete(tags).where(tags.c.checkpoint_id == bindparam("row_id"))
 
 
-def chunks(items: Sequence[_T]) -> Iterator[list[_T]]:
-    """Cut a sequence into pieces short enough for an IN list."""
+def chunks(items: Iterable[_T]) -> Iterator[list[_T]]:
+    """Cut values into pieces short enough for an IN list."""
     iterator = iter(items)
     while chunk := list(islice(iterator, _CHUNK)):
         yield chunk

@@ -3,19 +3,36 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Container, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from sqlalchemy import Connection, Row, Text, bindparam, case, delete, func, insert, select, update
+from sqlalchemy import Connection, Row
 
 from ckptdb.catalog.paths import Paths, storable
-from ckptdb.catalog.schema import checkpoints, metrics, runs, tags
 from ckptdb.catalog.statements import (
-    FINAL,
-    NOT_DELETED,
+    CHECKPOINT_BY_UUID,
+    DELETE_LATE_METRICS,
+    DELETE_OWN_METRICS,
+    DELETE_RUN,
+    DELETE_TAGS,
+    END_ALL,
+    INSERT_CHECKPOINT,
+    INSERT_METRIC,
+    INSERT_RUN,
+    INSERT_TAG,
+    LINK_PARENT,
+    METRICS_LEFT,
+    MOVE_PATHS,
+    MOVE_STAMP,
+    NEWEST_STEP,
+    RANK,
     RUN_BY_UUID,
+    RUNS_AT,
+    STORED,
+    UNRANK_ALL,
     UPDATE_CHECKPOINT,
+    UPDATE_RUN,
     chunks,
 )
 from ckptdb.errors import IndexStale
@@ -58,7 +75,6 @@ def apply(connection: Connection, paths: Paths, changes: Changes) -> int:
     for chunk in chunks([c for c in changes.checkpoints if c.status == "deleted"]):
         _put(connection, paths, run_id, chunk)
     for chunk in chunks([c for c in changes.checkpoints if c.status != "deleted"]):
-        _refuse_stale(connection, run_id, chunk)
         _put(connection, paths, run_id, chunk)
     _link_parents(connection, run_id, changes.checkpoints)
     for uuid, found in changes.annotations.items():
@@ -81,27 +97,29 @@ def _put_run(connection: Connection, paths: Paths, run: Run) -> int:
     if row is None:
         row = _taken_over(connection, values)
     if row is None:
-        return _inserted_id(connection.execute(insert(runs), values))
+        return _inserted_id(connection.execute(INSERT_RUN, values))
     changed = {key: value for key, value in values.items() if getattr(row, key) != value}
     if changed:
-        connection.execute(update(runs).where(runs.c.id == row.id), changed)
+        connection.execute(UPDATE_RUN, {"row_id": row.id, **changed})
     if "directory" in changed:
         _move_paths(connection, row.id, row.directory, str(values["directory"]))
     return int(row.id)
 
 
 def _put(connection: Connection, paths: Paths, run_id: int, found: Sequence[Checkpoint]) -> None:
-    ids = _ids(connection, run_id, [checkpoint.uuid for checkpoint in found])
+    ids = _ids(connection, run_id, found)
     known = [cp for cp in found if cp.uuid in ids]
     new = [cp for cp in found if cp.uuid not in ids]
+    late: set[tuple[int, str]] = set()
     if known:
         rows = [{"row_id": ids[cp.uuid], **_values(paths, cp)} for cp in known]
         connection.execute(UPDATE_CHECKPOINT, rows)
+        late = _clear_metrics(connection, {ids[cp.uuid]: cp for cp in known})
     if new:
         rows = [{"run_id": run_id, "uuid": cp.uuid, **_values(paths, cp)} for cp in new]
-        connection.execute(insert(checkpoints), rows)
-        ids |= _ids(connection, run_id, [checkpoint.uuid for checkpoint in new])
-    _put_metrics(connection, run_id, {ids[cp.uuid]: cp for cp in found})
+        connection.execute(INSERT_CHECKPOINT, rows)
+        ids |= _ids(connection, run_id, new)
+    _put_metrics(connection, run_id, {ids[cp.uuid]: cp for cp in found}, late)
 
 
 def _values(paths: Paths, checkpoint: Checkpoint) -> dict[str, Any]:
@@ -121,10 +139,15 @@ def _values(paths: Paths, checkpoint: Checkpoint) -> dict[str, Any]:
     }
 
 
-def _ids(connection: Connection, run_id: int, uuids: Sequence[str]) -> dict[str, int]:
-    columns = select(checkpoints.c.uuid, checkpoints.c.id)
-    where = (checkpoints.c.run_id == run_id, checkpoints.c.uuid.in_(uuids))
-    return {row.uuid: row.id for row in connection.execute(columns.where(*where))}
+def _ids(connection: Connection, run_id: int, found: Sequence[Checkpoint]) -> dict[str, int]:
+    """Return the row ids of those that are stored, by uuid."""
+    new = {cp.step: cp.uuid for cp in found if cp.status == "final"}
+    wanted = {"run_id": run_id, "uuids": [cp.uuid for cp in found], "steps": list(new)}
+    rows = connection.execute(STORED, wanted).all()
+    for row in rows:
+        if row.status == "final" and new.get(row.step, row.uuid) != row.uuid:
+            raise IndexStale(row.step)
+    return {row.uuid: row.id for row in rows}
 
 
 def _inserted_id(result: Any) -> int:
@@ -133,54 +156,44 @@ def _inserted_id(result: Any) -> int:
 
 def _taken_over(connection: Connection, values: Mapping[str, Any]) -> Row[Any] | None:
     """Settle what becomes of another run that the index has in the same directory."""
-    where = runs.c.directory == values["directory"]
-    for row in connection.execute(select(runs).where(where)).all():
+    rows = connection.execute(RUNS_AT, {"at": values["directory"]}).all()
+    for row in reversed(rows):
         if row.uuid == values["forked_from"]:
             # The tree was copied, catalog included: this row was always about the copy.
             return row
         if row.created_at is None:
             # Never written to: all that is known of it is in this directory, under its new uuid.
-            connection.execute(delete(runs).where(runs.c.id == row.id))
+            connection.execute(DELETE_RUN, {"row_id": row.id})
             continue
-        ended = {
-            "status": "deleted",
-            "deleted_at": func.coalesce(checkpoints.c.finalized_at, checkpoints.c.created_at),
-            "deleted_reason": "vanished: another run took its directory",
-        }
-        mine = checkpoints.c.run_id == row.id
-        connection.execute(update(checkpoints).where(mine, NOT_DELETED).values(ended))
-        connection.execute(update(metrics).where(metrics.c.run_id == row.id).values(live=0))
+        connection.execute(END_ALL, {"of_run": row.id})
+        connection.execute(UNRANK_ALL, {"of_run": row.id})
     return None
 
 
 def _move_paths(connection: Connection, run_id: int, old: str, new: str) -> None:
     # A run that is its own root has the directory "." and paths without it.
     before, after = ("" if d == "." else f"{d}/" for d in (old, new))
-    rest = func.substr(checkpoints.c.path, len(before) + 1)
-    moved = bindparam("after", type_=Text) + rest
-    statement = update(checkpoints).where(checkpoints.c.run_id == run_id).values(path=moved)
-    connection.execute(statement, {"after": after})
+    moved = {"of_run": run_id, "after": after, "begin": len(before) + 1}
+    connection.execute(MOVE_PATHS, moved)
 
 
-def _refuse_stale(connection: Connection, run_id: int, found: Iterable[Checkpoint]) -> None:
-    new = {cp.step: cp.uuid for cp in found if cp.status == "final"}
-    columns = select(checkpoints.c.step, checkpoints.c.uuid)
-    where = (checkpoints.c.run_id == run_id, checkpoints.c.step.in_(list(new)), FINAL)
-    for row in connection.execute(columns.where(*where)):
-        if row.uuid != new[row.step]:
-            raise IndexStale(row.step)
-
-
-def _put_metrics(connection: Connection, run_id: int, found: Mapping[int, Checkpoint]) -> None:
-    mine = metrics.c.checkpoint_id.in_(list(found))
-    own = metrics.c.source == TRAINING_INFO
-    connection.execute(delete(metrics).where(mine, own))
-    kept = connection.execute(select(metrics).where(mine)).all()
-    late = {(row.checkpoint_id, row.name) for row in kept}
+def _clear_metrics(connection: Connection, known: Mapping[int, Checkpoint]) -> set[tuple[int, str]]:
+    """Delete what came with the checkpoints themselves; return what stays, by id and name."""
+    connection.execute(DELETE_OWN_METRICS, {"ids": list(known)})
+    rows = connection.execute(METRICS_LEFT, {"ids": list(known)})
+    late = {(row.checkpoint_id, row.name) for row in rows}
     if late:
-        live = [row_id for row_id, cp in found.items() if _is_live(cp)]
-        flag = case((metrics.c.checkpoint_id.in_(live), 1), else_=0)
-        connection.execute(update(metrics).where(mine).values(live=flag))
+        ranked = [row_id for row_id, cp in known.items() if _is_live(cp)]
+        connection.execute(RANK, {"ids": list(known), "ranked": ranked})
+    return late
+
+
+def _put_metrics(
+    connection: Connection,
+    run_id: int,
+    found: Mapping[int, Checkpoint],
+    late: Container[tuple[int, str]],
+) -> None:
     rows = [
         {
             "checkpoint_id": row_id,
@@ -197,7 +210,7 @@ def _put_metrics(connection: Connection, run_id: int, found: Mapping[int, Checkp
         if (row_id, name) not in late and name not in checkpoint.late
     ]
     if rows:
-        connection.execute(insert(metrics), rows)
+        connection.execute(INSERT_METRIC, rows)
 
 
 def _is_live(checkpoint: Checkpoint) -> bool:
@@ -205,42 +218,25 @@ def _is_live(checkpoint: Checkpoint) -> bool:
 
 
 def _link_parents(connection: Connection, run_id: int, found: Sequence[Checkpoint]) -> None:
-    children = [checkpoint for checkpoint in found if checkpoint.parent]
-    if not children:
-        return
-    parents = checkpoints.alias("parents")
-    parent_id = (
-        select(parents.c.id)
-        .where(parents.c.run_id == run_id, parents.c.uuid == bindparam("parent"))
-        .scalar_subquery()
-    )
-    statement = (
-        update(checkpoints)
-        .where(checkpoints.c.run_id == run_id, checkpoints.c.uuid == bindparam("child"))
-        # Without its parent here, a child is read again until that has come, to be linked then.
-        .values(
-            parent_id=parent_id,
-            fingerprint=case((parent_id.is_not(None), checkpoints.c.fingerprint)),
-        )
-    )
-    connection.execute(statement, [{"parent": cp.parent, "child": cp.uuid} for cp in children])
+    children = [
+        {"of_run": run_id, "parent": cp.parent, "child": cp.uuid} for cp in found if cp.parent
+    ]
+    if children:
+        connection.execute(LINK_PARENT, children)
 
 
 def _annotate(connection: Connection, run_id: int, uuid: str, found: Annotations) -> None:
-    where = (checkpoints.c.run_id == run_id, checkpoints.c.uuid == uuid)
-    row = connection.execute(select(checkpoints).where(*where)).first()
+    row = connection.execute(CHECKPOINT_BY_UUID, {"run_id": run_id, "uuid": uuid}).first()
     if row is None:
         return  # of a checkpoint that nobody knows: it may come back
-    marks = {"pinned": int(found.pinned), "notes": found.notes}
-    connection.execute(update(checkpoints).where(checkpoints.c.id == row.id), marks)
-    connection.execute(delete(tags).where(tags.c.checkpoint_id == row.id))
+    marks = {"row_id": row.id, "pinned": int(found.pinned), "notes": found.notes}
+    connection.execute(UPDATE_CHECKPOINT, marks)
+    connection.execute(DELETE_TAGS, {"row_id": row.id})
     if found.tags:
         named = [{"checkpoint_id": row.id, "name": n, "created_at": at} for n, at in found.tags]
-        connection.execute(insert(tags), named)
-    mine = metrics.c.checkpoint_id == row.id
-    reported = metrics.c.name.in_([metric.name for metric in found.late])
-    outdated = (metrics.c.source != TRAINING_INFO) | reported
-    connection.execute(delete(metrics).where(mine, outdated))
+        connection.execute(INSERT_TAG, named)
+    names = [metric.name for metric in found.late]
+    connection.execute(DELETE_LATE_METRICS, {"row_id": row.id, "names": names})
     late = [
         {
             "checkpoint_id": row.id,
@@ -255,30 +251,27 @@ def _annotate(connection: Connection, run_id: int, uuid: str, found: Annotations
         for metric in found.late
     ]
     if late:
-        connection.execute(insert(metrics), late)
+        connection.execute(INSERT_METRIC, late)
 
 
 def _finish(connection: Connection, run_id: int, changes: Changes) -> None:
-    this = runs.c.id == run_id
+    changed: dict[str, Any] = {}
     if changes.config is not None and _is_newest(connection, run_id, changes.config_step):
         # Sorted, as a config.yaml is: what was passed and what is read back are one text.
-        config = json.dumps(changes.config, sort_keys=True) if changes.config else None
-        connection.execute(update(runs).where(this).values(config=config))
+        changed["config"] = json.dumps(changes.config, sort_keys=True) if changes.config else None
     elif any(checkpoint.status == "deleted" for checkpoint in changes.checkpoints):
         # It may have come from one of these; the next look at the directory finds it again.
-        connection.execute(update(runs).where(this).values(config=None))
+        changed["config"] = None
     if changes.seen is not None:
-        stamp = {"stamp": changes.seen, "stamp_verified": int(changes.verified)}
-        connection.execute(update(runs).where(this).values(stamp))
-    elif changes.moved is not None:
+        changed |= {"stamp": changes.seen, "stamp_verified": int(changes.verified)}
+    if changed:
+        connection.execute(UPDATE_RUN, {"row_id": run_id, **changed})
+    if changes.seen is None and changes.moved is not None:
         before, after = changes.moved
-        # Compare and set: a change by anybody else in between must stay visible.
-        statement = update(runs).where(this, runs.c.stamp == before)
-        connection.execute(statement.values(stamp=after, stamp_verified=0))
+        connection.execute(MOVE_STAMP, {"row_id": run_id, "before": before, "after": after})
 
 
 def _is_newest(connection: Connection, run_id: int, step: int | None) -> bool:
     if step is None:
         return True
-    newest = select(func.max(checkpoints.c.step)).where(checkpoints.c.run_id == run_id, FINAL)
-    return bool(connection.execute(newest).scalar() == step)
+    return bool(connection.execute(NEWEST_STEP, {"run_id": run_id}).scalar() == step)

@@ -235,7 +235,9 @@ def _look(
     if before:
         observed = _completed(observed, before)
     if observed.facts is not None and depth == "changes" and before is None:
-        recorded = catalog.recorded(seen, history=True)
+        # What is live stays as the observation was told.
+        told = catalog.recorded(seen, history=True)
+        recorded = replace(recorded, gone=told.gone, annotations=told.annotations)
     recorded = replace(recorded, contents=_contents(catalog, observed, recorded))
     if depth != "full":
         observed = replace(observed, finals=_keep_damage(observed.finals, recorded))

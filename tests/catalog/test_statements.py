@@ -1,0 +1,108 @@
+"""What the catalog asks is answered through an index, however much there is."""
+
+from contextlib import contextmanager
+from dataclasses import replace
+
+import pytest
+from sqlalchemy import event
+
+from ckptdb.catalog.catalog import Catalog
+from ckptdb.catalog.engine import Database
+from ckptdb.catalog.store import Changes
+from ckptdb.records import Annotations, Metric, Run
+
+from .test_catalog import AT, gone, make
+
+
+@pytest.fixture
+def catalog(tmp_path):
+    return Catalog(Database.in_memory(tmp_path))
+
+
+@pytest.fixture
+def run(tmp_path):
+    return Run(uuid="run-a", name="a", directory=tmp_path / "a", created_at=AT)
+
+
+@contextmanager
+def plans(catalog):
+    """Collect how SQLite looks for what is asked: one line per table, by statement."""
+    sent, found = {}, {}
+
+    def note(connection, cursor, statement, parameters, context, executemany):
+        sent[statement] = parameters[0] if executemany else parameters
+
+    with catalog.database.read() as connection:
+        engine = connection.engine
+    event.listen(engine, "before_cursor_execute", note)
+    yield found
+    event.remove(engine, "before_cursor_execute", note)
+    with catalog.database.read() as connection:
+        raw = connection.connection.dbapi_connection
+        for statement, parameters in sent.items():
+            rows = raw.execute(f"EXPLAIN QUERY PLAN {statement}", parameters).fetchall()
+            found[statement] = "\n".join(str(row[-1]) for row in rows)
+
+
+def scans(found):
+    tables = ("checkpoints", "metrics", "tags", "runs", "parents")
+    return [line for plan in found.values() for line in plan.splitlines()
+            if line.startswith(tuple(f"SCAN {table}" for table in tables))]  # fmt: skip
+
+
+SAID = Annotations(pinned=True, tags=(("rc", AT),), late=(Metric("mmlu", 0.5, "eval", AT),))
+
+
+def test_no_change_scans_a_table(catalog, run):
+    live = [make(run, 1, 0.5), make(run, 2, 0.4, parent="run-a-1")]
+    with plans(catalog) as found:
+        catalog.apply(Changes(run=run, checkpoints=live, config={"lr": 1}, config_step=2))
+        catalog.apply(Changes(run=run, annotations={"run-a-1": SAID}))
+        catalog.apply(Changes(run=run, checkpoints=live, seen="1:1:1"))
+        catalog.apply(Changes(run=run, checkpoints=[gone(live[0])], moved=("1:1:1", "2:2:2")))
+        catalog.apply(Changes(run=replace(run, directory=run.directory / "moved")))
+    assert len(found) > 15
+    assert scans(found) == []
+
+
+def test_no_look_at_a_run_scans_a_table(catalog, run):
+    live = [make(run, 1, 0.5), make(run, 2, 0.4), make(run, 3, status="tmp")]
+    run_id = catalog.apply(Changes(run=run, checkpoints=live, annotations={"run-a-1": SAID}))
+    with plans(catalog) as found:
+        seen = catalog.find_run("run-a")
+        catalog.find_run_at(run.directory)
+        catalog.recorded(seen, history=False)
+        catalog.recorded(seen, history=True)
+        catalog.contents(run_id, steps=[1, 2], gone=["run-a-1"])
+        catalog.find_best_step(run_id, "loss", "min")
+        catalog.find_latest_step(run_id)
+        catalog.steps_without(run_id, "loss")
+        catalog.candidates(run_id, "loss")
+        catalog.count_live(run_id)
+        catalog.top(5, "loss", "max")
+        catalog.top(5, "loss", "max", run_id=run_id)
+        catalog.checkpoints(run_id=run_id)
+        catalog.checkpoints(run_id=run_id, status="final", steps=[1], limit=1)
+        catalog.newest(1, run_id=run_id)
+        catalog.metric_names(run_id)
+        catalog.pinned_gone(run_id)
+    assert len(found) > 15
+    assert scans(found) == []
+
+
+def test_what_is_live_is_found_without_looking_at_history(catalog, run):
+    run_id = catalog.apply(Changes(run=run, checkpoints=[make(run, 1, 0.5)]))
+    with plans(catalog) as found:
+        catalog.recorded(catalog.find_run("run-a"), history=False)
+    (plan,) = (plan for sql, plan in found.items() if "FROM checkpoints" in sql)
+    assert "uq_checkpoints_final (run_id=?)" in plan
+    assert "ix_checkpoints_tmp (run_id=?)" in plan
+    with plans(catalog) as found:
+        catalog.apply(Changes(run=run, checkpoints=[make(run, 2, 0.5)]))
+    (plan,) = (plan for sql, plan in found.items() if "uuid IN" in sql)
+    assert "(run_id=? AND uuid=?)" in plan
+    assert "uq_checkpoints_final (run_id=? AND step=?)" in plan
+    with plans(catalog) as found:
+        catalog.contents(run_id, steps=[1], gone=["x"])
+    (plan,) = (plan for sql, plan in found.items() if "step IN" in sql)
+    assert "ix_checkpoints_run_id_step (run_id=? AND step=?)" in plan
