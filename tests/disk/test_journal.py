@@ -3,6 +3,7 @@ from __future__ import annotations
 import errno
 import json
 import os
+import tracemalloc
 from dataclasses import replace
 from pathlib import Path
 
@@ -316,3 +317,47 @@ def test_a_symlink_is_not_followed(hidden, tmp_path):
     with pytest.raises(OSError, match="symbolic links"):
         note(Fact(time(1), "pin", UUID), hidden=hidden)
     assert not (tmp_path / "elsewhere").exists()
+
+
+def test_what_is_no_file_is_told_at_once(run, hidden):
+    os.mkfifo(hidden / "journal.jsonl")
+    with pytest.raises(OSError, match="Invalid argument"):
+        journal.read(hidden, run)
+    with pytest.raises(OSError, match="Invalid argument"):
+        journal.append(hidden, [Fact(time(1), "pin", "u")], make_durable=True)
+    (hidden / "journal.jsonl").unlink()
+    (hidden / "journal.jsonl").mkdir()
+    with pytest.raises(IsADirectoryError):
+        journal.read(hidden, run)
+
+
+def test_a_size_that_cannot_be_told_is_nobody_s(hidden, monkeypatch):
+    def fail(path):
+        raise PermissionError(errno.EACCES, "Permission denied")
+
+    monkeypatch.setattr(journal.os, "lstat", fail)
+    assert journal.size(hidden) == -1
+
+
+@pytest.mark.parametrize("start", [b"", b"{", b'{"at": "'], ids=["NULs", "object", "fact"])
+def test_a_line_without_end_is_passed_over_in_little_memory(run, hidden, monkeypatch, start):
+    monkeypatch.setattr(journal, "_LONGEST_BYTES", 8 * 1024 * 1024)
+    before, after = Fact(time(1), "pin", "a"), Fact(time(1), "pin", "b")
+    journal.append(hidden, [before], make_durable=False)
+    with (hidden / "journal.jsonl").open("r+b") as file:
+        file.seek(0, os.SEEK_END)
+        file.write(start)
+        file.truncate(256 * 1024 * 1024)  # sparse
+    journal.append(hidden, [after], make_durable=False)
+    tracemalloc.start()
+    try:
+        assert set(journal.read(hidden, run).annotations) == {"a", "b"}
+        assert tracemalloc.get_traced_memory()[1] < 32 * 1024 * 1024
+    finally:
+        tracemalloc.stop()
+
+
+def test_a_long_line_of_ours_is_read(run, hidden, checkpoint):
+    large = replace(checkpoint, info={"text": "x" * (3 * journal._PART_BYTES)})
+    journal.append(hidden, [journal.gone(large, "deleted", "why", time(1))], make_durable=False)
+    assert journal.read(hidden, run).gone[large.uuid].info == large.info

@@ -7,20 +7,26 @@ per uuid and key wins; a torn or foreign line counts for nothing.
 
 from __future__ import annotations
 
+import errno
 import json
 import math
 import os
+import stat
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, Literal, cast
+from typing import Any, BinaryIO, Literal, cast
 
 from ckptdb.disk import durable, names
+from ckptdb.disk.info import MAX_BYTES
 from ckptdb.records import Annotations, Checkpoint, Metric, Run, is_storable
 
 Gone = Literal["deleted", "replaced", "discarded", "vanished"]
 _GONE = ("deleted", "replaced", "discarded", "vanished")
 _NAME = "journal.jsonl"
+_PART_BYTES = 1024 * 1024
+_LONGEST_BYTES = 4 * MAX_BYTES
+"""A line with the record of the largest training_info.json, whose letters may all be escaped."""
 # What of a checkpoint outlives its directory. Annotations have lines of their own.
 _RECORD = (
     "step", "created_at", "finalized_at", "size_bytes", "file_count", "parent", "problem",
@@ -66,11 +72,13 @@ def gone(checkpoint: Checkpoint, kind: Gone, reason: str, at: str) -> Fact:
 
 
 def size(hidden: Path) -> int:
-    """Return the journal's size in bytes, 0 without one."""
+    """Return the journal's size in bytes, 0 without one, -1 when that cannot be told."""
     try:
-        return (hidden / _NAME).stat().st_size
-    except FileNotFoundError:
+        return os.lstat(hidden / _NAME).st_size
+    except (FileNotFoundError, NotADirectoryError):
         return 0
+    except OSError:
+        return -1  # no size that anybody has seen: whoever asks has to look
 
 
 def append(hidden: Path, facts: Iterable[Fact], *, make_durable: bool) -> None:
@@ -82,8 +90,7 @@ def append(hidden: Path, facts: Iterable[Fact], *, make_durable: bool) -> None:
     lines = "".join(_line(fact) for fact in facts).encode()
     if not lines:
         return
-    flags = os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC | os.O_NOFOLLOW
-    handle = os.open(hidden / _NAME, flags, 0o666)
+    handle = _open(hidden / _NAME, os.O_RDWR | os.O_CREAT | os.O_APPEND)
     try:
         end = os.fstat(handle).st_size
         # A line torn by a crash must not swallow the next one.
@@ -141,16 +148,45 @@ def _line(fact: Fact) -> str:
     return json.dumps({**head, **fact.details}) + "\n"
 
 
+def _open(path: Path, flags: int) -> int:
+    """Open the journal and nothing else that may have its name; never blocks on a FIFO."""
+    handle = os.open(path, flags | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC, 0o666)
+    mode = os.fstat(handle).st_mode
+    if stat.S_ISREG(mode):
+        return handle
+    os.close(handle)
+    code = errno.EISDIR if stat.S_ISDIR(mode) else errno.EINVAL
+    raise OSError(code, os.strerror(code), str(path))
+
+
 def _facts(hidden: Path) -> Iterator[Fact]:
     try:
-        file = (hidden / _NAME).open("rb")
-    except FileNotFoundError:
+        handle = _open(hidden / _NAME, os.O_RDONLY)
+    except (FileNotFoundError, NotADirectoryError):
         return
-    with file:
-        for line in file:
+    with os.fdopen(handle, "rb", _PART_BYTES) as file:
+        for line in _lines(file):
             fact = _parse(line)
             if fact:
                 yield fact
+
+
+def _lines(file: BinaryIO) -> Iterator[bytes]:
+    """Yield line by line; one that is too long to be ours is passed over, not held in memory."""
+    while line := file.readline(_PART_BYTES):
+        if len(line) < _PART_BYTES or line.endswith(b"\n"):
+            yield line
+            continue
+        parts, size_bytes = [line], len(line)
+        while not line.endswith(b"\n") and (line := file.readline(_PART_BYTES)):
+            size_bytes += len(line)
+            # What a crash left unwritten is NULs; only an object is worth collecting.
+            if size_bytes <= _LONGEST_BYTES and parts and parts[0].startswith(b"{"):
+                parts.append(line)
+            else:
+                parts.clear()
+        if parts:
+            yield b"".join(parts)
 
 
 def _parse(line: bytes) -> Fact | None:
