@@ -6,6 +6,7 @@ those that do not.
 
 import json
 import os
+import signal
 import subprocess
 import sys
 import threading
@@ -14,6 +15,7 @@ from contextlib import contextmanager
 
 import pytest
 
+from ckptdb.catalog.catalog import Catalog
 from ckptdb.disk import durable, identity, names, scan
 from ckptdb.disk.publish import Publisher
 from ckptdb.errors import StepInUse
@@ -160,12 +162,22 @@ def fork(work):
         child = os.fork()
     if child == 0:
         try:
+            signal.alarm(30)  # a child that hangs shall not hang the test
             work()
         except BaseException:  # noqa: BLE001  # the parent asserts the exit code
             sys.excepthook(*sys.exc_info())
             os._exit(1)
         os._exit(0)
     return child
+
+
+@contextmanager
+def set_after(event):
+    """Let a thread go on, however the test ends."""
+    try:
+        yield
+    finally:
+        event.set()
 
 
 def test_a_fork_after_opening_loses_nothing(tmp_path):
@@ -227,6 +239,106 @@ def test_a_manager_inherited_with_a_pending_finalization_can_be_shut_down_and_us
         forked.set()
         manager.finalize_pending()
     assert live_steps(tmp_path / "run") == [1, 2]
+
+
+def test_a_manager_inherited_with_a_pending_finalization_has_none_of_its_own(tmp_path):
+    forked = threading.Event()
+    with open_manager(tmp_path / "run", exclusive=False) as manager, set_after(forked):
+        manager.begin_finalization(manager.init_tmp_checkpoint(1, {METRIC: 0.1}), forked.wait)
+
+        def use_as_child():
+            assert not manager.has_pending_finalization
+            with pytest.raises(StepInUse):
+                manager.init_tmp_checkpoint(1, {METRIC: 0.2})
+
+        wait_for(fork(use_as_child))
+        assert manager.has_pending_finalization
+    assert live_steps(tmp_path / "run") == [1]
+
+
+def test_what_a_child_does_in_the_background_is_done(tmp_path):
+    run = tmp_path / "run"
+    with open_manager(run, exclusive=False, keep_top_k=1) as manager:
+        for step in range(3):
+            save(manager, step, loss=step)
+        # The thread behind the manager is idle now, and not there in a child.
+        manager._background.submit(lambda: None)
+
+        def finalize_as_child():
+            manager.begin_finalization(manager.init_tmp_checkpoint(3, {METRIC: 3}))
+            manager.shutdown()
+            assert live_steps(run) == [0, 3]
+            assert not list((run / ".ckptdb" / "trash").iterdir())
+
+        wait_for(fork(finalize_as_child))
+        assert manager.get_latest_checkpoint_path() == str(run / "step_3")
+
+
+def test_a_child_forked_while_the_index_is_busy_does_not_wait_for_it(tmp_path, monkeypatch):
+    run = tmp_path / "run"
+    inside, leave = threading.Event(), threading.Event()
+    real = Catalog.apply
+
+    def linger(*arguments, **options):
+        if threading.current_thread() is not threading.main_thread():
+            inside.set()
+            leave.wait()
+        return real(*arguments, **options)
+
+    with open_manager(run, exclusive=False) as manager, set_after(leave):
+        save(manager, 1)
+        monkeypatch.setattr(Catalog, "apply", linger)
+        manager.begin_finalization(manager.init_tmp_checkpoint(2, {METRIC: 0.1}))
+        inside.wait()
+
+        def use_as_child():
+            assert manager.get_latest_checkpoint_path() == str(run / "step_2")
+            save(manager, 3, loss=0.01)
+            assert manager.get_best_checkpoint_path() == str(run / "step_3")
+            manager.shutdown()
+
+        wait_for(fork(use_as_child))
+        leave.set()
+        manager.finalize_pending()
+        assert manager.get_best_checkpoint_path() == str(run / "step_3")
+    with Registry.open(run) as registry:
+        assert not registry.reconcile(dry_run=True).has_drift
+
+
+@pytest.mark.parametrize("where", ["in the catalog", "in memory"])
+def test_a_child_forked_in_the_middle_of_a_question_answers_its_own(tmp_path, where):
+    run = tmp_path / "run"
+    inside, leave = threading.Event(), threading.Event()
+
+    def linger(catalog, _, __):
+        with catalog.database.read():
+            inside.set()
+            leave.wait()
+
+    with open_manager(run, exclusive=False) as manager, set_after(leave):
+        save(manager, 1)
+        if where == "in memory":
+            (run / ".ckptdb" / "catalog.db").write_bytes(b"no database" * 100)
+            with pytest.warns(UserWarning, match="answered from disk"):
+                manager.get_latest_checkpoint_path()
+        thread = threading.Thread(target=lambda: manager._index.ask(linger, nothing=None))
+        thread.start()
+        inside.wait()
+
+        def use_as_child():
+            with warnings.catch_warnings(record=True) as told:
+                warnings.simplefilter("always")
+                assert manager.get_latest_checkpoint_path() == str(run / "step_1")
+                save(manager, 2)
+                assert manager.get_latest_checkpoint_path() == str(run / "step_2")
+                manager.shutdown()
+            # A file that was in use at the fork is of no use to a child, and that is told once.
+            assert len(told) == (where == "in the catalog")
+
+        wait_for(fork(use_as_child))
+        leave.set()
+        thread.join()
+        assert manager.get_latest_checkpoint_path() == str(run / "step_2")
 
 
 def test_a_registry_goes_on_in_a_forked_child(tmp_path):

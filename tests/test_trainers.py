@@ -276,7 +276,7 @@ def test_a_shutdown_that_is_interrupted_still_has_something_to_save(run, start, 
     trainer = start()
     with open_manager(run) as manager:
         manager.begin_finalization(manager.init_tmp_checkpoint(1, {METRIC: 1}))
-        thread = manager._thread
+        thread = manager._background._thread
 
         def interrupt():
             raise KeyboardInterrupt

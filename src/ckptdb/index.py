@@ -17,6 +17,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
 
+from ckptdb.catalog import fork
 from ckptdb.catalog.catalog import Catalog
 from ckptdb.catalog.engine import Database
 from ckptdb.catalog.location import Location, locate
@@ -111,6 +112,7 @@ class RunIndex:
         self._retry_at = 0.0
         self._patience = PATIENCE_SECONDS
         self._warned = False
+        fork.HEIRS.add(self)
 
     def begin_save(self) -> None:
         """Start counting the waits of another save."""
@@ -187,6 +189,13 @@ class RunIndex:
             if self._stored is not None:
                 self._stored.catalog.database.close()
             self._stored = None
+
+    def after_fork(self) -> None:
+        """Begin anew in a child; called there by the fork itself."""
+        # A thread of the parent may be in the middle of it, which the child does not have.
+        self._mutex = threading.RLock()
+        fork.keep_for_ever((self._stored, self._memory))
+        self._stored = self._memory = None
 
     # --- which catalog ------------------------------------------------------------------
 

@@ -11,16 +11,16 @@ from __future__ import annotations
 import glob  # noqa: F401
 import logging
 import os
-import threading
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Literal, Self
 
 from ckptdb import config as configuration
+from ckptdb.background import Background
 from ckptdb.catalog.catalog import Candidate, Catalog
 from ckptdb.catalog.store import Changes
 from ckptdb.config import CheckpointingConfig, PretrainedCheckpointConfig
@@ -89,10 +89,7 @@ class CheckpointManager:
         self._lease: Lease | None = None
         self._parent: str | None = None
         self._configs: dict[Path, dict[str, Any]] = {}
-        self._thread: threading.Thread | None = None
-        self._pending: Path | None = None
-        self._error: BaseException | None = None
-        self._executor: ThreadPoolExecutor | None = None
+        self._background = Background()
 
     # --- saving -------------------------------------------------------------------------
 
@@ -135,7 +132,8 @@ class CheckpointManager:
         number = names.as_step(step)
         content = info.dump_info(training_info)
         settings = None if run_config is None else info.dump_config(run_config)
-        if self._pending is not None and self._pending.name == names.tmp_name(number):
+        pending = self._background.pending
+        if pending is not None and pending.name == names.tmp_name(number):
             self.finalize_pending()
         if self._exclusive:
             self._lease = self._publisher.claim()
@@ -174,12 +172,13 @@ class CheckpointManager:
         """
         self.finalize_pending()
         path = self._own(checkpoint_path)
-        self._pending = path
-        # Not a daemon: a loop that ends without shutdown() still gets its last checkpoint.
-        self._thread = threading.Thread(
-            target=self._finalize, args=(path, wait_fn), name="ckptdb-finalize"
-        )
-        self._thread.start()
+
+        def finalize() -> None:
+            if wait_fn is not None:
+                wait_fn()
+            self._publish(path)
+
+        self._background.finalize(path, finalize, then=self._prune)
 
     def finalize_pending(self) -> None:
         """Wait for a background finalization; pruning goes on behind it.
@@ -187,18 +186,12 @@ class CheckpointManager:
         Raises:
             RuntimeError: It failed, with the reason as its cause; raised once.
         """
-        if self._thread is not None:
-            # An interrupt while waiting leaves it to be collected.
-            self._thread.join()
-        self._thread = self._pending = None
-        error, self._error = self._error, None
-        if error is not None:
-            raise RuntimeError("Background checkpoint finalization failed") from error
+        self._background.collect()
 
     @property
     def has_pending_finalization(self) -> bool:
         """True from `begin_finalization` until it has been collected."""
-        return self._thread is not None
+        return self._background.pending is not None
 
     def shutdown(self) -> None:
         """Wait for everything in the background; the manager stays usable.
@@ -209,12 +202,10 @@ class CheckpointManager:
         try:
             self.finalize_pending()
         finally:
-            if self._executor is not None:
-                # Forgotten only then: what a prune still hands on must not start another one.
-                self._executor.shutdown(wait=True)
-                self._executor = None
+            self._background.drain()
             self._index.close_quietly()
-            if self._thread is None:  # an interrupted wait leaves one that still saves
+            # An interrupted wait leaves one that still saves.
+            if not self.has_pending_finalization:
                 self._lease = None
 
     def __enter__(self) -> Self:
@@ -302,7 +293,7 @@ class CheckpointManager:
         for checkpoint in retired.gone:
             _logger.info("retired %s: %s", checkpoint.path, checkpoint.deleted_reason)
         self._tell(retired.gone, retired.span)
-        self._in_background(self._empty_trash)
+        self._background.submit(self._empty_trash)
 
     # --- questions ----------------------------------------------------------------------
 
@@ -422,7 +413,7 @@ class CheckpointManager:
         self._tell([*gone, published.checkpoint], published.span, config=config)
         if replaced is not None:
             self._warn_if_pinned(replaced)
-            self._in_background(self._empty_trash)
+            self._background.submit(self._empty_trash)
 
     def _pinned_gone(self) -> tuple[str, ...]:
         def find(catalog: Catalog, run_id: int, _: object) -> tuple[str, ...]:
@@ -457,17 +448,6 @@ class CheckpointManager:
             )
         )
 
-    def _finalize(self, path: Path, wait_fn: Callable[[], None] | None) -> None:
-        try:
-            if wait_fn is not None:
-                wait_fn()
-            self._publish(path)
-        except BaseException as error:  # raised by whoever collects it
-            _logger.exception("background finalization of %s failed", path)
-            self._error = error
-            return
-        self._in_background(self._prune)
-
     def _prune(self) -> None:
         future: Future[None] = Future()
         try:
@@ -488,15 +468,6 @@ class CheckpointManager:
                 stacklevel=2,
             )
 
-    def _in_background(self, work: Callable[[], None]) -> None:
-        try:
-            if self._executor is None:
-                self._executor = ThreadPoolExecutor(1, thread_name_prefix="ckptdb")
-            self._executor.submit(work)
-        except RuntimeError:
-            # We or the interpreter are shutting down and take no more work: do it here.
-            work()
-
     def _empty_trash(self) -> None:
         try:
             self._publisher.empty_trash(self._pinned_gone())
@@ -511,7 +482,7 @@ class CheckpointManager:
         try:
             retired = self._publisher.discard(path, reason="discarded: the save raised an error")
             self._tell(retired.gone, retired.span)
-            self._in_background(self._empty_trash)
+            self._background.submit(self._empty_trash)
         except (OSError, CkptdbError) as error:
             _logger.warning("%s could not be discarded: %s", path, error)
 

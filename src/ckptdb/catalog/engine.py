@@ -65,7 +65,7 @@ class Database:
         self._reader = dialect.reader(self._writer)
         self._identity: tuple[int, int] | None = None
         self._lock = threading.Lock() if location.in_memory else None
-        fork.DATABASES.add(self)
+        fork.HEIRS.add(self)
 
     @classmethod
     def open(

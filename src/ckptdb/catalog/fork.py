@@ -1,6 +1,7 @@
 """Connections and forks: a child must neither use nor close what it inherited.
 
-SQLite keeps a process's locks in memory; a child has that memory and none of the locks.
+SQLite keeps a process's locks in memory; a child has that memory and none of the locks. Of
+Python's own it has the locks, and none of the threads that would release them.
 """
 
 from __future__ import annotations
@@ -19,13 +20,13 @@ if TYPE_CHECKING:
 
 
 class Forked(Protocol):
-    """What has connections to drop in a child."""
+    """What has connections, locks or threads to drop in a child."""
 
     def after_fork(self) -> None:
         """Drop what was inherited."""
 
 
-DATABASES: Final[weakref.WeakSet[Forked]] = weakref.WeakSet()
+HEIRS: Final[weakref.WeakSet[Forked]] = weakref.WeakSet()
 """Everything that has to be told of a fork."""
 
 CONNECTIONS: Final[weakref.WeakSet[FileConnection]] = weakref.WeakSet()
@@ -89,8 +90,8 @@ def _forget_inherited() -> None:
     for connection in list(CONNECTIONS):
         connection.inherited = True
         keep_for_ever(connection)
-    for database in list(DATABASES):
-        database.after_fork()
+    for heir in list(HEIRS):
+        heir.after_fork()
 
 
 def keep_for_ever(inherited: object) -> None:
