@@ -13,6 +13,7 @@ import pytest
 from ckptdb import CheckpointManager, Registry
 from ckptdb.catalog import engine
 from ckptdb.disk import identity, names, scan
+from ckptdb.disk.publish import Publisher
 from ckptdb.errors import (
     AmbiguousRun,
     CatalogMissing,
@@ -632,6 +633,25 @@ def test_gc_leaves_a_living_save_alone(registry, root):
     assert registry.latest(run="a").step == 4
 
 
+def test_gc_leaves_alone_what_was_begun_in_the_place_of_something_abandoned(
+    registry, root, monkeypatch
+):
+    with open_manager(root / "a") as manager:
+        staged = manager.init_tmp_checkpoint(4, {LOSS: 1})
+        bury(staged)
+        real = Publisher.discard
+
+        def begin_anew_first(self, path, **options):
+            monkeypatch.undo()
+            manager.init_tmp_checkpoint(4, {LOSS: 2})
+            return real(self, path, **options)
+
+        monkeypatch.setattr(Publisher, "discard", begin_anew_first)
+        registry.gc(run="a")
+        manager.finalize_checkpoint(staged)
+    assert registry.latest(run="a").metrics == {LOSS: 2.0}
+
+
 @pytest.mark.parametrize("dry_run", [True, False])
 def test_gc_ranks_by_nothing_but_a_metric_that_is_there(registry, root, dry_run):
     for step in (1, 2):
@@ -708,6 +728,25 @@ def test_a_pinned_checkpoint_that_is_replaced_keeps_its_bytes_until_unpinned(reg
         save(root / "a", 2, {LOSS: 0.9})
     registry.gc()
     assert [left.step for left in scan.list_trash(root / "a")] == [2]
+
+
+def test_a_pin_answers_with_what_was_pinned_though_its_step_is_saved_again(
+    registry, root, monkeypatch
+):
+    before = registry.get(2, run="a")
+    real = Publisher.record
+
+    def record_and_be_overtaken(self, facts):
+        monkeypatch.undo()
+        span = real(self, facts)
+        with pytest.warns(UserWarning, match="pinned checkpoint at step 2 was replaced"):
+            save(root / "a", 2, {LOSS: 0.9})
+        return span
+
+    monkeypatch.setattr(Publisher, "record", record_and_be_overtaken)
+    pinned = registry.pin("a", 2)
+    assert (pinned.uuid, pinned.pinned, pinned.status) == (before.uuid, True, "deleted")
+    assert not registry.get(2, run="a").pinned
 
 
 def test_forget_drops_a_run_from_the_index_and_nothing_from_disk(registry, root):

@@ -728,7 +728,9 @@ class Registry:
                 stacklevel=3,
             )
             return found
-        return self.get(step, run=seen.run.directory)
+        # By uuid: another save may have taken the step meanwhile.
+        told = self._catalog().checkpoints(run_id=seen.id, steps=[found.step])
+        return next((checkpoint for checkpoint in told if checkpoint.uuid == found.uuid), found)
 
 
 @contextmanager

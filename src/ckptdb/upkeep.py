@@ -139,8 +139,11 @@ def collect(
     )  # fmt: skip
     if not dry_run:
         for tmp in unfinished:
+            # Meanwhile somebody may have begun to save that step anew.
             gone = publisher.discard(
-                tmp.checkpoint.path, reason="discarded: left unfinished, removed by gc"
+                tmp.checkpoint.path,
+                reason="discarded: left unfinished, removed by gc",
+                uuid=tmp.checkpoint.uuid,
             )
             _store(catalog, seen, gone.gone)
         _retire(catalog, seen, publisher, decisions)

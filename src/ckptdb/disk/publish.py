@@ -137,14 +137,22 @@ class Publisher:
                 scan.load_tmp(who, path, step).checkpoint, tuple(gone), tuple(adopted), watch.span
             )
 
-    def discard(self, path: Path, *, reason: str) -> Retired:
-        """Give up a ``tmp_step_N``: record that, and take it out of sight."""
+    def discard(self, path: Path, *, reason: str, uuid: str | None = None) -> Retired:
+        """Give up a ``tmp_step_N``: record that, and take it out of sight.
+
+        Args:
+            path: Nothing happens when it is not there.
+            reason: For the record.
+            uuid: Which one was judged; another that stands there by now is left alone.
+        """
         step = names.get_tmp_step(path)
         with self._changing() as (who, watch):
             if not durable.is_folder(path):
                 return Retired((), watch.span)
-            gone = self._discard(watch, scan.load_tmp(who, path, step).checkpoint, reason)
-            return Retired((gone,), watch.span)
+            checkpoint = scan.load_tmp(who, path, step).checkpoint
+            if uuid not in (None, checkpoint.uuid):
+                return Retired((), watch.span)
+            return Retired((self._discard(watch, checkpoint, reason),), watch.span)
 
     # --- publishing ---------------------------------------------------------------------
 
