@@ -5,13 +5,14 @@ from __future__ import annotations
 import json
 import sqlite3
 import traceback
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from ckptdb import Registry
+from ckptdb.catalog.catalog import Catalog
 from ckptdb.disk import manifest
 from lab import loop
 from lab.dump import dump_catalog
@@ -105,24 +106,33 @@ class Indexed:
     late: float | None
 
 
+_ROWS = """
+    SELECT c.step, json_extract(c.info, '$.token'), c.status, c.deleted_reason, c.pinned,
+        (SELECT m.value FROM metrics m WHERE m.checkpoint_id = c.id AND m.name = ?
+         AND m.source <> 'training_info')
+    FROM checkpoints c WHERE c.status <> 'tmp'
+"""
+
+
 def read_index(root: Path) -> list[Indexed]:
-    """Return every row of the run that is not a ``tmp``."""
+    """Return every row of the run that is not a ``tmp``, from the catalog's file."""
     with closing(sqlite3.connect(root / ".ckptdb" / "catalog.db")) as connection:
-        rows = connection.execute(
-            """
-            SELECT c.step, json_extract(c.info, '$.token'), c.status, c.deleted_reason, c.pinned,
-                (SELECT m.value FROM metrics m WHERE m.checkpoint_id = c.id AND m.name = ?
-                 AND m.source <> 'training_info')
-            FROM checkpoints c WHERE c.status <> 'tmp'
-            """,
-            (METRIC,),
-        ).fetchall()
+        return _indexed(connection.execute(_ROWS, (METRIC,)).fetchall())
+
+
+def rows_of(catalog: Catalog) -> list[Indexed]:
+    """Return the same of a catalog that is open."""
+    with catalog.database.read() as connection:
+        return _indexed(connection.exec_driver_sql(_ROWS, (METRIC,)).fetchall())
+
+
+def _indexed(rows: Sequence[Sequence[Any]]) -> list[Indexed]:
     return [Indexed(s, str(t), status, r, bool(p), late) for s, t, status, r, p, late in rows]
 
 
 def check_facts(
     verdict: Verdict, root: Path, before: Ledger, after: Ledger, *, many: bool,
-    answers: Answers | None = None,
+    answers: Answers | None = None, rows: Sequence[Indexed] | None = None,
 ) -> None:  # fmt: skip
     """Compare disk and index with what is acknowledged.
 
@@ -130,11 +140,12 @@ def check_facts(
         before: What is acknowledged for certain.
         after: What holds if the interrupted operation counts; the same when there is none.
         answers: What a manager has said is the best and the latest.
+        rows: What the index says; read from the catalog's file when None.
     """
     live = check_names(verdict, root / loop.RUN, many=many)
     _check_live(verdict, live, before, after)
     with verdict.doing("reading the index"):
-        rows = read_index(root)
+        rows = read_index(root) if rows is None else rows
         indexed = {row.step: row.token for row in rows if row.status == "final"}
         if indexed != live:
             verdict.say("not_recovered", f"the index says {indexed}, the disk {live}")
