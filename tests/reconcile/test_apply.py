@@ -790,6 +790,85 @@ def test_what_a_trainer_does_between_look_and_lock_is_seen(catalog, run, monkeyp
     assert set(live(catalog)) == {1, 2}
 
 
+@pytest.fixture
+def looks(monkeypatch):
+    """Collect every look at a directory."""
+    made, real = [], scan.observe
+
+    def observe(directory, *arguments, **options):
+        made.append(directory)
+        return real(directory, *arguments, **options)
+
+    monkeypatch.setattr(scan, "observe", observe)
+    return made
+
+
+@pytest.mark.parametrize("depth", ["changes", "files", "full"])
+def test_a_settled_run_is_not_looked_at_again_under_the_lock(catalog, run, looks, depth):
+    save(run, 1)
+    age(run)
+    assert reconcile_run(catalog, run, depth=depth).verified == scan.find_stamp(run)
+    assert looks == [run]
+    save(run, 2)
+    reconcile_run(catalog, run, depth=depth)
+    assert looks == [run] * 3, "its stamp was too young to prove anything"
+    assert set(live(catalog)) == {1, 2}
+
+
+def forget(catalog: Catalog, run: Path) -> None:
+    catalog.forget(catalog.runs()[0].id)
+
+
+def save_another(catalog: Catalog, run: Path) -> None:
+    save(run, 2)
+
+
+def pin(catalog: Catalog, run: Path) -> None:
+    Publisher(run).record([Fact(AT, "pin", live(catalog)[1])])
+
+
+@pytest.mark.parametrize(
+    ("change", "expected"),
+    [(forget, {1: False}), (save_another, {1: False, 2: False}), (pin, {1: True})],
+    ids=["forgotten", "saved", "pinned"],
+)
+def test_what_comes_between_a_settled_look_and_the_lock_is_seen(
+    catalog, run, monkeypatch, looks, change, expected
+):
+    save(run, 1)
+    age(run)
+    reconcile_run(catalog, run)
+    (run / "stranger").mkdir()
+    age(run, 5)
+    real = apply._locked
+
+    def locked_after_a_change(directory):
+        monkeypatch.setattr(apply, "_locked", real)
+        change(catalog, run)
+        return real(directory)
+
+    monkeypatch.setattr(apply, "_locked", locked_after_a_change)
+    del looks[:]
+    report = reconcile_run(catalog, run, depth="changes")
+    assert looks == [run, run]
+    assert report.applied
+    assert {c.step: c.pinned for c in catalog.checkpoints(status="final")} == expected
+
+
+def test_the_journal_says_why_one_is_gone_even_if_it_has_not_grown(catalog, run):
+    one = save(run, 1)
+    save(run, 2)
+    ended = journal.gone(one, "deleted", "retention: a crash came before the rename", AT)
+    journal.append(identity.hidden(run), [ended], make_durable=False)
+    age(run)
+    assert reconcile_run(catalog, run, depth="changes").verified
+    shutil.rmtree(run / "step_1")
+    age(run, 5)
+    reconcile(catalog, run, depth="changes")
+    (found,) = catalog.checkpoints(status="deleted")
+    assert found.deleted_reason == "retention: a crash came before the rename"
+
+
 def test_a_run_that_becomes_unreadable_before_the_lock_is_told(catalog, run, monkeypatch):
     save(run, 1)
     reconcile(catalog, run)

@@ -278,13 +278,14 @@ def _known(recorded: Recorded, depth: Depth, before: Observation | None) -> Know
             for step, checkpoint in before.finals.items()
             if checkpoint
         }
-        return Known({**recorded.finals, **read})
+        return Known({**recorded.finals, **read}, config=True)
     seen = recorded.seen
     if depth == "full" or seen is None:
         return Known()
     journal_bytes = None
     if depth == "changes" and seen.stamp is not None:
-        journal_bytes = Stamp.parse(seen.stamp).journal_bytes
+        with suppress(ValueError):  # SQLite has no checksums; then the journal is read again
+            journal_bytes = Stamp.parse(seen.stamp).journal_bytes
     return Known(recorded.finals, journal_bytes, config=seen.run.config is not None)
 
 
@@ -294,7 +295,8 @@ def _completed(observed: Observation, before: Observation) -> Observation:
         step: before.finals.get(step) if checkpoint is None else checkpoint
         for step, checkpoint in observed.finals.items()
     }
-    return replace(observed, finals=finals)
+    config = before.config if observed.config is None else observed.config
+    return replace(observed, finals=finals, config=config)
 
 
 def _contents(catalog: Catalog, observed: Observation, recorded: Recorded) -> dict[str, Checkpoint]:
@@ -402,9 +404,11 @@ def _index(
             publisher.establish()
     with _locked(directory):
         # Between the first look and the lock a trainer may have published or retired.
-        look = _look(
-            catalog, directory, how.depth, before=first.observation, touch_disk=how.touch_disk
-        )
+        look: _Look | RunReport = first
+        if not _is_still_true(catalog, first):
+            look = _look(
+                catalog, directory, how.depth, before=first.observation, touch_disk=how.touch_disk
+            )
         if isinstance(look, RunReport):
             return look
         gone = [action for action in look.plan.actions if action.kind == "vanished"]
@@ -441,6 +445,24 @@ def _index(
         applied=True,
         run_id=run_id,
         verified=stamp if look.observation.settled else None,
+    )
+
+
+def _is_still_true(catalog: Catalog, look: _Look) -> bool:
+    """Whether another look would be sure to show the same.
+
+    The stamp says so of the directory, once it is settled, and the run's row of the index. A
+    first look that found no new checkpoint has not read the journal, which decides why one is
+    missing.
+    """
+    observed = look.observation
+    if not observed.settled or (look.plan.has_drift and observed.facts is None):
+        return False
+    directory = observed.identity.run.directory
+    return (
+        scan.find_stamp(directory) == observed.stamp
+        and identity.identify(directory) == observed.identity
+        and catalog.find_run(observed.identity.run.uuid) == look.recorded.seen
     )
 
 
