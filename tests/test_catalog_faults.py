@@ -18,6 +18,7 @@ from ckptdb import index
 from ckptdb.catalog.fork import FileConnection
 from ckptdb.catalog.schema import APPLICATION_ID
 from ckptdb.disk import identity
+from ckptdb.errors import CatalogBroken
 from ckptdb.manager import CheckpointManager, _load_checkpoint_history
 from ckptdb.registry import Registry
 
@@ -229,7 +230,13 @@ NONSENSE = {
     "text that is not UTF-8": "UPDATE runs SET stamp = CAST(x'ff31' AS TEXT)",
     "a stamp that is none": "UPDATE runs SET stamp = 'abc'",
     "JSON that is none": "UPDATE checkpoints SET info = '{'",
+    "JSON of another kind": "UPDATE checkpoints SET info = '[]'",
+    "a config that is none": "UPDATE runs SET config = '{'",
     "a step that is text": "UPDATE checkpoints SET step = 'three' WHERE step = 3",
+    "a value that is text": "UPDATE metrics SET value = 'low' WHERE step = 3",
+    "a path that is none": "UPDATE checkpoints SET path = x'00ff'",
+    "a directory that is none": "UPDATE runs SET directory = x'ff'",
+    "a status that is none": "UPDATE checkpoints SET status = 'f' WHERE step = 1",
 }
 
 
@@ -242,6 +249,24 @@ def test_nonsense_in_the_catalog_stops_nothing(root, statement):
         train_on(manager)
         manager.shutdown()
     assert len(texts) <= 1, texts
+
+
+@pytest.mark.parametrize("statement", NONSENSE.values(), ids=NONSENSE)
+def test_nonsense_is_one_error_for_whoever_asks_and_reconcile_ends_it(root, statement):
+    file, run = catalog_of(root), find_run(root)
+    settle(run)
+    with Registry.open(root) as registry:
+        registry.reconcile()
+    with closing(sqlite3.connect(file)) as connection:
+        connection.executescript(f"PRAGMA ignore_check_constraints = ON; {statement}")
+    with Registry.open(root) as registry:
+        for ask in (registry.runs, registry.checkpoints, registry.latest, registry.best):
+            with suppress(CatalogBroken):
+                ask()
+        registry.reconcile(full=True)
+        assert not registry.reconcile(full=True).has_drift
+        assert [cp.step for cp in registry.checkpoints(run=run, status="final")] == [1, 2, 3]
+        assert registry.best("loss", mode="min").step == 2
 
 
 # --- files that are gone ------------------------------------------------------------------------

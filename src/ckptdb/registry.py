@@ -326,6 +326,18 @@ class Registry:
         if dry_run:
             return look(self._catalog_or_empty(), on_run=on_run, dry_run=True)
         aside = self._make_usable()
+        try:
+            report = self._look(look, on_run)
+        except CatalogBroken:
+            # Sound as a database and nonsense as a catalog: only reading all of it can tell.
+            self.close()
+            aside = engine.set_aside(self.location)
+            report = self._look(look, on_run)
+        return replace(report, set_aside=aside)
+
+    def _look(
+        self, look: Callable[..., ReconcileReport], on_run: Callable[[Path], None]
+    ) -> ReconcileReport:
         catalog = self._catalog(create=True)
         with _absorbing(self.location.base) as absorb:
 
@@ -333,8 +345,7 @@ class Registry:
                 absorb(run)
                 on_run(run)
 
-            report = look(catalog, on_run=begin)
-        return replace(report, set_aside=aside)
+            return look(catalog, on_run=begin)
 
     def verify(
         self,
@@ -699,10 +710,10 @@ class Registry:
         limit, healed = count, set[Path]()
         while True:
             found = ask(limit)
-            here = [checkpoint for checkpoint in found if checkpoint.path.is_dir()]
+            here = [checkpoint for checkpoint in found if scan.is_published(checkpoint.path)]
             if len(here) == len(found) or len(here) >= count:
                 return tuple(here[:count])
-            stale = {cp.path.parent for cp in found if not cp.path.is_dir()} - healed
+            stale = {cp.path.parent for cp in found if cp not in here} - healed
             for directory in stale:
                 self._heal(directory)
             healed |= stale

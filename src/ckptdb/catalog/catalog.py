@@ -10,7 +10,7 @@ import json
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 from sqlalchemy import Connection, Executable, Row
 
@@ -45,6 +45,7 @@ from ckptdb.catalog.statements import (
     ranking,
 )
 from ckptdb.catalog.store import Changes
+from ckptdb.errors import CatalogBroken
 from ckptdb.records import (
     TRAINING_INFO,
     Annotations,
@@ -181,6 +182,15 @@ class Catalog:
         self, count: int, metric: str, mode: Mode, *, run_id: int | None = None
     ) -> tuple[Checkpoint, ...]:
         """Return the live checkpoints with the best finite values, best first."""
+        while True:
+            found = self._top(count, metric, mode, run_id)
+            # Between two statements somebody may have stored that one of these went.
+            if all(checkpoint.status == "final" for checkpoint in found):
+                return found
+
+    def _top(
+        self, count: int, metric: str, mode: Mode, run_id: int | None
+    ) -> tuple[Checkpoint, ...]:
         statement = ranking(mode, of_run=run_id is not None)
         parameters = _given(name=metric, count=count, run_id=run_id)
         with self.database.read() as connection:
@@ -255,6 +265,8 @@ class Catalog:
             # In one statement, so that nothing is both live and gone.
             rows = connection.execute(HISTORY if history else LIVE, of_run).all()
             added = connection.execute(ADDED, of_run).all() if history else []
+        if not all(isinstance(row.step, int) for row in rows):
+            raise self._broken("a step that is no number")
         finals = [row for row in rows if row.status == "final"]
         return Recorded(
             seen=seen,
@@ -311,6 +323,8 @@ class Catalog:
         return None if found is None else int(found)
 
     def _seen(self, row: Row[Any]) -> Seen:
+        if not (isinstance(row.uuid, str) and isinstance(row.directory, str)):
+            raise self._broken("a run without a name")
         run = Run(
             uuid=row.uuid,
             name=readable(row.name),
@@ -319,7 +333,7 @@ class Catalog:
             metric_name=row.metric_name,
             higher_is_better=bool(row.higher_is_better),
             forked_from=row.forked_from,
-            config=None if row.config is None else json.loads(row.config),
+            config=None if row.config is None else self._json(row.config),
         )
         return Seen(row.id, run, row.stamp, bool(row.stamp_verified))
 
@@ -341,6 +355,10 @@ class Catalog:
     def _checkpoint(
         self, row: Row[Any], values: Sequence[Row[Any]], marks: Sequence[Row[Any]]
     ) -> Checkpoint:
+        if not (isinstance(row.step, int) and isinstance(row.path, str)):
+            raise self._broken("a step that is no number")
+        if row.status not in get_args(Status):
+            raise self._broken(f"the status {row.status!r}")
         late = {m.name: _metric(m) for m in values if m.source != TRAINING_INFO}
         return Checkpoint(
             run_uuid=row.run_uuid,
@@ -360,11 +378,24 @@ class Catalog:
             notes=row.notes,
             tags=tuple(mark.name for mark in marks),
             problem=row.problem,
-            info=json.loads(row.info),
+            info=self._json(row.info),
             metrics={m.name: m.value for m in values},
             late=late,
             fingerprint=row.fingerprint,
         )
+
+    def _json(self, text: str) -> dict[str, Any]:
+        # SQLite has no checksums: flipped bits come back as text of another kind.
+        try:
+            content = json.loads(text)
+        except (ValueError, TypeError, RecursionError) as error:
+            raise self._broken("JSON that is none") from error
+        if not isinstance(content, dict):
+            raise self._broken("JSON of another kind")
+        return content
+
+    def _broken(self, what: str) -> CatalogBroken:
+        return CatalogBroken(str(self.database.location), f"it holds {what}")
 
 
 def _given(**parameters: object) -> dict[str, object]:

@@ -185,7 +185,7 @@ class Sqlite(Dialect):
         code = getattr(error, "sqlite_errorcode", None) or sqlite3.SQLITE_ERROR
         kind = code & 0xFF
         explained: CatalogError = CatalogUnusable(where, why)
-        if isinstance(error, UnicodeDecodeError):
+        if isinstance(error, UnicodeDecodeError) or why.startswith("Could not decode"):
             return CatalogBroken(where, "it holds text that is none")
         if code == sqlite3.SQLITE_READONLY_DBMOVED:
             explained = CatalogUnusable(where, "another process moved or replaced it meanwhile")
