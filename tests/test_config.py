@@ -1,3 +1,4 @@
+import os
 from pathlib import Path
 from types import MappingProxyType
 from typing import get_type_hints
@@ -93,6 +94,18 @@ def test_a_wrong_value_is_named_with_what_it_must_be(key, value, why):
         parse({"checkpoint_dir": "a", key: value}, {})
     assert isinstance(caught.value, CkptdbError)
     assert isinstance(caught.value, ValueError)
+
+
+@pytest.mark.parametrize("make", [Path.touch, os.mkfifo], ids=["file", "fifo"])
+@pytest.mark.parametrize("kind", [str, Path])
+def test_a_checkpoint_dir_that_is_no_directory_is_refused(tmp_path, make, kind):
+    make(tmp_path / "run")
+    with pytest.raises(InvalidConfig) as caught:
+        parse({"checkpoint_dir": kind(tmp_path / "run"), "save_period": 0}, {})
+    fault = f"checkpoint_dir must be a directory, and '{tmp_path}/run' is none."
+    assert str(caught.value).endswith(fault)
+    assert "save_period" in str(caught.value)
+    parse({"checkpoint_dir": tmp_path}, {})
 
 
 def test_all_faults_are_told_at_once():

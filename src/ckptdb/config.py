@@ -5,12 +5,12 @@ from __future__ import annotations
 import difflib
 import operator
 import os
-import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, NotRequired, TypedDict
 
+from ckptdb import caller
 from ckptdb.errors import InvalidConfig
 
 Durability = Literal["full", "none"]
@@ -149,8 +149,7 @@ def _warn_of_unknown(given: Mapping[str, Any]) -> None:
     for name in sorted(set(map(str, given)) - _KNOWN):
         close = difflib.get_close_matches(name, _KNOWN, n=1)
         hint = f"; did you mean {close[0]!r}?" if close else ""
-        # parse ← CheckpointManager.__init__ ← the caller
-        warnings.warn(f"Unknown checkpointing key {name!r} is ignored{hint}", stacklevel=4)
+        caller.warn(f"Unknown checkpointing key {name!r} is ignored{hint}")
 
 
 def _whole(values: Mapping[str, Any], name: str, least: int, faults: list[str]) -> int:
@@ -189,4 +188,6 @@ def _directory(given: Mapping[str, Any], faults: list[str]) -> Path:
     if not isinstance(value, str | os.PathLike) or not str(value):
         faults.append(f"checkpoint_dir must be a path, not {value!r}")
         return Path()
+    if os.path.exists(value) and not os.path.isdir(value):
+        faults.append(f"checkpoint_dir must be a directory, and {os.fspath(value)!r} is none")
     return Path(value)

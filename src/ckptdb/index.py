@@ -11,12 +11,12 @@ import logging
 import os
 import threading
 import time
-import warnings
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
 
+from ckptdb import caller
 from ckptdb.catalog import fork
 from ckptdb.catalog.catalog import Catalog
 from ckptdb.catalog.engine import Database
@@ -238,10 +238,9 @@ class RunIndex:
         _logger.warning("catalog given up for now: %s", error)
         if not self._warned:
             self._warned = True
-            warnings.warn(
+            caller.warn(
                 f"{error} Checkpoints are saved as usual and questions are answered from disk; "
-                "the catalog is completed when it works again.",
-                stacklevel=5,
+                "the catalog is completed when it works again."
             )
 
     def _broken(self, error: Exception) -> CatalogBroken:

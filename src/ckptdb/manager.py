@@ -19,6 +19,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Literal, Self
 
+from ckptdb import caller
 from ckptdb import config as configuration
 from ckptdb.background import Background
 from ckptdb.catalog.catalog import Candidate, Catalog
@@ -223,10 +224,9 @@ class CheckpointManager:
         try:
             self.shutdown()
         except Exception as failure:  # noqa: BLE001  # the exception in flight matters more
-            warnings.warn(
+            caller.warn(
                 f"Checkpoint finalization failed while another exception was raised: "
-                f"{failure.__cause__ or failure!r}",
-                stacklevel=2,
+                f"{failure.__cause__ or failure!r}"
             )
         return False
 
@@ -424,10 +424,9 @@ class CheckpointManager:
 
     def _warn_if_pinned(self, replaced: Checkpoint) -> None:
         if replaced.uuid in self._pinned_gone():
-            warnings.warn(
+            caller.warn(
                 f"The pinned checkpoint at step {replaced.step} was replaced by a new save; its "
-                "bytes stay in .ckptdb/trash until it is unpinned.",
-                stacklevel=4,
+                "bytes stay in .ckptdb/trash until it is unpinned."
             )
 
     def _tell(
@@ -462,20 +461,18 @@ class CheckpointManager:
         """Warn that pruning failed; silent when it did not."""
         error = future.exception()
         if error is not None:
-            warnings.warn(
+            caller.warn(
                 f"Failed to prune old checkpoints: {error!r}. The new checkpoint is safe; "
-                "`ckptdb gc` shows what could go.",
-                stacklevel=2,
+                "`ckptdb gc` shows what could go."
             )
 
     def _empty_trash(self) -> None:
         try:
             self._publisher.empty_trash(self._pinned_gone())
         except OSError as error:
-            warnings.warn(
+            caller.warn(
                 f"Failed to prune old checkpoints: {error!r}. They are out of sight in "
-                f"{self._directory}/.ckptdb/trash; `ckptdb gc` tries again.",
-                stacklevel=2,
+                f"{self._directory}/.ckptdb/trash; `ckptdb gc` tries again."
             )
 
     def _discard(self, path: Path) -> None:

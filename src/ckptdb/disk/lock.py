@@ -11,11 +11,11 @@ import errno
 import fcntl
 import os
 import time
-import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from ckptdb import caller
 from ckptdb.errors import RunLocked
 
 TIMEOUT_SECONDS = 60.0
@@ -74,10 +74,9 @@ def warn_of_no_locks(hidden: Path) -> None:
     if hidden in _warned:
         return
     _warned.add(hidden)
-    warnings.warn(
+    caller.warn(
         f"{hidden} is on a file system without locks; "
-        "let only one process at a time change this run.",
-        stacklevel=6,
+        "let only one process at a time change this run."
     )
 
 
