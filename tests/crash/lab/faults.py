@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from ckptdb.errors import CkptdbError
-from lab import check, loop, shim, speed
+from lab import loop, shim, speed
 from lab.check import Verdict, Way
 from lab.ledger import Ledger, Workload, workloads
 from lab.report import Row, Size
@@ -156,12 +156,9 @@ def _fail_at(
         # What frees a full disk must work on one.
         held = after
     way: Way = "question" if rng.randrange(2) else "reconcile"
-    answers = check.recover(verdict, world.root, way)
     facts = (went_on(before, held), went_on(before, after))
-    check.check_facts(verdict, world.root, *facts, many=workload.many, answers=answers)
-    if rng.randrange(REST_ONE_IN) == 0:
-        check.check_rest(verdict, world.root)
-        check.check_life(verdict, world.root, many=workload.many)
+    rest = rng.randrange(REST_ONE_IN) == 0
+    world.subject.judge(verdict, world.root, facts, many=workload.many, way=way, rest=rest)
     for kind, what in verdict.found:
         row.fail(kind, f"{where}, {told['error']}, recovered by {way}: {what}")
 

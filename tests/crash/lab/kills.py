@@ -19,9 +19,10 @@ from pathlib import Path
 
 from lab import check, loop, shim, speed
 from lab.check import Verdict, Way
-from lab.ledger import Ledger, Workload, workloads
+from lab.ledger import Ledger, Workload
 from lab.report import Row, Size
 from lab.shim import Strike
+from lab.subject import CKPTDB, PLAIN
 from lab.world import World
 
 # Of the points of a workload: one in how many is struck, and of those one in how many is
@@ -34,17 +35,18 @@ SHARES: dict[Size, tuple[int, int, int]] = {
 def run(size: Size, seed: int, shard: int, shards: int) -> Iterator[Row]:
     """Kill the share of this shard."""
     speed.compile_statements_once()
-    row = Row("kills")
-    recovering = Row("kills while recovering")
     rng = random.Random(f"{seed} {shard}")
-    mine = workloads()[shard::shards]
-    with tempfile.TemporaryDirectory(dir=shim.scratch(), prefix="ckptdb-kills-") as folder:
-        world = World(Path(folder))
-        speed.settle()
-        laboratory = Kills(world, rng, SHARES[size], row, recovering)
-        for workload in mine:
-            laboratory.strike(workload)
-    yield from (row, recovering)
+    for subject in (CKPTDB, PLAIN):
+        row, recovering = Row(f"{subject.prefix}kills"), Row("kills while recovering")
+        with tempfile.TemporaryDirectory(dir=shim.scratch(), prefix="ckptdb-kills-") as folder:
+            world = World(Path(folder), subject)
+            speed.settle()
+            laboratory = Kills(world, rng, SHARES[size], row, recovering)
+            for workload in subject.workloads()[shard::shards]:
+                laboratory.strike(workload)
+        yield row
+        if subject is CKPTDB:
+            yield recovering
 
 
 class Kills:
@@ -104,12 +106,10 @@ class Kills:
         self._row.struck += 1
         after = before.after(workload.operations[-1])
         way: Way = "question" if self._rng.randrange(2) else "reconcile"
-        verdict = Verdict()
-        check.check_names(verdict, self._world.root / loop.RUN, many=workload.many)
-        if self._rng.randrange(self._fire_one_in) == 0:
+        if self._world.subject is CKPTDB and self._rng.randrange(self._fire_one_in) == 0:
             self._recover_under_fire(workload, before, after, point, way)
         rest = self._rng.randrange(self._rest_one_in) == 0
-        self._judge(self._row, where, (workload, before, after, way), verdict, rest=rest)
+        self._judge(self._row, where, (workload, before, after, way), rest=rest)
 
     def _recover_under_fire(
         self, workload: Workload, before: Ledger, after: Ledger, point: int, way: Way
@@ -127,9 +127,7 @@ class Kills:
             self._recovering.struck += 1
             where = f"{workload} killed before {point}, {way} killed before {operation}"
             where += " twice" if second else ""
-            self._judge(
-                self._recovering, where, (workload, before, after, way), Verdict(), rest=False
-            )
+            self._judge(self._recovering, where, (workload, before, after, way), rest=False)
         self._world.restore(left)
         shutil.rmtree(left)
 
@@ -141,22 +139,19 @@ class Kills:
         return _was_killed(loop.in_child(work))
 
     def _judge(
-        self, row: Row, where: str, case: tuple[Workload, Ledger, Ledger, Way], verdict: Verdict,
-        *, rest: bool,
-    ) -> None:  # fmt: skip
+        self, row: Row, where: str, case: tuple[Workload, Ledger, Ledger, Way], *, rest: bool
+    ) -> None:
         workload, before, after, way = case
-        root = self._world.root
-        answers = check.recover(verdict, root, way)
-        check.check_facts(verdict, root, before, after, many=workload.many, answers=answers)
-        if rest:
-            check.check_rest(verdict, root)
-            check.check_life(verdict, root, many=workload.many)
+        verdict = Verdict()
+        self._world.subject.judge(
+            verdict, self._world.root, (before, after), many=workload.many, way=way, rest=rest
+        )
         for kind, what in verdict.found:
             row.fail(kind, f"{where}, recovered by {way}: {what}")
 
     def _do_last(self, workload: Workload, before: Ledger) -> None:
         with loop.quiet():
-            running = loop.Loop(self._world.root, before, many=workload.many)
+            running = self._world.subject.begin(self._world.root, before, many=workload.many)
             running.do(workload.operations[-1])
             running.close()
 

@@ -20,10 +20,11 @@ from ckptdb.catalog.engine import Database
 from ckptdb.reconcile import reconcile_run
 from lab import check, loop, replay, shim, speed
 from lab.check import Verdict, Way
-from lab.ledger import Ledger, Workload, after_all, workloads
+from lab.ledger import Ledger, Workload, after_all
 from lab.replay import Disk, Mark, State, Trace
 from lab.report import Row, Size
 from lab.shim import Strike
+from lab.subject import CKPTDB, PLAIN
 from lab.world import World
 
 # How many workloads are traced, and of each how many states at most are tried: without the
@@ -40,18 +41,25 @@ def run(size: Size, seed: int, shard: int, shards: int) -> Iterator[Row]:
     speed.compile_statements_once()
     rng = random.Random(f"{seed} {shard}")
     count, most, most_with = AMOUNTS[size]
-    mine = rng.sample(workloads()[shard::shards], -(-count // shards))
-    started = time.monotonic()
-    row, whole = Row("power cuts replayed"), Row("power cuts replayed, with the catalog")
-    with tempfile.TemporaryDirectory(dir=shim.scratch(), prefix="ckptdb-power-") as folder:
-        world = World(Path(folder))
-        speed.settle()
-        for workload in mine:
-            cutting = Cutting(world, workload, rng)
-            cutting.cut(row, most, with_catalog=False)
-            cutting.cut(whole, most_with, with_catalog=True)
-    row.seconds = whole.seconds = time.monotonic() - started
-    yield from (row, whole)
+    for subject in (CKPTDB, PLAIN):
+        started = time.monotonic()
+        row = Row(f"{subject.prefix}power cuts replayed")
+        whole = Row("power cuts replayed, with the catalog")
+        mine = subject.workloads()[shard::shards]
+        with tempfile.TemporaryDirectory(dir=shim.scratch(), prefix="ckptdb-power-") as folder:
+            world = World(Path(folder), subject)
+            speed.settle()
+            for workload in rng.sample(mine, min(-(-count // shards), len(mine))):
+                cutting = Cutting(world, workload, rng)
+                if subject is CKPTDB:
+                    cutting.cut(row, most, with_catalog=False)
+                    cutting.cut(whole, most_with, with_catalog=True)
+                else:
+                    cutting.cut(row, most_with, with_catalog=True)
+        row.seconds = whole.seconds = time.monotonic() - started
+        yield row
+        if subject is CKPTDB:
+            yield whole
 
 
 class Cutting:
@@ -101,16 +109,10 @@ class Cutting:
                 self._catalog.forget(seen.id)
 
     def _check_whole(self, verdict: Verdict, before: Ledger, after: Ledger) -> None:
-        root, many = self._world.root, self._workload.many
         way: Way = "question" if self._rng.randrange(2) else "reconcile"
-        check.check_names(verdict, root / loop.RUN, many=many)
-        answers = check.recover(verdict, root, way)
-        if way == "question" and not (root / _CATALOG).exists():
-            # A catalog that the cut has taken is begun again by reconcile, not by a question.
-            check.recover(verdict, root, "reconcile")
-        check.check_facts(verdict, root, before, after, many=many, answers=answers)
-        check.check_rest(verdict, root)
-        check.check_life(verdict, root, many=many)
+        self._world.subject.judge(
+            verdict, self._world.root, (before, after), many=self._workload.many, way=way, rest=True
+        )
 
 
 def record(world: World, workload: Workload) -> Trace:
@@ -122,7 +124,7 @@ def record(world: World, workload: Workload) -> Trace:
 
         def work() -> None:
             with loop.quiet(), shim.armed(world.root, strike) as armed:
-                running = loop.Loop(world.root, after_all(()), many=workload.many)
+                running = world.subject.begin(world.root, after_all(()), many=workload.many)
                 for operation in workload.operations:
                     running.do(operation)
                     armed.mark(_ACKNOWLEDGED)

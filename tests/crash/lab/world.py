@@ -8,9 +8,9 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from ckptdb import Registry
 from lab import loop
 from lab.ledger import Ledger, Operation, Workload, after_all
+from lab.subject import CKPTDB, Subject
 
 _AGED_SECONDS = 10.0
 """How old a prepared root is, so that nothing in it is too young to be sure of."""
@@ -19,7 +19,8 @@ _AGED_SECONDS = 10.0
 class World:
     """The root that is hurt, always at the same path, with copies beside it."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, subject: Subject = CKPTDB) -> None:
+        self.subject = subject
         self.root = folder / "root"
         self._folder = folder
         self._prepared: dict[tuple[object, ...], Path] = {}
@@ -35,24 +36,20 @@ class World:
         if key not in self._prepared:
             if before:
                 self._prepare(before[:-1], workload)
-                self._in_child(lambda: self._do(before, workload.many))
+                self._in_child(lambda: self._do(before, many=workload.many))
             else:
                 self._clear()
-                self._in_child(lambda: loop.seed(self.root, many=workload.many))
+                self._in_child(lambda: self.subject.seed(self.root, many=workload.many))
             self._age()
-            self._in_child(self._reconcile)
+            self._in_child(lambda: self.subject.settle(self.root))
             self._prepared[key] = self.snapshot(f"prepared-{len(self._prepared)}")
         self.restore(self._prepared[key])
         return after_all(before)
 
-    def _do(self, operations: tuple[Operation, ...], many: bool) -> None:
-        running = loop.Loop(self.root, after_all(operations[:-1]), many=many)
+    def _do(self, operations: tuple[Operation, ...], *, many: bool) -> None:
+        running = self.subject.begin(self.root, after_all(operations[:-1]), many=many)
         running.do(operations[-1])
         running.close()
-
-    def _reconcile(self) -> None:
-        with Registry.open(self.root) as registry:
-            registry.reconcile()
 
     @staticmethod
     def _in_child(work: Callable[[], None]) -> None:
