@@ -945,3 +945,82 @@ def test_every_mode_of_a_directory_survives_publishing(publisher):
     publisher.publish(path)
     mode = (publisher.directory / "step_5" / "policy").stat().st_mode
     assert stat.S_IMODE(mode) == 0o750
+
+
+# --- the order of flushes, for when the power goes --------------------------------------
+
+
+@pytest.fixture
+def steps(publisher, monkeypatch):
+    """What happens to names and what is flushed, in order."""
+    seen = []
+
+    def record(name):
+        real = getattr(durable, name)
+
+        def call(path, *rest):
+            seen.append(f"{name} {path.name.partition('.')[0] or path.name}")
+            real(path, *rest)
+
+        monkeypatch.setattr(durable, name, call)
+
+    for name in ("fsync", "rename_new", "exchange", "remove_tree"):
+        record(name)
+    return seen
+
+
+def test_what_was_replaced_is_durable_in_the_trash_before_its_old_name_goes(publisher, steps):
+    save(publisher, 5, 0.1)
+    path = stage(publisher, 5, 0.2)
+    steps.clear()
+    publisher.publish(path)
+    assert steps[steps.index("exchange tmp_step_5") :] == [
+        "exchange tmp_step_5", "fsync run",
+        "fsync .ckptdb", "rename_new tmp_step_5", "fsync trash", "fsync run",
+    ]  # fmt: skip
+
+
+def test_an_old_one_put_away_is_durable_in_the_trash(publisher, steps):
+    old = save(publisher, 5)
+    aside = old.path.rename(publisher.directory / f"old_step_5.{old.uuid}")
+    save(publisher, 5)
+    steps.clear()
+    publisher.put_back(Leftover(aside, 5, old.uuid))
+    assert steps[-3:] == ["rename_new old_step_5", "fsync trash", "fsync run"]
+
+
+def test_nothing_is_removed_before_the_name_it_had_is_gone_for_good(publisher, steps):
+    # Whoever has retired it may have been killed before it flushed the directory.
+    retired = save(publisher, 5)
+    publisher.retire([Doomed(5, retired.uuid, "too old")])
+    steps.clear()
+    assert Publisher(publisher.directory).empty_trash() == 1
+    assert steps == ["fsync run", "remove_tree step_5"]
+    steps.clear()
+    assert publisher.empty_trash() == 0
+    assert steps == []
+
+
+def test_the_first_change_flushes_names_that_others_have_made(publisher, steps):
+    # They may have been killed between making a directory and flushing its name.
+    save(publisher, 5)
+    another = Publisher(publisher.directory)
+    steps.clear()
+    another.establish()
+    assert steps == ["fsync .ckptdb", "fsync run", f"fsync {publisher.directory.parent.name}"]
+    steps.clear()
+    another.establish()
+    Publisher(publisher.directory, make_durable=False).establish()
+    assert steps == []
+
+
+def test_a_parent_that_may_not_be_read_is_left_to_its_owner(publisher, monkeypatch):
+    real = durable.fsync
+
+    def refuse(path):
+        if path == publisher.directory.parent:
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(path))
+        real(path)
+
+    monkeypatch.setattr(durable, "fsync", refuse)
+    assert save(publisher, 5).step == 5

@@ -97,6 +97,7 @@ class Publisher:
         self._metric = metric
         self._clock = clock
         self._failed: set[Path] = set()
+        self._names_durable = not make_durable
 
     # --- staging ------------------------------------------------------------------------
 
@@ -241,11 +242,11 @@ class Publisher:
                 return
             final = self._final(leftover.step)
             if durable.is_there(final):
-                self._to_trash(watch, leftover.path, leftover.step, leftover.uuid)
+                self._set_aside(watch, leftover.path, leftover.step, leftover.uuid)
             else:
                 with watch.change():
                     durable.rename_new(leftover.path, final)
-            self._sync_directory()
+                self._sync_directory()
 
     def establish(self) -> Identity:
         """Make the run's identity permanent without changing anything else."""
@@ -266,16 +267,19 @@ class Publisher:
         kept = set(keep)
         removed = 0
         failed: OSError | None = None
-        for leftover in scan.list_trash(self.directory):
-            if leftover.uuid not in kept:
-                try:
-                    durable.remove_tree(leftover.path)
-                except FileNotFoundError:
-                    continue  # another process removes it at the same time
-                except OSError as error:
-                    failed = failed or error  # one that will not go must not keep the others
-                    continue
-                removed += 1
+        doomed = [left for left in scan.list_trash(self.directory) if left.uuid not in kept]
+        if doomed:
+            # Who retired them may not have come to this: a name that comes back must be whole.
+            self._sync_directory()
+        for leftover in doomed:
+            try:
+                durable.remove_tree(leftover.path)
+            except FileNotFoundError:
+                continue  # another process removes it at the same time
+            except OSError as error:
+                failed = failed or error  # one that will not go must not keep the others
+                continue
+            removed += 1
         if failed:
             raise failed
         return removed
@@ -286,7 +290,19 @@ class Publisher:
     def _changing(self, *, first: bool = False) -> Iterator[tuple[Identity, Watch]]:
         durable.make_directories(self._hidden, durable=self._durable)
         with run_lock(self._hidden):
+            self._make_names_durable()
             yield self._establish_locked(first=first), Watch(self.directory)
+
+    def _make_names_durable(self) -> None:
+        """Once, flush the names that all others hang on: who made them may not have come to it."""
+        if self._names_durable:
+            return
+        durable.fsync(self._hidden)
+        durable.fsync(self.directory)
+        # One that is not to be read, we cannot have written.
+        with suppress(PermissionError):
+            durable.fsync(self.directory.parent)
+        self._names_durable = True
 
     def _establish_locked(self, *, first: bool) -> Identity:
         metric_name, higher_is_better = self._metric or (None, False)
@@ -414,8 +430,7 @@ class Publisher:
                     durable.rename_new(aside, final)  # the older one stays what is published
                     raise
         self._sync_directory()
-        self._to_trash(watch, aside, old.step, old.uuid)
-        self._sync_directory()
+        self._set_aside(watch, aside, old.step, old.uuid)
 
     def _adopt(self, who: Identity, watch: Watch, tmp: scan.Tmp) -> Published | None:
         path, step = tmp.checkpoint.path, tmp.checkpoint.step
@@ -425,8 +440,7 @@ class Publisher:
                 durable.fsync_tree(path)
             return self._publish(who, watch, path, tmp.manifest)
         if tmp.fate == "trash":
-            self._to_trash(watch, path, step, tmp.published_uuid)
-            self._sync_directory()
+            self._set_aside(watch, path, step, tmp.published_uuid)
         return None
 
     def _discard(self, watch: Watch, checkpoint: Checkpoint, reason: str) -> Checkpoint:
@@ -452,6 +466,14 @@ class Publisher:
         if facts:
             with watch.change():
                 journal.append(self._hidden, facts, make_durable=self._durable)
+
+    def _set_aside(self, watch: Watch, path: Path, step: int, checkpoint_uuid: str) -> None:
+        """Move what was replaced into the trash, where it stays as long as it is pinned."""
+        self._to_trash(watch, path, step, checkpoint_uuid)
+        if self._durable:
+            # First its new name: the old one may not be gone for good before.
+            durable.fsync(self._hidden / "trash")
+        self._sync_directory()
 
     def _to_trash(self, watch: Watch, path: Path, step: int, checkpoint_uuid: str) -> None:
         trash = self._hidden / "trash"
