@@ -8,12 +8,13 @@ import sqlite3
 import threading
 import time
 from contextlib import closing, suppress
+from functools import cache
 from pathlib import Path
-from typing import Any, Protocol, cast
+from typing import Any, Final, Protocol, cast
 from urllib.parse import quote_from_bytes
 
 from sqlalchemy import Connection, Engine, create_engine
-from sqlalchemy.pool import QueuePool, StaticPool
+from sqlalchemy.pool import NullPool, Pool, QueuePool, StaticPool
 
 from ckptdb.catalog import fork
 from ckptdb.catalog.location import Location
@@ -73,6 +74,19 @@ class Dialect(Protocol):
         """Return the error of ours for one of the driver."""
 
 
+_COMPILED: Final = {"compiled_cache": dict[Any, Any]()}
+"""What SQLAlchemy has compiled, for all files of this process: that costs more than the answer.
+As many entries as there are statements of ours."""
+
+
+@cache
+def _model() -> Engine:
+    # What is compiled belongs to a dialect, which knows its library once it has been connected.
+    engine = create_engine("sqlite://", poolclass=NullPool)
+    engine.connect().close()
+    return engine
+
+
 class Sqlite(Dialect):
     """SQLite; with a rollback journal, which works on every file system and reads read-only."""
 
@@ -83,16 +97,15 @@ class Sqlite(Dialect):
         self._durable = durable
 
     def engine(self) -> Engine:
+        model = _model()
+        connect: Any = self._connect  # the driver's connections lack what SQLAlchemy never uses
+        pool: Pool
         if self._file is None:
-            return create_engine("sqlite://", poolclass=StaticPool, creator=self._connect)
-        # No limit on how many: a thread would wait for another one's slow query.
-        return create_engine(
-            "sqlite://",
-            poolclass=QueuePool,
-            pool_use_lifo=True,
-            max_overflow=-1,
-            creator=self._connect,
-        )
+            pool = StaticPool(connect, dialect=model.dialect)
+        else:
+            # No limit on how many: a thread would wait for another one's slow query.
+            pool = QueuePool(connect, use_lifo=True, max_overflow=-1, dialect=model.dialect)
+        return Engine(pool, model.dialect, model.url, execution_options=_COMPILED)
 
     def reader(self, writer: Engine) -> Engine:
         # The driver's isolation_level is None: it sends no BEGIN that we do not send.
@@ -154,9 +167,12 @@ class Sqlite(Dialect):
         self._mode = "rw"
 
     def contents(self, connection: Connection) -> tuple[int, set[str]]:
-        owner = connection.exec_driver_sql("PRAGMA application_id").scalar_one()
-        query = "SELECT name FROM sqlite_master WHERE type IN ('table', 'view')"
-        return int(owner), set(connection.exec_driver_sql(query).scalars())
+        query = """
+            SELECT application_id, name FROM pragma_application_id
+            LEFT JOIN sqlite_master ON type IN ('table', 'view')
+        """
+        rows = connection.exec_driver_sql(query).all()
+        return int(rows[0].application_id), {row.name for row in rows} - {None}
 
     def integrity(self, connection: Connection) -> list[str]:
         lines = connection.exec_driver_sql("PRAGMA integrity_check(10)").scalars()

@@ -16,7 +16,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Final, Self
 
-from sqlalchemy import Connection, Engine, select
+from sqlalchemy import Connection, Engine
 from sqlalchemy.exc import DBAPIError, SQLAlchemyError
 
 from ckptdb.catalog import fork
@@ -28,8 +28,8 @@ from ckptdb.catalog.schema import (
     REVISIONS,
     VERSION_TABLE,
     create_all,
-    version,
 )
+from ckptdb.catalog.statements import REVISION
 from ckptdb.errors import (
     CatalogBroken,
     CatalogError,
@@ -270,7 +270,7 @@ class Database:
             raise CatalogForeign(str(self.location))
         if not tables:
             return None
-        row = connection.execute(select(version.c.version_num)).first()
+        row = connection.execute(REVISION).first()
         if row is None:
             raise CatalogBroken(str(self.location), "it does not say its revision")
         return str(row[0])

@@ -30,7 +30,7 @@ from sqlalchemy import (
     update,
 )
 
-from ckptdb.catalog.schema import checkpoints, metrics, runs, tags
+from ckptdb.catalog.schema import checkpoints, metrics, runs, tags, version
 from ckptdb.records import TRAINING_INFO, Mode, Status
 
 _T = TypeVar("_T")
@@ -51,6 +51,8 @@ def _any(name: str) -> Any:
     """Stand for the values of an IN list, any number of them."""
     return bindparam(name, expanding=True)
 
+
+REVISION = select(version.c.version_num)
 
 # --- runs -----------------------------------------------------------------------------------
 
