@@ -1,9 +1,9 @@
 /* A library that is loaded before libc and stands between a process and its files.
  *
  * Below one watched directory it counts every operation (Python's and SQLite's alike) and, at the
- * one it was told, kills the process, fails the call, writes half, or cuts the power of a mounted
- * file system. It can also write down all that succeeded, with the bytes, so that the states a
- * power cut may leave can be made from it. Inactive, it only passes calls on.
+ * one it was told, kills the process, stops it, fails the call or writes half. It can also write
+ * down all that succeeded, with the bytes, so that the states a power cut may leave can be made
+ * from it. Inactive, it only passes calls on.
  *
  * lab/shim.py compiles it and speaks to it.
  */
@@ -20,23 +20,20 @@
 #include <stdio.h>
 #include <string.h>
 #include <sys/file.h>
-#include <sys/ioctl.h>
 #include <sys/stat.h>
 #include <unistd.h>
 
-enum { NOTHING, KILL, FAIL, SHORT, CUT };
+enum { NOTHING, KILL, FAIL, SHORT, STOP };
 /* What needs space is a part of what changes something. */
 enum { MUTATING = 1, READING = 2, LOCKING = 4, GROWING = 8 };
 enum { GO_ON, REFUSE, HALVE };
 
 #define MOST_FILES 4096
-#define SHUTDOWN_NOLOGFLUSH 2
-#define FS_IOC_SHUTDOWN _IOR('X', 125, unsigned int)
 
 static struct {
     char root[4096];
     size_t root_length;
-    int action, code, classes, trace, mount, foreign;
+    int action, code, classes, trace;
     long at;
     bool persistent, no_exchange;
 } plan = {.trace = -1};
@@ -52,7 +49,7 @@ static pthread_mutex_t tracing = PTHREAD_MUTEX_INITIALIZER;
 /* --- what lab/shim.py calls ------------------------------------------------------------ */
 
 void lab_begin(const char *root, int action, long at, int code, int persistent, int classes,
-               int trace, int no_exchange, int mount, int foreign)
+               int trace, int no_exchange)
 {
     atomic_store(&active, false);
     snprintf(plan.root, sizeof plan.root, "%s", root);
@@ -64,8 +61,6 @@ void lab_begin(const char *root, int action, long at, int code, int persistent, 
     plan.classes = classes;
     plan.trace = trace;
     plan.no_exchange = no_exchange;
-    plan.mount = mount;
-    plan.foreign = foreign;
     memset(watched, 0, sizeof watched);
     atomic_store(&counted, 0);
     atomic_store(&struck, 0);
@@ -122,13 +117,9 @@ static int meet(int class, bool is_write)
     atomic_fetch_add(&struck, 1);
     switch (plan.action) {
     case KILL: die(); break;
-    case CUT: {
-        unsigned int how = SHUTDOWN_NOLOGFLUSH;
-        if (plan.foreign >= 0) fsync(plan.foreign);
-        if (ioctl(plan.mount, FS_IOC_SHUTDOWN, &how)) _exit(97);
-        die();
-        break;
-    }
+    case STOP: /* with all its threads, until it is killed: the power is cut from outside */
+        kill(getpid(), SIGSTOP);
+        for (;;) pause();
     case FAIL: errno = plan.code; return REFUSE;
     case SHORT: return HALVE;
     }

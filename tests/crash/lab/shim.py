@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 MUTATING, READING, LOCKING, GROWING = 1, 2, 4, 8
-NOTHING, KILL, FAIL, SHORT, CUT = range(5)
+NOTHING, KILL, FAIL, SHORT, STOP = range(5)
 
 _SOURCE = Path(__file__).with_name("shim.c")
 
@@ -59,7 +59,7 @@ class Strike:
     """What the shim does in this process.
 
     Attributes:
-        action: `NOTHING` (count), `KILL`, `FAIL`, `SHORT` or `CUT`.
+        action: `NOTHING` (count), `KILL`, `FAIL`, `SHORT` or `STOP`.
         at: Before which operation, from 1.
         code: The errno of a failure.
         persistent: All later operations too.
@@ -67,8 +67,6 @@ class Strike:
             what of the first needs space.
         trace: A file descriptor for what succeeded, or -1.
         no_exchange: Names cannot be exchanged, nor renamed without replacing, as on NFS.
-        mount: A descriptor on the file system whose power is cut.
-        foreign: A descriptor that is flushed just before that, or -1.
     """
 
     action: int = NOTHING
@@ -78,8 +76,6 @@ class Strike:
     classes: int = MUTATING
     trace: int = -1
     no_exchange: bool = False
-    mount: int = -1
-    foreign: int = -1
 
 
 class Armed:
@@ -113,7 +109,7 @@ def armed(root: Path, strike: Strike) -> Iterator[Armed]:
     library = _library()
     library.lab_begin(
         os.fsencode(root), strike.action, strike.at, strike.code, strike.persistent,
-        strike.classes, strike.trace, strike.no_exchange, strike.mount, strike.foreign,
+        strike.classes, strike.trace, strike.no_exchange,
     )  # fmt: skip
     try:
         yield Armed(library)
@@ -128,8 +124,7 @@ def _library() -> ctypes.CDLL:
         raise RuntimeError("This process was started without the shim; use shim.environment().")
     number = ctypes.c_int
     library.lab_begin.argtypes = [
-        ctypes.c_char_p, number, ctypes.c_long, number, number, number, number, number, number,
-        number,
+        ctypes.c_char_p, number, ctypes.c_long, number, number, number, number, number,
     ]  # fmt: skip
     library.lab_begin.restype = None
     library.lab_mark.argtypes = [ctypes.c_char_p]
