@@ -9,8 +9,7 @@ from contextlib import ExitStack, contextmanager, suppress
 
 import pytest
 
-from ckptdb import CheckpointManager, Registry, caller, retention
-from ckptdb import manager as module
+from ckptdb import CheckpointManager, Registry, caller, pruning, retention
 from ckptdb.disk import lock
 
 
@@ -118,7 +117,7 @@ def test_of_a_prune_that_fails(manager, monkeypatch):
         raise OSError(errno.EIO, "Input/output error")
 
     manager.keep_top_k = 1
-    monkeypatch.setattr(module, "decide", fail)
+    monkeypatch.setattr(pruning, "decide", fail)
     monkeypatch.setattr(retention.Policy, "keeps_all", lambda *_: False)
     folder = manager.init_tmp_checkpoint(1, {})
     with pointed_at("# pruning"):

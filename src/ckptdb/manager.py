@@ -14,24 +14,24 @@ import os
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Literal, Self
 
-from ckptdb import caller
+from ckptdb import caller, pruning
 from ckptdb import config as configuration
 from ckptdb.background import Background
-from ckptdb.catalog.catalog import Candidate, Catalog
+from ckptdb.catalog.catalog import Catalog
 from ckptdb.catalog.store import Changes
 from ckptdb.config import CheckpointingConfig, PretrainedCheckpointConfig
 from ckptdb.disk import identity, info, names, scan
 from ckptdb.disk.lease import Lease
-from ckptdb.disk.publish import Doomed, Publisher, Span
+from ckptdb.disk.publish import Publisher, Span
 from ckptdb.errors import CkptdbError, NoCheckpointHere, UnreadableInfo
 from ckptdb.index import RunIndex, find_location
-from ckptdb.records import Checkpoint, Mode, metrics_of
-from ckptdb.retention import Decision, Policy, decide
+from ckptdb.records import Checkpoint, Mode
+from ckptdb.retention import Policy
 
 __all__ = [
     "CheckpointManager",
@@ -42,7 +42,6 @@ __all__ = [
 
 PathLike = str | os.PathLike[str]
 _logger = logging.getLogger("ckptdb")
-_COMPARED = 1000
 _ADVICE = "Consider enabling val_at_end or adjusting val_period to align with max_steps."
 
 
@@ -238,55 +237,9 @@ class CheckpointManager:
         Args:
             exclude_latest: Always keep the highest step.
         """
-        policy = self._policy
-        if not policy.has_limit:
-            return
-
-        def judge(catalog: Catalog, run_id: int, _: object) -> tuple[Decision, ...]:
-            if policy.keeps_all(catalog.count_live(run_id)):
-                return ()
-            candidates = catalog.candidates(run_id, policy.metric)
-            return decide(candidates, policy, exclude_latest=exclude_latest)
-
-        def judge_by_files(catalog: Catalog, run_id: int, _: object) -> tuple[Decision, ...] | None:
-            candidates = catalog.candidates(run_id, policy.metric)
-            decisions = decide(candidates, policy, exclude_latest=exclude_latest)
-            doomed = {decision.step for decision in decisions if not decision.keep}
-            return decisions if self._agrees_with_files(candidates, doomed) else None
-
-        # A stamp that only we advanced may hide what somebody did by hand in between. It is
-        # good enough to see that nothing has to go, not to choose what goes.
-        nothing: tuple[Decision, ...] = ()
-        if all(d.keep for d in self._index.ask(judge, nothing=nothing, trust_own=True)):
-            return
-        none: tuple[Decision, ...] | None = ()
-        decisions = self._index.ask(judge_by_files, nothing=none)
-        if decisions is None:
-            self._index.read_again()
-            decisions = self._index.ask(judge_by_files, nothing=none)
-        # Files that still say something else are being changed at this moment: next time.
-        self._retire(decisions or ())
-
-    def _agrees_with_files(self, candidates: Sequence[Candidate], doomed: set[int]) -> bool:
-        """Whether what is about to be judged by the index is what the files say.
-
-        SQLite has no checksums: a flipped bit may turn the best checkpoint into the worst.
-        """
-        metric = self.metric_name
-        if metric is None or not doomed:
-            return True
-        # Those that go are all read; of the others as many as cost less than the save itself.
-        kept = [c for c in candidates if c.step not in doomed][:_COMPARED]
-        for candidate in (*(c for c in candidates if c.step in doomed), *kept):
-            path = self._directory / names.final_name(candidate.step)
-            with suppress(UnreadableInfo):  # what cannot be read has been found by the listing
-                value = metrics_of(info.load_info(path)[0]).get(metric)
-                if value != candidate.value and not candidate.late:
-                    return False
-        return True
-
-    def _retire(self, decisions: tuple[Decision, ...]) -> None:
-        doomed = [Doomed(d.step, d.uuid, d.reason) for d in decisions if not d.keep]
+        doomed = pruning.choose(
+            self._index, self._directory, self._policy, exclude_latest=exclude_latest
+        )
         if not doomed:
             return
         retired = self._publisher.retire(doomed)
