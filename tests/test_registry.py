@@ -1,5 +1,6 @@
 """Registry: many runs, asked by people and tools."""
 
+import errno
 import json
 import math
 import os
@@ -677,19 +678,23 @@ def test_gc_does_not_rank_by_a_metric_without_a_value(registry, root):
     assert len(registry.checkpoints(run="c", status="final")) == 2
 
 
-def test_gc_does_not_judge_what_cannot_be_seen_whole(registry, root, monkeypatch):
+@pytest.mark.parametrize(
+    ("code", "judged"), [(errno.EMFILE, []), (errno.EIO, [1, 3])], ids=["all", "only this one"]
+)
+def test_gc_does_not_judge_what_cannot_be_seen(registry, root, monkeypatch, code, judged):
     real = scan.load
 
     def fail(who, path, step, **options):
         if path == root / "a" / "step_2":
-            raise OSError(5, "Input/output error")
+            raise OSError(code, "it cannot be read")
         return real(who, path, step, **options)
 
     (root / "a" / "step_2" / "more").write_text("so that it is read again")
     monkeypatch.setattr(scan, "load", fail)
     (collected,) = registry.gc(Policy(keep_top_k=0), run="a")
-    assert collected.decisions == ()
-    assert (root / "a" / "step_1").is_dir()
+    assert [decision.step for decision in collected.decisions] == judged
+    assert (root / "a" / "step_2").is_dir()
+    assert (root / "a" / "step_1").is_dir() == (judged == [])
 
 
 def test_rm_says_first_what_it_then_does(registry, root):

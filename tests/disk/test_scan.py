@@ -382,7 +382,31 @@ def test_what_cannot_be_read_is_told_and_the_rest_observed(run, monkeypatch):
     monkeypatch.setattr(info.os, "open", fail)
     seen = scan.observe(run)
     assert list(seen.finals) == [2]
-    assert seen.errors == (f"{bad}: Input/output error", f"{tmp}: Input/output error")
+    assert seen.errors == ()
+    assert seen.unreadable == {"step_1": "Input/output error", "tmp_step_3": "Input/output error"}
+
+
+def test_an_error_that_may_befall_all_of_them_is_told_apart(run, monkeypatch):
+    bad = put(run, "step_1")
+    real = os.open
+
+    def fail(path, *arguments, **options):
+        if str(path).startswith(str(bad)):
+            raise OSError(errno.EMFILE, "Too many open files")
+        return real(path, *arguments, **options)
+
+    monkeypatch.setattr(info.os, "open", fail)
+    seen = scan.observe(run)
+    assert seen.errors == (f"{bad}: Too many open files",)
+    assert seen.unreadable == {}
+
+
+def test_a_journal_that_cannot_be_read_hides_no_checkpoint(run):
+    put(run, "step_1")
+    (run / ".ckptdb" / "journal.jsonl").mkdir(parents=True)
+    seen = scan.observe(run)
+    assert (list(seen.finals), seen.facts) == ([1], None)
+    assert seen.errors == (f"{run}/.ckptdb/journal.jsonl: Is a directory",)
 
 
 @pytest.mark.parametrize("name", ["step_1", "tmp_step_1"])

@@ -595,18 +595,18 @@ def test_a_directory_that_is_no_run_is_not_indexed(catalog, run):
 # --- when something fails ---------------------------------------------------------------
 
 
-def failing_open(monkeypatch, *victims: Path) -> None:
+def failing_open(monkeypatch, *victims: Path, code: int = errno.EIO) -> None:
     real = os.open
 
     def fail(path, *arguments, **options):
         if Path(os.fsdecode(path)) in victims:
-            raise OSError(errno.EIO, os.strerror(errno.EIO))
+            raise OSError(code, os.strerror(code))
         return real(path, *arguments, **options)
 
     monkeypatch.setattr(info.os, "open", fail)
 
 
-def test_while_something_cannot_be_read_nothing_is_recorded_as_deleted(catalog, run, monkeypatch):
+def test_what_cannot_be_read_is_marked_and_the_rest_recorded(catalog, run, monkeypatch):
     one, two = save(run, 1), save(run, 2)
     reconcile(catalog, run)
     shutil.rmtree(run / "step_1")
@@ -614,13 +614,60 @@ def test_while_something_cannot_be_read_nothing_is_recorded_as_deleted(catalog, 
     with monkeypatch.context() as patch:
         failing_open(patch, run / "step_2" / "manifest.json")
         report = reconcile_run(catalog, run)
-        assert reconcile_run(catalog, run).blocked == report.blocked
+        assert sorted(kinds(report)) == ["added", "changed", "unreadable", "vanished"]
+        assert report.blocked is None
+        assert report.verified is None
+        again = reconcile_run(catalog, run)
+        assert (kinds(again), again.has_drift) == (["unreadable"], False)
+    marked, _ = catalog.checkpoints(status="final")
+    assert marked.problem == "step_2 cannot be read (Input/output error)"
+    assert (set(live(catalog)), marked.uuid) == ({2, 3}, two.uuid)
+    assert set(journal.read(run / ".ckptdb", identity.identify(run).run).gone) == {one.uuid}
 
-    assert "Input/output error; nothing missing is recorded as deleted" in report.blocked
-    assert set(live(catalog)) == {1, 2, 3}
-    assert (live(catalog)[1], live(catalog)[2]) == (one.uuid, two.uuid)
+    assert kinds(reconcile(catalog, run)) == ["changed"]
+    mended, _ = catalog.checkpoints(status="final")
+    assert (mended.problem, mended.metrics) == (None, two.metrics)
+
+
+@pytest.mark.parametrize("final", [True, False], ids=["beside a final one", "alone"])
+def test_a_tmp_that_cannot_be_read_is_not_taken_for_gone(catalog, run, monkeypatch, final):
+    if final:
+        save(run, 1)
+    tmp = stage(run, 1)
+    reconcile(catalog, run)
+    with monkeypatch.context() as patch:
+        failing_open(patch, tmp / "training_info.json")
+        report = reconcile_run(catalog, run)
+    assert (kinds(report), report.has_drift) == (["unreadable"], False)
     assert journal.read(run / ".ckptdb", identity.identify(run).run).gone == {}
+    assert [c.step for c in catalog.checkpoints(status="tmp")] == [1]
 
+
+def test_what_takes_the_place_of_another_is_recorded_beside_what_cannot_be_read(
+    catalog, run, monkeypatch
+):
+    old = save(run, 1)
+    reconcile(catalog, run)
+    new = seal(run, 1)
+    durable.exchange(run / "tmp_step_1", run / "step_1")
+    with monkeypatch.context() as patch:
+        failing_open(patch, run / "tmp_step_1" / "manifest.json")
+        assert "unreadable" in kinds(reconcile_run(catalog, run))
+    assert live(catalog) == {1: new}
+    assert [c.uuid for c in catalog.checkpoints(status="deleted")] == [old.uuid]
+
+
+def test_while_all_may_be_unreadable_nothing_is_recorded_as_deleted(catalog, run, monkeypatch):
+    save(run, 1)
+    save(run, 2)
+    reconcile(catalog, run)
+    shutil.rmtree(run / "step_1")
+    save(run, 3)
+    with monkeypatch.context() as patch:
+        failing_open(patch, run / "step_2" / "manifest.json", code=errno.EMFILE)
+        report = reconcile_run(catalog, run)
+    assert "Too many open files; nothing missing is recorded as deleted" in report.blocked
+    assert set(live(catalog)) == {1, 2, 3}
     assert kinds(reconcile(catalog, run)) == ["vanished"]
 
 

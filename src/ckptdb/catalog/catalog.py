@@ -243,7 +243,9 @@ class Catalog:
     def metric_names(self, run_id: int | None = None) -> tuple[str, ...]:
         """Return the names of all metrics ever seen, sorted."""
         statement = METRIC_NAMES if run_id is None else METRIC_NAMES_OF_RUN
-        return tuple(row.name for row in self._rows(statement, _given(run_id=run_id)))
+        found = self._rows(statement, _given(run_id=run_id))
+        # A damaged catalog may hold a name of any type.
+        return tuple(row.name for row in found if isinstance(row.name, str))
 
     def pinned_gone(self, run_id: int) -> tuple[str, ...]:
         """Return the uuids of pinned checkpoints that are no longer published."""

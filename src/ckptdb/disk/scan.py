@@ -6,6 +6,7 @@ fingerprint is known and unchanged costs two `stat` calls.
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import os
 import stat
@@ -29,6 +30,14 @@ SETTLE_SECONDS = 2.0
 File systems count time in ticks of up to two seconds, and a server's clock may differ a
 little from ours; git calls an entry younger than that racy.
 """
+_GAP_SECONDS = 2.0
+"""How long a reader waits for a name that a replacement in two renames has taken away."""
+_LOOKS = 5
+
+# Errors of the very file; any other one, such as no descriptor left, may befall all of them.
+_OF_ONE_DIRECTORY = frozenset(
+    {errno.EACCES, errno.EPERM, errno.EIO, errno.ESTALE, errno.EBADMSG, errno.EUCLEAN}
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -148,8 +157,10 @@ class Observation:
             knows it.
         facts: What the journal says; None when it has not grown since the caller read it.
         foreign: Names that look like ours and are not (``step_007``, a file ``step_5``).
-        errors: What could not be read at all, in words; while there are any, nothing that is
-            missing may be taken for deleted.
+        unreadable: By name, why a directory could not be read that is there. Which checkpoint
+            it is cannot be told, so nothing of its step may be taken for deleted.
+        errors: What else could not be read, in words; while there are any, nothing at all that
+            is missing may be taken for deleted.
     """
 
     identity: Identity
@@ -163,6 +174,7 @@ class Observation:
     facts: Facts | None
     config: Mapping[str, Any] | None
     errors: tuple[str, ...]
+    unreadable: Mapping[str, str] = field(default_factory=dict)
 
 
 def observe(
@@ -191,7 +203,7 @@ def observe(
     who = identity.identify(directory)
     listing = _list(directory)
     finals: dict[int, Checkpoint | None] = {}
-    errors: list[str] = []
+    trouble = _Trouble()
     for step, path in sorted(listing.finals.items()):
         try:
             finals[step] = _final_unless_known(
@@ -199,26 +211,33 @@ def observe(
             )
         except OSError as error:
             if _may_be_there(path):  # else retired while we looked: as if never listed
-                errors.append(f"{path}: {error.strerror}")
+                trouble.add(path, error)
         if on_checkpoint:
             on_checkpoint()
     # A checkpoint never seen before may have lines in the part of the journal already read.
     new = any(cp and cp.uuid != known.finals.get(cp.step, ("",))[0] for cp in finals.values())
     same = not any(finals.values()) and finals.keys() >= known.finals.keys()
     stale = known.journal_bytes != stamp.journal_bytes or new
-    hidden = identity.hidden(directory)
+    facts: Facts | None = None
+    if stale:
+        try:
+            facts = journal.read(identity.hidden(directory), who.run)
+        except OSError as error:
+            # The checkpoints can be answered for all the same.
+            trouble.errors.append(f"{error.filename}: {error.strerror}")
     return Observation(
         identity=who,
         stamp=stamp,
         settled=settled,
         finals=finals,
-        tmps=_load_tmps(who, listing.tmps, errors),
+        tmps=_load_tmps(who, listing.tmps, trouble),
         olds=tuple(listing.olds),
         trash=list_trash(directory),
         foreign=tuple(sorted(listing.foreign)),
-        facts=journal.read(hidden, who.run) if stale else None,
+        facts=facts,
         config=None if same and known.config else _newest_config(directory, finals),
-        errors=tuple(errors),
+        errors=tuple(trouble.errors),
+        unreadable=trouble.unreadable,
     )
 
 
@@ -372,6 +391,51 @@ def age_seconds(folder: Path) -> float:
     return time.time() - newest
 
 
+def is_published(folder: Path) -> bool:
+    """Tell whether a checkpoint has its name, waiting while it is just being replaced.
+
+    Where two names cannot be exchanged, a replacement takes the name away for an instant, and
+    the older checkpoint stands beside it as ``old_step_N.<uuid>``.
+    """
+    deadline = time.monotonic() + _GAP_SECONDS
+    looks = 0
+    while not durable.is_folder(folder):
+        if _is_aside(folder) and time.monotonic() < deadline:
+            time.sleep(0.001)
+            continue
+        # It may have come back between the two looks, and gone for the next replacement.
+        looks += 1
+        if looks == _LOOKS:
+            return False
+    return True
+
+
+def find_published_info(folder: Path) -> dict[str, Any] | None:
+    """Return training_info of a checkpoint, None when it has none; see `is_published`.
+
+    Raises:
+        UnreadableInfo: It is there and is not a JSON object.
+    """
+    for _ in range(_LOOKS):
+        try:
+            return info.load_info(folder)[0]
+        except UnreadableInfo as error:
+            if not isinstance(error.__cause__, FileNotFoundError):
+                raise
+        if not is_published(folder):
+            break
+    return None
+
+
+def _is_aside(folder: Path) -> bool:
+    step = names.find_final_step(folder.name)
+    try:
+        beside = os.listdir(folder.parent)
+    except OSError:
+        return False
+    return any((names.find_old(name) or (None,))[0] == step for name in beside if step is not None)
+
+
 def list_finals(directory: Path) -> list[tuple[int, Path]]:
     """Return step and path of everything published in a directory, by step."""
     try:
@@ -421,6 +485,21 @@ class _Listing:
     foreign: list[str] = field(default_factory=list)
 
 
+@dataclass(slots=True)
+class _Trouble:
+    """What cannot be read: of one directory its own fault, else perhaps that of all."""
+
+    unreadable: dict[str, str] = field(default_factory=dict)
+    errors: list[str] = field(default_factory=list)
+
+    def add(self, path: Path, error: OSError) -> None:
+        why = error.strerror or str(error)
+        if error.errno in _OF_ONE_DIRECTORY:
+            self.unreadable[path.name] = why
+        else:
+            self.errors.append(f"{path}: {why}")
+
+
 def _list(directory: Path) -> _Listing:
     found = _Listing()
     with os.scandir(directory) as listing:
@@ -453,14 +532,14 @@ def _newest_config(directory: Path, finals: Mapping[int, object]) -> dict[str, A
     return {}
 
 
-def _load_tmps(who: Identity, paths: Mapping[int, Path], errors: list[str]) -> dict[int, Tmp]:
+def _load_tmps(who: Identity, paths: Mapping[int, Path], trouble: _Trouble) -> dict[int, Tmp]:
     found = {}
     for step, path in sorted(paths.items()):
         try:
             found[step] = load_tmp(who, path, step)
         except OSError as error:
             if _may_be_there(path):  # else published while we looked
-                errors.append(f"{path}: {error.strerror}")
+                trouble.add(path, error)
     return found
 
 

@@ -329,7 +329,7 @@ def _worth_it(look: _Look, *, assume: bool) -> bool:
     if look.plan.has_drift or look.plan.config is not None:
         return True
     # Nothing differs: all there is to store is that this has been seen.
-    if seen is None:
+    if seen is None or look.observation.unreadable:
         return False
     same = seen.stamp == str(look.observation.stamp)
     if look.observation.settled:
@@ -432,8 +432,12 @@ def _index(
             config=look.plan.config,
         )
         stamp = None if blocked or look.plan.blocked else _find_seen_stamp(directory, look)
-        if stamp and (look.observation.settled or how.assume):
-            changes = replace(changes, seen=str(stamp), verified=look.observation.settled)
+        sure = look.observation.settled and not look.observation.unreadable
+        if look.observation.unreadable:
+            # It may become readable without moving the stamp: the next question looks again.
+            changes = replace(changes, seen="", verified=False)
+        elif stamp and (sure or how.assume):
+            changes = replace(changes, seen=str(stamp), verified=sure)
         run_id = catalog.apply(changes)
     shown = tuple(done) + tuple(a for a in look.plan.actions if a.kind not in REPAIRS)
     reasons = [*blocked, *([look.plan.blocked] if look.plan.blocked else [])]
@@ -444,7 +448,7 @@ def _index(
         "; ".join(reasons) or None,
         applied=True,
         run_id=run_id,
-        verified=stamp if look.observation.settled else None,
+        verified=stamp if sure else None,
     )
 
 

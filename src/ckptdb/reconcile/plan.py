@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, Final, Literal
 
 from ckptdb.catalog.catalog import Recorded
+from ckptdb.disk import names
 from ckptdb.disk.journal import Facts
 from ckptdb.disk.scan import Leftover, Observation, Tmp
 from ckptdb.records import NO_ANNOTATIONS, Annotations, Checkpoint
@@ -102,6 +103,7 @@ def plan(observed: Observation, recorded: Recorded) -> Plan:
     actions = [
         *_run(observed, recorded),
         *_finals(observed, recorded),
+        *_unreadable(observed, recorded),
         *_tmps(observed, recorded),
         *_missing(observed, recorded),
         *_unwritten(observed, recorded),
@@ -124,7 +126,7 @@ def plan(observed: Observation, recorded: Recorded) -> Plan:
 
 def _blocked(observed: Observation, recorded: Recorded) -> str | None:
     directory = observed.identity.run.directory
-    empty = not observed.finals and not observed.tmps
+    empty = not observed.finals and not observed.tmps and not observed.unreadable
     if empty and recorded.finals and not observed.identity.marked:
         # Exactly what the mount point of an unmounted volume looks like.
         return (
@@ -166,6 +168,28 @@ def _finals(observed: Observation, recorded: Recorded) -> Iterator[Action]:
         if problem:
             kind: Kind = "damaged" if problem.startswith("damaged") else "unreadable"
             yield Action(kind, f"{problem}; kept, not ranked", step)
+
+
+def _unreadable(observed: Observation, recorded: Recorded) -> Iterator[Action]:
+    """What is there and cannot be read now: neither gone nor to be trusted."""
+    for name, why in observed.unreadable.items():
+        step, problem = names.find_final_step(name), f"{name} cannot be read ({why})"
+        uuid = None if step is None else recorded.finals.get(step, ("",))[0]
+        known = recorded.contents.get(uuid or "")
+        if known and known.problem is None:
+            marked = replace(known, problem=problem, fingerprint=None)
+            yield Action("changed", "cannot be read any more", step, marked, known.uuid)
+        yield Action("unreadable", f"{problem}; kept, not ranked", _step_of(name))
+
+
+def _unjudged(observed: Observation) -> set[int | None]:
+    """Steps of which something cannot be read: it may be what seems to be missing."""
+    return {_step_of(name) for name in observed.unreadable}
+
+
+def _step_of(name: str) -> int | None:
+    step = names.find_final_step(name)
+    return names.find_tmp_step(name) if step is None else step
 
 
 def _compare(checkpoint: Checkpoint, recorded: Recorded, parents: set[str]) -> Action | None:
@@ -232,11 +256,12 @@ def _same_tmp(checkpoint: Checkpoint, recorded: Recorded) -> bool:
 
 def _missing(observed: Observation, recorded: Recorded) -> Iterator[Action]:
     """What the index has as live and the disk has no more."""
-    here = _here(observed, recorded)
+    here, unjudged, finals = _here(observed, recorded), _unjudged(observed), observed.finals
     journal = observed.facts.gone if observed.facts else {}
     live = {uuid: step for step, (uuid, _) in recorded.finals.items()}
     for uuid, step in (live | dict(recorded.tmps)).items():
-        if uuid in here:
+        # What stands in its place is seen; a tmp has its place for itself.
+        if uuid in here or (step in unjudged and (uuid in recorded.tmps or step not in finals)):
             continue
         if uuid in journal:
             ended = journal[uuid]
@@ -253,9 +278,9 @@ def _unwritten(observed: Observation, recorded: Recorded) -> Iterator[Action]:
         return
     here = _here(observed, recorded)
     for uuid in sorted(unwritten(recorded, observed.facts) - here):
-        if uuid in recorded.contents:
+        ended = recorded.contents.get(uuid)
+        if ended and ended.step not in _unjudged(observed):
             what = "has vanished; known to the catalog, not to the journal"
-            ended = recorded.contents[uuid]
             yield Action("vanished", what, ended.step, ended, uuid)
 
 
@@ -271,9 +296,10 @@ def _history(observed: Observation, recorded: Recorded) -> Iterator[Action]:
     if observed.facts is None:
         return
     here, parents = _here(observed, recorded), _known(observed, recorded)
+    unjudged = _unjudged(observed)
     live = {uuid for uuid, _ in recorded.finals.values()} | set(recorded.tmps)
     for uuid, ended in observed.facts.gone.items():
-        if uuid in here or uuid in live:
+        if uuid in here or uuid in live or ended.step in unjudged:
             continue
         parent = ended.parent if ended.parent in parents else None
         if recorded.gone.get(uuid) != (ended.deleted_at, ended.deleted_reason, parent):
