@@ -11,7 +11,7 @@ from contextlib import closing, contextmanager
 
 import pytest
 
-from ckptdb import CheckpointManager, Registry
+from ckptdb import CheckpointManager, Registry, upkeep
 from ckptdb.catalog import engine
 from ckptdb.disk import identity, names, scan
 from ckptdb.disk.publish import Publisher
@@ -19,6 +19,7 @@ from ckptdb.errors import (
     AmbiguousRun,
     CatalogMissing,
     CatalogUnusable,
+    CheckpointGone,
     InvalidAnnotation,
     InvalidChoice,
     PinnedCheckpoint,
@@ -716,15 +717,44 @@ def test_rm_removes_all_that_was_named_or_nothing(registry, root):
     with pytest.raises(UnknownCheckpoint):
         registry.remove([1, 77], run="a")
     assert len(registry.checkpoints(run="a", status="final")) == 3
-    registry.remove([1, 2], run="a", force=True)
-    assert [cp.step for cp in registry.checkpoints(run="a", status="final")] == [3]
-    assert registry.get(2, run="a").pinned
-    registry.reconcile()
-    registry.gc()
-    # What was pinned keeps its bytes until it is unpinned.
-    assert [left.step for left in scan.list_trash(root / "a")] == [2]
-    registry.unpin("a", 2)
+
+
+def test_removing_a_pinned_checkpoint_by_force_frees_it_and_ends_its_pin(registry, root, dump):
+    registry.pin("a", 2, note="in the paper")
+    registry.remove([2], run="a", force=True)
     assert scan.list_trash(root / "a") == ()
+    gone = registry.get(2, run="a")
+    assert (gone.pinned, gone.notes, gone.deleted_reason) == (False, "in the paper", "by hand")
+    registry.reconcile()
+    file = root / ".ckptdb" / "catalog.db"
+    before = dump(file)
+    registry.close()
+    file.unlink()
+    registry.reconcile()
+    assert dump(file) == before
+
+
+def test_what_is_gone_cannot_be_pinned(registry, root):
+    registry.remove([1], run="a")
+    with pytest.raises(CheckpointGone, match="Step 1 of 'a' cannot be kept any more: by hand"):
+        registry.pin("a", 1)
+    assert not registry.get(1, run="a").pinned
+
+
+def test_gc_leaves_alone_what_is_pinned_while_it_decides(registry, root, monkeypatch):
+    real = upkeep.judge
+
+    def judge_then_somebody_pins(*arguments):
+        decisions = real(*arguments)
+        with Registry.open(root) as other:
+            other.pin("a", 1)
+        return decisions
+
+    monkeypatch.setattr(upkeep, "judge", judge_then_somebody_pins)
+    (collected,) = registry.gc(Policy(keep_top_k=1), run="a")
+    assert (root / "a" / "step_1").is_dir()
+    assert (collected.decisions[0].keep, collected.freed_bytes) == (True, 0)
+    assert registry.get(1, run="a").status == "final"
 
 
 def test_a_pinned_checkpoint_that_is_replaced_keeps_its_bytes_until_unpinned(registry, root):

@@ -106,6 +106,16 @@ class UnknownCheckpoint(CkptdbError, LookupError):
         )
 
 
+class CheckpointGone(CkptdbError, LookupError):
+    """A deleted checkpoint was to be kept."""
+
+    def __init__(self, run: str, step: int, reason: str | None) -> None:
+        super().__init__(
+            f"Step {step} of {run!r} cannot be kept any more: {reason or 'deleted'}; "
+            "nothing of it is left."
+        )
+
+
 class PinnedCheckpoint(CkptdbError):
     """A pinned checkpoint was to be removed."""
 

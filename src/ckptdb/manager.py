@@ -421,7 +421,7 @@ class CheckpointManager:
 
     def _empty_trash(self) -> None:
         try:
-            self._publisher.empty_trash(self._pinned_gone())
+            self._publisher.empty_trash()
         except OSError as error:
             caller.warn(
                 f"Failed to prune old checkpoints: {error!r}. They are out of sight in "

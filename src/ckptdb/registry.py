@@ -28,7 +28,10 @@ from ckptdb.errors import (
     CatalogBroken,
     CatalogError,
     CatalogForeign,
+    CatalogLocked,
     CatalogMissing,
+    CatalogUnusable,
+    CheckpointGone,
     DirectoryMissing,
     InvalidAnnotation,
     InvalidChoice,
@@ -59,6 +62,7 @@ from ckptdb.upkeep import Collected
 PathLike = str | os.PathLike[str]
 _SHORTEST_UUID_PREFIX = 4
 _NO_LIMIT = Policy()
+_UNUSABLE = (CatalogLocked, CatalogBroken, CatalogUnusable)
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,6 +104,7 @@ class Registry:
         self._directory = directory
         self._run = run
         self._chosen = chosen
+        self._doubted = False
         self._opened: Catalog | None = None
 
     @classmethod
@@ -444,7 +449,16 @@ class Registry:
         return self._annotate(run, step, [("metric", detail) for detail in details])
 
     def pin(self, run: PathLike | None, step: int, *, note: str | None = None) -> Checkpoint:
-        """Keep a checkpoint whatever retention says, with an optional note."""
+        """Keep a checkpoint whatever retention says, with an optional note.
+
+        Raises:
+            CheckpointGone: It was deleted, and its bytes are gone.
+        """
+        seen = self._get_run(run)
+        found = self.get(step, run=seen.run.directory)
+        left = {leftover.uuid for leftover in scan.list_trash(seen.run.directory)}
+        if found.status == "deleted" and found.uuid not in left:
+            raise CheckpointGone(seen.run.name, found.step, found.deleted_reason)
         facts: list[tuple[str, dict[str, Any]]] = [("pin", {})]
         if note is not None:
             _check_text("note", note)
@@ -456,8 +470,7 @@ class Registry:
         found = self._annotate(run, step, [("unpin", {})])
         if found.status == "deleted":
             # It was replaced while pinned; its bytes were kept in the trash until now.
-            seen = self._get_run(found.path.parent)
-            Publisher(seen.run.directory).empty_trash(self._catalog().pinned_gone(seen.id))
+            Publisher(found.path.parent).empty_trash()
         return found
 
     def tag(self, run: PathLike | None, step: int, name: str) -> Checkpoint:
@@ -486,26 +499,26 @@ class Registry:
             UnknownDirection: The best are to be kept, and a run has no metric. Nothing goes.
             UnknownMetric: The best are to be kept, and no checkpoint of a run has the metric.
         """
-        scope = self._find_scope(run)
-        found = [scope] if scope else list(self._catalog().runs())
-        # All of them are judged before anything goes.
-        judged = [self._judge(seen, policy, dry_run=dry_run) for seen in found if _exists(seen)]
-        return tuple(
-            upkeep.collect(
-                self._catalog(), seen, Publisher(seen.run.directory), decisions, dry_run=dry_run
+        with self._deciding(run):
+            scope = self._find_scope(run)
+            found = [scope] if scope else list(self._catalog().runs())
+            # All of them are judged before anything goes.
+            judged = [self._judge(seen, policy, dry_run=dry_run) for seen in found if _exists(seen)]
+            collected = tuple(
+                upkeep.collect(run, Publisher(run.directory), which, dry_run=dry_run)
+                for run, which in judged
             )
-            for seen, decisions in judged
-        )
+            if not dry_run:
+                self._follow(one.directory for one in collected if one.decisions or one.leftovers)
+            return collected
 
     def _judge(
         self, seen: Seen, policy: Policy, *, dry_run: bool
-    ) -> tuple[Seen, tuple[Decision, ...]]:
-        catalog = self._catalog() if dry_run else self._catalog_to_write()
-        report = self._heal(seen.run.directory, strict=not dry_run)
-        seen = catalog.find_run(seen.run.uuid) or seen
+    ) -> tuple[Run, tuple[Decision, ...]]:
+        catalog, seen, report = self._exact(seen, dry_run=dry_run)
         if report is not None and report.blocked:
-            return seen, ()  # what cannot be seen whole is not judged
-        return seen, upkeep.judge(catalog, seen, policy)
+            return seen.run, ()  # what cannot be seen whole is not judged
+        return seen.run, upkeep.judge(catalog, seen, policy)
 
     def remove(
         self,
@@ -527,16 +540,73 @@ class Registry:
             UnknownCheckpoint: A step has no live checkpoint.
             PinnedCheckpoint: One is pinned.
         """
-        seen = self._get_run(run)
-        self._heal(seen.run.directory, strict=not dry_run)
-        return upkeep.remove(
-            self._catalog_to_write(),
-            seen,
-            Publisher(seen.run.directory),
-            [names.as_step(step) for step in steps],
-            force=force,
-            dry_run=dry_run,
-        )
+        wanted = [names.as_step(step) for step in steps]
+        with self._deciding(run):
+            catalog, seen, _ = self._exact(self._get_run(run), dry_run=dry_run)
+            chosen = upkeep.choose(catalog, seen, wanted, force=force)
+            publisher = Publisher(seen.run.directory)
+            removed = upkeep.remove(seen.run, publisher, chosen, force=force, dry_run=dry_run)
+            if not dry_run:
+                self._follow([seen.run.directory])
+            return removed
+
+    @contextmanager
+    def _deciding(self, run: PathLike | None) -> Iterator[None]:
+        """Let a deletion be decided by the files when there is no catalog to decide it by."""
+        try:
+            self._catalog().runs()
+        except _UNUSABLE as error:
+            if self._directory is None:
+                raise
+            self._doubt(error)
+            here = self._run if run is None else None
+            top = here or self.location.base or self._directory
+            self._opened = Catalog(self._index_in_memory(top))
+        try:
+            yield
+        finally:
+            if self._doubted:
+                self._doubted = False
+                self.close()
+
+    def _doubt(self, error: Exception) -> None:
+        if not self._doubted:
+            warnings.warn(
+                f"{error} What goes is decided by the files; the catalog follows later.",
+                stacklevel=6,
+            )
+        self._doubted = True
+
+    def _exact(self, seen: Seen, *, dry_run: bool) -> tuple[Catalog, Seen, RunReport | None]:
+        """Return a catalog that is true about a run: the stored one, or else one in memory."""
+        directory = seen.run.directory
+        if not self._doubted or self._catalog().database.location.in_memory:
+            try:
+                catalog = self._catalog() if dry_run else self._catalog_to_write()
+                report = self._heal(directory, strict=True)
+                return catalog, catalog.find_run_at(directory) or seen, report
+            except (RunLocked, CatalogMissing):
+                raise
+            except (*_UNUSABLE, OSError) as error:
+                self._doubt(error)
+        catalog = Catalog(Database.in_memory(self.location.base))
+        report = reconcile_run(catalog, directory, depth="changes", touch_disk=False)
+        return catalog, catalog.find_run_at(directory) or seen, report
+
+    def _follow(self, changed: Iterable[Path]) -> bool:
+        """Bring the index to what has just been done to runs; tell whether it could be."""
+        if self._doubted:
+            self.close()  # a disk that was full has space now
+        for directory in changed:
+            try:
+                reconcile_run(self._catalog_to_write(), directory, depth="changes")
+            except (CatalogError, OSError) as error:
+                if not self._doubted:
+                    warnings.warn(
+                        f"Recorded in {directory}; the index follows later: {error}", stacklevel=4
+                    )
+                return False
+        return True
 
     # --- which catalog ------------------------------------------------------------------
 
@@ -731,13 +801,7 @@ class Registry:
         at = utc(time.time())
         lines = [Fact(at, kind, found.uuid, details) for kind, details in facts]
         Publisher(seen.run.directory).record(lines)
-        try:
-            reconcile_run(self._catalog_to_write(), seen.run.directory, depth="changes")
-        except CatalogError as error:
-            warnings.warn(
-                f"Recorded in {seen.run.directory}; the index follows later: {error}",
-                stacklevel=3,
-            )
+        if not self._follow([seen.run.directory]):
             return found
         # By uuid: another save may have taken the step meanwhile.
         told = self._catalog().checkpoints(run_id=seen.id, steps=[found.step])

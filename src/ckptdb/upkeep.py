@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from ckptdb.catalog.catalog import Catalog, Seen
-from ckptdb.catalog.store import Changes
-from ckptdb.disk import identity, manifest, scan
+from ckptdb.disk import identity, journal, manifest, scan
 from ckptdb.disk.publish import Doomed, Publisher
 from ckptdb.errors import PinnedCheckpoint, UnknownCheckpoint, UnknownDirection, UnknownMetric
-from ckptdb.records import Checkpoint
+from ckptdb.records import Run
 from ckptdb.retention import Decision, Policy, decide
 
 _FOREIGN_HOST_SECONDS = 24 * 3600.0
@@ -111,64 +111,16 @@ def judge(catalog: Catalog, seen: Seen, policy: Policy) -> tuple[Decision, ...]:
     return decide(candidates, policy)
 
 
-def collect(
-    catalog: Catalog,
-    seen: Seen,
-    publisher: Publisher,
-    decisions: tuple[Decision, ...],
-    *,
-    dry_run: bool,
-) -> Collected:
-    """Carry out what `judge` said, and remove what crashes left behind.
+def choose(
+    catalog: Catalog, seen: Seen, steps: Sequence[int], *, force: bool
+) -> tuple[Decision, ...]:
+    """Say what goes when the checkpoints at some steps are deleted by hand.
 
     Args:
         catalog: Already reconciled with the run.
         seen: The run.
-        publisher: Of the run.
-        decisions: Without any only leftovers are removed.
-        dry_run: Only say what would go.
-    """
-    pinned = set(catalog.pinned_gone(seen.id))
-    observed = scan.observe(publisher.directory)
-    unfinished = [tmp for tmp in observed.tmps.values() if _is_abandoned(tmp)]
-    retired = [left for left in observed.trash if left.uuid not in pinned]
-    leftovers = (
-        *(_leftover(tmp.checkpoint.path, tmp.checkpoint.step, "unfinished save")
-          for tmp in unfinished),
-        *(_leftover(left.path, left.step, "retired") for left in retired),
-    )  # fmt: skip
-    if not dry_run:
-        for tmp in unfinished:
-            # Meanwhile somebody may have begun to save that step anew.
-            gone = publisher.discard(
-                tmp.checkpoint.path,
-                reason="discarded: left unfinished, removed by gc",
-                uuid=tmp.checkpoint.uuid,
-            )
-            _store(catalog, seen, gone.gone)
-        _retire(catalog, seen, publisher, decisions)
-        publisher.empty_trash(pinned)
-    return Collected(seen.run.name, publisher.directory, decisions, leftovers, not dry_run)
-
-
-def remove(
-    catalog: Catalog,
-    seen: Seen,
-    publisher: Publisher,
-    steps: Sequence[int],
-    *,
-    force: bool,
-    dry_run: bool,
-) -> Collected:
-    """Delete checkpoints by hand.
-
-    Args:
-        catalog: Already reconciled with the run.
-        seen: The run.
-        publisher: Of the run.
         steps: All of them, or nothing goes.
         force: Also pinned ones.
-        dry_run: Only say what would go.
 
     Raises:
         UnknownCheckpoint: A step has no live checkpoint.
@@ -181,27 +133,88 @@ def remove(
             raise UnknownCheckpoint(seen.run.name, step)
         if live[step].pinned and not force:
             raise PinnedCheckpoint(seen.run.name, step)
-    decisions = tuple(
+    return tuple(
         Decision(step, cp.uuid, keep=False, reason="by hand", size_bytes=cp.size_bytes)
         for step, cp in sorted(live.items())
     )
+
+
+def collect(
+    run: Run, publisher: Publisher, decisions: tuple[Decision, ...], *, dry_run: bool
+) -> Collected:
+    """Carry out what `judge` said, and remove what crashes left behind.
+
+    Args:
+        run: The run.
+        publisher: Of the run.
+        decisions: Without any only leftovers are removed.
+        dry_run: Only say what would go.
+    """
+    observed = scan.observe(publisher.directory)
+    pinned = journal.find_pinned(identity.hidden(publisher.directory))
+    unfinished = [tmp for tmp in observed.tmps.values() if _is_abandoned(tmp)]
+    retired = [left for left in observed.trash if left.uuid not in pinned]
+    leftovers = (
+        *(_leftover(tmp.checkpoint.path, tmp.checkpoint.step, "unfinished save")
+          for tmp in unfinished),
+        *(_leftover(left.path, left.step, "retired") for left in retired),
+    )  # fmt: skip
     if not dry_run:
-        _retire(catalog, seen, publisher, decisions)
-        publisher.empty_trash(catalog.pinned_gone(seen.id))
-    return Collected(seen.run.name, publisher.directory, decisions, (), not dry_run)
+        _make_space(publisher)
+        for tmp in unfinished:
+            # Meanwhile somebody may have begun to save that step anew.
+            publisher.discard(
+                tmp.checkpoint.path,
+                reason="discarded: left unfinished, removed by gc",
+                uuid=tmp.checkpoint.uuid,
+            )
+        decisions = _retire(publisher, decisions, force=False)
+        publisher.empty_trash()
+    return Collected(run.name, publisher.directory, decisions, leftovers, not dry_run)
+
+
+def remove(
+    run: Run,
+    publisher: Publisher,
+    decisions: tuple[Decision, ...],
+    *,
+    force: bool,
+    dry_run: bool,
+) -> Collected:
+    """Carry out what `choose` said.
+
+    Args:
+        run: The run.
+        publisher: Of the run.
+        decisions: What goes.
+        force: Also what is pinned by now.
+        dry_run: Only say what would go.
+    """
+    if not dry_run:
+        _make_space(publisher)
+        decisions = _retire(publisher, decisions, force=force)
+        publisher.empty_trash()
+    return Collected(run.name, publisher.directory, decisions, (), not dry_run)
+
+
+def _make_space(publisher: Publisher) -> None:
+    # On a full disk nothing can be recorded before something is free; this needs no record.
+    with suppress(OSError):  # it is tried again in the end, and raised then
+        publisher.empty_trash()
 
 
 def _retire(
-    catalog: Catalog, seen: Seen, publisher: Publisher, decisions: Sequence[Decision]
-) -> None:
-    doomed = [Doomed(d.step, d.uuid, d.reason) for d in decisions if not d.keep]
-    if doomed:
-        _store(catalog, seen, publisher.retire(doomed).gone)
-
-
-def _store(catalog: Catalog, seen: Seen, gone: Sequence[Checkpoint]) -> None:
-    run = identity.identify(seen.run.directory).run
-    catalog.apply(Changes(run=run, checkpoints=gone))
+    publisher: Publisher, decisions: tuple[Decision, ...], *, force: bool
+) -> tuple[Decision, ...]:
+    """Retire what is to go; return what became of each."""
+    doomed = [Doomed(d.step, d.uuid, d.reason, force) for d in decisions if not d.keep]
+    gone = {cp.uuid for cp in publisher.retire(doomed).gone} if doomed else set()
+    return tuple(
+        decision
+        if decision.keep or decision.uuid in gone
+        else replace(decision, keep=True, reason="kept: changed or pinned meanwhile")
+        for decision in decisions
+    )
 
 
 def _is_abandoned(tmp: scan.Tmp) -> bool:

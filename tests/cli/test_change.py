@@ -3,8 +3,6 @@ import os
 
 import pytest
 
-from ckptdb.errors import CatalogLocked
-
 
 def steps(ckptdb, run, status="final"):
     return [cp["step"] for cp in ckptdb("ls", "--status", status, "-o", "json", cwd=run).json]
@@ -153,19 +151,3 @@ def test_forget_drops_a_run_from_the_catalog_alone(ckptdb, root):
     assert "beta" not in ckptdb("ls", cwd=root).out
     assert ckptdb("reconcile", cwd=root).code == 0
     assert "beta" in ckptdb("ls", cwd=root).out
-
-
-@pytest.mark.parametrize("command", [["gc", "--keep-top-k", "1"], ["rm", "1"]])
-def test_nothing_is_deleted_by_an_index_that_cannot_be_brought_up_to_date(
-    ckptdb, root, command, monkeypatch
-):
-    def locked(*_, **__):
-        raise CatalogLocked("catalog.db")
-
-    monkeypatch.setattr("ckptdb.registry.reconcile_run", locked)
-    assert ckptdb(*command, cwd=root / "alpha").code == 11
-    assert sorted(path.name for path in (root / "alpha").glob("step_*")) == [
-        "step_1",
-        "step_2",
-        "step_3",
-    ]

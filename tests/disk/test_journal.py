@@ -3,6 +3,7 @@ from __future__ import annotations
 import errno
 import json
 import os
+import random
 import tracemalloc
 from dataclasses import replace
 from pathlib import Path
@@ -361,3 +362,16 @@ def test_a_long_line_of_ours_is_read(run, hidden, checkpoint):
     large = replace(checkpoint, info={"text": "x" * (3 * journal._PART_BYTES)})
     journal.append(hidden, [journal.gone(large, "deleted", "why", time(1))], make_durable=False)
     assert journal.read(hidden, run).gone[large.uuid].info == large.info
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_pins_are_found_without_understanding_the_rest(run, hidden, seed):
+    chance = random.Random(seed)
+    for number in range(12):
+        kind = chance.choice(["pin", "unpin", "tag", "note", "metric"])
+        word = chance.choice(["pin", "unpin", "x"])
+        details = {"name": word, "text": word, "value": 1, "source": word}
+        note(Fact(time(number), kind, chance.choice([UUID, OTHER]), details), hidden=hidden)
+
+    told = journal.read(hidden, run).annotations
+    assert journal.find_pinned(hidden) == {uuid for uuid, found in told.items() if found.pinned}

@@ -61,6 +61,10 @@ def test_an_old_name_carries_a_whole_uuid(name):
 def test_names_in_the_trash_may_be_numbered():
     assert names.find_trash(f"step_3.{UUID}.12") == (3, UUID)
     assert names.find_trash(f"step_3.{UUID}.x") is None
+    name = names.trash_name(3, UUID, recorded=False, attempt=12)
+    assert (name, names.find_trash(name)) == (f"step_3.{UUID}.12.unrecorded", (3, UUID))
+    assert names.is_recorded(f"step_3.{UUID}.12")
+    assert not names.is_recorded(name)
     assert names.find_trash("step_3") is None
 
 

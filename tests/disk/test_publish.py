@@ -530,17 +530,85 @@ def test_a_disk_too_full_for_the_journal_leaves_what_was_to_be_replaced(publishe
     assert facts(publisher).gone == {}
 
 
-def test_a_disk_too_full_for_the_journal_lets_nothing_be_retired(publisher, monkeypatch):
+def test_a_journal_that_cannot_be_written_lets_nothing_be_retired(publisher, monkeypatch):
     old = save(publisher, 5)
 
     def fail(handle, data):
-        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        raise OSError(errno.EIO, os.strerror(errno.EIO))
 
     with monkeypatch.context() as patch:
         patch.setattr(journal.os, "write", fail)
-        with pytest.raises(OSError, match="No space left"):
+        with pytest.raises(OSError, match="Input/output error"):
             publisher.retire([Doomed(5, old.uuid, "because")])
     assert listing(publisher) == ["step_5"]
+
+
+class FullDisk:
+    """Lets no line into the journal until the weights of a step have been removed."""
+
+    def __init__(self, directory: Path, step: int, code: int = errno.ENOSPC) -> None:
+        self.directory, self.step, self.code = directory, step, code
+        self.refused = 0
+        self.real = os.write
+
+    def write(self, handle: int, data: bytes) -> int:
+        weights = b"weights of %d," % self.step
+        if any(file.read_bytes().startswith(weights) for file in self.directory.rglob("model.pt")):
+            self.refused += 1
+            raise OSError(self.code, os.strerror(self.code))
+        return self.real(handle, data)
+
+
+@pytest.mark.parametrize("code", [errno.ENOSPC, errno.EDQUOT], ids=["full", "over quota"])
+def test_a_full_disk_is_freed_before_the_deletion_is_recorded(publisher, monkeypatch, code):
+    one, two = save(publisher, 1), save(publisher, 2)
+    disk = FullDisk(publisher.directory, 2, code)
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "write", disk.write)
+        retired = publisher.retire([Doomed(1, one.uuid, "old"), Doomed(2, two.uuid, "old")])
+
+    assert disk.refused
+    assert [c.uuid for c in retired.gone] == [one.uuid, two.uuid]
+    assert listing(publisher) == []
+    assert trash(publisher) == [f"step_1.{one.uuid}", f"step_2.{two.uuid}"]
+    for cp in (one, two):
+        told = facts(publisher).gone[cp.uuid]
+        assert (told.deleted_reason, told.size_bytes) == ("old", cp.size_bytes)
+    assert publisher.empty_trash() == 2
+
+
+def test_a_disk_that_stays_full_frees_all_the_same_and_is_recorded_later(publisher, monkeypatch):
+    old, tmp = save(publisher, 5, 0.1), stage(publisher, 6)
+    uuid = identity.find_writer(tmp).uuid
+    disk = FullDisk(publisher.directory, 7)
+    save(publisher, 7)
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "write", disk.write)
+        with pytest.raises(OSError, match="No space left"):
+            publisher.retire([Doomed(5, old.uuid, "because")])
+        with pytest.raises(OSError, match="No space left"):
+            publisher.discard(tmp, reason="because")
+        with pytest.raises(OSError, match="No space left"):
+            publisher.empty_trash()
+    assert listing(publisher) == ["step_7"]
+    left = [f"step_5.{old.uuid}.unrecorded", f"step_6.{uuid}.unrecorded"]
+    assert trash(publisher) == left
+    kept = {name: sorted(os.listdir(publisher.directory / ".ckptdb/trash" / name)) for name in left}
+    assert list(kept.values()) == [
+        ["manifest.json", "training_info.json"],
+        [".writer.json", "training_info.json"],
+    ]
+    seen = scan.observe(publisher.directory).facts.gone
+
+    assert publisher.empty_trash() == 2
+    told = facts(publisher).gone
+    assert told == seen
+    assert (told[old.uuid].size_bytes, told[old.uuid].metrics) == (old.size_bytes, {"loss": 0.1})
+    assert (told[uuid].step, told[uuid].size_bytes) == (6, None)
+    assert {end.deleted_reason for end in told.values()} == {
+        "deleted on a full disk, which had no space for the reason"
+    }
+    assert trash(publisher) == []
 
 
 def test_a_replacement_that_fails_half_way_gives_the_old_one_its_name_back(publisher, monkeypatch):
@@ -591,6 +659,23 @@ def test_only_the_checkpoint_that_was_judged_is_retired(publisher):
     assert retired.gone == ()
     assert listing(publisher) == ["step_1", "step_3"]
     assert facts(publisher).gone[judged.uuid].deleted_reason.startswith("replaced")
+
+
+def test_one_that_somebody_has_pinned_since_is_left_alone_unless_forced(publisher):
+    one, two = save(publisher, 1), save(publisher, 2)
+    publisher.record([journal.Fact(AT, "pin", cp.uuid) for cp in (one, two)])
+    publisher.record([journal.Fact(AT, "unpin", two.uuid)])
+
+    retired = publisher.retire([Doomed(1, one.uuid, "old"), Doomed(2, two.uuid, "old")])
+
+    assert [c.uuid for c in retired.gone] == [two.uuid]
+    assert listing(publisher) == ["step_1"]
+    assert one.uuid not in facts(publisher).gone
+
+    publisher.retire([Doomed(1, one.uuid, "by hand", force=True)])
+    assert listing(publisher) == []
+    assert one.uuid not in facts(publisher).annotations
+    assert publisher.empty_trash() == 2
 
 
 def test_one_that_came_back_under_its_name_is_retired_again(publisher, renaming):
@@ -758,8 +843,10 @@ def test_the_trash_is_emptied_except_for_what_is_kept(publisher):
     publisher.retire([Doomed(1, one.uuid, "old"), Doomed(2, two.uuid, "old")])
     (publisher.directory / ".ckptdb" / "trash" / "not ours").mkdir()
 
-    assert publisher.empty_trash(keep=[two.uuid]) == 1
+    publisher.record([journal.Fact(AT, "pin", two.uuid)])
+    assert publisher.empty_trash() == 1
     assert trash(publisher) == ["not ours", f"step_2.{two.uuid}"]
+    publisher.record([journal.Fact(AT, "unpin", two.uuid)])
     assert publisher.empty_trash() == 1
     assert publisher.empty_trash() == 0
 
@@ -852,6 +939,22 @@ def work_retire(publisher: Publisher) -> None:
     publisher.empty_trash()
 
 
+def work_retire_on_a_full_disk(publisher: Publisher) -> None:
+    disk = FullDisk(publisher.directory, 5)
+    disk.real, os.write = os.write, disk.write
+    work_retire(publisher)
+    assert disk.refused
+
+
+def work_discard_on_a_full_disk(publisher: Publisher) -> None:
+    path = stage(publisher, 7)
+    disk = FullDisk(publisher.directory, 7)
+    disk.real, os.write = os.write, disk.write
+    publisher.discard(path, reason="because")
+    publisher.empty_trash()
+    assert disk.refused
+
+
 def contents(catalog: Catalog, run_id: int | None) -> list[tuple[object, ...]]:
     return [
         (c.step, c.uuid, c.status, c.deleted_reason, c.problem, tuple(c.metrics.items()))
@@ -859,7 +962,7 @@ def contents(catalog: Catalog, run_id: int | None) -> list[tuple[object, ...]]:
     ]
 
 
-def check_what_is_left(directory: Path, before: dict[int, str], reason: str) -> None:
+def check_what_is_left(directory: Path, before: dict[int, str], reasons: tuple[str, ...]) -> None:
     seen = scan.observe(directory)
     for step, uuid in before.items():
         # Whatever was acknowledged is there and whole, or its end is on record.
@@ -867,7 +970,7 @@ def check_what_is_left(directory: Path, before: dict[int, str], reason: str) -> 
         homes += [leftover.path for leftover in seen.olds]
         alive = [home for home in homes if scan.find_uuid(seen.identity, home, step) == uuid]
         if not alive:
-            assert seen.facts.gone[uuid].deleted_reason.startswith(reason)
+            assert seen.facts.gone[uuid].deleted_reason.startswith(reasons)
         for home in alive:
             assert (home / "policy" / "model.pt").stat().st_size > 0
     for found in seen.finals.values():
@@ -906,8 +1009,10 @@ def check_reconciling(
         (work_replace, "ckptdb", 30),
         (work_replace, "NeMo-RL", 30),  # without a manifest to go by
         (work_retire, "ckptdb", 20),
+        (work_retire_on_a_full_disk, "ckptdb", 20),
+        (work_discard_on_a_full_disk, "ckptdb", 20),
     ],
-    ids=["save", "replace", "replace NeMo-RL's", "retire"],
+    ids=["save", "replace", "replace NeMo-RL's", "retire", "retire on full", "discard on full"],
 )
 def test_a_kill_at_any_operation_loses_nothing(tmp_path, monkeypatch, renaming, work, by, points):
     # A killed process does not lose what the kernel has: nothing really has to be flushed.
@@ -930,9 +1035,11 @@ def test_a_kill_at_any_operation_loses_nothing(tmp_path, monkeypatch, renaming, 
 
         killed = dies_at(fuse, lambda publisher=publisher: work(publisher))
 
-        check_what_is_left(directory, before, "too old" if work is work_retire else "replaced")
+        retires = work in (work_retire, work_retire_on_a_full_disk)
+        reasons = ("too old", "deleted on a full disk") if retires else ("replaced",)
+        check_what_is_left(directory, before, reasons)
         live = check_reconciling(directory, catalog, rebuilt, before)
-        assert work is work_retire or set(before) <= set(live)
+        assert retires or set(before) <= set(live)
     # The last one was struck no more, so every operation before it was.
     assert fuse > points
     catalog.database.close()
@@ -976,7 +1083,7 @@ def test_what_was_replaced_is_durable_in_the_trash_before_its_old_name_goes(publ
     publisher.publish(path)
     assert steps[steps.index("exchange tmp_step_5") :] == [
         "exchange tmp_step_5", "fsync run",
-        "fsync .ckptdb", "rename_new tmp_step_5", "fsync trash", "fsync run",
+        "rename_new tmp_step_5", "fsync trash", "fsync run",
     ]  # fmt: skip
 
 

@@ -104,7 +104,7 @@ def test_every_change_moves_the_stamp(run, change):
 def test_what_happens_in_the_hidden_folder_does_not_move_the_mtime(run):
     save(run, 1)
     before = scan.find_stamp(run)
-    (run / ".ckptdb" / "trash").mkdir()
+    (run / ".ckptdb" / "another").mkdir()
     identity.mark_root(run)
     assert scan.find_stamp(run) == before
 

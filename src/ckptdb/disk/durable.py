@@ -12,7 +12,7 @@ import json
 import os
 import stat
 import uuid
-from collections.abc import Iterator, Mapping
+from collections.abc import Container, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
@@ -171,6 +171,17 @@ def remove_tree(path: Path) -> None:
         _remove_folder(os.fspath(path), None)
     else:
         path.unlink()
+
+
+def remove_all_but(folder: Path, kept: Container[str]) -> None:
+    """Remove what is in a directory, except for the names to keep."""
+    os.chmod(folder, stat.S_IRWXU)
+    with os.scandir(folder) as listing:
+        names = [entry.name for entry in listing]
+    for name in names:
+        if name not in kept:
+            with suppress(FileNotFoundError):
+                remove_tree(folder / name)
 
 
 def _remove_folder(name: str, parent: int | None) -> None:

@@ -129,6 +129,15 @@ def read(hidden: Path, run: Run) -> Facts:
     )
 
 
+def find_pinned(hidden: Path) -> frozenset[str]:
+    """Return the uuids that are pinned, understanding no more of the journal than that takes."""
+    pinned: dict[str, bool] = {}
+    for fact in _facts(hidden, holding=b'pin"'):
+        if fact.kind in ("pin", "unpin"):
+            pinned[fact.uuid] = fact.kind == "pin"
+    return frozenset(uuid for uuid, holds in pinned.items() if holds)
+
+
 def annotated(checkpoint: Checkpoint, annotations: Annotations) -> Checkpoint:
     """Return a checkpoint with what people added to it."""
     late = {metric.name: metric for metric in annotations.late}
@@ -159,14 +168,14 @@ def _open(path: Path, flags: int) -> int:
     raise OSError(code, os.strerror(code), str(path))
 
 
-def _facts(hidden: Path) -> Iterator[Fact]:
+def _facts(hidden: Path, *, holding: bytes = b"") -> Iterator[Fact]:
     try:
         handle = _open(hidden / _NAME, os.O_RDONLY)
     except (FileNotFoundError, NotADirectoryError):
         return
     with os.fdopen(handle, "rb", _PART_BYTES) as file:
         for line in _lines(file):
-            fact = _parse(line)
+            fact = _parse(line) if holding in line else None
             if fact:
                 yield fact
 

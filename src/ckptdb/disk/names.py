@@ -19,13 +19,18 @@ CONFIG = "config.yaml"
 CONFIG_JSON = "config.json"
 MANIFEST = "manifest.json"
 WRITER = ".writer.json"
+RECORD = frozenset({INFO, MANIFEST, WRITER})
+"""What a checkpoint's line in the journal can be written from."""
 
 _LARGEST_STEP = 2**63 - 1
 _NUMBER = r"(0|[1-9][0-9]{0,18})"
 _FINAL = re.compile(rf"step_{_NUMBER}", re.ASCII)
 _TMP = re.compile(rf"tmp_step_{_NUMBER}", re.ASCII)
 _OLD = re.compile(rf"old_step_{_NUMBER}\.([0-9a-f-]{{36}})", re.ASCII)
-_TRASH = re.compile(rf"step_{_NUMBER}\.([0-9a-f-]{{36}})(?:\.[0-9]+)?", re.ASCII)
+_UNRECORDED = ".unrecorded"
+_TRASH = re.compile(
+    rf"step_{_NUMBER}\.([0-9a-f-]{{36}})(?:\.[0-9]+)?(?:{re.escape(_UNRECORDED)})?", re.ASCII
+)
 
 
 def as_step(step: object) -> int:
@@ -60,9 +65,17 @@ def old_name(step: int, uuid: str) -> str:
     return f"old_step_{step}.{uuid}"
 
 
-def trash_name(step: int, uuid: str) -> str:
-    """Return the name of a retired checkpoint inside the trash."""
-    return f"step_{step}.{uuid}"
+def trash_name(step: int, uuid: str, *, recorded: bool = True, attempt: int = 0) -> str:
+    """Return the name of a retired checkpoint inside the trash.
+
+    Args:
+        step: The checkpoint's.
+        uuid: The checkpoint's.
+        recorded: Whether the journal tells its end.
+        attempt: How many names were found taken.
+    """
+    number = f".{attempt}" if attempt else ""
+    return f"step_{step}.{uuid}{number}{'' if recorded else _UNRECORDED}"
 
 
 def find_final_step(name: str) -> int | None:
@@ -83,6 +96,11 @@ def find_old(name: str) -> tuple[int, str] | None:
 def find_trash(name: str) -> tuple[int, str] | None:
     """Return step and uuid of an entry of the trash, or None for any other name."""
     return _step_and_uuid(_TRASH.fullmatch(name))
+
+
+def is_recorded(name: str) -> bool:
+    """Whether the journal is sure to tell the end of an entry of the trash."""
+    return not name.endswith(_UNRECORDED)
 
 
 def get_tmp_step(path: Path) -> int:

@@ -26,6 +26,7 @@ from ckptdb.disk.scan import Leftover, Stamp, Watch
 from ckptdb.errors import NoCheckpointHere, RunLocked, SaveFailed, StepInUse, StepTaken
 from ckptdb.records import Checkpoint, utc
 
+_NO_SPACE = frozenset({errno.ENOSPC, errno.EDQUOT})
 _NOT_THERE = "is not there; it was finalized, discarded or removed before"
 
 Span = tuple[Stamp, Stamp] | None
@@ -66,11 +67,16 @@ class Retired:
 
 @dataclass(frozen=True, slots=True)
 class Doomed:
-    """A checkpoint that may be retired, if it is still the one that was judged."""
+    """A checkpoint that may be retired, if it is still the one that was judged.
+
+    Attributes:
+        force: Even when it is pinned; its pin ends with it.
+    """
 
     step: int
     uuid: str
     reason: str
+    force: bool = False
 
 
 class Publisher:
@@ -153,7 +159,7 @@ class Publisher:
             checkpoint = scan.load_tmp(who, path, step).checkpoint
             if uuid not in (None, checkpoint.uuid):
                 return Retired((), watch.span)
-            return Retired((self._discard(watch, checkpoint, reason),), watch.span)
+            return Retired((self._discard(who, watch, checkpoint, reason),), watch.span)
 
     # --- publishing ---------------------------------------------------------------------
 
@@ -189,31 +195,24 @@ class Publisher:
     def retire(self, doomed: Iterable[Doomed]) -> Retired:
         """Record the end of published checkpoints and take them out of sight.
 
-        One that is no longer the checkpoint that was judged is left alone. The bytes stay in
-        the trash until `empty_trash`.
+        One that is no longer the checkpoint that was judged, or has been pinned since, is left
+        alone. The bytes stay in the trash until `empty_trash`; on a full disk they go at once.
         """
         with self._changing() as (who, watch):
-            leaving = list(self._unchanged(who, doomed))
+            found = list(self._unchanged(who, doomed))
+            # By the journal: whoever judged may not have known of the latest pin.
+            pinned = journal.find_pinned(self._hidden) if found else frozenset()
+            leaving = [(cp, doom) for cp, doom in found if doom.force or cp.uuid not in pinned]
             at = self._now()
-            facts = [journal.gone(cp, "deleted", reason, at) for cp, reason in leaving]
-            self._append(watch, facts)
-            gone: list[Checkpoint] = []
-            for checkpoint, reason in leaving:
-                # Looked at once more: reading and flushing took their time.
-                if scan.find_uuid(who, checkpoint.path, checkpoint.step) != checkpoint.uuid:
-                    continue
-                try:
-                    self._to_trash(watch, checkpoint.path, checkpoint.step, checkpoint.uuid)
-                except FileNotFoundError:
-                    if durable.is_there(checkpoint.path):
-                        raise
-                    continue  # removed by hand meanwhile
-                gone.append(
-                    replace(checkpoint, status="deleted", deleted_at=at, deleted_reason=reason)
-                )
-            if gone:
-                self._sync_directory()
-            return Retired(tuple(gone), watch.span)
+            facts = [journal.gone(cp, "deleted", doom.reason, at) for cp, doom in leaving]
+            facts += [Fact(at, "unpin", cp.uuid) for cp, _ in leaving if cp.uuid in pinned]
+            gone = self._put_away(who, watch, [checkpoint for checkpoint, _ in leaving], facts)
+            reasons = {cp.uuid: doom.reason for cp, doom in leaving}
+            ended = (
+                replace(cp, status="deleted", deleted_at=at, deleted_reason=reasons[cp.uuid])
+                for cp in gone
+            )
+            return Retired(tuple(ended), watch.span)
 
     def record(self, facts: Sequence[Fact]) -> Span:
         """Append facts to the run's journal."""
@@ -255,40 +254,47 @@ class Publisher:
 
     # --- the trash ----------------------------------------------------------------------
 
-    def empty_trash(self, keep: Iterable[str] = ()) -> int:
+    def empty_trash(self) -> int:
         """Remove the bytes of everything retired; return how many checkpoints that were.
 
-        Args:
-            keep: uuids that stay (pinned checkpoints that were replaced).
+        A pinned one, which was replaced by a new save, stays until it is unpinned.
 
         Raises:
             OSError: Some of it could not be removed; the rest was.
         """
-        kept = set(keep)
-        removed = 0
-        failed: OSError | None = None
-        doomed = [left for left in scan.list_trash(self.directory) if left.uuid not in kept]
+        failed: list[OSError] = []
+        removed = self._remove_retired(failed)
+        if not all(left.recorded for left in scan.list_trash(self.directory)):
+            self._record_late()
+            removed += self._remove_retired(failed)
+        if failed:
+            raise failed[0]
+        return removed
+
+    def _remove_retired(self, failed: list[OSError]) -> int:
+        retired = [left for left in scan.list_trash(self.directory) if left.recorded]
+        pinned = journal.find_pinned(self._hidden) if retired else frozenset()
+        doomed = [left for left in retired if left.uuid not in pinned]
         if doomed:
             # Who retired them may not have come to this: a name that comes back must be whole.
             self._sync_directory()
-        for leftover in doomed:
+        removed = 0
+        for left in doomed:
             try:
-                durable.remove_tree(leftover.path)
+                durable.remove_tree(left.path)
+                removed += 1
             except FileNotFoundError:
                 continue  # another process removes it at the same time
             except OSError as error:
-                failed = failed or error  # one that will not go must not keep the others
-                continue
-            removed += 1
-        if failed:
-            raise failed
+                failed.append(error)  # one that will not go must not keep the others
         return removed
 
     # --- the steps ----------------------------------------------------------------------
 
     @contextmanager
     def _changing(self, *, first: bool = False) -> Iterator[tuple[Identity, Watch]]:
-        durable.make_directories(self._hidden, durable=self._durable)
+        # With the trash: when the disk is full, there may be no space for another directory.
+        durable.make_directories(self._hidden / "trash", durable=self._durable)
         with run_lock(self._hidden):
             self._make_names_durable()
             yield self._establish_locked(first=first), Watch(self.directory)
@@ -332,7 +338,7 @@ class Publisher:
             return [published.checkpoint], gone
         if durable.is_folder(path):
             reason = "discarded: left unfinished, the step was saved again"
-            return [], [self._discard(watch, tmp.checkpoint, reason)]
+            return [], [self._discard(who, watch, tmp.checkpoint, reason)]
         return [], []
 
     def _write_metadata(
@@ -443,24 +449,82 @@ class Publisher:
             self._set_aside(watch, path, step, tmp.published_uuid)
         return None
 
-    def _discard(self, watch: Watch, checkpoint: Checkpoint, reason: str) -> Checkpoint:
+    def _discard(
+        self, who: Identity, watch: Watch, checkpoint: Checkpoint, reason: str
+    ) -> Checkpoint:
         at = self._now()
-        self._append(watch, [journal.gone(checkpoint, "discarded", reason, at)])
-        self._to_trash(watch, checkpoint.path, checkpoint.step, checkpoint.uuid)
-        self._sync_directory()
+        fact = journal.gone(checkpoint, "discarded", reason, at)
+        self._put_away(who, watch, [checkpoint], [fact])
         path = self._final(checkpoint.step)
         return replace(
             checkpoint, path=path, status="deleted", deleted_at=at, deleted_reason=reason
         )
 
+    def _put_away(
+        self, who: Identity, watch: Watch, leaving: Sequence[Checkpoint], facts: Sequence[Fact]
+    ) -> list[Checkpoint]:
+        """Record the end of checkpoints and take them out of sight; return those that went.
+
+        A disk too full for the record is freed first: what the record is made of stays in the
+        trash, under a name that says that it is still to be written.
+        """
+        recorded = True
+        try:
+            self._append(watch, facts)
+        except OSError as error:
+            if error.errno not in _NO_SPACE:
+                raise
+            recorded = False
+        gone: list[Checkpoint] = []
+        aside: list[Leftover] = []
+        for cp in leaving:
+            # Looked at once more: reading and flushing took their time.
+            if cp.status == "final" and scan.find_uuid(who, cp.path, cp.step) != cp.uuid:
+                continue
+            try:
+                path = self._to_trash(watch, cp.path, cp.step, cp.uuid, recorded=recorded)
+            except FileNotFoundError:
+                if durable.is_there(cp.path):
+                    raise
+                continue  # removed by hand meanwhile
+            gone.append(cp)
+            aside.append(Leftover(path, cp.step, cp.uuid, recorded=recorded))
+        if gone:
+            if not recorded:
+                self._sync_trash()
+            self._sync_directory()
+        if not recorded:
+            self._record_freed(watch, aside, facts)
+        return gone
+
+    def _record_freed(self, watch: Watch, aside: Sequence[Leftover], facts: Sequence[Fact]) -> None:
+        for left in aside:
+            durable.remove_all_but(left.path, names.RECORD)
+        self._append(watch, facts)
+        for left in aside:
+            self._to_trash(watch, left.path, left.step, left.uuid)
+
+    def _record_late(self) -> None:
+        """Write down what was freed by somebody who died, or still had no space for it."""
+        with self._changing() as (who, watch):
+            aside = [left for left in scan.list_trash(self.directory) if not left.recorded]
+            self._sync_directory()
+            told = journal.read(self._hidden, who.run).gone
+            ends = [scan.load_retired(who, left) for left in aside if left.uuid not in told]
+            facts = [
+                journal.gone(end, "deleted", end.deleted_reason or "", end.deleted_at or "")
+                for end in ends
+            ]
+            self._record_freed(watch, aside, facts)
+
     def _unchanged(
         self, who: Identity, doomed: Iterable[Doomed]
-    ) -> Iterator[tuple[Checkpoint, str]]:
+    ) -> Iterator[tuple[Checkpoint, Doomed]]:
         for doom in doomed:
             path = self._final(doom.step)
             with suppress(FileNotFoundError):  # removed by hand meanwhile
                 if scan.find_uuid(who, path, doom.step) == doom.uuid:
-                    yield scan.load(who, path, doom.step), doom.reason
+                    yield scan.load(who, path, doom.step), doom
 
     def _append(self, watch: Watch, facts: Sequence[Fact]) -> None:
         if facts:
@@ -470,16 +534,16 @@ class Publisher:
     def _set_aside(self, watch: Watch, path: Path, step: int, checkpoint_uuid: str) -> None:
         """Move what was replaced into the trash, where it stays as long as it is pinned."""
         self._to_trash(watch, path, step, checkpoint_uuid)
-        if self._durable:
-            # First its new name: the old one may not be gone for good before.
-            durable.fsync(self._hidden / "trash")
+        self._sync_trash()
         self._sync_directory()
 
-    def _to_trash(self, watch: Watch, path: Path, step: int, checkpoint_uuid: str) -> None:
+    def _to_trash(
+        self, watch: Watch, path: Path, step: int, checkpoint_uuid: str, *, recorded: bool = True
+    ) -> Path:
         trash = self._hidden / "trash"
-        durable.make_directories(trash, durable=self._durable)
-        target = trash / names.trash_name(step, checkpoint_uuid)
         for attempt in range(1000):
+            name = names.trash_name(step, checkpoint_uuid, recorded=recorded, attempt=attempt)
+            target = trash / name
             try:
                 with watch.change():
                     durable.rename_new(path, target)
@@ -487,11 +551,14 @@ class Publisher:
                 # A checkpoint copied back by hand and retired again has the same uuid.
                 if error.errno not in (errno.EEXIST, errno.ENOTEMPTY):
                     raise
-                name = f"{names.trash_name(step, checkpoint_uuid)}.{attempt + 1}"
-                target = trash / name
             else:
-                return
+                return target
         raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), str(target))
+
+    def _sync_trash(self) -> None:
+        # A new name first: the old one may not be gone for good before.
+        if self._durable:
+            durable.fsync(self._hidden / "trash")
 
     def _sync_directory(self) -> None:
         # The commit point: only after it may anything older be removed.

@@ -11,9 +11,9 @@ import hashlib
 import os
 import stat
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -140,11 +140,16 @@ class Tmp:
 
 @dataclass(frozen=True, slots=True)
 class Leftover:
-    """A directory that a crash left between two steps of ours."""
+    """A directory that a crash left between two steps of ours.
+
+    Attributes:
+        recorded: False when it was retired on a disk too full for the line in the journal.
+    """
 
     path: Path
     step: int
     uuid: str
+    recorded: bool = True
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -155,7 +160,8 @@ class Observation:
         finals: By step; None for one that is exactly as the caller knows it.
         config: Of the highest step that has one, empty when none has; None when the caller
             knows it.
-        facts: What the journal says; None when it has not grown since the caller read it.
+        facts: What the journal says, and the trash on its behalf; None when it has not grown
+            since the caller read it.
         foreign: Names that look like ours and are not (``step_007``, a file ``step_5``).
         unreadable: By name, why a directory could not be read that is there. Which checkpoint
             it is cannot be told, so nothing of its step may be taken for deleted.
@@ -218,10 +224,13 @@ def observe(
     new = any(cp and cp.uuid != known.finals.get(cp.step, ("",))[0] for cp in finals.values())
     same = not any(finals.values()) and finals.keys() >= known.finals.keys()
     stale = known.journal_bytes != stamp.journal_bytes or new
+    trash = list_trash(directory)
+    unrecorded = [left for left in trash if not left.recorded]
     facts: Facts | None = None
-    if stale:
+    if stale or unrecorded:
         try:
             facts = journal.read(identity.hidden(directory), who.run)
+            facts = replace(facts, gone={**_ends(who, unrecorded), **facts.gone})
         except OSError as error:
             # The checkpoints can be answered for all the same.
             trouble.errors.append(f"{error.filename}: {error.strerror}")
@@ -232,7 +241,7 @@ def observe(
         finals=finals,
         tmps=_load_tmps(who, listing.tmps, trouble),
         olds=tuple(listing.olds),
-        trash=list_trash(directory),
+        trash=trash,
         foreign=tuple(sorted(listing.foreign)),
         facts=facts,
         config=None if same and known.config else _newest_config(directory, finals),
@@ -316,6 +325,36 @@ def load_tmp(who: Identity, path: Path, step: int) -> Tmp:
     protected = writer is not None and writer.is_alive is True
     fate = None if protected else _fate(who, path, step, found, published_uuid)
     return Tmp(checkpoint, published_uuid, found, writer, fate)
+
+
+def load_retired(who: Identity, left: Leftover) -> Checkpoint:
+    """Read from the trash how a checkpoint ended that no line in the journal tells of.
+
+    Whatever its files were, only those are sure to be there that make up the record.
+    """
+    if durable.is_there(left.path / names.WRITER):
+        found = load_tmp(who, left.path, left.step).checkpoint
+    else:
+        found = load(who, left.path, left.step)
+    if not durable.is_there(left.path / names.MANIFEST):
+        found = replace(found, size_bytes=None, file_count=None)
+    return replace(
+        found,
+        uuid=left.uuid,
+        path=who.run.directory / names.final_name(left.step),
+        status="deleted",
+        deleted_at=utc(os.lstat(left.path).st_mtime),
+        deleted_reason="deleted on a full disk, which had no space for the reason",
+        fingerprint=None,
+    )
+
+
+def _ends(who: Identity, unrecorded: Sequence[Leftover]) -> dict[str, Checkpoint]:
+    ends = {}
+    for left in unrecorded:
+        with suppress(FileNotFoundError):  # recorded and removed while we looked
+            ends[left.uuid] = load_retired(who, left)
+    return ends
 
 
 def _fate(
@@ -452,7 +491,11 @@ def list_trash(directory: Path) -> tuple[Leftover, ...]:
     except FileNotFoundError:
         return ()
     parsed = ((name, names.find_trash(name)) for name in entries)
-    return tuple(Leftover(trash / name, *found) for name, found in parsed if found)
+    return tuple(
+        Leftover(trash / name, *found, recorded=names.is_recorded(name))
+        for name, found in parsed
+        if found
+    )
 
 
 def find_runs(top: Path, *, other_roots: bool = False) -> Iterator[Path]:

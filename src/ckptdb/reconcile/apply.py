@@ -363,7 +363,7 @@ def _repair(publisher: Publisher, catalog: Catalog, look: _Look) -> tuple[list[A
             break
         for action in actions:
             try:
-                _repair_one(publisher, look, action)
+                _repair_one(publisher, action)
                 done.append(action)
             except (OSError, CkptdbError) as error:
                 blocked.append(f"{directory}: {error}")
@@ -378,15 +378,13 @@ def _repair(publisher: Publisher, catalog: Catalog, look: _Look) -> tuple[list[A
     return done, blocked
 
 
-def _repair_one(publisher: Publisher, look: _Look, action: Action) -> None:
+def _repair_one(publisher: Publisher, action: Action) -> None:
     if isinstance(action.leftover, Path):
         publisher.adopt(action.leftover)
     elif action.kind == "orphan old" and action.leftover is not None:
         publisher.put_back(action.leftover)
-    elif action.kind == "unfinished removal" and look.observation.facts is not None:
-        # Not by the index: what it says of pins may be older than the journal.
-        told = look.observation.facts.annotations
-        publisher.empty_trash(uuid for uuid, note in told.items() if note.pinned)
+    elif action.kind == "unfinished removal":
+        publisher.empty_trash()
 
 
 def _index(
