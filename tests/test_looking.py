@@ -5,14 +5,19 @@ import os
 import shutil
 import subprocess
 import sys
+import time
 from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 from sqlalchemy import Engine, event
 
+from ckptdb.catalog.catalog import Catalog
+from ckptdb.catalog.engine import Database
 from ckptdb.disk import identity, scan
+from ckptdb.disk.publish import Publisher
 from ckptdb.manager import CheckpointManager, _load_checkpoint_history
+from ckptdb.reconcile import reconcile_run
 from ckptdb.registry import Registry
 
 # Permissions mean nothing to root until it has given up its capabilities (not its files).
@@ -189,6 +194,81 @@ def test_a_reader_writes_nothing_for_a_stamp_that_is_too_young(ours, monkeypatch
     assert snapshot(ours.parent) == before
     manager.shutdown()
     reader.shutdown()
+
+
+def touch(run: Path) -> None:
+    """Move the run's stamp, to one that is settled."""
+    os.utime(run, (time.time() - 30,) * 2)
+
+
+def save_elsewhere(run: Path) -> None:
+    """Publish as a process does whose catalog is out of reach."""
+    Publisher(run).publish(Publisher(run).stage(4, b'{"val:loss": 0.05}', None).checkpoint.path)
+
+
+def save_long_ago(run: Path) -> None:
+    save_elsewhere(run)
+    settle(run / "step_4")
+    touch(run)
+
+
+def lose_one(run: Path) -> None:
+    shutil.rmtree(run / "step_2")
+    touch(run)
+
+
+def ask_anew(run: Path) -> None:
+    manager = make_manager(run)
+    manager.get_best_checkpoint_path()
+    manager.shutdown()
+
+
+def ask_registry(run: Path) -> None:
+    with Registry.open(run) as registry:
+        assert registry.best() is not None
+
+
+def pin(run: Path) -> None:
+    with Registry.open(run) as registry:
+        assert registry.pin(None, 1).pinned
+
+
+# How many statements each may take; one more is one for every question of everybody.
+COSTS = {
+    "nothing": (lambda run: None, ask_anew, 5),
+    "nothing, registry": (lambda run: None, ask_registry, 9),
+    "the stamp": (touch, ask_anew, 10),
+    "the stamp, registry": (touch, ask_registry, 14),
+    "one more": (save_long_ago, ask_anew, 16),
+    "one more, young": (save_elsewhere, ask_anew, 17),
+    "one less": (lose_one, ask_anew, 22),
+    "a pin": (lambda run: None, pin, 22),
+}
+
+
+@pytest.mark.parametrize(("change", "act", "most"), COSTS.values(), ids=COSTS)
+def test_what_changed_little_costs_few_statements(ours, monkeypatch, change, act, most):
+    change(ours)
+    with counted(monkeypatch) as (_, statements, _):
+        act(ours)
+    assert len(statements) <= most, "\n".join(statements)
+
+
+def test_a_reconcile_asks_the_same_however_many_checkpoints_there_are(tmp_path, monkeypatch):
+    costs = []
+    for count in (3, 30):
+        run = tmp_path / str(count)
+        write_like_nemo(run, steps=range(1, count))
+        settle(run)
+        catalog = Catalog(Database.in_memory(tmp_path))
+        reconcile_run(catalog, run)
+        shutil.rmtree(run / "step_1")
+        (run / "step_2").rename(run / "step_1000")
+        touch(run)
+        with counted(monkeypatch) as (_, statements, _):
+            assert reconcile_run(catalog, run).has_drift
+        costs.append(len(statements))
+    assert costs[0] == costs[1] <= 22
 
 
 # --- what looking leaves behind -----------------------------------------------------------------
