@@ -475,18 +475,17 @@ class Publisher:
             if error.errno not in _NO_SPACE:
                 raise
             recorded = False
+        failed: OSError | None = None
         gone: list[Checkpoint] = []
         aside: list[Leftover] = []
         for cp in leaving:
-            # Looked at once more: reading and flushing took their time.
-            if cp.status == "final" and scan.find_uuid(who, cp.path, cp.step) != cp.uuid:
-                continue
             try:
-                path = self._to_trash(watch, cp.path, cp.step, cp.uuid, recorded=recorded)
-            except FileNotFoundError:
-                if durable.is_there(cp.path):
-                    raise
-                continue  # removed by hand meanwhile
+                path = self._move_aside(who, watch, cp, recorded=recorded)
+            except OSError as error:
+                failed = failed or error  # one that will not go must not keep the others
+                continue
+            if path is None:
+                continue
             gone.append(cp)
             aside.append(Leftover(path, cp.step, cp.uuid, recorded=recorded))
         if gone:
@@ -495,7 +494,22 @@ class Publisher:
             self._sync_directory()
         if not recorded:
             self._record_freed(watch, aside, facts)
+        if failed:
+            raise failed
         return gone
+
+    def _move_aside(
+        self, who: Identity, watch: Watch, cp: Checkpoint, *, recorded: bool
+    ) -> Path | None:
+        # Looked at once more: reading and flushing took their time.
+        if cp.status == "final" and scan.find_uuid(who, cp.path, cp.step) != cp.uuid:
+            return None
+        try:
+            return self._to_trash(watch, cp.path, cp.step, cp.uuid, recorded=recorded)
+        except FileNotFoundError:
+            if durable.is_there(cp.path):
+                raise
+            return None  # removed by hand meanwhile
 
     def _record_freed(self, watch: Watch, aside: Sequence[Leftover], facts: Sequence[Fact]) -> None:
         for left in aside:
