@@ -10,6 +10,7 @@ import signal
 import subprocess
 import sys
 import threading
+import uuid
 import warnings
 from contextlib import contextmanager
 
@@ -18,7 +19,7 @@ import pytest
 from ckptdb.catalog.catalog import Catalog
 from ckptdb.disk import durable, identity, names, scan
 from ckptdb.disk.publish import Publisher
-from ckptdb.errors import StepInUse
+from ckptdb.errors import NoCheckpointHere, StepInUse
 from ckptdb.manager import CheckpointManager
 from ckptdb.registry import Registry
 
@@ -554,6 +555,49 @@ def test_readers_are_never_sent_to_a_checkpoint_that_was_gone_when_they_asked(tm
             for step in range(1, 80):
                 save(manager, step, loss=(step * 37) % 11)
     assert len(live_steps(run)) == 3
+
+
+@pytest.fixture
+def aside(tmp_path, monkeypatch):
+    """Put step 1 aside, as a replacement in two renames does; it comes back when one waits."""
+    run = tmp_path / "run"
+    with open_manager(run) as manager:
+        save(manager, 1, loss=0.5)
+    final, old = run / "step_1", run / names.old_name(1, str(uuid.uuid4()))
+    final.rename(old)
+    monkeypatch.setattr(scan.time, "sleep", lambda _: old.rename(final))
+    return final
+
+
+def test_reading_waits_for_a_step_that_is_being_replaced(tmp_path, aside):
+    with open_manager(tmp_path / "other") as manager:
+        assert manager.load_training_info(aside) == {METRIC: 0.5}
+
+
+def test_a_registry_waits_for_a_step_that_is_being_replaced(aside):
+    with Registry.open(aside.parent) as registry:
+        assert registry.latest().path == aside
+        assert registry.best().path == aside
+
+
+def test_reading_does_not_wait_for_what_does_not_come_back(tmp_path, aside, monkeypatch):
+    monkeypatch.setattr(scan, "_GAP_SECONDS", 0.0)
+    with open_manager(tmp_path / "other") as manager:
+        with pytest.raises(NoCheckpointHere):
+            manager.load_training_info(aside)
+        with pytest.raises(NoCheckpointHere):
+            manager.load_training_info(aside.with_name("step_2"))
+
+
+def test_a_replacement_by_another_process_does_not_hide_a_pin(tmp_path):
+    run = tmp_path / "run"
+    with open_manager(run) as manager:
+        save(manager, 1)
+        with Registry.open(run) as registry:
+            registry.pin(None, 1)
+        with pytest.warns(UserWarning, match="pinned checkpoint at step 1 was replaced"):
+            save(manager, 1)
+    assert len(scan.list_trash(run)) == 1
 
 
 # --- reconcile while a save is under way --------------------------------------------------------

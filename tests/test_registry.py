@@ -654,6 +654,25 @@ def test_gc_leaves_alone_what_was_begun_in_the_place_of_something_abandoned(
     assert registry.latest(run="a").metrics == {LOSS: 2.0}
 
 
+def test_gc_goes_on_when_another_process_removes_the_same_leftovers(registry, root, monkeypatch):
+    with open_manager(root / "a") as manager:
+        staged = manager.init_tmp_checkpoint(4, {LOSS: 1})
+    bury(staged)
+    real = scan.observe
+
+    def observe_and_be_overtaken(*arguments, **options):
+        found = real(*arguments, **options)
+        if staged.is_dir():
+            monkeypatch.undo()
+            Publisher(root / "a").discard(staged, reason="discarded: by another")
+            Publisher(root / "a").empty_trash()
+        return found
+
+    monkeypatch.setattr(upkeep.scan, "observe", observe_and_be_overtaken)
+    registry.gc(run="a")
+    assert registry.get(4, run="a").deleted_reason == "discarded: by another"
+
+
 @pytest.mark.parametrize("dry_run", [True, False])
 def test_gc_ranks_by_nothing_but_a_metric_that_is_there(registry, root, dry_run):
     for step in (1, 2):

@@ -300,9 +300,10 @@ class CheckpointManager:
         if checkpoint_path is None:
             return None
         folder = Path(checkpoint_path)
-        if not (folder / names.INFO).exists():
+        found = scan.find_published_info(folder)
+        if found is None:
             raise NoCheckpointHere(folder, f"has no {names.INFO}; it is not a checkpoint")
-        return info.load_info(folder)[0]
+        return found
 
     @staticmethod
     def get_resume_paths(
@@ -373,7 +374,8 @@ class CheckpointManager:
             return catalog.pinned_gone(run_id)
 
         nothing: tuple[str, ...] = ()
-        return self._index.ask(find, nothing=nothing)
+        # A pin is a line in the journal, and changes the stamp whatever the clock says.
+        return self._index.ask(find, nothing=nothing, trust_own=True)
 
     def _warn_if_pinned(self, replaced: Checkpoint) -> None:
         if replaced.uuid in self._pinned_gone():

@@ -227,5 +227,8 @@ def _is_abandoned(tmp: scan.Tmp) -> bool:
 
 
 def _leftover(path: Path, step: int, kind: str) -> Leftover:
-    sizes = manifest.list_files(path)
+    try:
+        sizes = manifest.list_files(path)
+    except FileNotFoundError:
+        sizes = {}  # another process removes it at the same time
     return Leftover(path, step, kind, sum(sizes.values()))

@@ -259,3 +259,17 @@ def test_more_rows_than_a_statement_takes_parameters_are_stored(catalog, run):
     assert catalog.find_best_step(run_id, "loss", "min") == 601
     assert len(catalog.top(2000, "loss", "min")) == 602
     assert catalog.metric_names(run_id) == ("loss",)
+
+
+def test_a_ranking_never_names_what_goes_between_its_two_statements(catalog, run, monkeypatch):
+    worse, better = make(run, 1, 0.5), make(run, 2, 0.1)
+    catalog.apply(Changes(run=run, checkpoints=[worse, better]))
+    real = Catalog._load
+
+    # Between the two statements nothing of this process can write: pretend that another did.
+    def lose_the_first(self, *arguments):
+        monkeypatch.undo()
+        return [(row_id, gone(checkpoint)) for row_id, checkpoint in real(self, *arguments)]
+
+    monkeypatch.setattr(Catalog, "_load", lose_the_first)
+    assert catalog.top(2, "loss", "min") == (better, worse)
