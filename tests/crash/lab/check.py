@@ -252,6 +252,6 @@ def check_life(verdict: Verdict, root: Path, *, many: bool) -> None:
         manager.keep_top_k = 1
         manager.remove_old_checkpoints()
         manager.shutdown()
-        kept = {cp: token for cp, token in check_names(verdict, root / loop.RUN, many=many).items()}
+        kept = check_names(verdict, root / loop.RUN, many=many)
         if (kept.get(step), kept.get(step + 1000)) != ("afterwards-0", "afterwards-1"):
             verdict.say("not_recovered", f"after two more saves there is {kept}")

@@ -22,12 +22,15 @@ from typing import Any
 from ckptdb.errors import CkptdbError
 from lab import loop, shim, speed
 from lab.check import Verdict, Way
-from lab.ledger import Ledger, Workload, workloads
+from lab.ledger import Ledger, Workload, share
 from lab.report import Row, Size
 from lab.shim import Strike
+from lab.subject import CKPTDB, PLAIN, Training
 from lab.world import World
 
-ONE_IN: dict[Size, int] = {"smoke": 1500, "ci": 90, "exhaustive": 9}
+# One in how many: of the workloads, and of the operations that can fail in a way.
+SHARES: dict[Size, tuple[int, int]] = {"smoke": (300, 60), "ci": (12, 9), "exhaustive": (3, 4)}
+_CONTROL = (6, 6)
 REST_ONE_IN = 10
 _PATIENCE_SECONDS = 60
 
@@ -71,13 +74,17 @@ def run(size: Size, seed: int, shard: int, shards: int) -> Iterator[Row]:
     """Inject the share of this shard."""
     speed.compile_statements_once()
     rng = random.Random(f"{seed} {shard}")
-    rows = {fault.name: Row(f"faults {fault.name}") for fault in FAULTS}
-    with tempfile.TemporaryDirectory(dir=shim.scratch(), prefix="ckptdb-faults-") as folder:
-        world = World(Path(folder))
-        speed.settle()
-        for workload in workloads()[shard::shards]:
-            _strike(world, workload, rng, ONE_IN[size], rows)
-    yield from rows.values()
+    for subject in (CKPTDB, PLAIN):
+        rows = {fault.name: Row(f"faults {fault.name}") for fault in FAULTS}
+        if subject is PLAIN:
+            rows = dict.fromkeys(rows, Row("control: faults"))
+        in_workloads, in_points = SHARES[size] if subject is CKPTDB else _CONTROL
+        with tempfile.TemporaryDirectory(dir=shim.scratch(), prefix="ckptdb-faults-") as folder:
+            world = World(Path(folder), subject)
+            speed.settle()
+            for workload in share(subject.workloads(), rng, in_workloads, shard, shards):
+                _strike(world, workload, rng, in_points, rows)
+        yield from {row.harness: row for row in rows.values()}.values()
 
 
 def _strike(
@@ -110,7 +117,7 @@ def _operations(world: World, workload: Workload, before: Ledger, classes: int) 
 
         def work() -> None:
             with shim.armed(world.root, strike) as armed, loop.quiet():
-                running = loop.Loop(world.root, before, many=workload.many)
+                running = world.subject.begin(world.root, before, many=workload.many)
                 running.do(workload.operations[-1])
                 running.close()
                 os.write(writing, str(armed.counted).encode())
@@ -195,12 +202,12 @@ def _suffer(
     told: dict[str, Any] = {"acknowledged": False, "error": "no error", "complaints": []}
     with loop.quiet():
         with shim.armed(world.root, strike) as armed:
-            running: loop.Loop | None = None
+            running: Training | None = None
             try:
-                running = loop.Loop(world.root, before, many=workload.many)
+                running = world.subject.begin(world.root, before, many=workload.many)
                 running.do(workload.operations[-1])
                 told["acknowledged"] = True
-                running.manager.shutdown()
+                running.close()
             except (CkptdbError, OSError) as error:
                 told["error"] = repr(error)
             except Exception as error:  # noqa: BLE001  # whatever it is, it is the finding
@@ -209,7 +216,7 @@ def _suffer(
                     told["complaints"].append(_traceback(error))
             told["struck"] = armed.struck
         try:
-            running = running or loop.Loop(world.root, before, many=workload.many)
+            running = running or world.subject.begin(world.root, before, many=workload.many)
             running.ledger = replace(running.ledger, begun=before.begun + 2)
             running.save_at(running.ledger.next_step)
             running.close()

@@ -19,17 +19,18 @@ from pathlib import Path
 
 from lab import check, loop, shim, speed
 from lab.check import Verdict, Way
-from lab.ledger import Ledger, Workload
+from lab.ledger import Ledger, Workload, share
 from lab.report import Row, Size
 from lab.shim import Strike
 from lab.subject import CKPTDB, PLAIN
 from lab.world import World
 
-# Of the points of a workload: one in how many is struck, and of those one in how many is
-# recovered under fire, rebuilt from nothing, and trained on.
-SHARES: dict[Size, tuple[int, int, int]] = {
-    "smoke": (1500, 4, 2), "ci": (16, 60, 10), "exhaustive": (1, 60, 10),
+# One in how many: of the workloads, of a workload's operations, of these to be recovered under
+# fire, and to be rebuilt from nothing and trained on.
+SHARES: dict[Size, tuple[int, int, int, int]] = {
+    "smoke": (150, 20, 12, 4), "ci": (5, 5, 60, 10), "exhaustive": (1, 2, 60, 10),
 }  # fmt: skip
+_CONTROL = (4, 4, 1, 1)
 
 
 def run(size: Size, seed: int, shard: int, shards: int) -> Iterator[Row]:
@@ -41,8 +42,9 @@ def run(size: Size, seed: int, shard: int, shards: int) -> Iterator[Row]:
         with tempfile.TemporaryDirectory(dir=shim.scratch(), prefix="ckptdb-kills-") as folder:
             world = World(Path(folder), subject)
             speed.settle()
-            laboratory = Kills(world, rng, SHARES[size], row, recovering)
-            for workload in subject.workloads()[shard::shards]:
+            shares = SHARES[size] if subject is CKPTDB else _CONTROL
+            laboratory = Kills(world, rng, shares[1:], row, recovering)
+            for workload in share(subject.workloads(), rng, shares[0], shard, shards):
                 laboratory.strike(workload)
         yield row
         if subject is CKPTDB:
@@ -65,7 +67,6 @@ class Kills:
 
     def strike(self, workload: Workload) -> None:
         """Kill a workload at its share of operations."""
-        # Without looking at those that it has none of: counting them costs as much as a kill.
         before = self._world.prepare(workload)
         count = self._count(workload, before)
         points = [n for n in range(1, count + 1) if self._rng.randrange(self._one_in) == 0]

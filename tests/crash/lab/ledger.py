@@ -7,6 +7,7 @@ that was interrupted leaves, for every fact on its own, what was before or what 
 
 from __future__ import annotations
 
+import random
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import product
@@ -48,6 +49,14 @@ def workloads(lengths: Sequence[int] = (1, 2, 3)) -> list[Workload]:
         for native in (True, False)
         for many in (False, True)
     ]
+
+
+def share(
+    of: Sequence[Workload], rng: random.Random, one_in: int, shard: int, shards: int
+) -> list[Workload]:
+    """Return a sample of the workloads of one shard, at least one."""
+    mine = of[shard::shards]
+    return rng.sample(mine, -(-len(mine) // one_in))
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,19 +125,23 @@ class Ledger:
         if operation == "replace":
             return self.saved(self.newest)
         if operation == "discard":
-            token = self.token(self.next_step)
-            return replace(
-                self, gone={**self.gone, token: "discarded"},
-                values={**self.values, token: self.loss(self.next_step)}, begun=self.begun + 1,
-            )  # fmt: skip
+            return self.discarded()
         if operation == "prune":
             return self.pruned()
         token = self.live[self.oldest]
-        if operation == "pin":
-            return replace(self, pinned=self.pinned | {token})
-        if operation == "late":
-            return replace(self, late={**self.late, token: 0.01})
-        return self
+        pinned = self.pinned | {token} if operation == "pin" else self.pinned
+        late = {**self.late, token: 0.01} if operation == "late" else self.late
+        return replace(self, pinned=pinned, late=late)
+
+    def discarded(self) -> Ledger:
+        """Return what holds when a save has been begun and given up."""
+        token = self.token(self.next_step)
+        return replace(
+            self,
+            gone={**self.gone, token: "discarded"},
+            values={**self.values, token: self.loss(self.next_step)},
+            begun=self.begun + 1,
+        )
 
     def pruned(self) -> Ledger:
         """Return what holds after keeping the best one, the latest, and what is pinned."""

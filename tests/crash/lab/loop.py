@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import warnings
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from ckptdb import CheckpointManager, Registry
@@ -81,12 +81,9 @@ class Loop:
 
     def _discard(self) -> None:
         step = self.ledger.next_step
-        try:
-            with self.manager.save(step, self._info(step)) as folder:
-                write_payload(folder, self.ledger.token(step), many=self.many)
-                raise Interrupted
-        except Interrupted:
-            pass
+        with suppress(Interrupted), self.manager.save(step, self._info(step)) as folder:
+            write_payload(folder, self.ledger.token(step), many=self.many)
+            raise Interrupted
 
     def _prune(self) -> None:
         self.manager.keep_top_k = 1

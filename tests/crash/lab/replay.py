@@ -191,14 +191,15 @@ class Trace:
 
 
 def cuts(
-    trace: Trace, rng: random.Random, skip: Callable[[str], bool], most: int
+    trace: Trace, rng: random.Random, skip: Callable[[str], bool], most: int, *, first: int = 0
 ) -> Iterator[tuple[int, str, State]]:
     """Yield up to ``most`` different states: how many events had happened, which model, content.
 
-    Two states are different when their content is, or what had been acknowledged.
+    Two states are different when their content is, or what had been acknowledged. At least
+    ``first`` events have happened.
     """
     seen: set[tuple[int, bytes]] = set()
-    places = [(end, model) for end in range(len(trace.events) + 1) for model in _MODELS]
+    places = [(end, model) for end in range(first, len(trace.events) + 1) for model in _MODELS]
     rng.shuffle(places)
     for end, model in itertools.chain.from_iterable(itertools.repeat(places, _ROUNDS)):
         done = sum(isinstance(event, Mark) for event in trace.events[:end])
@@ -289,9 +290,8 @@ def _ordered(events: Sequence[Event], rng: random.Random) -> Iterator[list[Event
     for tail, share in rng.sample(ways, len(ways)):
         chosen: list[Event] = []
         for number, event in enumerate(events):
-            if isinstance(event, Names) and number <= tail:
-                chosen.append(event)
-            elif isinstance(event, Bytes) and number not in loose:
+            early = isinstance(event, Names) and number <= tail
+            if early or (isinstance(event, Bytes) and number not in loose):
                 chosen.append(event)
             elif isinstance(event, Bytes) and rng.random() < share:
                 chosen.append(event if share == 1 else _torn(event, rng))

@@ -14,7 +14,7 @@ FAILURES_SHOWN = 20
 NOT_TRIED = "not tried: "
 """How a line on stderr begins that says what this machine does not allow."""
 _COLUMNS = (
-    "harness", "workloads", "points", "struck", "lost", "half-visible", "not recovered", "rate",
+    "harness", "workloads", "points", "struck", "lost", "half-visible", "not recovered", "per core",
 )  # fmt: skip
 
 
@@ -60,7 +60,7 @@ class Row:
         """Take in what another shard of the same harness found."""
         for name in ("points", "struck", "lost", "half_visible", "not_recovered", "workloads"):
             setattr(self, name, getattr(self, name) + getattr(other, name))
-        self.seconds = max(self.seconds, other.seconds)
+        self.seconds += other.seconds
         self.failures = (self.failures + other.failures)[:FAILURES_SHOWN]
 
     def fail(self, kind: Literal["lost", "half_visible", "not_recovered"], what: str) -> None:

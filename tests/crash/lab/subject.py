@@ -17,6 +17,11 @@ from lab.ledger import METRIC, SEEDS, Ledger, Operation, Workload, seeded, workl
 class Training(Protocol):
     """A training loop in this process."""
 
+    ledger: Ledger
+
+    def save_at(self, step: int) -> None:
+        """Save a step."""
+
     def do(self, operation: Operation) -> None:
         """Do one operation; on return it is acknowledged."""
 
@@ -117,6 +122,7 @@ class Plain:
         way: Way, rest: bool,
     ) -> None:  # fmt: skip
         """Ask for the best and the latest, and look whether all is whole."""
+        del way, rest  # there is one way, and no index to rebuild
         run = root / loop.RUN
         before, after = ledgers
         with verdict.doing("asking"):

@@ -38,7 +38,7 @@ class World:
                 self._prepare(before[:-1], workload)
                 self._in_child(lambda: self._do(before, many=workload.many))
             else:
-                self._clear()
+                self.clear()
                 self._in_child(lambda: self.subject.seed(self.root, many=workload.many))
             self._age()
             self._in_child(lambda: self.subject.settle(self.root))
@@ -69,10 +69,11 @@ class World:
 
     def restore(self, copy: Path) -> None:
         """Make the root what it was when the copy was made: names, bytes, times, run and all."""
-        self._clear()
+        self.clear()
         _copy(copy, self.root)
 
-    def _clear(self) -> None:
+    def clear(self) -> None:
+        """Empty it."""
         # The two directories stay: a run is known by its inode.
         for entry in os.scandir(self.root):
             if entry.name == loop.RUN:
