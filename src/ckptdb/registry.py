@@ -190,11 +190,7 @@ class Registry:
         Raises:
             UnknownCheckpoint: There never was one.
         """
-        seen = self._get_run(run)
-        found = self._catalog().checkpoints(run_id=seen.id, steps=[names.as_step(step)])
-        if not found:
-            raise UnknownCheckpoint(seen.run.name, step)
-        return found[-1]
+        return self._get_at(self._get_run(run), step)
 
     def best(
         self, metric: str | None = None, *, mode: Mode | None = None, run: PathLike | None = None
@@ -455,7 +451,7 @@ class Registry:
             CheckpointGone: It was deleted, and its bytes are gone.
         """
         seen = self._get_run(run)
-        found = self.get(step, run=seen.run.directory)
+        found = self._get_at(seen, step)
         left = {leftover.uuid for leftover in scan.list_trash(seen.run.directory)}
         if found.status == "deleted" and found.uuid not in left:
             raise CheckpointGone(seen.run.name, found.step, found.deleted_reason)
@@ -463,7 +459,7 @@ class Registry:
         if note is not None:
             _check_text("note", note)
             facts.append(("note", {"text": note}))
-        return self._annotate(run, step, facts)
+        return self._record(seen, found, facts)
 
     def unpin(self, run: PathLike | None, step: int) -> Checkpoint:
         """Leave a checkpoint to retention again."""
@@ -709,6 +705,12 @@ class Registry:
         self._heal(seen.run.directory)
         return self._catalog().find_run(seen.run.uuid) or seen
 
+    def _get_at(self, seen: Seen, step: int) -> Checkpoint:
+        found = self._catalog().checkpoints(run_id=seen.id, steps=[names.as_step(step)])
+        if not found:
+            raise UnknownCheckpoint(seen.run.name, step)
+        return found[-1]
+
     def _match(self, run: PathLike | None) -> Seen:
         known = self._catalog().runs()
         if run is None:
@@ -797,7 +799,11 @@ class Registry:
         self, run: PathLike | None, step: int, facts: Sequence[tuple[str, dict[str, Any]]]
     ) -> Checkpoint:
         seen = self._get_run(run)
-        found = self.get(step, run=seen.run.directory)
+        return self._record(seen, self._get_at(seen, step), facts)
+
+    def _record(
+        self, seen: Seen, found: Checkpoint, facts: Sequence[tuple[str, dict[str, Any]]]
+    ) -> Checkpoint:
         at = utc(time.time())
         lines = [Fact(at, kind, found.uuid, details) for kind, details in facts]
         Publisher(seen.run.directory).record(lines)
