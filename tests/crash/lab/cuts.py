@@ -112,7 +112,7 @@ def _cases(rng: random.Random) -> Iterator[Case]:
     ordinary, rare = itertools.cycle(plain), itertools.cycle(special)
     for number in itertools.count():
         case = next(rare) if number % 4 == 0 else next(ordinary)
-        elsewhere = rng.randrange(3) == 0 and not case.begins
+        elsewhere = rng.randrange(2) == 0 and not case.begins
         yield replace(
             case, killed=number % 4 == 1, foreign=number % 8 > 3, elsewhere=elsewhere
         )  # fmt: skip
@@ -204,12 +204,16 @@ class Cuts:
         scene = self._prepare(case)
         killed_after = self._kill(scene) if case.killed else None
         names = (f"recovery by {scene.way}",) if case.killed else case.operations
-        strike = Strike(shim.STOP, at=self._point(case, names), no_exchange=not case.native)
+        # Every other one right when something has been acknowledged, before anything follows.
+        after_told = self._rng.randint(1, len(names)) if self._rng.randrange(2) else 0
+        point = 0 if after_told else self._point(case, names)
+        strike = Strike(shim.STOP, at=point, no_exchange=not case.native)
+        where = f"{case} cut " + (f"after {after_told}" if after_told else f"before change {point}")
         work = scene.recover if case.killed else scene.play
-        where = f"{case} cut before change {strike.at}"
         told = outage.cut(
-            self._disk, self._row, where, lambda tell: work(strike, tell), foreign=case.foreign
-        )
+            self._disk, self._row, where, lambda tell: work(strike, tell), foreign=case.foreign,
+            after_told=after_told,
+        )  # fmt: skip
         if told is None:
             return
         self._learn(case, names, told)
@@ -264,7 +268,7 @@ class Cuts:
         case, root, many = scene.case, scene.root, scene.case.many
         sure, maybe = (after(scene.before, *case.operations[:n]) for n in (done, done + 1))
         way: Way = "reconcile" if case.begins or self._rng.randrange(2) else "question"
-        scene.live(verdict)
+        _check_names(verdict, scene, sure, maybe)
         answers = check.recover(verdict, root, way)
         check.check_facts(verdict, root, sure, maybe, many=many, answers=answers)
         _check_kept(verdict, scene, sure)
@@ -278,6 +282,14 @@ class Cuts:
             # Killed before its metadata was written, cut before anything of it was on disk.
             unknown = "None is recorded as 'vanished: not on disk any more'"
             verdict.found = [found for found in verdict.found if found[1] != unknown]
+
+
+def _check_names(verdict: Verdict, scene: Scene, sure: Ledger, maybe: Ledger) -> None:
+    """Check that what is acknowledged has its name before anybody has recovered anything."""
+    live = scene.live(verdict)
+    for step, token in sure.live.items():
+        if maybe.live.get(step) == token != live.get(step):
+            verdict.say("lost", f"right after the cut, step {step} is {live.get(step)}")
 
 
 def _check_answered(verdict: Verdict, scene: Scene, told: Told) -> None:

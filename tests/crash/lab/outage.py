@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import signal
@@ -18,7 +19,9 @@ Tell = Callable[..., None]
 Work = Callable[[Tell], None]
 
 
-def cut(disk: Disk, row: Row, where: str, work: Work, *, foreign: bool) -> list[Told] | None:
+def cut(
+    disk: Disk, row: Row, where: str, work: Work, *, foreign: bool, after_told: int = 0
+) -> list[Told] | None:
     """Do something that stops in the middle, or comes to its end; cut the power; mount again.
 
     Args:
@@ -27,14 +30,22 @@ def cut(disk: Disk, row: Row, where: str, work: Work, *, foreign: bool) -> list[
         where: For people, should it not be struck.
         work: It has the shim, armed to stop the process somewhere.
         foreign: Somebody else flushes a file of his own just before the cut.
+        after_told: It is stopped as soon as it has told so much, unless by the shim before.
 
     Returns:
         What was told; None when the power was not cut.
     """
 
     def to_the_end(tell: Tell) -> None:
-        work(tell)
-        # Nothing has stopped it: then right after the last thing that it has acknowledged.
+        number = itertools.count(1)
+
+        def tell_and_stop(**line: Any) -> None:
+            tell(**line)
+            if next(number) == after_told:
+                os.kill(os.getpid(), signal.SIGSTOP)
+
+        work(tell_and_stop)
+        # Nothing has stopped it: then at its end.
         os.kill(os.getpid(), signal.SIGSTOP)
 
     row.points += 1
