@@ -9,6 +9,7 @@ import json
 import math
 import os
 import sqlite3
+import warnings
 from contextlib import closing
 from pathlib import Path
 
@@ -364,6 +365,83 @@ def test_a_step_of_numpy_is_a_step(run):
     scene.check_answers(run, best=12, latest=12)
     scene.save(run, numpy.uint64(2**63 - 1), 0.02)
     scene.check_answers(run, best=12, latest=2**63 - 1)
+
+
+# --- the catalog --------------------------------------------------------------------------------
+
+
+def execute(*statements: str):
+    def change(file: Path) -> None:
+        with closing(sqlite3.connect(file)) as database:
+            database.executescript(";".join(statements))
+
+    return change
+
+
+def cut(file: Path) -> None:
+    os.truncate(file, file.stat().st_size // 2)
+
+
+def flip(file: Path) -> None:
+    content = bytearray(file.read_bytes())
+    for place in range(120, len(content), 97):
+        content[place] ^= 0x10
+    file.write_bytes(content)
+
+
+def leave_a_stale_journal(file: Path) -> None:
+    # As of another database: SQLite takes no page from it.
+    file.with_name("catalog.db-journal").write_bytes(
+        b"\xd9\xd5\x05\xf9\x20\xa1\x63\xd7" + b"\1" * 4096
+    )
+
+
+def put_a_directory(file: Path) -> None:
+    file.unlink()
+    file.mkdir()
+
+
+BROKEN = "`ckptdb reconcile` sets it aside"
+CATALOGS = {
+    "missing": (Path.unlink, 0, "", 0),
+    "0 bytes": (lambda file: os.truncate(file, 0), 0, "", 0),
+    "text": (lambda file: file.write_text("no catalog\n" * 900), 1, BROKEN, 0),
+    "truncated": (cut, 1, BROKEN, 0),
+    "bit-flipped": (flip, 1, BROKEN, 0),
+    "stale journal": (leave_a_stale_journal, 0, "", 0),
+    "a directory in its place": (put_a_directory, 1, "it is a directory", 1),
+    "newer revision": (
+        execute("UPDATE ckptdb_version SET version_num = '9999'"), 12, "upgrade ckptdb", 12,
+    ),
+    "foreign application": (
+        execute("PRAGMA application_id = 1", "CREATE TABLE theirs (a)"), 12,
+        "database of another application", 12,
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("spoil", "code", "sentence", "reconciled"), CATALOGS.values(), ids=CATALOGS
+)
+def test_a_bad_catalog_is_one_sentence_and_costs_no_checkpoint(
+    run, spoil, code, sentence, reconciled
+):
+    file, before = run.parent / ".ckptdb" / "catalog.db", scene.snapshot(run)
+    spoil(file)
+    for question in (("best",), ("latest",), ("ls",), ("top",)):
+        said = ckptdb("-C", run, *question)
+        assert (said.code, sentence in said.err) == (code, True), said
+        assert said.err.count("\n") == (1 if sentence else 0), said
+    assert scene.snapshot(run) == before
+    with scene.make_manager(run) as manager, warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        assert manager.get_best_checkpoint_path() == str(run / f"step_{BEST}")
+        assert manager.get_latest_checkpoint_path() == str(run / f"step_{LATEST}")
+    assert len(caught) == (1 if sentence else 0)
+    assert ckptdb("-C", run, "reconcile").code == reconciled
+    if reconciled == 0:
+        assert "no drift" in ckptdb("-C", run, "check").out
+        scene.check_answers(run, best=BEST, latest=LATEST)
 
 
 # --- what the catalog says of a path ------------------------------------------------------------

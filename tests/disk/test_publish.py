@@ -647,6 +647,23 @@ def test_retiring_records_the_reason_and_takes_it_out_of_sight(publisher, renami
     assert retired.span[1] == scan.find_stamp(publisher.directory)
 
 
+def test_one_that_will_not_go_keeps_no_other(publisher, monkeypatch):
+    one, two, three = save(publisher, 1), save(publisher, 2), save(publisher, 3)
+    real = durable.rename_new
+
+    def fail(source, target):
+        if source == two.path:
+            raise PermissionError(errno.EACCES, "Permission denied")
+        real(source, target)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(durable, "rename_new", fail)
+        with pytest.raises(PermissionError):
+            publisher.retire([Doomed(cp.step, cp.uuid, "old") for cp in (one, two, three)])
+    assert listing(publisher) == ["step_2"]
+    assert trash(publisher) == [f"step_1.{one.uuid}", f"step_3.{three.uuid}"]
+
+
 def test_only_the_checkpoint_that_was_judged_is_retired(publisher):
     judged = save(publisher, 1, 0.1)
     save(publisher, 1, 0.2)
