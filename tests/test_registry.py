@@ -22,6 +22,7 @@ from ckptdb.errors import (
     CheckpointGone,
     InvalidAnnotation,
     InvalidChoice,
+    NoRuns,
     PinnedCheckpoint,
     UnknownCheckpoint,
     UnknownDirection,
@@ -584,6 +585,64 @@ def test_a_root_may_be_begun_before_its_runs(tmp_path):
     Registry.init(tmp_path)[0].close()
     with Registry.open(tmp_path) as registry:
         assert registry.reconcile().runs == ()
+
+
+def test_a_copy_that_was_reconciled_stays_itself_when_it_moves(registry, root):
+    shutil.copytree(root / "a", root / "copy")
+    registry.reconcile()
+    uuid = next(run.uuid for run in registry.runs() if run.name == "copy")
+    (root / "copy").rename(root / "moved")
+    report = registry.reconcile()
+    assert report.blocked == ()
+    assert report.missing == ()
+    assert next(run.uuid for run in registry.runs() if run.name == "moved") == uuid
+    assert not registry.reconcile().has_drift
+
+
+def test_a_question_about_a_copy_writes_nothing_into_it(registry, root):
+    shutil.copytree(root / "a", root / "copy")
+    before = (root / "copy" / ".ckptdb" / "run.json").read_bytes()
+    with Registry.open(root / "copy") as copy:
+        assert copy.latest().step == 3
+    assert (root / "copy" / ".ckptdb" / "run.json").read_bytes() == before
+
+
+def test_a_copied_root_says_that_it_was_copied(root, tmp_path):
+    with Registry.open(root) as registry:
+        registry.reconcile()
+    shutil.copytree(root, tmp_path / "copy")
+    with Registry.open(tmp_path / "copy") as registry:
+        said = {a.what for run in registry.reconcile().runs for a in run.actions}
+    assert f"{tmp_path}/copy/a was copied, and is a run of its own now" in said
+
+
+def test_a_run_is_needed_and_there_is_none(tmp_path):
+    Registry.init(tmp_path)[0].close()
+    with Registry.open(tmp_path) as registry, pytest.raises(NoRuns, match="holds no run yet"):
+        registry.pin(None, 1)
+
+
+@pytest.mark.parametrize("writer", [True, False], ids=["on another host", "unknown"])
+def test_check_and_gc_agree_on_what_is_abandoned(registry, root, writer):
+    left = root / "a" / "tmp_step_9"
+    left.mkdir()
+    if writer:
+        who = {"uuid": "12345678-1234-1234-1234-123456789abc", "created_at": "2026", "pid": 1,
+               "host": "elsewhere", "started": 1, "boot": "gone"}  # fmt: skip
+        (left / names.WRITER).write_text(json.dumps(who))
+
+    def say():
+        report = registry.reconcile(root / "a", dry_run=True)
+        (what,) = (a.what for r in report.runs for a in r.actions if a.kind.endswith("ed tmp")
+                   or a.kind == "live tmp")  # fmt: skip
+        return what, [left.step for left in registry.gc(run="a", dry_run=True)[0].leftovers]
+
+    what, leftovers = say()
+    assert what.endswith("`ckptdb gc` removes it a day after its last change")
+    assert leftovers == []
+    for path in (*left.iterdir(), left):
+        os.utime(path, (1, 1))
+    assert say() == ("was left unfinished; `ckptdb gc` removes it", [9])
 
 
 # --- deleting -----------------------------------------------------------------------------------

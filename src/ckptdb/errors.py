@@ -97,6 +97,22 @@ class AmbiguousRun(CkptdbError, LookupError):
         super().__init__(f"{what}; name one by path or uuid: {', '.join(candidates)}.")
 
 
+class NoRuns(CkptdbError, LookupError):
+    """A run was needed, and the catalog holds none."""
+
+    def __init__(self, where: str) -> None:
+        super().__init__(
+            f"The catalog {where} holds no run yet; save a checkpoint, or `ckptdb reconcile`."
+        )
+
+
+class NothingToChoose(CkptdbError, LookupError):
+    """The best or the latest was asked for, and no checkpoint is live."""
+
+    def __init__(self) -> None:
+        super().__init__("There is no checkpoint to choose from; see `ckptdb ls --all`.")
+
+
 class UnknownCheckpoint(CkptdbError, LookupError):
     """The run has no checkpoint at that step."""
 

@@ -30,11 +30,13 @@ from ckptdb.errors import (
     CatalogForeign,
     CatalogLocked,
     CatalogMissing,
+    CatalogNotBegun,
     CatalogUnusable,
     CheckpointGone,
     DirectoryMissing,
     InvalidAnnotation,
     InvalidChoice,
+    NoRuns,
     RootsBelow,
     RunLocked,
     UnknownCheckpoint,
@@ -400,6 +402,12 @@ class Registry:
                 integrity = str(error)
         return CatalogStatus(str(location), exists, revision, HEAD, size, integrity, *counts)
 
+    def explain_missing(self) -> CatalogMissing:
+        """Return the error that says why there is no catalog, for when there is none."""
+        where = self._directory or Path(str(self.location))
+        runs = scan.find_runs(where, other_roots=True) if where.is_dir() else ()
+        return CatalogNotBegun(self.location.base or where) if any(runs) else CatalogMissing(where)
+
     def upgrade(self) -> tuple[str, str, Path | None]:
         """Bring the catalog to this version's schema; return revisions before and after, copy."""
         self.close()
@@ -714,6 +722,8 @@ class Registry:
     def _match(self, run: PathLike | None) -> Seen:
         known = self._catalog().runs()
         if run is None:
+            if not known:
+                raise NoRuns(str(self.location))
             if len(known) == 1:
                 return known[0]
             raise AmbiguousRun(None, [str(seen.run.directory) for seen in known])

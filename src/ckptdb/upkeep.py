@@ -15,10 +15,6 @@ from ckptdb.errors import PinnedCheckpoint, UnknownCheckpoint, UnknownDirection,
 from ckptdb.records import Run
 from ckptdb.retention import Decision, Policy, decide
 
-_FOREIGN_HOST_SECONDS = 24 * 3600.0
-"""Whether a writer on another machine still lives cannot be asked; after a day without a
-change to its files it counts as dead."""
-
 
 @dataclass(frozen=True, slots=True)
 class Leftover:
@@ -152,7 +148,7 @@ def collect(
     """
     observed = scan.observe(publisher.directory)
     pinned = journal.find_pinned(identity.hidden(publisher.directory))
-    unfinished = [tmp for tmp in observed.tmps.values() if _is_abandoned(tmp)]
+    unfinished = [tmp for tmp in observed.tmps.values() if tmp.abandoned]
     retired = [left for left in observed.trash if left.uuid not in pinned]
     leftovers = (
         *(_leftover(tmp.checkpoint.path, tmp.checkpoint.step, "unfinished save")
@@ -215,15 +211,6 @@ def _retire(
         else replace(decision, keep=True, reason="kept: changed or pinned meanwhile")
         for decision in decisions
     )
-
-
-def _is_abandoned(tmp: scan.Tmp) -> bool:
-    if tmp.fate is not None:
-        return False  # reconcile finishes it
-    alive = tmp.writer.is_alive if tmp.writer else None
-    if alive is None:
-        return scan.age_seconds(tmp.checkpoint.path) > _FOREIGN_HOST_SECONDS
-    return not alive
 
 
 def _leftover(path: Path, step: int, kind: str) -> Leftover:

@@ -168,7 +168,7 @@ class FakeDialect:
 
 def test_a_missing_driver_is_named(monkeypatch):
     monkeypatch.setitem(sys.modules, "psycopg", None)
-    with pytest.raises(CatalogUnusable, match="pip install psycopg") as caught:
+    with pytest.raises(CatalogUnusable, match=r"pip install 'ckptdb\[postgres\]'") as caught:
         locate("postgresql://me:secret@h/d")
     assert "secret" not in str(caught.value)
 

@@ -1,8 +1,14 @@
+import contextlib
 import csv
+import fcntl
 import io
 import json
+import os
+import pty
+import struct
 import subprocess
 import sys
+import termios
 
 import pytest
 
@@ -220,4 +226,40 @@ def test_there_is_nothing_to_choose_from(ckptdb, root):
     ckptdb("rm", "5", "--run", "beta", cwd=root)
     answer = ckptdb("latest", "--run", "beta", cwd=root)
     assert answer.code == 1
-    assert "no checkpoint to choose from" in answer.err
+    assert answer.err == ("ckptdb: There is no checkpoint to choose from; see `ckptdb ls --all`.\n")
+
+
+def test_best_of_a_run_without_a_metric_says_that_it_is_the_latest(ckptdb, root):
+    answer = ckptdb("best", "--run", "nemo", cwd=root)
+    assert answer.out == f"{root}/nemo/step_2\n"
+    assert answer.err == "nemo has no metric; this is its latest.\n"
+    assert ckptdb("best", "--run", "alpha", cwd=root).err == ""
+    assert ckptdb("best", "--metric", "acc", "--mode", "max", "--run", "nemo", cwd=root).err == ""
+
+
+def test_help_shows_no_escapes_and_names_the_exit_codes(ckptdb):
+    shown = ckptdb("--help").out
+    assert "\\b" not in shown
+    assert "10 no catalog here" in " ".join(shown.split())
+
+
+def test_a_narrow_terminal_cuts_no_cell_into_pieces(root):
+    parent, child = pty.openpty()
+    fcntl.ioctl(child, termios.TIOCSWINSZ, struct.pack("HHHH", 24, 80, 0, 0))
+    done = subprocess.Popen([sys.executable, "-m", "ckptdb", "ls", "alpha"], cwd=root, stdout=child)
+    os.close(child)
+    seen = b""
+    with contextlib.suppress(OSError):  # how a pseudo-terminal ends
+        while chunk := os.read(parent, 4096):
+            seen += chunk
+    os.close(parent)
+    assert done.wait() == 0
+    assert f"{root}/alpha/step_2".encode() in seen
+
+
+def test_a_problem_is_short_in_a_table_and_whole_in_show(ckptdb, root):
+    (root / "alpha" / "step_3" / "training_info.json").write_text('{"val:loss": 0.')
+    table = ckptdb("ls", "alpha", cwd=root).out
+    assert "PROBLEM training_info.json is not JSON " in table
+    assert "(" not in table
+    assert "is not JSON (" in ckptdb("show", "3", "--run", "alpha", cwd=root).out

@@ -87,6 +87,36 @@ def test_10_where_there_is_no_catalog(ckptdb, tmp_path):
         )
 
 
+def test_10_says_which_directory_is_not_there(ckptdb, tmp_path):
+    for command in (["-C", "gone", "ls"], ["reconcile", "gone"], ["init", "gone"]):
+        (tmp_path / "run" / "step_1").mkdir(parents=True, exist_ok=True)
+        (tmp_path / "run" / "step_1" / "training_info.json").write_text("{}")
+        answer = ckptdb(*command, cwd=tmp_path)
+        assert answer.code == 10
+        assert answer.err == (
+            f"ckptdb: There is no directory {tmp_path}/gone; name a run or a root.\n"
+        )
+
+
+@pytest.mark.parametrize("command", ["check", "reconcile"])
+def test_10_where_there_is_nothing_to_compare(ckptdb, tmp_path, command):
+    (tmp_path / "empty").mkdir()
+    assert ckptdb(command, cwd=tmp_path / "empty").code == 10
+    assert list((tmp_path / "empty").iterdir()) == []
+
+
+@pytest.mark.parametrize("command", ["path", "status", "upgrade"])
+def test_10_where_runs_have_no_catalog_yet(ckptdb, tmp_path, write_nemo, command):
+    write_nemo(tmp_path / "run", 1, {"loss": 1.0})
+    answer = ckptdb("db", command, cwd=tmp_path)
+    assert answer.code == 10
+    assert answer.out == ""
+    assert answer.err == (
+        f"ckptdb: There is no catalog at {tmp_path} yet; the first save or `ckptdb reconcile` "
+        "makes it.\n"
+    )
+
+
 def test_11_when_the_catalog_is_locked(ckptdb, root, holder):
     file = root / ".ckptdb" / "catalog.db"
     holder(LOCK_CATALOG, file)

@@ -108,7 +108,8 @@ def _locate_postgres(url: URL) -> Location:
         url = url.set(drivername="postgresql+psycopg")
         url.get_dialect().import_dbapi()
     except ImportError as error:
-        raise CatalogUnusable(shown, "its driver is missing; `pip install psycopg`") from error
+        why = "its driver is missing; `pip install 'ckptdb[postgres]'`"
+        raise CatalogUnusable(shown, why) from error
     return Location(url=url.render_as_string(hide_password=False), file=None, base=None)
 
 

@@ -9,6 +9,7 @@ import click
 
 from ckptdb.cli.output import (
     FORMATS,
+    clean,
     describe,
     echo_json,
     echo_path,
@@ -20,6 +21,7 @@ from ckptdb.cli.output import (
     print_rows,
     print_table,
 )
+from ckptdb.errors import NothingToChoose
 from ckptdb.records import Checkpoint, Mode, Run, Status
 from ckptdb.registry import Registry
 
@@ -98,7 +100,10 @@ def best(
 ) -> None:
     """Print the path of the best checkpoint, alone: cp -r "$(ckptdb best)" elsewhere."""
     with session.open() as registry:
-        _print_one(registry.best(metric, mode=mode, run=run), form)
+        found = registry.best(metric, mode=mode, run=run)
+        _print_one(found, form)
+        if metric is None and found and _metric_of(registry, (found,)) is None:
+            click.echo(f"{clean(found.run)} has no metric; this is its latest.", err=True)
 
 
 @click.command()
@@ -192,7 +197,7 @@ COMMANDS = (ls, show, best, latest, top, sql, schema)
 
 def _print_one(checkpoint: Checkpoint | None, form: str) -> None:
     if checkpoint is None:
-        raise click.ClickException("There is no checkpoint to choose from; `ckptdb ls --all`.")
+        raise NothingToChoose
     if form == "json":
         echo_json(checkpoint.as_dict())
     else:

@@ -6,7 +6,6 @@ import click
 
 from ckptdb.cli.ask import Session
 from ckptdb.cli.output import echo_json, echo_path, human_bytes, output_option, print_table
-from ckptdb.errors import CatalogMissing
 
 
 @click.group()
@@ -20,7 +19,7 @@ def path(session: Session) -> None:
     """Print where the catalog is, alone."""
     with session.open() as registry:
         if not registry.status().exists:
-            raise CatalogMissing(registry.location.base or str(registry.location))
+            raise registry.explain_missing()
         echo_path(registry.location)
 
 
@@ -31,13 +30,13 @@ def status(session: Session, form: str) -> int:
     """Show revision, size and integrity of the catalog. Exits 1 when it is not sound."""
     with session.open() as registry:
         found = registry.status()
+        if not found.exists:
+            raise registry.explain_missing()
     if form == "json":
         echo_json(found.as_dict())
     else:
         shown = found.as_dict() | {"size_bytes": human_bytes(found.size_bytes)}
         print_table(["", ""], ([name, str(value)] for name, value in shown.items()))
-    if not found.exists:
-        raise CatalogMissing(found.location)
     return 0 if found.integrity == "ok" else 1
 
 
@@ -46,6 +45,8 @@ def status(session: Session, form: str) -> int:
 def upgrade(session: Session) -> None:
     """Bring an older catalog to this version's schema; a copy is kept beside it."""
     with session.open() as registry:
+        if not registry.status().exists:
+            raise registry.explain_missing()
         before, after, copy = registry.upgrade()
     if before == after:
         click.echo(f"The catalog is at revision {after} already.")

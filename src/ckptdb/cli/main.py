@@ -47,20 +47,20 @@ class Session:
         return Registry.open(self.directory, catalog=self.catalog)
 
 
-@click.group(context_settings={"help_option_names": ["-h", "--help"]})
+@click.group(
+    context_settings={"help_option_names": ["-h", "--help"]},
+    epilog="Exit codes: 0 fine, 1 error, 2 wrong usage, 3 drift found, 4 partly done, "
+    "10 no catalog here, 11 locked, 12 catalog too new or not ours.",
+)
 @click.option("-C", "directory", default=".", metavar="DIR", help="Run as if started in DIR.")
 @click.option("--catalog", metavar="PATH|URL", help="Use this catalog instead of the one found.")
 @click.option("--debug", is_flag=True, help="Show where an error comes from.")
 @click.version_option(version("ckptdb"), prog_name="ckptdb")
 @click.pass_context
 def cli(context: click.Context, directory: str, catalog: str | None, *, debug: bool) -> None:
-    r"""Ask, check and tend the checkpoints of training runs.
+    """Ask, check and tend the checkpoints of training runs.
 
     Works from inside a run or a root, like git.
-
-    \b
-    Exit codes: 0 fine, 1 error, 2 wrong usage, 3 drift found, 4 partly done,
-    10 no catalog here, 11 locked, 12 catalog too new or not ours.
     """
     del debug  # main() looks for it before anything can fail
     context.obj = Session(directory, catalog)

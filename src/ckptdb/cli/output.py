@@ -9,6 +9,7 @@ import csv
 import io
 import json
 import os
+import re
 import sys
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any, TypeVar
@@ -68,15 +69,20 @@ def number(value: object) -> str:
     return "" if value is None else f"{value:.6g}" if isinstance(value, float) else clean(value)
 
 
-def console(*, stderr: bool = False) -> Console:
-    """Return a console without colour, and without line breaks, where nobody looks."""
+def console(*, stderr: bool = False, fold: bool = True) -> Console:
+    """Return a console without colour, and without line breaks, where nobody looks.
+
+    Args:
+        stderr: For standard error.
+        fold: Break lines where a terminal ends.
+    """
     stream = sys.stderr if stderr else sys.stdout
     terminal = stream.isatty()
     return Console(
         file=stream,
         highlight=False,
         no_color=bool(os.environ.get("NO_COLOR")) or not terminal,
-        width=None if terminal else _UNWRAPPED_COLUMNS,
+        width=None if terminal and fold else _UNWRAPPED_COLUMNS,
         soft_wrap=False,
     )
 
@@ -121,7 +127,8 @@ def print_table(columns: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
         table.add_column(clean(name), justify="right" if numeric else "left", overflow="fold")
     for row in found:
         table.add_row(*(Text(clean(value)) for value in row))
-    screen = console()
+    # A path or a time cut into pieces can be neither read nor copied: the terminal breaks lines.
+    screen = console(fold=False)
     with screen.capture() as capture:
         screen.print(table)
     # Columns are padded to their width; nobody wants to copy the last one's spaces.
@@ -204,7 +211,8 @@ def _print_checkpoint_table(found: Sequence[Checkpoint], metric: str | None) -> 
 def _marks(checkpoint: Checkpoint) -> str:
     marks = [*(["pinned"] if checkpoint.pinned else []), *checkpoint.tags]
     if checkpoint.problem:
-        marks.append(f"PROBLEM {checkpoint.problem}")
+        # In short; `ckptdb show` has all of it.
+        marks.append("PROBLEM " + re.split(r": | \(", checkpoint.problem, maxsplit=1)[0])
     return ", ".join(marks)
 
 

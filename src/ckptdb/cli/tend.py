@@ -96,7 +96,8 @@ COMMANDS = (init, check, reconcile, verify, demo)
 
 def _reconcile(session: Session, path: str | None, form: str, *, full: bool, dry_run: bool) -> int:
     top = None if path is None else Path(session.directory, path)
-    with session.open() as registry, _progress("reconciling") as (run, count):
+    what = "checking" if dry_run else "reconciling"
+    with session.open() as registry, _progress(what) as (run, count):
         report = registry.reconcile(
             top, dry_run=dry_run, full=full, on_run=run, on_checkpoint=count
         )

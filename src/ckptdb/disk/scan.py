@@ -30,6 +30,9 @@ SETTLE_SECONDS = 2.0
 File systems count time in ticks of up to two seconds, and a server's clock may differ a
 little from ours; git calls an entry younger than that racy.
 """
+UNTOUCHED_SECONDS = 24 * 3600.0
+"""Whether a writer on another machine still lives cannot be asked; after a day without a
+change to its files it counts as dead."""
 _GAP_SECONDS = 2.0
 """How long a reader waits for a name that a replacement in two renames has taken away."""
 _LOOKS = 5
@@ -129,6 +132,8 @@ class Tmp:
         writer: Who stages it, when that was recorded.
         fate: ``publish`` it under its final name, put it in the ``trash`` because it holds what
             has been replaced, or None: it is not ours to move.
+        abandoned: Nobody will continue it: its writer is dead, or cannot be asked and has not
+            touched it for `UNTOUCHED_SECONDS`.
     """
 
     checkpoint: Checkpoint
@@ -136,6 +141,7 @@ class Tmp:
     manifest: Manifest | None
     writer: Writer | None
     fate: Literal["publish", "trash"] | None
+    abandoned: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -324,7 +330,15 @@ def load_tmp(who: Identity, path: Path, step: int) -> Tmp:
     )
     protected = writer is not None and writer.is_alive is True
     fate = None if protected else _fate(who, path, step, found, published_uuid)
-    return Tmp(checkpoint, published_uuid, found, writer, fate)
+    abandoned = fate is None and _is_abandoned(path, writer)
+    return Tmp(checkpoint, published_uuid, found, writer, fate, abandoned)
+
+
+def _is_abandoned(path: Path, writer: Writer | None) -> bool:
+    alive = writer.is_alive if writer else None
+    if alive is None:
+        return age_seconds(path) > UNTOUCHED_SECONDS
+    return not alive
 
 
 def load_retired(who: Identity, left: Leftover) -> Checkpoint:

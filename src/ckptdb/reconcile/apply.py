@@ -186,14 +186,16 @@ def reconcile_run(
         OSError: The directory cannot be read at all.
     """
     look = _look(catalog, directory, depth, on_checkpoint, touch_disk=touch_disk)
-    if isinstance(look, RunReport) or dry_run or not _worth_it(look, assume=assume):
-        return look if isinstance(look, RunReport) else _report(directory, look)
+    if isinstance(look, RunReport):
+        return look
+    how = _How(depth, touch_disk, assume)
+    if dry_run or not (_worth_it(look, assume=assume) or _is_new_copy(look, how)):
+        return _report(directory, look)
     publisher = publisher or Publisher(directory)
     done: list[Action] = []
     blocked: list[str] = []
     if touch_disk:
         done, blocked = _repair(publisher, catalog, look)
-    how = _How(depth, touch_disk, assume)
     return _index(catalog, publisher, look, how, (done, blocked))
 
 
@@ -337,6 +339,14 @@ def _worth_it(look: _Look, *, assume: bool) -> bool:
     return assume and not same
 
 
+def _is_new_copy(look: _Look, how: _How) -> bool:
+    """Whether it is a copy that would be a stranger again once it is moved."""
+    who = look.observation.identity
+    copied = who.marked and not who.recorded and not who.problem
+    # A question is no reason to write into a run.
+    return copied and how.touch_disk and how.depth != "changes"
+
+
 def _report(directory: Path, look: _Look) -> RunReport:
     seen, stamp = look.recorded.seen, look.observation.stamp
     exact = seen and seen.verified and seen.stamp == str(stamp) and not look.plan.has_drift
@@ -397,7 +407,8 @@ def _index(
     directory = publisher.directory
     done, blocked = repaired
     vanished = any(action.kind == "vanished" for action in first.plan.actions)
-    if vanished and how.touch_disk and not first.observation.identity.recorded:
+    unrecorded = how.touch_disk and not first.observation.identity.recorded
+    if (vanished and unrecorded) or _is_new_copy(first, how):
         with suppress(OSError):  # then nothing can be appended to its journal either
             publisher.establish()
     with _locked(directory):

@@ -151,7 +151,12 @@ def _run(observed: Observation, recorded: Recorded) -> Iterator[Action]:
     if known.directory != run.directory:
         yield Action("moved run", f"{known.directory} is now {run.directory}")
     elif replace(known, config=None) != run:
-        yield Action("changed run", f"{run.directory} has another run.json than the catalog")
+        what = (
+            "was copied, and is a run of its own now"
+            if run.forked_from == known.uuid
+            else "says another metric or name than the catalog"
+        )
+        yield Action("changed run", f"{run.directory} {what}")
 
 
 def _finals(observed: Observation, recorded: Recorded) -> Iterator[Action]:
@@ -241,10 +246,15 @@ def _tmp(step: int, tmp: Tmp) -> Action:
             else "holds what a newer save has replaced; removed"
         )
         return Action("complete tmp", what, step, leftover=tmp.checkpoint.path)
-    if tmp.writer and tmp.writer.is_alive is not False:
-        who = f"process {tmp.writer.pid} on {tmp.writer.host}"
+    who = f"process {tmp.writer.pid} on {tmp.writer.host}" if tmp.writer else "nobody knows whom"
+    if tmp.writer and tmp.writer.is_alive:
         return Action("live tmp", f"is being written by {who}", step)
-    return Action("abandoned tmp", "was left unfinished; `ckptdb gc` removes it", step)
+    if tmp.abandoned:
+        return Action("abandoned tmp", "was left unfinished; `ckptdb gc` removes it", step)
+    later = "`ckptdb gc` removes it a day after its last change"
+    if tmp.writer and tmp.writer.is_alive is None:
+        return Action("live tmp", f"is being written, or was left, by {who}; {later}", step)
+    return Action("abandoned tmp", f"was left unfinished by {who}; {later}", step)
 
 
 def _same_tmp(checkpoint: Checkpoint, recorded: Recorded) -> bool:
