@@ -151,6 +151,9 @@ def find_config(folder: Path) -> dict[str, Any] | None:
     the configuration is a convenience of the index, no reason to distrust a checkpoint.
     """
     for name in (names.CONFIG, names.CONFIG_JSON):
+        # Asked of every checkpoint of a run that has none, where an error would cost most.
+        if not os.path.exists(f"{folder}/{name}"):
+            continue
         try:
             raw = read_regular(folder / name, _MAX_CONFIG_BYTES)
             if _is_too_large(raw):

@@ -569,16 +569,17 @@ def _list(directory: Path) -> _Listing:
 
 
 def _sort_in(found: _Listing, path: Path, *, is_directory: bool) -> None:
-    final, tmp = names.find_final_step(path.name), names.find_tmp_step(path.name)
-    old = names.find_old(path.name)
-    if not is_directory or (final is None and tmp is None and old is None):
-        found.foreign.append(path.name)
-    elif final is not None:
+    name = path.name
+    if not is_directory:
+        found.foreign.append(name)
+    elif (final := names.find_final_step(name)) is not None:
         found.finals[final] = path
-    elif tmp is not None:
+    elif (tmp := names.find_tmp_step(name)) is not None:
         found.tmps[tmp] = path
-    elif old is not None:
+    elif (old := names.find_old(name)) is not None:
         found.olds.append(Leftover(path, *old))
+    else:
+        found.foreign.append(name)
 
 
 def _newest_config(directory: Path, finals: Mapping[int, object]) -> dict[str, Any]:
@@ -618,7 +619,7 @@ def _final_unless_known(
 def _fingerprint(path: Path) -> str | None:
     folder = os.lstat(path)
     try:
-        file = os.lstat(path / names.INFO)
+        file = os.lstat(f"{path}/{names.INFO}")  # at every look, for every checkpoint
     except FileNotFoundError:
         return str(folder.st_mtime_ns) if _is_old(folder.st_mtime_ns) else None
     if not _is_old(max(file.st_mtime_ns, folder.st_mtime_ns)):
