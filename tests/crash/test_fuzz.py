@@ -134,7 +134,11 @@ def test_a_catalog_that_is_believed_is_found(tmp_path, monkeypatch):
         return run
 
     monkeypatch.setattr(fuzz, "build_run", build_with_another_truth)
-    assert fuzz.fuzz_catalogs(tmp_path, 3, "planted").lost == 3
+    monkeypatch.setattr(fuzz.tempfile, "gettempdir", lambda: str(tmp_path))
+    row = fuzz.fuzz_catalogs(tmp_path, 3, "planted")
+    assert row.lost == 3
+    kept = {str(path) for path in tmp_path.glob("ckptdb-fuzz-*.db")}
+    assert kept == {line.rpartition("; ")[2].partition(", ")[0] for line in row.failures}
 
 
 def test_what_is_never_read_does_not_count_as_struck(tmp_path, monkeypatch):

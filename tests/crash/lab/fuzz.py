@@ -1,8 +1,9 @@
 """Feeding what no program of ours has written to everything that reads a run.
 
 Every input is made from a valid file of a real run and depends on what is fuzzed, the seed, the
-shard and its number alone; ``make(what, key)`` returns it again. Reading may raise what its
-docstring says and nothing else; it may not take long, need much memory, or change a file.
+shard and its number alone; ``make(what, key)`` returns it again. A catalog that has done harm is
+kept. Reading may raise what its docstring says and nothing else; it may not take long, need much
+memory, or change a file.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from functools import cache
+from hashlib import sha256
 from pathlib import Path
 from random import Random
 from unittest import mock
@@ -47,7 +49,7 @@ KINDS = {
 FEWER = {names.CONFIG: 4}
 """PyYAML takes its time."""
 SIZES: dict[Size, tuple[int, int, int]] = {
-    "smoke": (45, 96, 12), "ci": (6_900, 800, 100), "exhaustive": (276_000, 30_000, 4_000),
+    "smoke": (45, 96, 12), "ci": (6_900, 1_200, 200), "exhaustive": (276_000, 60_000, 8_000),
 }  # fmt: skip
 """How many inputs of each kind go to the parsers, through a whole run, and into a catalog."""
 
@@ -113,7 +115,7 @@ def fuzz_parsers(top: Path, what: str, count: int, key: str) -> Row:
             if what != NAMES:
                 _write(target, content)
             before = opened[0]
-            with _judged(row, what, f"{key}/{number}", content):
+            with _judged(row, _named(what, f"{key}/{number}", content)):
                 feed(folder, content)
             row.struck += what == NAMES or opened[0] > before
     shutil.rmtree(folder)
@@ -259,7 +261,7 @@ def fuzz_runs(top: Path, count: int, key: str) -> Row:
                 content = b"step_%d \xff" % number
             row.points += 1
             with world.holding(what, content) as target, _counted_opens(target) as opened:
-                with _judged(row, what, f"{key}/whole/{number}", content):
+                with _judged(row, _named(what, f"{key}/whole/{number}", content)):
                     world.check(what, content, managed=number // len(KINDS) % 32 == 0)
                 # A directory is not opened when its name is not ours.
                 row.struck += opened[0] > 0 or what == NAMES
@@ -423,8 +425,13 @@ def fuzz_catalogs(top: Path, count: int, key: str) -> Row:
             content = damage(mutator, whole, f"{CATALOG}:{key}/{number}")
             _write(file, content)
             row.points += 1
-            with _counted_opens(file) as opened, _judged(row, CATALOG, f"{key}/{number}", b""):
+            # What is in a catalog depends on the clock too, so what failed is kept.
+            kept = Path(tempfile.gettempdir(), f"ckptdb-fuzz-{sha256(content).hexdigest()[:16]}.db")
+            failed = row.lost + row.not_recovered
+            with _counted_opens(file) as opened, _judged(row, f"{kept}, {key}/{number}"):
                 _check_catalog(directory)
+            if row.lost + row.not_recovered > failed:
+                kept.write_bytes(content)
             row.struck += opened[0] > 0
             for left in file.parent.glob("catalog.db*"):
                 left.unlink()
@@ -574,10 +581,13 @@ def _counted_opens(path: Path) -> Iterator[list[int]]:
         del _watched[str(path)]
 
 
+def _named(what: str, key: str, content: bytes) -> str:
+    return f"lab.fuzz.make({what!r}, {key!r}) = {content[:200]!r}"
+
+
 @contextmanager
-def _judged(row: Row, what: str, key: str, content: bytes) -> Iterator[None]:
+def _judged(row: Row, where: str) -> Iterator[None]:
     started = time.thread_time()
-    where = f"lab.fuzz.make({what!r}, {key!r}) = {content[:200]!r}"
     signal.setitimer(signal.ITIMER_VIRTUAL, 10 * SECONDS_EACH)
     try:
         yield
