@@ -11,7 +11,7 @@ import logging
 import os
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
@@ -22,8 +22,8 @@ from ckptdb.catalog.catalog import Catalog
 from ckptdb.catalog.engine import Database
 from ckptdb.catalog.location import Location, locate
 from ckptdb.catalog.store import Changes
-from ckptdb.disk import identity, scan
-from ckptdb.disk.publish import Publisher
+from ckptdb.disk import durable, identity, scan
+from ckptdb.disk.publish import Publisher, Span
 from ckptdb.disk.scan import Stamp
 from ckptdb.errors import (
     CatalogBroken,
@@ -35,6 +35,7 @@ from ckptdb.errors import (
     RunLocked,
 )
 from ckptdb.reconcile import RunReport, reconcile_run
+from ckptdb.records import Checkpoint
 
 _T = TypeVar("_T")
 _logger = logging.getLogger("ckptdb")
@@ -159,14 +160,26 @@ class RunIndex:
                 except (CatalogError, RunLocked, OSError) as error:
                     self._give_up(error)
 
-    def tell(self, changes: Changes) -> None:
-        """Store what was just done on disk; what fails is healed by a later question."""
+    def tell(
+        self,
+        checkpoints: Sequence[Checkpoint],
+        span: Span,
+        *,
+        config: Mapping[str, Any] | None = None,
+    ) -> None:
+        """Store what was just done on disk; what fails is healed by a later question.
+
+        Args:
+            checkpoints: As they are now; the last is the one that was saved.
+            span: The run's stamp before and after.
+            config: The run's configuration, when that checkpoint came with one.
+        """
         with self._mutex:
             started = time.monotonic()
             try:
                 stored = self._open(for_writing=True)
                 if stored is not None:
-                    self._store(stored, changes)
+                    self._store(stored, self._changes(checkpoints, span, config))
             except (CatalogError, RunLocked, OSError) as error:
                 # E.g. no space for the first catalog of a run: the checkpoint is safe all the same.
                 self._give_up(error)
@@ -175,6 +188,17 @@ class RunIndex:
             finally:
                 spent = time.monotonic() - started
                 self._patience = max(self._patience - spent, 0.05)
+
+    def _changes(
+        self, checkpoints: Sequence[Checkpoint], span: Span, config: Mapping[str, Any] | None
+    ) -> Changes:
+        return Changes(
+            run=identity.identify(self._directory).run,
+            checkpoints=checkpoints,
+            config=config,
+            config_step=checkpoints[-1].step if checkpoints else None,
+            moved=None if span is None else (str(span[0]), str(span[1])),
+        )
 
     def _store(self, stored: Fresh, changes: Changes) -> None:
         stored.stamp = None
@@ -221,7 +245,7 @@ class RunIndex:
 
     def _is_ours(self) -> bool:
         """Before our first write there is no journal to say what is gone."""
-        return (identity.hidden(self._directory) / "run.json").exists()
+        return durable.is_there(identity.hidden(self._directory) / "run.json")
 
     def _in_memory(self) -> Fresh:
         if self._memory is None:

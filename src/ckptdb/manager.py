@@ -12,7 +12,7 @@ import glob  # noqa: F401
 import logging
 import os
 import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Future
 from contextlib import contextmanager
 from pathlib import Path
@@ -23,11 +23,10 @@ from ckptdb import caller, pruning
 from ckptdb import config as configuration
 from ckptdb.background import Background
 from ckptdb.catalog.catalog import Catalog
-from ckptdb.catalog.store import Changes
 from ckptdb.config import CheckpointingConfig, PretrainedCheckpointConfig
-from ckptdb.disk import identity, info, names, scan
+from ckptdb.disk import info, names, scan
 from ckptdb.disk.lease import Lease
-from ckptdb.disk.publish import Publisher, Span
+from ckptdb.disk.publish import Publisher
 from ckptdb.errors import CkptdbError, NoCheckpointHere, UnreadableInfo
 from ckptdb.index import RunIndex, find_location
 from ckptdb.records import Checkpoint, Mode
@@ -139,7 +138,7 @@ class CheckpointManager:
             self._lease = self._publisher.claim()
         self._index.begin_save()
         staged = self._publisher.stage(number, content, settings)
-        self._tell([staged.checkpoint, *staged.adopted, *staged.gone], staged.span)
+        self._index.tell([staged.checkpoint, *staged.adopted, *staged.gone], staged.span)
         path = staged.checkpoint.path
         if settings is not None:
             self._configs[path] = info.config_values(run_config)
@@ -245,7 +244,7 @@ class CheckpointManager:
         retired = self._publisher.retire(doomed)
         for checkpoint in retired.gone:
             _logger.info("retired %s: %s", checkpoint.path, checkpoint.deleted_reason)
-        self._tell(retired.gone, retired.span)
+        self._index.tell(retired.gone, retired.span)
         self._background.submit(self._empty_trash)
 
     # --- questions ----------------------------------------------------------------------
@@ -364,7 +363,7 @@ class CheckpointManager:
         replaced = published.replaced
         gone = [replaced] if replaced else []
         config = self._configs.pop(path, None)
-        self._tell([*gone, published.checkpoint], published.span, config=config)
+        self._index.tell([*gone, published.checkpoint], published.span, config=config)
         if replaced is not None:
             self._warn_if_pinned(replaced)
             self._background.submit(self._empty_trash)
@@ -383,24 +382,6 @@ class CheckpointManager:
                 f"The pinned checkpoint at step {replaced.step} was replaced by a new save; its "
                 "bytes stay in .ckptdb/trash until it is unpinned."
             )
-
-    def _tell(
-        self,
-        checkpoints: Sequence[Checkpoint],
-        span: Span,
-        *,
-        config: Mapping[str, Any] | None = None,
-    ) -> None:
-        moved = None if span is None else (str(span[0]), str(span[1]))
-        self._index.tell(
-            Changes(
-                run=identity.identify(self._directory).run,
-                checkpoints=checkpoints,
-                config=config,
-                config_step=checkpoints[-1].step if checkpoints else None,
-                moved=moved,
-            )
-        )
 
     def _prune(self) -> None:
         future: Future[None] = Future()
@@ -433,7 +414,7 @@ class CheckpointManager:
     def _discard(self, path: Path) -> None:
         try:
             retired = self._publisher.discard(path, reason="discarded: the save raised an error")
-            self._tell(retired.gone, retired.span)
+            self._index.tell(retired.gone, retired.span)
             self._background.submit(self._empty_trash)
         except (OSError, CkptdbError) as error:
             _logger.warning("%s could not be discarded: %s", path, error)
