@@ -1,0 +1,107 @@
+"""What people add to checkpoints: late metrics, pins, notes and tags; on disk first."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from ckptdb.catalog.catalog import Seen
+from ckptdb.disk import info, scan
+from ckptdb.disk.journal import Fact
+from ckptdb.disk.publish import Publisher
+from ckptdb.errors import (
+    CheckpointGone,
+    InvalidAnnotation,
+)
+from ckptdb.records import (
+    TRAINING_INFO,
+    Checkpoint,
+    metrics_of,
+    utc,
+)
+from ckptdb.registry.tree import PathLike, Tree
+
+
+class Annotating(Tree):
+    """Writes facts into the journals of runs, and lets the catalog follow."""
+
+    def log_metrics(
+        self, run: PathLike | None, step: int, values: Mapping[str, Any], *, source: str
+    ) -> Checkpoint:
+        """Record metrics measured after the save; on disk first. Best and top-k see them.
+
+        Args:
+            run: Name, path or uuid prefix; None for the run that was opened.
+            step: A live or a deleted checkpoint's.
+            values: Numbers by name; scalars of numpy and torch too. A value that is not
+                finite is recorded and never ranked.
+            source: Who measured it, e.g. ``"lm-eval"``.
+        """
+        plain = info.plain_numbers(values)
+        if set(metrics_of(plain)) != set(plain) or not plain:
+            wrong = sorted(map(repr, set(plain) - set(metrics_of(plain)))) or ["no value"]
+            raise InvalidAnnotation(f"metrics must be numbers by name, not {', '.join(wrong)}")
+        _check_text("source", source)
+        if source == TRAINING_INFO:
+            raise InvalidAnnotation(f"{TRAINING_INFO!r} is the source of the save itself")
+        numbers = metrics_of(plain)
+        details = [{"name": n, "value": v, "source": source} for n, v in numbers.items()]
+        return self._annotate(run, step, [("metric", detail) for detail in details])
+
+    def pin(self, run: PathLike | None, step: int, *, note: str | None = None) -> Checkpoint:
+        """Keep a checkpoint whatever retention says, with an optional note.
+
+        Raises:
+            CheckpointGone: It was deleted, and its bytes are gone.
+        """
+        seen = self._get_run(run)
+        found = self._get_at(seen, step)
+        left = {leftover.uuid for leftover in scan.list_trash(seen.run.directory)}
+        if found.status == "deleted" and found.uuid not in left:
+            raise CheckpointGone(seen.run.name, found.step, found.deleted_reason)
+        facts: list[tuple[str, dict[str, Any]]] = [("pin", {})]
+        if note is not None:
+            _check_text("note", note)
+            facts.append(("note", {"text": note}))
+        return self._record(seen, found, facts)
+
+    def unpin(self, run: PathLike | None, step: int) -> Checkpoint:
+        """Leave a checkpoint to retention again."""
+        found = self._annotate(run, step, [("unpin", {})])
+        if found.status == "deleted":
+            # It was replaced while pinned; its bytes were kept in the trash until now.
+            Publisher(found.path.parent).empty_trash()
+        return found
+
+    def tag(self, run: PathLike | None, step: int, name: str) -> Checkpoint:
+        """Give a checkpoint a tag."""
+        _check_text("tag", name)
+        return self._annotate(run, step, [("tag", {"name": name})])
+
+    def untag(self, run: PathLike | None, step: int, name: str) -> Checkpoint:
+        """Take a tag away; taking away what is not there changes nothing."""
+        return self._annotate(run, step, [("untag", {"name": name})])
+
+    def _annotate(
+        self, run: PathLike | None, step: int, facts: Sequence[tuple[str, dict[str, Any]]]
+    ) -> Checkpoint:
+        seen = self._get_run(run)
+        return self._record(seen, self._get_at(seen, step), facts)
+
+    def _record(
+        self, seen: Seen, found: Checkpoint, facts: Sequence[tuple[str, dict[str, Any]]]
+    ) -> Checkpoint:
+        at = utc(time.time())
+        lines = [Fact(at, kind, found.uuid, details) for kind, details in facts]
+        Publisher(seen.run.directory).record(lines)
+        if not self._follow([seen.run.directory]):
+            return found
+        # By uuid: another save may have taken the step meanwhile.
+        told = self._catalog().checkpoints(run_id=seen.id, steps=[found.step])
+        return next((checkpoint for checkpoint in told if checkpoint.uuid == found.uuid), found)
+
+
+def _check_text(what: str, text: str) -> None:
+    if not isinstance(text, str) or not text.strip() or not text.isprintable():
+        raise InvalidAnnotation(f"a {what} must be a line of printable text, not {text!r}")

@@ -1,0 +1,188 @@
+"""Questions about runs and checkpoints."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+from ckptdb.catalog import adhoc
+from ckptdb.catalog.adhoc import Relation
+from ckptdb.catalog.catalog import Seen
+from ckptdb.disk import scan
+from ckptdb.errors import (
+    InvalidChoice,
+    UnknownDirection,
+    UnknownMetric,
+)
+from ckptdb.records import (
+    MODES,
+    STATUSES,
+    Checkpoint,
+    Mode,
+    Rows,
+    Run,
+    Status,
+)
+from ckptdb.registry.tree import PathLike, Tree
+
+
+class Asking(Tree):
+    """Answers from the catalog, about what is on disk."""
+
+    def runs(self) -> tuple[Run, ...]:
+        """Return every run, by name."""
+        return tuple(seen.run for seen in self._catalog().runs())
+
+    def checkpoints(
+        self,
+        *,
+        run: PathLike | None = None,
+        status: Status | None = None,
+        limit: int | None = None,
+    ) -> tuple[Checkpoint, ...]:
+        """Return checkpoints by run and step.
+
+        Args:
+            run: Name, path or uuid prefix; None for all, or for the run that was opened.
+            status: Only ``tmp``, ``final`` or ``deleted`` ones.
+            limit: At most so many, those with the highest steps.
+
+        Raises:
+            InvalidChoice: There is no such status.
+        """
+        if status is not None and status not in STATUSES:
+            raise InvalidChoice("status", status, STATUSES)
+        seen = self._find_scope(run)
+        run_id = None if seen is None else seen.id
+        return self._catalog().checkpoints(run_id=run_id, status=status, limit=limit)
+
+    def get(self, step: int, *, run: PathLike | None = None) -> Checkpoint:
+        """Return the checkpoint at a step: the live one, else the last one that was there.
+
+        Raises:
+            UnknownCheckpoint: There never was one.
+        """
+        return self._get_at(self._get_run(run), step)
+
+    def best(
+        self, metric: str | None = None, *, mode: Mode | None = None, run: PathLike | None = None
+    ) -> Checkpoint | None:
+        """Return the live checkpoint with the best finite value of a metric.
+
+        Ties go to the higher step. Of a run without a metric the best is the latest.
+
+        Args:
+            metric: As written in training_info.json; None for the run's own.
+            mode: ``"min"`` when lower is better; None when the run says so itself.
+            run: Name, path or uuid prefix; None for all, or for the run that was opened.
+
+        Raises:
+            UnknownMetric: No checkpoint has it; the message lists those that exist.
+            UnknownDirection: Nothing says whether low or high is better.
+            InvalidChoice: The mode is neither.
+        """
+        seen = self._find_scope(run)
+        if metric is None and seen is not None and seen.run.metric_name is None:
+            return self.latest(run=seen.run.directory)
+        found = self.top(1, metric, mode=mode, run=run)
+        return found[0] if found else None
+
+    def top(
+        self,
+        count: int,
+        metric: str | None = None,
+        *,
+        mode: Mode | None = None,
+        run: PathLike | None = None,
+    ) -> tuple[Checkpoint, ...]:
+        """Return the live checkpoints with the best finite values, best first; see `best`."""
+        seen = self._find_scope(run)
+        run_id = None if seen is None else seen.id
+        name, direction = self._ranking(metric, mode, seen)
+
+        def ask(limit: int) -> tuple[Checkpoint, ...]:
+            return self._catalog().top(limit, name, direction, run_id=run_id)
+
+        found = self._existing(ask, count)
+        if not found and name not in self._catalog().metric_names(run_id):
+            raise UnknownMetric(name, self._catalog().metric_names(run_id))
+        return found
+
+    def latest(self, *, run: PathLike | None = None) -> Checkpoint | None:
+        """Return the run's checkpoint with the highest step; of all runs, the newest one."""
+        seen = self._find_scope(run)
+        run_id = None if seen is None else seen.id
+
+        def ask(limit: int) -> tuple[Checkpoint, ...]:
+            return self._catalog().newest(limit, run_id=run_id)
+
+        existing = self._existing(ask, 1)
+        return existing[0] if existing else None
+
+    def query(
+        self,
+        sql: str,
+        parameters: Mapping[str, object] | None = None,
+        *,
+        limit: int | None = 100_000,
+        timeout_seconds: float = 30.0,
+    ) -> Rows:
+        """Answer SQL over the catalog, read-only and bounded; ``:name`` stands for a parameter.
+
+        Raises:
+            QueryRefused: It would change something.
+            QueryFailed: It is wrong.
+            QueryTimeout: It ran for too long.
+        """
+        database = self._catalog().database
+        return adhoc.query(database, sql, parameters, limit=limit, timeout_seconds=timeout_seconds)
+
+    def summary(self) -> Rows:
+        """Return one row per run: counts, bytes on disk, best, latest, last activity."""
+        return self.query(adhoc.SUMMARY, limit=None)
+
+    def schema(self) -> tuple[Relation, ...]:
+        """Return the tables and views that SQL can name."""
+        return adhoc.describe(self._catalog().database)
+
+    def _ranking(
+        self, metric: str | None, mode: Mode | None, seen: Seen | None
+    ) -> tuple[str, Mode]:
+        if mode is not None and mode not in MODES:
+            raise InvalidChoice("mode", mode, MODES)
+        runs = [seen.run] if seen else [found.run for found in self._catalog().runs()]
+        own = {(run.metric_name, run.mode) for run in runs if run.metric_name is not None}
+        if metric is None:
+            named = {name for name, _ in own}
+            if len(named) != 1:
+                raise UnknownDirection(None)
+            metric = named.pop()
+        if mode is not None:
+            return metric, mode
+        modes = {direction for name, direction in own if name == metric}
+        if len(modes) == 1:
+            return metric, modes.pop()
+        known = self._catalog().metric_names(None if seen is None else seen.id)
+        if metric not in known:
+            raise UnknownMetric(metric, known)
+        raise UnknownDirection(metric)
+
+    def _existing(
+        self, ask: Callable[[int], tuple[Checkpoint, ...]], count: int
+    ) -> tuple[Checkpoint, ...]:
+        """Answer only with checkpoints that are there, healing the runs of those that are not."""
+        limit, healed = count, set[Path]()
+        while True:
+            found = ask(limit)
+            here = [checkpoint for checkpoint in found if scan.is_published(checkpoint.path)]
+            if len(here) == len(found) or len(here) >= count:
+                return tuple(here[:count])
+            stale = {cp.path.parent for cp in found if cp not in here} - healed
+            for directory in stale:
+                self._heal(directory)
+            healed |= stale
+            if not stale:
+                # Of a run that is not there nothing is recorded as gone: look behind it.
+                if len(found) < limit:
+                    return tuple(here)
+                limit *= 2

@@ -1,0 +1,143 @@
+"""Deleting over many runs, by rule and by hand, with a catalog that works or without."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+
+from ckptdb import caller, upkeep
+from ckptdb.catalog.catalog import Catalog, Seen
+from ckptdb.catalog.engine import Database
+from ckptdb.disk import names
+from ckptdb.disk.publish import Publisher
+from ckptdb.errors import (
+    CatalogBroken,
+    CatalogLocked,
+    CatalogMissing,
+    CatalogUnusable,
+    RunLocked,
+)
+from ckptdb.reconcile import RunReport, reconcile_run
+from ckptdb.records import (
+    Run,
+)
+from ckptdb.registry.tree import PathLike, Tree
+from ckptdb.retention import Decision, Policy
+from ckptdb.upkeep import Collected
+
+_NO_LIMIT = Policy()
+_UNUSABLE = (CatalogLocked, CatalogBroken, CatalogUnusable)
+
+
+class Deleting(Tree):
+    """Judges by a catalog that is true, then carries it out."""
+
+    def gc(
+        self, policy: Policy = _NO_LIMIT, *, run: PathLike | None = None, dry_run: bool = False
+    ) -> tuple[Collected, ...]:
+        """Apply a retention policy and remove what crashes left behind.
+
+        Args:
+            policy: Without limits only leftovers are removed. Its metric may be None for
+                the run's own.
+            run: Name, path or uuid prefix; None for all, or for the run that was opened.
+            dry_run: Only say what would go.
+
+        Raises:
+            UnknownDirection: The best are to be kept, and a run has no metric. Nothing goes.
+            UnknownMetric: The best are to be kept, and no checkpoint of a run has the metric.
+        """
+        with self._deciding(run):
+            scope = self._find_scope(run)
+            found = [scope] if scope else list(self._catalog().runs())
+            # All of them are judged before anything goes.
+            judged = [self._judge(seen, policy, dry_run=dry_run) for seen in found if _exists(seen)]
+            collected = tuple(
+                upkeep.collect(run, Publisher(run.directory), which, dry_run=dry_run)
+                for run, which in judged
+            )
+            if not dry_run:
+                self._follow(one.directory for one in collected if one.decisions or one.leftovers)
+            return collected
+
+    def remove(
+        self,
+        steps: Iterable[int],
+        *,
+        run: PathLike | None = None,
+        force: bool = False,
+        dry_run: bool = False,
+    ) -> Collected:
+        """Delete checkpoints of a run by hand.
+
+        Args:
+            steps: All of them, or nothing goes.
+            run: Name, path or uuid prefix; None for the run that was opened.
+            force: Also pinned ones.
+            dry_run: Only say what would go.
+
+        Raises:
+            UnknownCheckpoint: A step has no live checkpoint.
+            PinnedCheckpoint: One is pinned.
+        """
+        wanted = [names.as_step(step) for step in steps]
+        with self._deciding(run):
+            catalog, seen, _ = self._exact(self._get_run(run), dry_run=dry_run)
+            chosen = upkeep.choose(catalog, seen, wanted, force=force)
+            publisher = Publisher(seen.run.directory)
+            removed = upkeep.remove(seen.run, publisher, chosen, force=force, dry_run=dry_run)
+            if not dry_run:
+                self._follow([seen.run.directory])
+            return removed
+
+    def _judge(
+        self, seen: Seen, policy: Policy, *, dry_run: bool
+    ) -> tuple[Run, tuple[Decision, ...]]:
+        catalog, seen, report = self._exact(seen, dry_run=dry_run)
+        if report is not None and report.blocked:
+            return seen.run, ()  # what cannot be seen whole is not judged
+        return seen.run, upkeep.judge(catalog, seen, policy)
+
+    @contextmanager
+    def _deciding(self, run: PathLike | None) -> Iterator[None]:
+        """Let a deletion be decided by the files when there is no catalog to decide it by."""
+        try:
+            self._catalog().runs()
+        except _UNUSABLE as error:
+            if self._directory is None:
+                raise
+            self._doubt(error)
+            here = self._run if run is None else None
+            top = here or self.location.base or self._directory
+            self._opened = Catalog(self._index_in_memory(top))
+        try:
+            yield
+        finally:
+            if self._doubted:
+                self._doubted = False
+                self.close()
+
+    def _doubt(self, error: Exception) -> None:
+        if not self._doubted:
+            caller.warn(f"{error} What goes is decided by the files; the catalog follows later.")
+        self._doubted = True
+
+    def _exact(self, seen: Seen, *, dry_run: bool) -> tuple[Catalog, Seen, RunReport | None]:
+        """Return a catalog that is true about a run: the stored one, or else one in memory."""
+        directory = seen.run.directory
+        if not self._doubted or self._catalog().database.location.in_memory:
+            try:
+                catalog = self._catalog() if dry_run else self._catalog_to_write()
+                report = self._heal(directory, strict=True)
+                return catalog, catalog.find_run_at(directory) or seen, report
+            except (RunLocked, CatalogMissing):
+                raise
+            except (*_UNUSABLE, OSError) as error:
+                self._doubt(error)
+        catalog = Catalog(Database.in_memory(self.location.base))
+        report = reconcile_run(catalog, directory, depth="changes", touch_disk=False)
+        return catalog, catalog.find_run_at(directory) or seen, report
+
+
+def _exists(seen: Seen) -> bool:
+    return seen.run.directory.is_dir()

@@ -1,0 +1,292 @@
+"""The index itself: beginning, reconciling, checking and upgrading it."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+from typing import Any, Self
+
+from ckptdb import caller
+from ckptdb.catalog import engine
+from ckptdb.catalog.catalog import Catalog
+from ckptdb.catalog.engine import Database
+from ckptdb.catalog.location import FILE
+from ckptdb.catalog.schema import HEAD
+from ckptdb.disk import identity, scan
+from ckptdb.errors import (
+    CatalogBroken,
+    CatalogError,
+    CatalogForeign,
+    CatalogMissing,
+    CatalogNotBegun,
+    DirectoryMissing,
+    RootsBelow,
+    UnknownRun,
+)
+from ckptdb.index import find_location
+from ckptdb.reconcile import ReconcileReport, reconcile_run, reconcile_tree
+from ckptdb.records import (
+    Checkpoint,
+    Run,
+)
+from ckptdb.registry.tree import PathLike, Tree, enclosing_run, is_ours
+
+
+@dataclass(frozen=True, slots=True)
+class CatalogStatus:
+    """What `Registry.status` tells about the catalog itself.
+
+    Attributes:
+        revision: Of its schema; None when it does not exist.
+        integrity: ``"ok"``, ``"missing"``, ``"empty"`` (a file of 0 bytes), or what is wrong.
+    """
+
+    location: str
+    exists: bool
+    revision: str | None
+    head: str
+    size_bytes: int | None
+    integrity: str
+    runs: int
+    checkpoints: int
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return the status for JSON."""
+        return {name: getattr(self, name) for name in self.__slots__}
+
+
+class Indexing(Tree):
+    """Brings the catalog of a tree to what is on disk."""
+
+    @classmethod
+    def init(cls, directory: PathLike) -> tuple[Self, ReconcileReport]:
+        """Mark a directory as a root, index what is below it, absorb catalogs of single runs.
+
+        Raises:
+            CatalogMissing: There is no such directory.
+        """
+        root = Path(os.path.abspath(directory))
+        if not root.is_dir():
+            raise DirectoryMissing(root)
+        identity.mark_root(root)
+        registry = cls(find_location(root), root, None)
+        return registry, registry.reconcile()
+
+    def reconcile(
+        self,
+        path: PathLike | None = None,
+        *,
+        dry_run: bool = False,
+        full: bool = False,
+        on_run: Callable[[Path], None] | None = None,
+        on_checkpoint: Callable[[], None] | None = None,
+    ) -> ReconcileReport:
+        """Bring the index to what is on disk, and finish what crashes interrupted.
+
+        A catalog that is broken is set aside and built anew. A directory with runs that is in no
+        root becomes one, as by `init`, and runs that were roots of their own become part of it.
+
+        Args:
+            path: A run or a tree; None for all of the root, or the run that was opened. What
+                lies in another root is compared with the catalog of that one.
+            dry_run: Only say what would be done.
+            full: Read everything again and compare every file with its manifest.
+            on_run: Called before each run.
+            on_checkpoint: Called after each checkpoint.
+
+        Raises:
+            CatalogMissing: There is no catalog, and nothing to make one of.
+        """
+        top = self._top(path)
+        look = partial(
+            reconcile_tree,
+            top=top,
+            depth="full" if full else "files",
+            on_checkpoint=on_checkpoint,
+        )
+        on_run = on_run or (lambda _: None)
+        if self._answers_for(top):
+            return self._reconcile(top, look, on_run, dry_run=dry_run)
+        with type(self).open(top) as other:
+            return other._reconcile(top, look, on_run, dry_run=dry_run)  # noqa: SLF001  # one of us
+
+    def verify(
+        self,
+        *,
+        run: PathLike | None = None,
+        on_checkpoint: Callable[[], None] | None = None,
+    ) -> tuple[Checkpoint, ...]:
+        """Compare every file with its manifest; return the live checkpoints, problems included.
+
+        Args:
+            run: Name, path or uuid prefix; None for all, or for the run that was opened.
+            on_checkpoint: Called after each checkpoint.
+        """
+        seen = self._find_scope(run)
+        runs = [seen] if seen else list(self._catalog().runs())
+        catalog = self._catalog_to_write()
+        for found in runs:
+            if found.run.directory.is_dir():
+                reconcile_run(
+                    catalog,
+                    found.run.directory,
+                    depth="full",
+                    touch_disk=is_ours(found.run.directory),
+                    on_checkpoint=on_checkpoint,
+                )
+        run_id = None if seen is None else seen.id
+        return catalog.checkpoints(run_id=run_id, status="final")
+
+    def forget(self, run: PathLike) -> Run:
+        """Drop a run from the index; its directory is not touched. Returns what was dropped."""
+        seen = self._match(run)
+        self._catalog_to_write().forget(seen.id)
+        return seen.run
+
+    def status(self) -> CatalogStatus:
+        """Return where the catalog is and how it does; never raises because of its state."""
+        location = self.location
+        file = location.file
+        exists = file is None or file.exists()
+        size = file.stat().st_size if file is not None and exists else None
+        revision, integrity, counts = None, "missing", (0, 0)
+        if exists:
+            try:
+                database = Database.open(location)
+                revision, integrity = database.revision(), database.integrity()
+                counts = Catalog(database).counts()
+                database.close()
+            except CatalogMissing:
+                integrity = "empty"
+            except CatalogError as error:
+                integrity = str(error)
+        return CatalogStatus(str(location), exists, revision, HEAD, size, integrity, *counts)
+
+    def explain_missing(self) -> CatalogMissing:
+        """Return the error that says why there is no catalog, for when there is none."""
+        where = self._directory or Path(str(self.location))
+        runs = scan.find_runs(where, other_roots=True) if where.is_dir() else ()
+        return CatalogNotBegun(self.location.base or where) if any(runs) else CatalogMissing(where)
+
+    def upgrade(self) -> tuple[str, str, Path | None]:
+        """Bring the catalog to this version's schema; return revisions before and after, copy."""
+        self.close()
+        return engine.upgrade(self.location)
+
+    def _reconcile(
+        self,
+        top: Path,
+        look: Callable[..., ReconcileReport],
+        on_run: Callable[[Path], None],
+        *,
+        dry_run: bool,
+    ) -> ReconcileReport:
+        if not self._has_begun() and not any(scan.find_runs(top)):
+            others = {identity.find_root(run) for run in scan.find_runs(top, other_roots=True)}
+            raise RootsBelow(top, sorted(filter(None, others))) if others else CatalogMissing(top)
+        if dry_run:
+            return look(self._catalog_or_empty(), on_run=on_run, dry_run=True)
+        aside = self._make_usable()
+        try:
+            report = self._look(look, on_run)
+        except CatalogBroken:
+            # Sound as a database and nonsense as a catalog: only reading all of it can tell.
+            self.close()
+            aside = engine.set_aside(self.location)
+            report = self._look(look, on_run)
+        return replace(report, set_aside=aside)
+
+    def _look(
+        self, look: Callable[..., ReconcileReport], on_run: Callable[[Path], None]
+    ) -> ReconcileReport:
+        catalog = self._catalog(create=True)
+        with _absorbing(self.location.base) as absorb:
+
+            def begin(run: Path) -> None:
+                absorb(run)
+                on_run(run)
+
+            return look(catalog, on_run=begin)
+
+    def _catalog_or_empty(self) -> Catalog:
+        try:
+            return Catalog(Database.open(self.location))
+        except CatalogMissing:
+            return Catalog(Database.in_memory(self.location.base))
+        except CatalogBroken as error:
+            caller.warn(str(error))
+            return Catalog(Database.in_memory(self.location.base))
+
+    def _make_usable(self) -> Path | None:
+        """Set a broken catalog aside; return where it went."""
+        self.close()
+        try:
+            database = self._open(create=True)
+            if database.integrity() == "ok":
+                self._opened = Catalog(database)
+                return None
+            database.close()
+        except CatalogBroken as error:
+            if self.location.base is None:
+                # A file that somebody named may be anything, a script or weights: not ours to move.
+                raise CatalogForeign(str(self.location)) from error
+        return engine.set_aside(self.location)
+
+    def _top(self, path: PathLike | None) -> Path:
+        if path is not None:
+            top = Path(os.path.abspath(path))
+            if not top.is_dir():
+                raise DirectoryMissing(top)
+            return enclosing_run(top) or top
+        top_here = self._run or self.location.base or self._directory
+        if top_here is None:
+            raise UnknownRun(str(self.location), ())
+        return top_here
+
+    def _answers_for(self, top: Path) -> bool:
+        """Whether a directory belongs into this catalog, and not into that of another root."""
+        return self._chosen or self.location.base in (top, _root_of(top))
+
+    def _has_begun(self) -> bool:
+        file, base = self.location.file, self.location.base
+        return file is None or file.exists() or (base is not None and identity.is_root(base))
+
+
+@contextmanager
+def _absorbing(root: Path | None) -> Iterator[Callable[[Path], None]]:
+    """Let a root take over the runs below it that were roots of their own.
+
+    Yields what to call before each run is indexed in the root's catalog.
+    """
+    runs: list[Path] = []
+
+    def absorb(run: Path) -> None:
+        if root is None or root not in run.parents or not identity.is_root(run):
+            return
+        try:
+            identity.unmark_root(run)
+        except OSError as error:
+            caller.warn(f"{run} keeps a catalog of its own: {error.strerror}")
+        else:
+            runs.append(run)
+
+    yield absorb
+    for run in runs:
+        # Its content is in the new catalog now, and both were only ever an index.
+        with suppress(FileNotFoundError):
+            (identity.hidden(run) / FILE).unlink()
+
+
+def _root_of(directory: Path) -> Path | None:
+    """Return the root that a directory belongs to.
+
+    A run that is only a root of its own belongs into the one that it lies in.
+    """
+    root = identity.find_root(directory)
+    if root is not None and scan.is_run(root):
+        return identity.find_root(root.parent) or root
+    return root

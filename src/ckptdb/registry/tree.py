@@ -1,0 +1,236 @@
+"""A place that was opened: which catalog it has, which runs, and how they are kept true."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+from ckptdb import caller
+from ckptdb.catalog.catalog import Catalog, Seen
+from ckptdb.catalog.engine import Database
+from ckptdb.catalog.location import Location, locate
+from ckptdb.disk import identity, names, scan
+from ckptdb.errors import (
+    AmbiguousRun,
+    CatalogError,
+    CatalogMissing,
+    DirectoryMissing,
+    NoRuns,
+    RunLocked,
+    UnknownCheckpoint,
+    UnknownRun,
+)
+from ckptdb.index import find_location
+from ckptdb.reconcile import RunReport, reconcile_run
+from ckptdb.records import (
+    Checkpoint,
+)
+
+PathLike = str | os.PathLike[str]
+_SHORTEST_UUID_PREFIX = 4
+
+
+class Tree:
+    """A root, a run or a catalog, and the catalog that answers for it."""
+
+    def __init__(
+        self, location: Location, directory: Path | None, run: Path | None, *, chosen: bool = False
+    ) -> None:
+        """Use `Registry.open`."""
+        self.location = location
+        self._directory = directory
+        self._run = run
+        self._chosen = chosen
+        self._doubted = False
+        self._opened: Catalog | None = None
+
+    @classmethod
+    def open(cls, location: PathLike = ".", *, catalog: PathLike | None = None) -> Self:
+        """Open a root, a run, anything inside them, a catalog file or a database URL.
+
+        Args:
+            location: What to look at.
+            catalog: Another catalog than the one found there.
+
+        Raises:
+            CatalogUnusable: The location or the chosen catalog cannot be one.
+            CatalogMissing: There is no such directory.
+        """
+        name = os.fspath(location)
+        if "://" in name:
+            return cls(locate(name), None, None, chosen=True)
+        path = Path(os.path.abspath(name))
+        if path.is_file():
+            found = locate(path)
+            return cls(found, found.base, None, chosen=True)
+        if not path.is_dir():
+            raise DirectoryMissing(path)
+        choice = catalog or os.environ.get("CKPTDB_CATALOG")
+        run = enclosing_run(path)
+        found = find_location(run or path, choice)
+        return cls(found, run or path, run, chosen=bool(choice))
+
+    @property
+    def run(self) -> Path | None:
+        """The run that was opened; None for a root or a catalog."""
+        return self._run
+
+    def close(self) -> None:
+        """Close the catalog; the next call opens it again."""
+        if self._opened is not None:
+            self._opened.database.close()
+        self._opened = None
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    # --- which catalog -------------------------------------------------------------------
+
+    def _catalog(self, *, create: bool = False) -> Catalog:
+        opened = self._opened
+        if opened is not None and not (create and opened.database.location.in_memory):
+            return opened
+        try:
+            database = self._open(create=create)
+        except CatalogMissing:
+            if self._directory is None:
+                raise
+            database = self._index_in_memory(self._directory)
+        self._opened = Catalog(database)
+        return self._opened
+
+    def _catalog_to_write(self) -> Catalog:
+        """Return the catalog, upgraded; without one, what was indexed in memory.
+
+        Only `reconcile` and `init` begin one: it would hold no more than the run at hand, and
+        hide all others.
+        """
+        return self._catalog(create=not self._catalog().database.location.in_memory)
+
+    def _open(self, *, create: bool) -> Database:
+        base = self.location.base
+        if create and base is not None and self._directory is not None:
+            identity.mark_root(base)
+        return Database.open(self.location, create=create, upgrade=create)
+
+    def _index_in_memory(self, directory: Path) -> Database:
+        database = Database.in_memory(self.location.base or directory)
+        catalog, found = Catalog(database), False
+        for run in scan.find_runs(directory, other_roots=True):
+            found = True
+            reconcile_run(catalog, run, touch_disk=False)
+        if not found:
+            raise CatalogMissing(directory)
+        return database
+
+    # --- which run -----------------------------------------------------------------------
+
+    def _find_scope(self, run: PathLike | None) -> Seen | None:
+        """Return the run that a question is about, compared with its directory; None for all."""
+        if run is None and self._run is None:
+            return None
+        return self._get_run(run)
+
+    def _get_run(self, run: PathLike | None) -> Seen:
+        if run is None and self._run is not None:
+            self._heal(self._run)
+            seen = self._catalog().find_run_at(self._run)
+            if seen is None:
+                raise UnknownRun(str(self._run), [s.run.name for s in self._catalog().runs()])
+            return seen
+        seen = self._match(run)
+        self._heal(seen.run.directory)
+        return self._catalog().find_run(seen.run.uuid) or seen
+
+    def _get_at(self, seen: Seen, step: int) -> Checkpoint:
+        found = self._catalog().checkpoints(run_id=seen.id, steps=[names.as_step(step)])
+        if not found:
+            raise UnknownCheckpoint(seen.run.name, step)
+        return found[-1]
+
+    def _match(self, run: PathLike | None) -> Seen:
+        known = self._catalog().runs()
+        if run is None:
+            if not known:
+                raise NoRuns(str(self.location))
+            if len(known) == 1:
+                return known[0]
+            raise AmbiguousRun(None, [str(seen.run.directory) for seen in known])
+        name = os.fspath(run)
+        paths = {Path(os.path.abspath(name))}
+        if self.location.base is not None:
+            paths.add(Path(os.path.abspath(self.location.base / name)))
+        for matches in (
+            [seen for seen in known if seen.run.directory in paths],
+            [seen for seen in known if seen.run.name == name],
+            [seen for seen in known if _is_uuid_prefix(name, seen.run.uuid)],
+        ):
+            if len(matches) == 1:
+                return matches[0]
+            if matches:
+                raise AmbiguousRun(name, [str(seen.run.directory) for seen in matches])
+        raise UnknownRun(name, [seen.run.name for seen in known])
+
+    # --- staying true --------------------------------------------------------------------
+
+    def _heal(self, directory: Path, *, strict: bool = False) -> RunReport | None:
+        """Bring one run up to date as far as that is possible without a usable catalog.
+
+        With ``strict`` what makes it impossible is raised: nothing may be deleted by an old index.
+        """
+        if not directory.is_dir():
+            return None
+        catalog = self._catalog()
+        ours = is_ours(directory) and not catalog.database.location.in_memory
+        seen, stamp = catalog.find_run_at(directory), scan.find_stamp(directory)
+        if seen and stamp and seen.verified and seen.stamp == str(stamp) and stamp.is_settled():
+            return None
+        try:
+            return reconcile_run(catalog, directory, depth="changes", touch_disk=ours)
+        except (CatalogError, RunLocked, OSError):
+            if strict:
+                raise
+            return None
+
+    def _follow(self, changed: Iterable[Path]) -> bool:
+        """Bring the index to what has just been done to runs; tell whether it could be."""
+        if self._doubted:
+            self.close()  # a disk that was full has space now
+        for directory in changed:
+            try:
+                reconcile_run(self._catalog_to_write(), directory, depth="changes")
+            except (CatalogError, OSError) as error:
+                if not self._doubted:
+                    caller.warn(f"Recorded in {directory}; the index follows later: {error}")
+                return False
+        return True
+
+
+def enclosing_run(path: Path) -> Path | None:
+    """Return the run that a directory is or lies in, as far as the next root."""
+    for folder in (path, *path.parents):
+        if scan.is_run(folder):
+            return folder
+        if identity.is_root(folder):
+            return None
+    return None
+
+
+def is_ours(directory: Path) -> bool:
+    """Tell whether ckptdb has written to a run, and may do so without being asked to."""
+    return (identity.hidden(directory) / "run.json").exists()
+
+
+def _is_uuid_prefix(name: str, uuid: str) -> bool:
+    return len(name) >= _SHORTEST_UUID_PREFIX and uuid.startswith(name)
