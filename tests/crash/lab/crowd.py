@@ -297,6 +297,7 @@ class Supervisor:
         # What is there now is not to be looked at by every child's garbage collector.
         gc.collect()
         gc.freeze()
+        gc.set_threshold(20_000)
         for slot in range(PROCESSES):
             self._start(slot)
         next_strike = time.monotonic() + 0.2
@@ -703,9 +704,10 @@ _QUERIES = (
     "SELECT * FROM run_summary",
     "SELECT count(*) FROM checkpoints WHERE status = 'deleted'",
 )
+# More than a third of all writes; an `ask` is two operations.
 _MIX = (
     ("save", 10), ("replace", 6), ("hold", 2), ("discard", 3), ("async", 5), ("prune", 3),
-    ("ask", 22), ("look", 20), ("question", 8), ("query", 8),
+    ("ask", 14), ("look", 26), ("question", 6), ("query", 8),
     ("reconcile", 3), ("gc", 3), ("rm", 2), ("pin", 3), ("tag", 2), ("metric", 2),
 )  # fmt: skip
 

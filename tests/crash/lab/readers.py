@@ -37,6 +37,9 @@ REPLACEMENTS: Mapping[Size, Mapping[str, int]] = {
 ROUND = 250
 """So many replacements of one step, then a new root: a journal of ten thousand is another test."""
 AT_ONCE = 2
+NAP_SECONDS = (0.001, 0.02)
+"""After each read: of the first reader, whose reads are the shortest, and of the others. What they
+ask makes them repair the index, for which the one who saves would have to wait all the time."""
 STEP = 7
 Read = Callable[[], None]
 
@@ -212,6 +215,7 @@ def _start(index: int, make: Callable[[], Read], board: Board) -> tuple[int, int
             told = {"kind": _kind(error), "what": traceback.format_exc()[-1500:]}
             os.write(writing, json.dumps(told).encode() + b"\n")
         board.finish(index)
+        time.sleep(NAP_SECONDS[index > 0])
 
 
 def _kind(error: Exception) -> str:
@@ -234,9 +238,9 @@ class Gone(Exception):  # what it is
 
 
 def _reads(directory: Path, way: str) -> list[Callable[[], Read]]:
-    ways = [_managers_read, _registrys_read, _helper_reads]
     # Where a replacement takes two renames, whoever opens a path by hand may miss it.
-    ways += [_path_reads] if way == "native" else [_managers_read]
+    first = _path_reads if way == "native" else _helper_reads
+    ways = (first, _managers_read, _registrys_read, _helper_reads)
     return [partial(read, directory) for read in ways]
 
 
