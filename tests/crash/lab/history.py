@@ -459,6 +459,8 @@ class _History:
     # --- failures -----------------------------------------------------------------------
 
     def _failures(self) -> Iterator[Violation]:
+        # Until then there may be nothing at all to ask.
+        first = min((save.acked for save in self.saves.values()), default=NEVER)
         for op in self.ops:
             if op.error in (
                 None,
@@ -470,6 +472,8 @@ class _History:
             ):
                 continue
             if op.kind == "save" and op.error == "NoCheckpointHere" and self._overtaken(op):
+                continue
+            if op.error == "CatalogMissing" and op.called < first:
                 continue
             yield Violation("not_recovered", f"{_named(op)} raised {op.error}: {op.answer}")
 
