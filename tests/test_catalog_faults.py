@@ -269,6 +269,34 @@ def test_nonsense_is_one_error_for_whoever_asks_and_reconcile_ends_it(root, stat
         assert registry.best("loss", mode="min").step == 2
 
 
+LYING_INDEX = """
+    DROP INDEX {name}; CREATE INDEX {name} ON checkpoints {columns};
+    PRAGMA writable_schema = ON;
+    UPDATE sqlite_master SET sql = '{sql}' WHERE name = '{name}'
+"""
+
+
+def test_an_index_that_lists_the_dead_among_the_living_stops_nothing(root):
+    manager = make_manager(find_run(root))
+    save(manager, 4, 0.05)
+    manager.shutdown()
+    with closing(sqlite3.connect(catalog_of(root))) as connection:
+        partial = "SELECT name, sql FROM sqlite_master WHERE tbl_name = 'checkpoints' AND "
+        partial += "type = 'index' AND sql LIKE '%WHERE%'"
+        for name, sql in connection.execute(partial).fetchall():
+            if "UNIQUE" not in sql:
+                columns = sql[sql.index("(") : sql.index(" WHERE")]
+                quoted = sql.replace("'", "''")
+                connection.executescript(LYING_INDEX.format(name=name, columns=columns, sql=quoted))
+        assert connection.execute("SELECT count(*) FROM checkpoints").fetchone()[0] > 2
+    with Registry.open(root) as registry:
+        for seen in registry._catalog().runs():
+            registry._catalog().recorded(seen, history=False)
+    with warned() as texts, make_manager(find_run(root)) as again:
+        check_answers(again, best=4, latest=4, live=[2, 4])
+    assert len(texts) <= 1, texts
+
+
 # --- files that are gone ------------------------------------------------------------------------
 
 

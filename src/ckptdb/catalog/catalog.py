@@ -278,7 +278,8 @@ class Catalog:
             gone={
                 row.uuid: (row.deleted_at, row.deleted_reason, row.parent)
                 for row in rows
-                if row.status == "deleted"
+                # A damaged index may name what is gone where only live rows were asked for.
+                if history and row.status == "deleted"
             },
             annotations=_annotations(rows, added) if history else {},
         )
