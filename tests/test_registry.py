@@ -24,6 +24,7 @@ from ckptdb.errors import (
     InvalidChoice,
     NoRuns,
     PinnedCheckpoint,
+    RootsBelow,
     UnknownCheckpoint,
     UnknownDirection,
     UnknownMetric,
@@ -450,7 +451,7 @@ def assert_one_root(top):
     assert identity.is_root(top)
     for name in ("x", "y"):
         assert not identity.is_root(top / name)
-        assert not (top / name / ".ckptdb" / "catalog.db").exists()
+        assert list((top / name / ".ckptdb").glob("catalog.db*")) == []
         with Registry.open(top / name) as registry:
             assert registry.location.file == top / ".ckptdb" / "catalog.db"
     with Registry.open(top) as registry:
@@ -578,6 +579,7 @@ def test_reconciling_above_roots_names_them_and_begins_nothing(root):
         pytest.raises(CatalogMissing, match=f"have catalogs of their own at {root}; "),
     ):
         registry.reconcile()
+    assert isinstance(registry.explain_missing(), RootsBelow)
     assert not (root.parent / ".ckptdb").exists()
 
 

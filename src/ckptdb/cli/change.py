@@ -97,7 +97,11 @@ def rm(
 @click.command()
 @run_option
 @click.option("--keep-top-k", type=click.IntRange(0), help="Keep so many of the best.")
-@click.option("--keep-latest", type=click.IntRange(0), help="Keep so many of the newest.")
+@click.option(
+    "--keep-latest",
+    type=click.IntRange(0),
+    help="Keep so many of the newest; alone, only these.",
+)
 @click.option(
     "--save-period",
     type=click.IntRange(1),

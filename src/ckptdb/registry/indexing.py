@@ -169,8 +169,9 @@ class Indexing(Tree):
     def explain_missing(self) -> CatalogMissing:
         """Return the error that says why there is no catalog, for when there is none."""
         where = self._directory or Path(str(self.location))
-        runs = scan.find_runs(where, other_roots=True) if where.is_dir() else ()
-        return CatalogNotBegun(self.location.base or where) if any(runs) else CatalogMissing(where)
+        if any(scan.find_runs(where)):
+            return CatalogNotBegun(self.location.base or where)
+        return _nothing_at(where)
 
     def upgrade(self) -> tuple[str, str, Path | None]:
         """Bring the catalog to this version's schema; return revisions before and after, copy."""
@@ -186,8 +187,7 @@ class Indexing(Tree):
         dry_run: bool,
     ) -> ReconcileReport:
         if not self._has_begun() and not any(scan.find_runs(top)):
-            others = {identity.find_root(run) for run in scan.find_runs(top, other_roots=True)}
-            raise RootsBelow(top, sorted(filter(None, others))) if others else CatalogMissing(top)
+            raise _nothing_at(top)
         if dry_run:
             return look(self._catalog_or_empty(), on_run=on_run, dry_run=True)
         aside = self._make_usable()
@@ -277,8 +277,14 @@ def _absorbing(root: Path | None) -> Iterator[Callable[[Path], None]]:
     yield absorb
     for run in runs:
         # Its content is in the new catalog now, and both were only ever an index.
-        with suppress(FileNotFoundError):
-            (identity.hidden(run) / FILE).unlink()
+        for name in (f"{FILE}-journal", FILE):
+            with suppress(FileNotFoundError):
+                (identity.hidden(run) / name).unlink()
+
+
+def _nothing_at(top: Path) -> CatalogMissing:
+    others = {identity.find_root(run) for run in scan.find_runs(top, other_roots=True)}
+    return RootsBelow(top, sorted(filter(None, others))) if others else CatalogMissing(top)
 
 
 def _root_of(directory: Path) -> Path | None:
