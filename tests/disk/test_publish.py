@@ -577,6 +577,25 @@ def test_a_full_disk_is_freed_before_the_deletion_is_recorded(publisher, monkeyp
     assert publisher.empty_trash() == 2
 
 
+def test_a_copy_that_has_filled_the_disk_is_freed(publisher, monkeypatch, tmp_path):
+    save(publisher, 5)
+    subprocess.run(["cp", "-r", publisher.directory, tmp_path / "copy"], check=True)
+    copy = Publisher(tmp_path / "copy")
+    who = identity.identify(copy.directory)
+    uuid = scan.find_uuid(who, copy.directory / "step_5", 5)
+
+    def fail(path, content, *, durable):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    with monkeypatch.context() as patch:
+        patch.setattr(durable, "write_json", fail)
+        assert len(copy.retire([Doomed(5, uuid, "old")]).gone) == 1
+        with pytest.raises(OSError, match="No space left"):
+            copy.stage(6, b"{}", None)
+    assert listing(copy) == []
+    assert copy.establish().run.uuid == who.run.uuid
+
+
 def test_a_disk_that_stays_full_frees_all_the_same_and_is_recorded_later(publisher, monkeypatch):
     old, tmp = save(publisher, 5, 0.1), stage(publisher, 6)
     uuid = identity.find_writer(tmp).uuid

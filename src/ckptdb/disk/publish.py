@@ -312,14 +312,20 @@ class Publisher:
 
     def _establish_locked(self, *, first: bool) -> Identity:
         metric_name, higher_is_better = self._metric or (None, False)
-        return identity.establish(
-            self.directory,
-            metric_name=metric_name,
-            higher_is_better=higher_is_better,
-            keep_metric=self._metric is None,
-            make_durable=self._durable,
-            first=first,
-        )
+        try:
+            return identity.establish(
+                self.directory,
+                metric_name=metric_name,
+                higher_is_better=higher_is_better,
+                keep_metric=self._metric is None,
+                make_durable=self._durable,
+                first=first,
+            )
+        except OSError as error:
+            if first or error.errno not in _NO_SPACE:
+                raise
+            # A copy that has filled the disk can be freed as what it will be.
+            return identity.identify(self.directory)
 
     def _make_room(
         self, who: Identity, watch: Watch, path: Path, step: int
