@@ -64,7 +64,6 @@ class Case:
 
 def run(size: Size, seed: int, shard: int, shards: int) -> Iterator[Row]:
     """Cut the share of this shard: on each kind of file system as often."""
-    speed.compile_statements_once()
     guilty = Row("control: cuts")
     with tempfile.TemporaryDirectory(dir=shim.scratch(), prefix="ckptdb-cuts-") as folder:
         for kind in mounts.KINDS:

@@ -1,6 +1,6 @@
 """Every operation fails once, and from then on for ever, with each error a disk can give.
 
-The same process goes on after the fault, as a training loop does that catches the error: what
+After every third the same process saves again, as a training loop does that catches the error: what
 was refused is not acknowledged, what was acknowledged is there, and the next save works.
 """
 
@@ -29,8 +29,9 @@ from lab.subject import CKPTDB, PLAIN, Training
 from lab.world import World
 
 # One in how many: of the workloads, and of the operations that can fail in a way.
-SHARES: dict[Size, tuple[int, int]] = {"smoke": (300, 60), "ci": (12, 9), "exhaustive": (3, 4)}
+SHARES: dict[Size, tuple[int, int]] = {"smoke": (300, 60), "ci": (30, 30), "exhaustive": (3, 30)}
 _CONTROL = (6, 6)
+_GOES_ON_ONE_IN = 3
 REST_ONE_IN = 10
 _PATIENCE_SECONDS = 60
 
@@ -49,6 +50,19 @@ class Fault:
     code: int
     classes: int
     persistent: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Point:
+    """Where it happens, and whether the same process then saves once more."""
+
+    fault: Fault
+    number: int
+    goes_on: bool
+
+    def __str__(self) -> str:
+        again = " and from then on" if self.fault.persistent else ""
+        return f"{self.fault.name} at operation {self.number}{again}"
 
 
 def _faults() -> list[Fault]:
@@ -72,7 +86,6 @@ FAULTS = _faults()
 
 def run(size: Size, seed: int, shard: int, shards: int) -> Iterator[Row]:
     """Inject the share of this shard."""
-    speed.compile_statements_once()
     rng = random.Random(f"{seed} {shard}")
     for subject in (CKPTDB, PLAIN):
         rows = {fault.name: Row(f"faults {fault.name}") for fault in FAULTS}
@@ -105,7 +118,8 @@ def _strike(
         row.workloads += bool(points)
         for point in points:
             before = world.prepare(workload)
-            _fail_at(world, workload, before, (fault, point), row, rng)
+            goes_on = rng.randrange(_GOES_ON_ONE_IN) == 0
+            _fail_at(world, workload, before, Point(fault, point, goes_on), row, rng)
         row.seconds += time.monotonic() - started
 
 
@@ -136,14 +150,12 @@ def _operations(world: World, workload: Workload, before: Ledger, classes: int) 
 
 
 def _fail_at(
-    world: World, workload: Workload, before: Ledger, at: tuple[Fault, int], row: Row,
-    rng: random.Random,
-) -> None:  # fmt: skip
-    fault, point = at
-    again = " and from then on" if fault.persistent else ""
-    where = f"{workload}: {fault.name} at operation {point}{again}"
+    world: World, workload: Workload, before: Ledger, point: Point, row: Row, rng: random.Random
+) -> None:
+    fault = point.fault
+    where = f"{workload}: {point}"
     row.points += 1
-    told = _told(world, workload, before, fault, point)
+    told = _told(world, workload, before, point)
     if told is None:
         row.struck += 1
         row.fail("not_recovered", f"{where}: the process hung or died")
@@ -163,7 +175,9 @@ def _fail_at(
         # What frees a full disk must work on one.
         held = after
     way: Way = "question" if rng.randrange(2) else "reconcile"
-    facts = (went_on(before, held), went_on(before, after))
+    facts = (held, after)
+    if point.goes_on:
+        facts = (went_on(before, held), went_on(before, after))
     rest = rng.randrange(REST_ONE_IN) == 0
     world.subject.judge(verdict, world.root, facts, many=workload.many, way=way, rest=rest)
     for kind, what in verdict.found:
@@ -176,14 +190,12 @@ def went_on(before: Ledger, held: Ledger) -> Ledger:
     return counted.saved(counted.next_step)
 
 
-def _told(
-    world: World, workload: Workload, before: Ledger, fault: Fault, point: int
-) -> dict[str, Any] | None:
+def _told(world: World, workload: Workload, before: Ledger, point: Point) -> dict[str, Any] | None:
     reading, writing = os.pipe()
 
     def work() -> None:
         signal.alarm(_PATIENCE_SECONDS)
-        os.write(writing, json.dumps(_suffer(world, workload, before, fault, point)).encode())
+        os.write(writing, json.dumps(_suffer(world, workload, before, point)).encode())
 
     status = loop.in_child(work)
     os.close(writing)
@@ -192,11 +204,10 @@ def _told(
     return json.loads(text) if status == 0 and text else None
 
 
-def _suffer(
-    world: World, workload: Workload, before: Ledger, fault: Fault, point: int
-) -> dict[str, Any]:
+def _suffer(world: World, workload: Workload, before: Ledger, point: Point) -> dict[str, Any]:
+    fault = point.fault
     strike = Strike(
-        action=fault.action, at=point, code=fault.code, persistent=fault.persistent,
+        action=fault.action, at=point.number, code=fault.code, persistent=fault.persistent,
         classes=fault.classes, no_exchange=not workload.native,
     )  # fmt: skip
     told: dict[str, Any] = {"acknowledged": False, "error": "no error", "complaints": []}
@@ -215,6 +226,8 @@ def _suffer(
                 if not _is_expected(error):
                     told["complaints"].append(_traceback(error))
             told["struck"] = armed.struck
+        if not point.goes_on:
+            return told
         try:
             running = running or world.subject.begin(world.root, before, many=workload.many)
             running.ledger = replace(running.ledger, begun=before.begun + 2)

@@ -1,8 +1,10 @@
 """SIGKILL before every operation that changes something, SQLite's own included.
 
 The last operation of each workload is killed; what comes before it is the last operation of a
-shorter workload. Then the run is recovered, and for a share of the points the recovery itself
-is killed twice at each of its own operations before it may finish.
+shorter workload. Every fifth point has a process of its own that dies there. The others share
+one, which is stopped before each of them while its files are copied, and killed at the last: what
+a SIGKILL leaves are the files as they stand. Then the run is recovered, and for a share of the
+points the recovery itself is killed twice at each of its own operations before it may finish.
 """
 
 from __future__ import annotations
@@ -15,6 +17,7 @@ import signal
 import tempfile
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 from lab import check, loop, shim, speed
@@ -27,15 +30,15 @@ from lab.world import World
 
 # One in how many: of the workloads, of a workload's operations, of these to be recovered under
 # fire, and to be rebuilt from nothing and trained on.
-SHARES: dict[Size, tuple[int, int, int, int]] = {
-    "smoke": (150, 20, 12, 4), "ci": (5, 5, 60, 10), "exhaustive": (1, 2, 60, 10),
+SHARES: dict[Size, tuple[int, float, int, int]] = {
+    "smoke": (150, 20, 12, 4), "ci": (4, 3.2, 300, 12), "exhaustive": (1, 1.3, 600, 12),
 }  # fmt: skip
 _CONTROL = (4, 4, 1, 1)
+_ALONE_ONE_IN = 5
 
 
 def run(size: Size, seed: int, shard: int, shards: int) -> Iterator[Row]:
     """Kill the share of this shard."""
-    speed.compile_statements_once()
     rng = random.Random(f"{seed} {shard}")
     for subject in (CKPTDB, PLAIN):
         row, recovering = Row(f"{subject.prefix}kills"), Row("kills while recovering")
@@ -55,7 +58,7 @@ class Kills:
     """One shard's work."""
 
     def __init__(
-        self, world: World, rng: random.Random, shares: tuple[int, int, int], row: Row,
+        self, world: World, rng: random.Random, shares: tuple[float, int, int], row: Row,
         recovering: Row,
     ) -> None:  # fmt: skip
         self._world = world
@@ -69,11 +72,17 @@ class Kills:
         """Kill a workload at its share of operations."""
         before = self._world.prepare(workload)
         count = self._count(workload, before)
-        points = [n for n in range(1, count + 1) if self._rng.randrange(self._one_in) == 0]
+        points = [n for n in range(1, count + 1) if self._rng.random() * self._one_in < 1]
         self._row.workloads += bool(points)
-        for point in points:
+        self._row.points += len(points)
+        alone = points[::_ALONE_ONE_IN]
+        for point in alone:
             self._world.prepare(workload)
             self._kill_at(workload, before, point)
+        together = [point for point in points if point not in alone]
+        if together:
+            self._world.prepare(workload)
+            self._stop_at(workload, before, together)
         now = time.monotonic() - self._started
         self._row.seconds = self._recovering.seconds = now
 
@@ -99,11 +108,35 @@ class Kills:
             with shim.armed(self._world.root, self._strike(workload, shim.KILL, point)):
                 self._do_last(workload, before)
 
-        self._row.points += 1
+        if _was_killed(loop.in_child(work)):
+            self._struck(workload, before, point)
+
+    def _stop_at(self, workload: Workload, before: Ledger, points: list[int]) -> None:
+        """Copy what is there before each of these operations, and kill at the last."""
+
+        def work() -> None:
+            strike = replace(self._strike(workload, shim.STOP, 1), persistent=True)
+            with shim.armed(self._world.root, strike):
+                self._do_last(workload, before)
+
+        copies: dict[int, Path] = {}
+        child = loop.begin_child(work)
+        for operation in itertools.count(1):
+            _, status = os.waitpid(child, os.WUNTRACED)
+            if not os.WIFSTOPPED(status):
+                break
+            if operation in points:
+                copies[operation] = self._world.snapshot(f"stopped-{operation}")
+            os.kill(child, signal.SIGKILL if operation == points[-1] else signal.SIGCONT)
+        for point, copy in copies.items():
+            if _was_killed(status):
+                self._world.restore(copy)
+                self._struck(workload, before, point)
+            shutil.rmtree(copy)
+
+    def _struck(self, workload: Workload, before: Ledger, point: int) -> None:
+        """Recover, perhaps under fire, and judge."""
         where = f"{workload} killed before operation {point}"
-        if not _was_killed(loop.in_child(work)):
-            self._row.failures.append(f"{where}: it was not")
-            return
         self._row.struck += 1
         after = before.after(workload.operations[-1])
         way: Way = "question" if self._rng.randrange(2) else "reconcile"

@@ -131,6 +131,11 @@ def quiet() -> Iterator[None]:
 
 def in_child(work: Callable[[], None]) -> int:
     """Run ``work`` in a forked process; return its wait status (0: it came to its end)."""
+    return os.waitpid(begin_child(work), 0)[1]
+
+
+def begin_child(work: Callable[[], None]) -> int:
+    """Begin ``work`` in a forked process; return its pid."""
     child = os.fork()
     if child == 0:
         status = 70
@@ -139,4 +144,4 @@ def in_child(work: Callable[[], None]) -> int:
             status = 0
         finally:
             os._exit(status)
-    return os.waitpid(child, 0)[1]
+    return child

@@ -38,7 +38,6 @@ _ACKNOWLEDGED = "acknowledged"
 
 def run(size: Size, seed: int, shard: int, shards: int) -> Iterator[Row]:
     """Cut the share of this shard."""
-    speed.compile_statements_once()
     rng = random.Random(f"{seed} {shard}")
     count, most, most_with = AMOUNTS[size]
     for subject in (CKPTDB, PLAIN):

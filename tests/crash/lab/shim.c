@@ -1,7 +1,7 @@
 /* A library that is loaded before libc and stands between a process and its files.
  *
  * Below one watched directory it counts every operation (Python's and SQLite's alike) and, at the
- * one it was told, kills the process, stops it, fails the call or writes half. It can also write
+ * one it was told, kills the process, stops it until it is told to go on, fails the call or writes half. It can also write
  * down all that succeeded, with the bytes, so that the states a power cut may leave can be made
  * from it. Inactive, it only passes calls on.
  *
@@ -40,7 +40,7 @@ static struct {
 static atomic_bool active;
 static atomic_long counted, struck;
 static bool watched[MOST_FILES];
-static pthread_mutex_t tracing = PTHREAD_MUTEX_INITIALIZER;
+static pthread_mutex_t tracing = PTHREAD_MUTEX_INITIALIZER, stopping = PTHREAD_MUTEX_INITIALIZER;
 
 #define REAL(type, name, ...)                                   \
     static type (*real)(__VA_ARGS__);                           \
@@ -117,9 +117,11 @@ static int meet(int class, bool is_write)
     atomic_fetch_add(&struck, 1);
     switch (plan.action) {
     case KILL: die(); break;
-    case STOP: /* with all its threads, until it is killed: the power is cut from outside */
-        kill(getpid(), SIGSTOP);
-        for (;;) pause();
+    case STOP: /* with all its threads: what happens next is decided outside */
+        pthread_mutex_lock(&stopping); /* one at a time, that none is passed over */
+        raise(SIGSTOP); /* to this thread, which then does not run a step further */
+        pthread_mutex_unlock(&stopping);
+        return GO_ON;
     case FAIL: errno = plan.code; return REFUSE;
     case SHORT: return HALVE;
     }

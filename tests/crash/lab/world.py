@@ -109,6 +109,8 @@ def _copy_folder(source: str, target: str, *, hidden: bool) -> None:
                 os.mkdir(there)
             # What is in the trash is a checkpoint again, and only ever written once.
             inside = entry.name == ".ckptdb" or (hidden and entry.name != "trash")
+            # What is being written must not go on being written in the copy.
+            inside = inside or entry.name.startswith("tmp_")
             _copy_folder(entry.path, there, hidden=inside)
         elif hidden:
             shutil.copy2(entry.path, there)
