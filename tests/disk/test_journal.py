@@ -283,6 +283,22 @@ def test_the_first_line_makes_the_name_durable_too(hidden, monkeypatch):
     assert journal.size(hidden) == (hidden / "journal.jsonl").stat().st_size
 
 
+def test_a_name_that_is_not_durable_never_has_a_byte_behind_it(hidden, monkeypatch):
+    # Who comes after somebody that was killed in between flushes only the line.
+    def refuse(_):
+        raise OSError(errno.EIO, "not durable")
+
+    monkeypatch.setattr(durable, "fsync", refuse)
+    with pytest.raises(OSError, match="not durable"):
+        journal.append(hidden, [Fact(time(1), "pin", UUID)], make_durable=True)
+    assert journal.size(hidden) == 0
+
+    flushed = []
+    monkeypatch.setattr(durable, "fsync", flushed.append)
+    journal.append(hidden, [Fact(time(1), "pin", UUID)], make_durable=True)
+    assert flushed == [hidden]
+
+
 def test_short_writes_are_continued(run, hidden, monkeypatch):
     real = os.write
     monkeypatch.setattr(journal.os, "write", lambda handle, data: real(handle, data[:5]))

@@ -93,6 +93,9 @@ def append(hidden: Path, facts: Iterable[Fact], *, make_durable: bool) -> None:
     handle = _open(hidden / _NAME, os.O_RDWR | os.O_CREAT | os.O_APPEND)
     try:
         end = os.fstat(handle).st_size
+        if make_durable and end == 0:
+            # Before the first byte: whoever finds one need not ask whether the name is durable.
+            durable.fsync(hidden)
         # A line torn by a crash must not swallow the next one.
         if end and os.pread(handle, 1, end - 1) != b"\n":
             lines = b"\n" + lines
@@ -102,8 +105,6 @@ def append(hidden: Path, facts: Iterable[Fact], *, make_durable: bool) -> None:
             os.fsync(handle)
     finally:
         os.close(handle)
-    if make_durable and end == 0:
-        durable.fsync(hidden)
 
 
 def read(hidden: Path, run: Run) -> Facts:

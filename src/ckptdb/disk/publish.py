@@ -190,6 +190,8 @@ class Publisher:
         except OSError as error:
             # After a failed fsync the next one may succeed without the bytes being there.
             self._failed.add(path)
+            # It may have its name, and nobody has flushed that.
+            self._names_durable = not self._durable
             raise SaveFailed(path, error) from error
 
     def retire(self, doomed: Iterable[Doomed]) -> Retired:
@@ -381,11 +383,9 @@ class Publisher:
         )
         # The manifest goes last: its presence is what says that the directory is whole.
         manifest.write(path, sealed, make_durable=self._durable)
+        # From here on another process may publish it for us. It need not be durable: after a power
+        # cut nobody is taken for this process.
         (path / names.WRITER).unlink(missing_ok=True)
-        if self._durable:
-            # From here on another process may publish it for us, and it is not here any more.
-            with suppress(FileNotFoundError):
-                durable.fsync(path)
         return sealed
 
     def _publish_or_find(
@@ -528,6 +528,7 @@ class Publisher:
         """Write down what was freed by somebody who died, or still had no space for it."""
         with self._changing() as (who, watch):
             aside = [left for left in scan.list_trash(self.directory) if not left.recorded]
+            self._sync_trash()
             self._sync_directory()
             told = journal.read(self._hidden, who.run).gone
             ends = [scan.load_retired(who, left) for left in aside if left.uuid not in told]
@@ -554,8 +555,8 @@ class Publisher:
     def _set_aside(self, watch: Watch, path: Path, step: int, checkpoint_uuid: str) -> None:
         """Move what was replaced into the trash, where it stays as long as it is pinned."""
         self._to_trash(watch, path, step, checkpoint_uuid)
+        # The name it had is flushed before anything is removed; until then it may come back.
         self._sync_trash()
-        self._sync_directory()
 
     def _to_trash(
         self, watch: Watch, path: Path, step: int, checkpoint_uuid: str, *, recorded: bool = True
