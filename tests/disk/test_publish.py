@@ -714,6 +714,20 @@ def test_one_that_somebody_has_pinned_since_is_left_alone_unless_forced(publishe
     assert publisher.empty_trash() == 2
 
 
+def test_one_that_will_not_go_by_force_keeps_its_pin(publisher, monkeypatch):
+    one = save(publisher, 1)
+    publisher.record([journal.Fact(AT, "pin", one.uuid)])
+
+    def fail(source, target):
+        raise OSError(errno.EROFS, "Read-only file system")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(durable, "rename_new", fail)
+        with pytest.raises(OSError, match="Read-only"):
+            publisher.retire([Doomed(1, one.uuid, "by hand", force=True)])
+    assert facts(publisher).annotations[one.uuid].pinned
+
+
 def test_one_that_came_back_under_its_name_is_retired_again(publisher, renaming):
     first = save(publisher, 1)
     for _ in range(3):

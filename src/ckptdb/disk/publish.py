@@ -207,8 +207,9 @@ class Publisher:
             leaving = [(cp, doom) for cp, doom in found if doom.force or cp.uuid not in pinned]
             at = self._now()
             facts = [journal.gone(cp, "deleted", doom.reason, at) for cp, doom in leaving]
-            facts += [Fact(at, "unpin", cp.uuid) for cp, _ in leaving if cp.uuid in pinned]
             gone = self._put_away(who, watch, [checkpoint for checkpoint, _ in leaving], facts)
+            # Only now: what could not be moved keeps its pin.
+            self._append(watch, [Fact(at, "unpin", cp.uuid) for cp in gone if cp.uuid in pinned])
             reasons = {cp.uuid: doom.reason for cp, doom in leaving}
             ended = (
                 replace(cp, status="deleted", deleted_at=at, deleted_reason=reasons[cp.uuid])
@@ -498,7 +499,7 @@ class Publisher:
             if not recorded:
                 self._sync_trash()
             self._sync_directory()
-        if not recorded:
+        if aside and not recorded:
             self._record_freed(watch, aside, facts)
         if failed:
             raise failed
