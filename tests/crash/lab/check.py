@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import sqlite3
 import traceback
 from collections.abc import Iterator, Mapping, Sequence
@@ -29,6 +30,8 @@ class Verdict:
     """What was found wrong; empty when all is well."""
 
     found: list[tuple[Kind, str]] = field(default_factory=list)
+    tokens: dict[tuple[int, int, int], str | None] = field(default_factory=dict)
+    """What a directory held when it was read; a published one never changes."""
 
     def say(self, kind: Kind, what: str) -> None:
         """Record one thing that is wrong."""
@@ -48,17 +51,20 @@ def published(run: Path) -> dict[int, Path]:
     """Return every ``step_N`` by step, by listing alone."""
     if not run.is_dir():
         return {}
-    folders = (path for path in run.iterdir() if path.name.startswith("step_") and path.is_dir())
-    return {int(path.name.removeprefix("step_")): path for path in folders}
+    with os.scandir(run) as listing:
+        names = [entry.name for entry in listing if entry.is_dir(follow_symlinks=False)]
+    return {int(name[5:]): run / name for name in names if name.startswith("step_")}
 
 
 def whole_token(folder: Path, *, many: bool) -> str | None:
     """Return the one token that all files of a checkpoint hold, None when it is not whole."""
     try:
-        token = json.loads((folder / "training_info.json").read_bytes())["token"]
+        with open(f"{folder}/training_info.json", "rb") as file:
+            token = json.load(file)["token"]
         for name, content in loop.payload(token, many=many).items():
-            if (folder / name).read_bytes() != content:
-                return None
+            with open(f"{folder}/{name}", "rb") as file:
+                if file.read() != content:
+                    return None
         listed = manifest.find(folder)
         if listed is None or manifest.verify(folder, listed) is not None:
             return None
@@ -71,7 +77,11 @@ def check_names(verdict: Verdict, run: Path, *, many: bool) -> dict[int, str]:
     """Check that every published name is whole; return the tokens by step."""
     live: dict[int, str] = {}
     for step, folder in published(run).items():
-        token = whole_token(folder, many=many)
+        status = os.lstat(folder)
+        key = (step, status.st_ino, status.st_mtime_ns)
+        if key not in verdict.tokens:
+            verdict.tokens[key] = whole_token(folder, many=many)
+        token = verdict.tokens[key]
         if token is None:
             verdict.say("half_visible", f"{folder.name} is not whole")
         else:
