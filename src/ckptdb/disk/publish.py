@@ -208,8 +208,9 @@ class Publisher:
             at = self._now()
             facts = [journal.gone(cp, "deleted", doom.reason, at) for cp, doom in leaving]
             gone = self._put_away(who, watch, [checkpoint for checkpoint, _ in leaving], facts)
-            # Only now: what could not be moved keeps its pin.
-            self._append(watch, [Fact(at, "unpin", cp.uuid) for cp in gone if cp.uuid in pinned])
+            forced = [cp.uuid for cp in gone if cp.uuid in pinned]
+            if forced:  # only now: what could not be moved keeps its pin
+                self._append(watch, [Fact(at, "unpin", known) for known in forced])
             reasons = {cp.uuid: doom.reason for cp, doom in leaving}
             ended = (
                 replace(cp, status="deleted", deleted_at=at, deleted_reason=reasons[cp.uuid])
