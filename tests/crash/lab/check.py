@@ -6,7 +6,7 @@ import json
 import os
 import sqlite3
 import traceback
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -14,7 +14,6 @@ from typing import Any, Literal
 
 from ckptdb import Registry
 from ckptdb.catalog.catalog import Catalog
-from ckptdb.disk import manifest
 from lab import loop
 from lab.dump import dump_catalog
 from lab.ledger import METRIC, Ledger
@@ -58,27 +57,38 @@ def published(run: Path) -> dict[int, Path]:
 
 def whole_token(folder: Path, *, many: bool) -> str | None:
     """Return the one token that all files of a checkpoint hold, None when it is not whole."""
+
+    def read(name: str) -> bytes:
+        with open(f"{folder}/{name}", "rb") as file:
+            return file.read()
+
+    return token_of(read, many=many)
+
+
+def token_of(read: Callable[[str], bytes], *, many: bool) -> str | None:
+    """Return the token of a checkpoint whose files are read like this, None when not whole."""
     try:
-        with open(f"{folder}/training_info.json", "rb") as file:
-            token = json.load(file)["token"]
-        for name, content in loop.payload(token, many=many).items():
-            with open(f"{folder}/{name}", "rb") as file:
-                if file.read() != content:
-                    return None
-        listed = manifest.find(folder)
-        if listed is None or manifest.verify(folder, listed) is not None:
-            return None
+        token = json.loads(read("training_info.json"))["token"]
+        payload = loop.payload(token, many=many)
+        listed = json.loads(read("manifest.json"))["files"]
+        sizes = {name: len(read(name)) for name in listed}
+        whole = all(read(name) == content for name, content in payload.items())
     except (OSError, ValueError, KeyError, TypeError):
         return None
-    return str(token)
+    return str(token) if whole and sizes == listed and payload.keys() <= sizes.keys() else None
+
+
+def known_as(step: int, folder: Path) -> tuple[int, int, int]:
+    """Return what a directory that has been read is known by."""
+    status = os.lstat(folder)
+    return step, status.st_ino, status.st_mtime_ns
 
 
 def check_names(verdict: Verdict, run: Path, *, many: bool) -> dict[int, str]:
     """Check that every published name is whole; return the tokens by step."""
     live: dict[int, str] = {}
     for step, folder in published(run).items():
-        status = os.lstat(folder)
-        key = (step, status.st_ino, status.st_mtime_ns)
+        key = known_as(step, folder)
         if key not in verdict.tokens:
             verdict.tokens[key] = whole_token(folder, many=many)
         token = verdict.tokens[key]

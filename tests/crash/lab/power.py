@@ -84,7 +84,7 @@ class Cutting:
             if with_catalog:
                 self._check_whole(verdict, *self._ledgers_at(end))
             else:
-                self._check_files(verdict, *self._ledgers_at(end))
+                self._check_files(verdict, state, *self._ledgers_at(end))
             for kind, what in verdict.found:
                 row.fail(kind, f"{self._workload} cut after event {end} ({model}): {what}")
 
@@ -93,8 +93,18 @@ class Cutting:
         last = len(self._workload.operations)
         return self._ledgers[done], self._ledgers[min(done + 1, last)]
 
-    def _check_files(self, verdict: Verdict, before: Ledger, after: Ledger) -> None:
+    def _remember(self, verdict: Verdict, state: State) -> None:
+        """Say what each published directory holds, without reading back what was just written."""
+        for step, folder in check.published(self._world.root / loop.RUN).items():
+            inside = f"{loop.RUN}/{folder.name}/"
+            token = check.token_of(
+                lambda name, at=inside: state[at + name], many=self._workload.many
+            )
+            verdict.tokens[check.known_as(step, folder)] = token
+
+    def _check_files(self, verdict: Verdict, state: State, before: Ledger, after: Ledger) -> None:
         run_directory = self._world.root / loop.RUN
+        self._remember(verdict, state)
         check.check_names(verdict, run_directory, many=self._workload.many)
         with verdict.doing("reconciling"), loop.quiet():
             report = reconcile_run(self._catalog, run_directory)
