@@ -34,6 +34,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(failure)
     print(f"\nSize {size}, seed {options.seed}, {time.monotonic() - started:.0f} s\n")
     print(report.table(rows))
+    for row in rows:
+        if row.notes:
+            print(f"\n{report.details(row)}")
     for reason in not_tried:
         print(f"\n{NOT_TRIED.capitalize()}{reason}")
     wrong = [row.harness for row in rows if not row.holds] + broken

@@ -33,6 +33,7 @@ class Row:
         not_recovered: Times that what came after the fault failed: a traceback, a question
             answered wrongly, an index that still differs, a save that does not work.
         failures: The first of them, each with what is needed to see it again.
+        notes: What is to be told besides, as the cells of a table of its own.
     """
 
     harness: str
@@ -44,6 +45,7 @@ class Row:
     not_recovered: int = 0
     seconds: float = 0.0
     failures: list[str] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
 
     @property
     def is_control(self) -> bool:
@@ -62,6 +64,7 @@ class Row:
             setattr(self, name, getattr(self, name) + getattr(other, name))
         self.seconds += other.seconds
         self.failures = (self.failures + other.failures)[:FAILURES_SHOWN]
+        self.notes += other.notes
 
     def fail(self, kind: Literal["lost", "half_visible", "not_recovered"], what: str) -> None:
         """Count one failure."""
@@ -99,6 +102,15 @@ def table(rows: Sequence[Row]) -> str:
         cells = [row.harness, *(f"{n:,}" for n in (*counts, row.not_recovered)), f"{rate:,.0f}/s"]
         lines.append(_line(cells))
     return "\n".join(lines)
+
+
+def details(row: Row) -> str:
+    """Return what a row tells besides, as a Markdown table; empty when there is nothing."""
+    if not row.notes:
+        return ""
+    count = row.notes[0].count("|") + 1
+    return "\n".join([_line([row.harness, *[""] * (count - 1)]), _line(["---"] * count),
+                      *(f"| {note} |" for note in row.notes)])  # fmt: skip
 
 
 def _line(cells: Sequence[str]) -> str:

@@ -1,0 +1,468 @@
+"""The protocol with one step less, or two in the wrong order, again and again.
+
+A flush is named by where it is asked for: module, function, callee, and which of them. With
+several names it is the flush below all of these calls.
+"""
+
+from __future__ import annotations
+
+import ast
+import functools
+import json
+import mmap
+import os
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+from unittest.mock import patch
+
+import ckptdb
+from ckptdb.disk import durable, identity, journal, lease, manifest, names, scan
+from ckptdb.disk.manifest import Manifest
+from ckptdb.disk.publish import Publisher
+
+DISK = Path(ckptdb.__file__).parent / "disk"
+_FLUSHING = frozenset({"fsync", "fsync_tree", "_sync_directory", "_sync_trash"})
+_ASKING = frozenset({"durable", "make_durable"})
+_executed = mmap.mmap(-1, 1)
+"""Shared with the processes in which mutants live."""
+
+
+@dataclass(frozen=True, slots=True)
+class Mutant:
+    """The product with one thing missing.
+
+    Attributes:
+        stories: By which it is to be caught, the likeliest first; see `lab.stories`.
+        without: The flushes that it leaves out, when that is what it does.
+        redundant: Why nothing can be lost without it; None when something must be.
+        recovers: It lives in who comes after the fault, not in who suffers it.
+    """
+
+    name: str
+    stories: tuple[str, ...]
+    without: tuple[str, ...] = ()
+    patch: Callable[[], AbstractContextManager[object]] = nullcontext
+    redundant: str | None = None
+    recovers: bool = False
+
+    def living(self) -> AbstractContextManager[object]:
+        """Have it in this process."""
+        return _without(self.without) if self.without else self.patch()
+
+
+def begin() -> None:
+    """Forget that anything was executed."""
+    _executed[0] = 0
+
+
+def was_executed() -> bool:
+    """Whether the place that is mutated has been come to since `begin`."""
+    return bool(_executed[0])
+
+
+def hit() -> None:
+    """Say that the mutated place has been come to."""
+    _executed[0] = 1
+
+
+# --- flushes by the place where they are asked for --------------------------------------
+
+
+@functools.cache
+def sites() -> dict[str, tuple[str, range]]:
+    """Return the file and lines of every call in ``disk/`` that flushes, or asks for it."""
+    found: dict[str, tuple[str, range]] = {}
+    for file in sorted(DISK.glob("*.py")):
+        for function in ast.walk(ast.parse(file.read_text())):
+            if isinstance(function, ast.FunctionDef):
+                counts: dict[str, int] = {}
+                calls = [node for node in ast.walk(function) if isinstance(node, ast.Call)]
+                for call in sorted(calls, key=lambda call: (call.lineno, call.col_offset)):
+                    if (name := _flushes(call)) is None:
+                        continue
+                    counts[name] = counts.get(name, 0) + 1
+                    key = f"{file.stem}.{function.name}/{name}/{counts[name]}"
+                    lines = range(call.lineno, (call.end_lineno or call.lineno) + 1)
+                    found[key] = (str(file), lines)
+    return found
+
+
+def _flushes(call: ast.Call) -> str | None:
+    callee = call.func
+    name = callee.attr if isinstance(callee, ast.Attribute) else getattr(callee, "id", "")
+    passed = {argument.id for argument in call.args if isinstance(argument, ast.Name)}
+    asks = any(
+        keyword.arg in _ASKING
+        and not (isinstance(keyword.value, ast.Constant) and keyword.value.value is False)
+        for keyword in call.keywords
+    )
+    return name if name in _FLUSHING or passed & _FLUSHING or asks else None
+
+
+@contextmanager
+def _without(keys: tuple[str, ...]) -> Iterator[None]:
+    places = [sites()[key] for key in keys]
+    real = os.fsync
+
+    def fsync(handle: int) -> None:
+        frames = list(_frames())
+        if all(any(f == file and n in lines for f, n in frames) for file, lines in places):
+            hit()
+        else:
+            real(handle)
+
+    with patch.object(os, "fsync", fsync):
+        yield
+
+
+def _frames() -> Iterator[tuple[str, int]]:
+    frame = sys._getframe(2)
+    while frame is not None:
+        yield frame.f_code.co_filename, frame.f_lineno
+        frame = frame.f_back
+
+
+# --- wrong orders -----------------------------------------------------------------------
+
+
+@contextmanager
+def _replacing(owner: object, **functions: Callable[..., Any]) -> Iterator[None]:
+    """Put functions in the place of an owner's; each is given the real one first."""
+    with ExitStack() as stack:
+        for name, function in functions.items():
+            real = getattr(owner, name)
+            stack.enter_context(patch.object(owner, name, functools.partialmethod(function, real)
+                if isinstance(owner, type) else functools.partial(function, real)))  # fmt: skip
+        yield
+
+
+def _seal_late(publisher: Publisher, real: Callable[..., Manifest], *arguments: Any) -> Manifest:
+    hit()
+    late: list[Path] = []
+    with patch.object(durable, "fsync_tree", late.append):
+        sealed = real(publisher, *arguments)
+    for folder in late:
+        durable.fsync_tree(folder)
+    return sealed
+
+
+def _publish_first(publisher: Publisher, real: Callable[..., Any], *arguments: Any) -> Any:
+    who, watch, path, sealed = arguments
+    hit()
+    late: list[Path] = []
+    with patch.object(durable, "fsync_tree", late.append):
+        published = real(publisher, who, watch, path, sealed)
+    durable.fsync_tree(published.checkpoint.path)
+    return published
+
+
+def _nothing_flushed(publisher: Publisher, real: Callable[..., Any], *arguments: Any) -> Any:
+    with patch.object(durable, "fsync_tree", lambda _: None):
+        return real(publisher, *arguments)
+
+
+def _record_afterwards(publisher: Publisher, real: Callable[..., Any], *arguments: Any) -> Any:
+    late: list[Any] = []
+    with patch.object(Publisher, "_append", lambda _, __, facts: late.extend(facts)):
+        result = real(publisher, *arguments)
+    if late:
+        hit()
+        publisher._append(arguments[1], late)
+    return result
+
+
+def _remove_at_once(
+    _: Publisher, __: object, ___: object, path: Path, *____: object, **_____: object
+) -> Path:
+    hit()
+    durable.remove_tree(path)
+    return path
+
+
+def _replaces_nothing(
+    real: Callable[..., None], folder: Path, sealed: Manifest, **how: Any
+) -> None:
+    if sealed.replaces is not None:
+        hit()
+    real(folder, replace(sealed, replaces=None), **how)
+
+
+def _whatever_is_there(real: Callable[..., Manifest | None], folder: Path) -> Manifest | None:
+    found = real(folder)
+    if found is not None or not folder.name.startswith(names.tmp_name(0)[:-1]):
+        return found
+    hit()
+    writer = identity.find_writer(folder)
+    if writer is None:
+        return None
+    return Manifest(
+        uuid=writer.uuid, step=names.get_tmp_step(folder), created_at=writer.created_at,
+        finalized_at=writer.created_at, parent=None, replaces=None,
+        files=manifest.list_files(folder),
+    )  # fmt: skip
+
+
+def _never(real: Callable[..., Any], *_: Any, **__: Any) -> None:
+    del real
+    hit()
+
+
+def _never_of_one(_: Publisher, __: object, *___: Any, **____: Any) -> None:
+    hit()
+
+
+def _trash_instead(real: Callable[..., str | None], *arguments: Any) -> str | None:
+    fate = real(*arguments)
+    if fate == "publish":
+        hit()
+        return "trash"
+    return fate
+
+
+def _all_unchanged(publisher: Publisher, _: object, who: Any, doomed: Any) -> Iterator[Any]:
+    hit()
+    for doom in doomed:
+        path = publisher._final(doom.step)
+        if path.exists():
+            yield scan.load(who, path, doom.step), doom
+
+
+def _look_but_once(publisher: Publisher, real: Callable[..., Any], *arguments: Any) -> Any:
+    who, watch, leaving, facts = arguments
+    hit()
+    uuids = {cp.path: cp.uuid for cp in leaving}
+    with patch.object(scan, "find_uuid", lambda _, path, __: uuids.get(path)):
+        return real(publisher, who, watch, leaving, facts)
+
+
+def _in_place(_: object, path: Path, content: Any, *, durable: bool) -> None:
+    hit()
+    with path.open("wb") as file:
+        file.write(json.dumps(content, indent=1).encode() + b"\n")
+        file.flush()
+        if durable:
+            os.fsync(file.fileno())
+
+
+def _only_publish(publisher: Publisher, _: object, *arguments: Any) -> Any:
+    hit()
+    return publisher._publish(*arguments)
+
+
+def _no_second_name(publisher: Publisher, real: Callable[..., Any], *arguments: Any) -> Any:
+    """As if nothing were put back when the second of two renames fails."""
+    rename, count = durable.rename_new, [0]
+
+    def rename_new(source: Path, target: Path) -> None:
+        count[0] += 1
+        if count[0] == 3:
+            hit()
+        else:
+            rename(source, target)
+
+    with patch.object(durable, "rename_new", rename_new):
+        return real(publisher, *arguments)
+
+
+class _Forgetful(set[Path]):
+    def add(self, _: Path) -> None:
+        hit()
+
+
+@contextmanager
+def _forgetting() -> Iterator[None]:
+    real = Publisher.__init__
+
+    def begin_anew(self: Publisher, *arguments: Any, **options: Any) -> None:
+        real(self, *arguments, **options)
+        self._failed = _Forgetful()
+
+    with patch.object(Publisher, "__init__", begin_anew):
+        yield
+
+
+@contextmanager
+def _deaf() -> Iterator[None]:
+    """As if a flush that fails had not."""
+    real = os.fsync
+
+    def fsync(handle: int) -> None:
+        try:
+            real(handle)
+        except OSError:
+            hit()
+
+    with patch.object(os, "fsync", fsync):
+        yield
+
+
+@contextmanager
+def _no_withdrawal() -> Iterator[None]:
+    real = Path.unlink
+
+    def unlink(path: Path, *, missing_ok: bool = False) -> None:
+        if path.name == names.MANIFEST:
+            hit()
+        else:
+            real(path, missing_ok=missing_ok)
+
+    with patch.object(Path, "unlink", unlink):
+        yield
+
+
+@contextmanager
+def _swallowing() -> Iterator[None]:
+    def pread(*_: object) -> bytes:
+        hit()
+        return b"\n"
+
+    with patch.object(os, "pread", pread):
+        yield
+
+
+@contextmanager
+def _unlocked() -> Iterator[None]:
+    @contextmanager
+    def run_lock(_: Path) -> Iterator[None]:
+        hit()
+        yield
+
+    with patch("ckptdb.disk.publish.run_lock", run_lock):
+        yield
+
+
+def _of(owner: object, **functions: Callable[..., Any]) -> Callable[[], Any]:
+    return lambda: _replacing(owner, **functions)
+
+
+@contextmanager
+def _both(*patches: Callable[[], AbstractContextManager[object]]) -> Iterator[None]:
+    with ExitStack() as stack:
+        for each in patches:
+            stack.enter_context(each())
+        yield
+
+
+_BYTES, _NAME = "durable.write_new/fsync/1", "durable.write_json/fsync/1"
+_ESTABLISHING = ("publish._establish_locked/establish/1", "identity.establish/write_json/1")
+_SEALING = ("publish._seal/write/1", "manifest.write/write_json/1")
+
+_FLUSHES = (
+    Mutant("no flush of anything by its path", ("first save",), ("durable.fsync/fsync/1",)),
+    Mutant("a save: its files and folders", ("first save",), ("publish._seal/fsync_tree/1",)),
+    Mutant("a save: its files", ("first save",), ("durable.fsync_tree/map/1",)),
+    Mutant("a save: its files, when they are few", ("no files",), ("durable.fsync_tree/fsync/1",)),
+    Mutant("a save: its folders", ("many files",), ("durable.fsync_tree/fsync/2",)),
+    Mutant("a save: the manifest", ("first save",), _SEALING),
+    Mutant("a save: the manifest's bytes", ("first save",),
+           ("publish._seal/write/1", "durable.write_json/write_new/1", _BYTES)),
+    Mutant("a save: the manifest's name", ("first save",), (*_SEALING, _NAME)),
+    Mutant("a save: the manifest's bytes, told anew", ("adopted over nothing",),
+           ("publish._publish/write/1", _BYTES)),
+    Mutant("a save: the manifest's name, told anew", ("adopted over nothing",),
+           ("publish._publish/write/1", _NAME), redundant=(
+        "What is told anew is only what is replaced. The manifest before it is durable, and says "
+        "as well that all is whole. At worst, after a power cut within the exchange, what had come "
+        "in between stays as a `tmp_step_N` for gc; its end is in the journal.")),
+    Mutant("the commit point", ("first save",), ("publish._publish/_sync_directory/1",)),
+    Mutant("the commit point, until older ones are gone", ("rolling",),
+           ("publish._publish/_sync_directory/1",)),
+    Mutant("the commit point of a replacement", ("replaced for certain",),
+           ("publish._swap/_sync_directory/1",)),
+    Mutant("any flush of the run's directory", ("first save",),
+           ("publish._sync_directory/fsync/1",)),
+    Mutant("replaced: the trash", ("pinned and replaced", "repaired"),
+           ("publish._set_aside/_sync_trash/1", "publish._sync_trash/fsync/1")),
+    Mutant("put back: the name", ("put back",), ("publish.put_back/_sync_directory/1",)),
+    Mutant("retired or discarded: the old name", ("pruned", "discarded"),
+           ("publish._put_away/_sync_directory/1",)),
+    Mutant("retired on a full disk: the trash", ("freed",),
+           ("publish._put_away/_sync_trash/1", "publish._sync_trash/fsync/1")),
+    Mutant("retired by one who died: the old name", ("retired, then emptied",),
+           ("publish._remove_retired/_sync_directory/1",)),
+    Mutant("freed by one who died: the trash", ("freed, then emptied",),
+           ("publish._record_late/_sync_trash/1",)),
+    Mutant("freed by one who died: the old name", ("freed, then emptied",),
+           ("publish._record_late/_sync_directory/1",), redundant=(
+        "The trash has just been flushed, and a directory has but one name. It is there for file "
+        "systems that may bring the old name back all the same, over bytes that are gone.")),
+    Mutant("adopted: its files and folders", ("adopted, unflushed",),
+           ("publish._adopt/fsync_tree/1",)),
+    Mutant("the journal: lines", ("annotated",), ("publish._append/append/1",)),
+    Mutant("the journal: bytes", ("annotated",), ("journal.append/fsync/1",)),
+    Mutant("the journal: name", ("annotated",), ("journal.append/fsync/2",)),
+    Mutant("run.json", ("first save",), _ESTABLISHING),
+    Mutant("run.json: bytes", ("first save",), (*_ESTABLISHING, _BYTES)),
+    Mutant("run.json: name", ("first save",), (*_ESTABLISHING, _NAME)),
+    Mutant("root.json", ("a new root",), ("identity.mark_root/write_json/1",)),
+    Mutant("root.json: bytes", ("a new root",), ("identity.mark_root/write_json/1", _BYTES)),
+    Mutant("root.json: name", ("a new root",), ("identity.mark_root/write_json/1", _NAME)),
+    Mutant("root.json: its folder", ("a new root without a folder",),
+           ("identity.mark_root/make_directories/1", "durable.make_directories/fsync/1")),
+    Mutant("new folders, by the lease", ("a new run",), ("publish.claim/make_directories/1",)),
+    Mutant("new folders, without a lease", ("a new run without a lease",),
+           ("publish._changing/make_directories/1",)),
+    Mutant("names that a dead process made: run.json", ("begun, then saved",),
+           ("publish._make_names_durable/fsync/1",)),
+    Mutant("names that a dead process made: .ckptdb", ("begun, then annotated",),
+           ("publish._make_names_durable/fsync/2",)),
+    Mutant("names that a dead process made: the run", ("begun anew, then saved",),
+           ("publish._make_names_durable/fsync/3",)),
+)  # fmt: skip
+
+_ORDERS = (
+    Mutant("the manifest before the files are flushed", ("first save",),
+           patch=_of(Publisher, _seal=_seal_late)),
+    Mutant("the name before the files are flushed", ("first save",),
+           patch=lambda: _both(_of(Publisher, _seal=_nothing_flushed),
+                               _of(Publisher, _publish=_publish_first))),
+    Mutant("`deleted` after the move into the trash", ("killed, pruning",),
+           patch=_of(Publisher, _put_away=_record_afterwards)),
+    Mutant("`discarded` after the move into the trash", ("killed, discarding", "discarded"),
+           patch=_of(Publisher, _put_away=_record_afterwards), redundant=(
+        "Nothing was acknowledged of that save, nor of its end before the line is written: without "
+        "it nobody misses anything. The order is that of `deleted`, by the same code.")),
+    Mutant("`replaced` after the exchange", ("killed, replacing",),
+           patch=_of(Publisher, _publish=_record_afterwards)),
+    Mutant("bytes removed under the published name", ("killed, pruning",),
+           patch=_of(Publisher, _to_trash=_remove_at_once)),
+    Mutant("a manifest that does not say what it replaces", ("killed, replacing",),
+           patch=_of(manifest, write=_replaces_nothing)),
+    Mutant("JSON files written in place", ("killed, measuring otherwise", "measured otherwise"),
+           patch=_of(durable, write_json=_in_place)),
+    Mutant("a torn line not ended", ("a torn line",), patch=_swallowing),
+    Mutant("nothing back when the second of two renames fails",
+           ("refused, replacing in two renames",), patch=_of(Publisher, _swap=_no_second_name)),
+    Mutant("a failed flush ignored", ("refused, saving",), patch=_deaf),
+    Mutant("a failed save tried again", ("refused, saving",), patch=_forgetting),
+    Mutant("the manifest of a failed save left", ("refused, saving",), patch=_no_withdrawal),
+)  # fmt: skip
+
+_RECOVERIES = (
+    Mutant("a save without a manifest is adopted", ("killed, saving many",), recovers=True,
+           patch=_of(scan, _find_manifest=_whatever_is_there)),
+    Mutant("what was set aside not put back", ("killed, replacing in two renames",), recovers=True,
+           patch=_of(Publisher, put_back=_never_of_one)),
+    Mutant("a complete save not adopted but trashed", ("killed, saving",), recovers=True,
+           patch=_of(scan, _fate=_trash_instead)),
+)  # fmt: skip
+
+_RACES = (
+    Mutant("the uuid not compared before retiring", ("judged, then replaced",),
+           patch=_of(Publisher, _unchanged=_all_unchanged)),
+    Mutant("the uuid not compared again", ("judged, then replaced by hand",),
+           patch=_of(Publisher, _put_away=_look_but_once)),
+    Mutant("the name compared, not what was sealed", ("published by another",),
+           patch=_of(Publisher, _publish_or_find=_only_publish)),
+    Mutant("no lock of the run", ("replaced while it is retired",), patch=_unlocked),
+    Mutant("no lease", ("two trainers",), patch=_of(lease, _lock=lambda *_: bool(hit() or 1))),
+    Mutant("nobody's name on a save", ("saved by two",), patch=_of(identity, write_writer=_never)),
+    Mutant("pins not read before the trash is emptied", ("pinned, replaced, emptied",),
+           patch=_of(journal, find_pinned=lambda *_: hit() or frozenset())),
+)  # fmt: skip
+sites()  # now: the lines of what was just imported
+MUTANTS = (*_FLUSHES, *_ORDERS, *_RECOVERIES, *_RACES)
