@@ -357,3 +357,21 @@ def test_a_run_json_that_cannot_be_read_now_makes_no_other_run(tmp_path, monkeyp
         with pytest.raises(OSError, match=os.strerror(code)):
             establish(tmp_path)
     assert identity.identify(tmp_path) == before
+
+
+def test_a_root_that_cannot_be_looked_at_now_is_not_taken_for_none(tmp_path, monkeypatch):
+    identity.mark_root(tmp_path)
+    run = tmp_path / "run"
+    run.mkdir()
+    real = os.lstat
+
+    def fail(path, *rest, **options):
+        if str(path) == str(tmp_path / ".ckptdb" / "root.json"):
+            raise OSError(errno.ESTALE, os.strerror(errno.ESTALE))
+        return real(path, *rest, **options)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "lstat", fail)
+        with pytest.raises(OSError, match="Stale"):
+            identity.find_root(run)
+    assert identity.find_root(run) == tmp_path

@@ -143,6 +143,9 @@ def find_root(directory: Path) -> Path | None:
 
     Only a marker owned by this user or by root counts: on a shared disk nobody else may
     choose where one's history goes.
+
+    Raises:
+        OSError: It cannot be told now; taking that for a no would begin another root.
     """
     return next((f for f in (directory, *directory.parents) if _is_marked(f)), None)
 
@@ -290,8 +293,8 @@ def _pid(value: Any) -> int:
 
 def _is_marked(directory: Path) -> bool:
     try:
-        owner = (hidden(directory) / _ROOT).lstat().st_uid
-    except OSError:
+        owner = os.lstat(hidden(directory) / _ROOT).st_uid
+    except (FileNotFoundError, NotADirectoryError, PermissionError):
         return False
     return owner in (os.geteuid(), 0)
 
