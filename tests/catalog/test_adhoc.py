@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import sqlite3
 import time
 from collections.abc import Iterator
@@ -308,3 +309,20 @@ def test_postgresql_answers_and_refuses_alike(postgres_url):
                 query(database, sql)
         with pytest.raises(QueryTimeout):
             query(database, "SELECT pg_sleep(5)", timeout_seconds=0.1)
+
+
+def test_an_interrupt_is_not_taken_for_a_timeout(database):
+    endless = "WITH RECURSIVE n(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n) SELECT max(i) FROM n"
+
+    def interrupt(*_):
+        raise KeyboardInterrupt
+
+    before = signal.signal(signal.SIGALRM, interrupt)
+    try:
+        for _ in range(5):  # most arrive while SQLite asks whether to go on
+            signal.setitimer(signal.ITIMER_REAL, 0.05)
+            with pytest.raises(KeyboardInterrupt):
+                query(database, endless, timeout_seconds=30)
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)

@@ -104,6 +104,10 @@ def query(
     return task.on_sqlite() if database.dialect_name == "sqlite" else task.on_postgres()
 
 
+def _code(error: Exception) -> int:
+    return (getattr(error, "sqlite_errorcode", None) or sqlite3.SQLITE_ERROR) & 0xFF
+
+
 class _Task:
     """One query under way."""
 
@@ -135,6 +139,10 @@ class _Task:
             except CkptdbError:
                 raise
             except (sqlite3.Error, sqlite3.Warning, ValueError, OverflowError) as error:
+                if _code(error) == sqlite3.SQLITE_INTERRUPT and not self._late():
+                    # A signal's handler raised while SQLite asked us whether to go on, and SQLite
+                    # loses what is raised there. It is Ctrl-C, or something as final.
+                    raise KeyboardInterrupt from error
                 raise self._explain(error) from error
             except MemoryError as error:
                 raise QueryFailed("a value in it is too large for the memory") from error
@@ -188,7 +196,7 @@ class _Task:
         why = str(error)
         if "one statement at a time" in why:
             return QueryRefused("it holds more than one statement")
-        code = (getattr(error, "sqlite_errorcode", None) or sqlite3.SQLITE_ERROR) & 0xFF
+        code = _code(error)
         if code == sqlite3.SQLITE_INTERRUPT:
             return QueryTimeout(self._timeout_seconds)
         if code == sqlite3.SQLITE_READONLY:

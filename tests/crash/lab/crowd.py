@@ -389,7 +389,7 @@ class Supervisor:
 # --- one process ------------------------------------------------------------------------
 
 
-class Terminated(BaseException):  # as SystemExit is
+class Terminated(KeyboardInterrupt):  # as Ctrl-C does, in a query too
     """What a loop that is told to end by SIGTERM raises."""
 
     told = False
@@ -420,10 +420,10 @@ def _be_worker(this: Round, slot: int, incarnation: int) -> None:
         try:
             worker.work()
             code = 0
-        except Terminated:
+        except KeyboardInterrupt:
             code = TERMINATED
             worker.close()
-    except Terminated:
+    except KeyboardInterrupt:
         code = TERMINATED
     except BaseException:  # noqa: BLE001  # the supervisor reads it
         traceback.print_exc()

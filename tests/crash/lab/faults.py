@@ -29,10 +29,10 @@ from lab.subject import CKPTDB, PLAIN, Training
 from lab.world import World
 
 # One in how many: of the workloads, and of the operations that can fail in a way.
-SHARES: dict[Size, tuple[int, int]] = {"smoke": (300, 60), "ci": (30, 30), "exhaustive": (3, 30)}
+SHARES: dict[Size, tuple[int, int]] = {"smoke": (300, 60), "ci": (30, 16), "exhaustive": (3, 16)}
 _CONTROL = (6, 6)
 _GOES_ON_ONE_IN = 3
-REST_ONE_IN = 10
+REST_ONE_IN = 40
 _PATIENCE_SECONDS = 60
 
 

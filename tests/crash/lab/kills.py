@@ -31,7 +31,7 @@ from lab.world import World
 # One in how many: of the workloads, of a workload's operations, of these to be recovered under
 # fire, and to be rebuilt from nothing and trained on.
 SHARES: dict[Size, tuple[int, float, int, int]] = {
-    "smoke": (150, 20, 12, 4), "ci": (4, 3.2, 300, 12), "exhaustive": (1, 1.3, 600, 12),
+    "smoke": (150, 20, 12, 4), "ci": (4, 5, 300, 40), "exhaustive": (1, 2, 600, 40),
 }  # fmt: skip
 _CONTROL = (4, 4, 1, 1)
 _ALONE_ONE_IN = 5

@@ -30,7 +30,7 @@ from lab.world import World
 # How many workloads are traced, and of each how many states at most are tried: without the
 # catalog's file, and with it.
 AMOUNTS: dict[Size, tuple[int, int, int]] = {
-    "smoke": (6, 60, 5), "ci": (160, 150, 8), "exhaustive": (1600, 150, 8),
+    "smoke": (6, 60, 5), "ci": (136, 150, 3), "exhaustive": (1360, 150, 3),
 }  # fmt: skip
 _CATALOG = ".ckptdb/catalog.db"
 _ACKNOWLEDGED = "acknowledged"
