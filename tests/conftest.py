@@ -7,7 +7,7 @@ import pytest
 
 sys.path.insert(0, str(Path(__file__).parent / "crash"))
 
-from lab.dump import dump_catalog  # noqa: E402  # found only now
+from lab.dump import dump_catalog  # found only now
 
 
 @pytest.fixture
