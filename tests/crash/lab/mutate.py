@@ -224,11 +224,16 @@ class Mutator:
         if depth and isinstance(value, list) and value and rng.random() < 0.7:
             items, place = list(value), rng.randrange(len(value))
             items[place] = self._other(items[place], depth - 1)
-            return items * rng.choice((1, 1, 1, 2, 50))
+            return _often(items, rng.choice((1, 1, 1, 2, 50)))
         kinds: tuple[Callable[[Any], Any], ...] = (
-            lambda v: [v], lambda v: {"value": v}, str, lambda v: not v, lambda v: [v] * 300,
+            lambda v: [v], lambda v: {"value": v}, str, lambda v: not v, lambda v: _often([v], 300),
         )  # fmt: skip
         return rng.choice(_SPECIAL) if rng.random() < 0.3 else rng.choice(kinds)(value)
+
+
+def _often(items: list[Any], times: int) -> list[Any]:
+    """Repeat items, unless that grows beyond what a file may hold."""
+    return items * times if len(repr(items)) * times < _LARGE else items
 
 
 def _value(content: bytes) -> tuple[int, int]:
@@ -238,6 +243,7 @@ def _value(content: bytes) -> tuple[int, int]:
     return start, min(ends, default=len(content))
 
 
+_LARGE = 4_000_000
 _BYTES: tuple[Change, ...] = (
     Mutator.flip, Mutator.overwrite, Mutator.cut, Mutator.drop, Mutator.repeat, Mutator.move,
     Mutator.splice, Mutator.zero,
