@@ -70,6 +70,8 @@ def _run_all(
         for done in as_completed(pending):
             found, reasons, complaint = done.result()
             rows += found
+            seconds = sum({row.seconds for row in found})
+            print(f"{pending[done]}: a share done, {seconds:.0f} s", file=sys.stderr, flush=True)
             not_tried |= dict.fromkeys(reasons)
             if complaint or not (found or reasons):
                 broken.append(pending[done])

@@ -1,6 +1,6 @@
 """Every operation fails once, and from then on for ever, with each error a disk can give.
 
-After every third the same process saves again, as a training loop does that catches the error: what
+After every sixth the same process saves again, as a training loop does that catches the error: what
 was refused is not acknowledged, what was acknowledged is there, and the next save works.
 """
 
@@ -31,7 +31,7 @@ from lab.world import World
 # One in how many: of the workloads, and of the operations that can fail in a way.
 SHARES: dict[Size, tuple[int, int]] = {"smoke": (300, 60), "ci": (30, 16), "exhaustive": (3, 16)}
 _CONTROL = (6, 6)
-_GOES_ON_ONE_IN = 3
+_GOES_ON_ONE_IN = 6
 REST_ONE_IN = 40
 _PATIENCE_SECONDS = 60
 

@@ -49,7 +49,7 @@ KINDS = {
 FEWER = {names.CONFIG: 4}
 """PyYAML takes its time."""
 SIZES: dict[Size, tuple[int, int, int]] = {
-    "smoke": (45, 96, 12), "ci": (6_900, 1_200, 200), "exhaustive": (276_000, 20_000, 3_000),
+    "smoke": (45, 96, 12), "ci": (6_900, 600, 120), "exhaustive": (276_000, 20_000, 3_000),
 }  # fmt: skip
 """How many inputs of each kind go to the parsers, through a whole run, and into a catalog."""
 

@@ -1,7 +1,7 @@
 """SIGKILL before every operation that changes something, SQLite's own included.
 
 The last operation of each workload is killed; what comes before it is the last operation of a
-shorter workload. Every fifth point has a process of its own that dies there. The others share
+shorter workload. Every tenth point has a process of its own that dies there. The others share
 one, which is stopped before each of them while its files are copied, and killed at the last: what
 a SIGKILL leaves are the files as they stand. Then the run is recovered, and for a share of the
 points the recovery itself is killed twice at each of its own operations before it may finish.
@@ -31,10 +31,10 @@ from lab.world import World
 # One in how many: of the workloads, of a workload's operations, of these to be recovered under
 # fire, and to be rebuilt from nothing and trained on.
 SHARES: dict[Size, tuple[int, float, int, int]] = {
-    "smoke": (150, 20, 12, 4), "ci": (4, 5, 300, 40), "exhaustive": (1, 2, 600, 40),
+    "smoke": (150, 20, 12, 4), "ci": (4, 4.8, 1000, 40), "exhaustive": (1, 2, 1000, 40),
 }  # fmt: skip
 _CONTROL = (4, 4, 1, 1)
-_ALONE_ONE_IN = 5
+_ALONE_ONE_IN = 10
 
 
 def run(size: Size, seed: int, shard: int, shards: int) -> Iterator[Row]:

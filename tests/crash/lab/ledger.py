@@ -54,9 +54,21 @@ def workloads(lengths: Sequence[int] = (1, 2, 3)) -> list[Workload]:
 def share(
     of: Sequence[Workload], rng: random.Random, one_in: int, shard: int, shards: int
 ) -> list[Workload]:
-    """Return a sample of the workloads of one shard, at least one."""
-    mine = of[shard::shards]
-    return rng.sample(mine, -(-len(mine) // one_in))
+    """Return a sample of the workloads of one shard, one in four of it with many files.
+
+    With ``one_in`` 1 it is all of them, and all shards together are all there are.
+    """
+    mine = random.Random(0).sample(of, len(of))[shard::shards]
+    if one_in == 1:
+        return mine
+    groups = [[w for w in mine if w.many is many] for many in (False, True)]
+    few = -(-len(mine) // (4 * one_in))
+    counts = (3 * few, few)
+    return [
+        workload
+        for group, count in zip(groups, counts, strict=True)
+        for workload in rng.sample(group, min(count, len(group)))
+    ]
 
 
 @dataclass(frozen=True, slots=True)

@@ -20,17 +20,17 @@ from ckptdb.catalog.engine import Database
 from ckptdb.reconcile import reconcile_run
 from lab import check, loop, replay, shim, speed
 from lab.check import Verdict, Way
-from lab.ledger import Ledger, Workload, after_all
+from lab.ledger import Ledger, Workload, after_all, share
 from lab.replay import Disk, Mark, State, Trace
 from lab.report import Row, Size
 from lab.shim import Strike
 from lab.subject import CKPTDB, PLAIN
 from lab.world import World
 
-# How many workloads are traced, and of each how many states at most are tried: without the
-# catalog's file, and with it.
+# One in how many workloads is traced, and of each how many states at most are tried: without
+# the catalog's file, and with it.
 AMOUNTS: dict[Size, tuple[int, int, int]] = {
-    "smoke": (6, 60, 5), "ci": (136, 150, 3), "exhaustive": (1360, 150, 3),
+    "smoke": (400, 60, 5), "ci": (17, 150, 3), "exhaustive": (1, 90, 2),
 }  # fmt: skip
 _CATALOG = ".ckptdb/catalog.db"
 _ACKNOWLEDGED = "acknowledged"
@@ -39,16 +39,15 @@ _ACKNOWLEDGED = "acknowledged"
 def run(size: Size, seed: int, shard: int, shards: int) -> Iterator[Row]:
     """Cut the share of this shard."""
     rng = random.Random(f"{seed} {shard}")
-    count, most, most_with = AMOUNTS[size]
+    one_in, most, most_with = AMOUNTS[size]
     for subject in (CKPTDB, PLAIN):
         started = time.monotonic()
         row = Row(f"{subject.prefix}power cuts replayed")
         whole = Row("power cuts replayed, with the catalog")
-        mine = subject.workloads()[shard::shards]
         with tempfile.TemporaryDirectory(dir=shim.scratch(), prefix="ckptdb-power-") as folder:
             world = World(Path(folder), subject)
             speed.settle()
-            for workload in rng.sample(mine, min(-(-count // shards), len(mine))):
+            for workload in share(subject.workloads(), rng, one_in, shard, shards):
                 cutting = Cutting(world, workload, rng)
                 if subject is CKPTDB:
                     cutting.cut(row, most, with_catalog=False)

@@ -31,7 +31,7 @@ from lab.shim import scratch
 
 REPLACEMENTS: Mapping[Size, Mapping[str, int]] = {
     "smoke": {"native": 200, "fallback": 200, "control": 400},
-    "ci": {"native": 1_000, "fallback": 500, "control": 1_000},
+    "ci": {"native": 500, "fallback": 250, "control": 1_000},
     "exhaustive": {"native": 10_000, "fallback": 2_000, "control": 2_000},
 }
 ROUND = 250
