@@ -1210,3 +1210,45 @@ def test_a_parent_that_may_not_be_read_is_left_to_its_owner(publisher, monkeypat
 
     monkeypatch.setattr(durable, "fsync", refuse)
     assert save(publisher, 5).step == 5
+
+
+@pytest.mark.parametrize("force", [False, True])
+def test_what_cannot_be_read_now_stays_unless_it_is_forced(publisher, monkeypatch, force):
+    for step in (1, 2):
+        save(publisher, step)
+    uuids = {step: manifest.find(publisher.directory / f"step_{step}").uuid for step in (1, 2)}
+    real = os.open
+
+    def fail(path, *rest, **options):
+        if Path(path).parts[-2:] == ("step_1", "training_info.json"):
+            raise OSError(errno.EIO, os.strerror(errno.EIO))
+        return real(path, *rest, **options)
+
+    doomed = [Doomed(step, uuid, "by hand", force=force) for step, uuid in uuids.items()]
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "open", fail)
+        if force:
+            publisher.retire(doomed)
+        else:
+            with pytest.raises(OSError, match="Input/output"):
+                publisher.retire(doomed)
+    assert (publisher.directory / "step_1").exists() != force
+    assert not (publisher.directory / "step_2").exists()
+    assert facts(publisher).gone.keys() == ({*uuids.values()} if force else {uuids[2]})
+
+
+def test_the_record_of_what_is_replaced_is_read_again_when_that_fails(publisher, monkeypatch):
+    save(publisher, 1, loss=0.25)
+    staged = stage(publisher, 1)
+    real, failures = os.open, [OSError(errno.ESTALE, os.strerror(errno.ESTALE))]
+
+    def fail_once(path, *rest, **options):
+        if Path(path).parts[-2:] == ("step_1", "training_info.json") and failures:
+            raise failures.pop()
+        return real(path, *rest, **options)
+
+    monkeypatch.setattr(os, "open", fail_once)
+    publisher.publish(staged)
+    assert not failures
+    (old,) = facts(publisher).gone.values()
+    assert old.metrics == {"loss": 0.25}

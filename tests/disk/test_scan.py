@@ -221,7 +221,11 @@ def test_a_file_that_cannot_be_read_now_tells_nothing(run, monkeypatch, code, vi
 def test_with_a_manifest_an_info_that_cannot_be_read_is_a_problem(run, monkeypatch):
     path = save(run, 5)
     failing_open(monkeypatch, path / "training_info.json")
-    assert load(run, path).problem == "training_info.json cannot be opened (Input/output error)"
+    found = load(run, path)
+    assert found.problem == "training_info.json cannot be opened (Input/output error)"
+    assert found.fingerprint is None  # looked at again the next time
+    with pytest.raises(OSError, match="Input/output"):
+        scan.load(identity.identify(run), path, 5, strict=True)
 
 
 @pytest.mark.parametrize("what", ["nothing", "file", "symlink"])

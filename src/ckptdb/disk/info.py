@@ -139,9 +139,16 @@ def raise_if_unknown(error: UnreadableInfo) -> None:
 
     What the file holds cannot be told then, and nothing may be concluded from that.
     """
-    cause = error.__cause__
-    if isinstance(cause, OSError) and cause.errno not in _SAYS_WHAT_IT_IS:
+    cause = find_unknown(error)
+    if cause is not None:
         raise cause
+
+
+def find_unknown(error: UnreadableInfo) -> OSError | None:
+    """Return the I/O error behind, when all it says is that a file cannot be read now."""
+    cause = error.__cause__
+    unknown = isinstance(cause, OSError) and cause.errno not in _SAYS_WHAT_IT_IS
+    return cause if isinstance(cause, OSError) and unknown else None
 
 
 def find_config(folder: Path) -> dict[str, Any] | None:

@@ -201,7 +201,8 @@ class Publisher:
         alone. The bytes stay in the trash until `empty_trash`; on a full disk they go at once.
         """
         with self._changing() as (who, watch):
-            found = list(self._unchanged(who, doomed))
+            failed: list[OSError] = []
+            found = list(self._unchanged(who, doomed, failed))
             # By the journal: whoever judged may not have known of the latest pin.
             pinned = journal.find_pinned(self._hidden) if found else frozenset()
             leaving = [(cp, doom) for cp, doom in found if doom.force or cp.uuid not in pinned]
@@ -216,6 +217,8 @@ class Publisher:
                 replace(cp, status="deleted", deleted_at=at, deleted_reason=reasons[cp.uuid])
                 for cp in gone
             )
+            if failed:
+                raise failed[0]
             return Retired(tuple(ended), watch.span)
 
     def record(self, facts: Sequence[Fact]) -> Span:
@@ -423,7 +426,11 @@ class Publisher:
     def _record_replaced(
         self, who: Identity, watch: Watch, final: Path, sealed: Manifest
     ) -> Checkpoint:
-        old = scan.load(who, final, sealed.step)
+        try:
+            old = scan.load(who, final, sealed.step, strict=True)
+        except OSError:
+            # It goes in any case; what of it can be read is recorded.
+            old = scan.load(who, final, sealed.step)
         at, reason = self._now(), f"replaced by a new save of step {sealed.step}"
         self._append(watch, [journal.gone(old, "replaced", reason, at)])
         return replace(old, status="deleted", deleted_at=at, deleted_reason=reason)
@@ -541,13 +548,18 @@ class Publisher:
             self._record_freed(watch, aside, facts)
 
     def _unchanged(
-        self, who: Identity, doomed: Iterable[Doomed]
+        self, who: Identity, doomed: Iterable[Doomed], failed: list[OSError]
     ) -> Iterator[tuple[Checkpoint, Doomed]]:
         for doom in doomed:
             path = self._final(doom.step)
-            with suppress(FileNotFoundError):  # removed by hand meanwhile
+            try:
                 if scan.find_uuid(who, path, doom.step) == doom.uuid:
-                    yield scan.load(who, path, doom.step), doom
+                    # What cannot be read now cannot be recorded: it stays, unless it is forced.
+                    yield scan.load(who, path, doom.step, strict=not doom.force), doom
+            except FileNotFoundError:
+                continue  # removed by hand meanwhile
+            except OSError as error:
+                failed.append(error)
 
     def _append(self, watch: Watch, facts: Sequence[Fact]) -> None:
         if facts:

@@ -256,10 +256,20 @@ def observe(
     )
 
 
-def load(who: Identity, path: Path, step: int, *, verify: bool = False) -> Checkpoint:
+def load(
+    who: Identity, path: Path, step: int, *, verify: bool = False, strict: bool = False
+) -> Checkpoint:
     """Read one published checkpoint: its manifest when it has one, else its file times.
 
     What cannot be trusted ends up in ``problem``; only I/O errors are raised.
+
+    Args:
+        who: The run.
+        path: Its directory.
+        step: What its name says.
+        verify: Also compare every listed file with the manifest.
+        strict: Raise the I/O error too when a manifest says which one it is, and only its
+            training_info.json cannot be read now. Otherwise it is read again at the next look.
     """
     fingerprint = _fingerprint(path)
     problem: str | None = None
@@ -273,8 +283,10 @@ def load(who: Identity, path: Path, step: int, *, verify: bool = False) -> Check
     try:
         content, raw = info.load_info(path)
     except UnreadableInfo as error:
-        if found is None:
+        if found is None or strict:
             info.raise_if_unknown(error)
+        if info.find_unknown(error):
+            fingerprint = None
         problem = f"{names.INFO} {error.why}"
     if found and verify and problem is None:
         problem = manifest.verify(path, found)

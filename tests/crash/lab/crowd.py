@@ -707,7 +707,7 @@ _QUERIES = (
 # More than a third of all writes; an `ask` is two operations.
 _MIX = (
     ("save", 10), ("replace", 6), ("hold", 2), ("discard", 3), ("async", 5), ("prune", 3),
-    ("ask", 20), ("look", 50), ("question", 8), ("query", 12),
+    ("ask", 20), ("look", 70), ("question", 8), ("query", 16),
     ("reconcile", 3), ("gc", 3), ("rm", 2), ("pin", 3), ("tag", 2), ("metric", 2),
 )  # fmt: skip
 

@@ -30,7 +30,7 @@ from lab.shim import Strike
 from lab.world import World
 
 # How many in all, of ckptdb and of the control.
-CUTS: dict[Size, tuple[int, int]] = {"smoke": (24, 12), "ci": (576, 48), "exhaustive": (5760, 240)}
+CUTS: dict[Size, tuple[int, int]] = {"smoke": (24, 12), "ci": (516, 48), "exhaustive": (5760, 240)}
 REST_ONE_IN = 10
 _GUESS = 40
 """How many changes an operation makes, until one has been seen."""

@@ -29,10 +29,10 @@ from lab.subject import CKPTDB, PLAIN, Training
 from lab.world import World
 
 # One in how many: of the workloads, and of the operations that can fail in a way.
-SHARES: dict[Size, tuple[int, int]] = {"smoke": (300, 60), "ci": (30, 16), "exhaustive": (3, 16)}
+SHARES: dict[Size, tuple[int, int]] = {"smoke": (300, 60), "ci": (60, 15), "exhaustive": (3, 16)}
 _CONTROL = (6, 6)
 _GOES_ON_ONE_IN = 6
-REST_ONE_IN = 40
+REST_ONE_IN = 50
 _PATIENCE_SECONDS = 60
 
 

@@ -6,6 +6,7 @@ import gc
 
 
 def settle() -> None:
-    """Leave what is loaded so far out of garbage collection: forks then share its memory."""
+    """Collect no more garbage: forks then share the memory of what is loaded so far."""
     gc.collect()
     gc.freeze()
+    gc.disable()
