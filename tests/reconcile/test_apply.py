@@ -994,3 +994,14 @@ def test_a_run_whose_names_are_no_text_is_indexed(catalog, tmp_path):
     one = save(odd, 1)
     reconcile(catalog, odd)
     assert [(c.uuid, c.path) for c in catalog.checkpoints()] == [(one.uuid, odd / "step_1")]
+
+
+@pytest.mark.parametrize("depth", ["changes", "files"])
+def test_a_save_that_was_given_up_elsewhere_leaves_the_configuration_known(catalog, run, depth):
+    save(run, 1, config=b"lr: 30\n")
+    reconcile(catalog, run)
+    Publisher(run).discard(stage(run, 2), reason="discarded: by another process")
+    reconcile(catalog, run, depth=depth)
+    (seen,) = catalog.runs()
+    assert seen.run.config == {"lr": 30}
+    assert [cp.step for cp in catalog.checkpoints(run_id=seen.id, status="deleted")] == [2]

@@ -139,9 +139,7 @@ class _Task:
             except CkptdbError:
                 raise
             except (sqlite3.Error, sqlite3.Warning, ValueError, OverflowError) as error:
-                if _code(error) == sqlite3.SQLITE_INTERRUPT and not self._late():
-                    # A signal's handler raised while SQLite asked us whether to go on, and SQLite
-                    # loses what is raised there. It is Ctrl-C, or something as final.
+                if self._lost_something(error):
                     raise KeyboardInterrupt from error
                 raise self._explain(error) from error
             except MemoryError as error:
@@ -173,6 +171,15 @@ class _Task:
         # Asked every hundred steps of SQLite's machine: a few microseconds, unless a step
         # calls a function on something huge.
         raw.set_progress_handler(self._late, 100)
+
+    def _lost_something(self, error: Exception) -> bool:
+        """Whether a signal's handler raised while SQLite asked us something.
+
+        SQLite takes that for a no and loses what was raised: Ctrl-C, or something as final.
+        """
+        stopped = _code(error) == sqlite3.SQLITE_INTERRUPT and not self._late()
+        denied = _code(error) == sqlite3.SQLITE_AUTH and self._refusal is None
+        return stopped or denied
 
     def _late(self) -> bool:
         return time.monotonic() > self._deadline

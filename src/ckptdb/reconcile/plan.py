@@ -116,12 +116,18 @@ def plan(observed: Observation, recorded: Recorded) -> Plan:
         # What stands in its place is seen, not missed.
         actions = [a for a in actions if a.kind != "vanished" or a.step in observed.finals]
     config = observed.config
-    ends = any(a.checkpoint and a.kind in ("vanished", "deleted", "replaced") for a in actions)
-    # With what ended the index forgets the configuration, should it have come from there.
+    ended = (a.checkpoint and (a.kind == "vanished" or _is_gone(a.checkpoint)) for a in actions)
     known = recorded.seen.run.config if recorded.seen else None
-    if (known or {}) == config and not ends:
+    if any(ended):
+        # With what ended the index forgets the configuration, should it have come from there.
+        config = known if config is None else config
+    elif (known or {}) == config:
         config = None
     return Plan(tuple(actions), blocked, config)
+
+
+def _is_gone(checkpoint: Checkpoint) -> bool:
+    return checkpoint.status == "deleted"
 
 
 def _blocked(observed: Observation, recorded: Recorded) -> str | None:

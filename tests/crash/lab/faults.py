@@ -29,10 +29,14 @@ from lab.subject import CKPTDB, PLAIN, Training
 from lab.world import World
 
 # One in how many: of the workloads, and of the operations that can fail in a way.
-SHARES: dict[Size, tuple[int, int]] = {"smoke": (300, 60), "ci": (60, 15), "exhaustive": (3, 16)}
+SHARES: dict[Size, tuple[int, float]] = {
+    "smoke": (300, 60),
+    "ci": (60, 16.5),
+    "exhaustive": (3, 16),
+}
 _CONTROL = (6, 6)
 _GOES_ON_ONE_IN = 6
-REST_ONE_IN = 50
+REST_ONE_IN = 100
 _PATIENCE_SECONDS = 60
 
 
@@ -101,7 +105,7 @@ def run(size: Size, seed: int, shard: int, shards: int) -> Iterator[Row]:
 
 
 def _strike(
-    world: World, workload: Workload, rng: random.Random, one_in: int, rows: dict[str, Row]
+    world: World, workload: Workload, rng: random.Random, one_in: float, rows: dict[str, Row]
 ) -> None:
     counts: dict[int, list[str]] = {}
     for fault in FAULTS:
@@ -113,7 +117,7 @@ def _strike(
         points = [
             number
             for number, name in enumerate(counts[fault.classes], start=1)
-            if rng.randrange(one_in) == 0 and (fault.action != shim.SHORT or name == "write")
+            if rng.random() * one_in < 1 and (fault.action != shim.SHORT or name == "write")
         ]
         row.workloads += bool(points)
         for point in points:

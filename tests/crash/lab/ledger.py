@@ -54,7 +54,7 @@ def workloads(lengths: Sequence[int] = (1, 2, 3)) -> list[Workload]:
 def share(
     of: Sequence[Workload], rng: random.Random, one_in: int, shard: int, shards: int
 ) -> list[Workload]:
-    """Return a sample of the workloads of one shard, one in four of it with many files.
+    """Return a sample of the workloads of one shard, one in eight of it with many files.
 
     With ``one_in`` 1 it is all of them, and all shards together are all there are.
     """
@@ -62,8 +62,9 @@ def share(
     if one_in == 1:
         return mine
     groups = [[w for w in mine if w.many is many] for many in (False, True)]
-    few = -(-len(mine) // (4 * one_in))
-    counts = (3 * few, few)
+    count = -(-len(mine) // one_in)
+    few = -(-count // 8)
+    counts = (count - few, few)
     return [
         workload
         for group, count in zip(groups, counts, strict=True)

@@ -223,7 +223,9 @@ def _trash_instead(real: Callable[..., str | None], *arguments: Any) -> str | No
     return fate
 
 
-def _all_unchanged(publisher: Publisher, _: object, who: Any, doomed: Any) -> Iterator[Any]:
+def _all_unchanged(
+    publisher: Publisher, _: object, who: Any, doomed: Any, _failed: Any
+) -> Iterator[Any]:
     hit()
     for doom in doomed:
         path = publisher._final(doom.step)
