@@ -31,7 +31,7 @@ from lab.world import World
 # One in how many: of the workloads, and of the operations that can fail in a way.
 SHARES: dict[Size, tuple[int, float]] = {
     "smoke": (300, 60),
-    "ci": (60, 16.5),
+    "ci": (60, 14.3),
     "exhaustive": (3, 16),
 }
 _CONTROL = (6, 6)
