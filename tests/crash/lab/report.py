@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass, field
 from typing import Literal
 
 Size = Literal["smoke", "ci", "exhaustive"]
-"""How much is tried: enough to see that the harness works, below six minutes in all, or all."""
+"""How much is tried: enough to see that the harness works, some minutes in all, or all."""
 
 FAILURES_SHOWN = 20
 NOT_TRIED = "not tried: "
