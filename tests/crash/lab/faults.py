@@ -32,7 +32,7 @@ from lab.world import World
 SHARES: dict[Size, tuple[int, float]] = {
     "smoke": (300, 60),
     "ci": (60, 14.3),
-    "exhaustive": (3, 16),
+    "exhaustive": (3, 25),
 }
 _CONTROL = (6, 6)
 _GOES_ON_ONE_IN = 6

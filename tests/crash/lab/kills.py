@@ -31,7 +31,7 @@ from lab.world import World
 # One in how many: of the workloads, of a workload's operations, of these to be recovered under
 # fire, and to be rebuilt from nothing and trained on.
 SHARES: dict[Size, tuple[int, float, int, int]] = {
-    "smoke": (150, 20, 12, 4), "ci": (16, 1.15, 1500, 100), "exhaustive": (1, 2, 1000, 40),
+    "smoke": (150, 20, 12, 4), "ci": (16, 1.15, 1500, 100), "exhaustive": (1, 1.75, 1000, 40),
 }  # fmt: skip
 _CONTROL = (4, 4, 1, 1)
 _ALONE_ONE_IN = 10

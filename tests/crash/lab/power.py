@@ -28,10 +28,11 @@ from lab.subject import CKPTDB, PLAIN
 from lab.world import World
 
 # One in how many workloads is traced, and of each how many states at most are tried: without
-# the catalog's file, and with it.
+# the catalog's file, and with it. The control has no catalog.
 AMOUNTS: dict[Size, tuple[int, int, int]] = {
     "smoke": (400, 60, 5), "ci": (26, 250, 2), "exhaustive": (1, 90, 2),
 }  # fmt: skip
+_CONTROL = (6, 10)
 _CATALOG = ".ckptdb/catalog.db"
 _ACKNOWLEDGED = "acknowledged"
 
@@ -39,7 +40,6 @@ _ACKNOWLEDGED = "acknowledged"
 def run(size: Size, seed: int, shard: int, shards: int) -> Iterator[Row]:
     """Cut the share of this shard."""
     rng = random.Random(f"{seed} {shard}")
-    one_in, most, most_with = AMOUNTS[size]
     for subject in (CKPTDB, PLAIN):
         started = time.monotonic()
         row = Row(f"{subject.prefix}power cuts replayed")
@@ -47,13 +47,14 @@ def run(size: Size, seed: int, shard: int, shards: int) -> Iterator[Row]:
         with tempfile.TemporaryDirectory(dir=shim.scratch(), prefix="ckptdb-power-") as folder:
             world = World(Path(folder), subject)
             speed.settle()
+            one_in, *most = AMOUNTS[size] if subject is CKPTDB else _CONTROL
             for workload in share(subject.workloads(), rng, one_in, shard, shards):
                 cutting = Cutting(world, workload, rng)
                 if subject is CKPTDB:
-                    cutting.cut(row, most, with_catalog=False)
-                    cutting.cut(whole, most_with, with_catalog=True)
+                    cutting.cut(row, most[0], with_catalog=False)
+                    cutting.cut(whole, most[1], with_catalog=True)
                 else:
-                    cutting.cut(row, most_with, with_catalog=True)
+                    cutting.cut(row, most[0], with_catalog=True)
         row.seconds = whole.seconds = time.monotonic() - started
         yield row
         if subject is CKPTDB:
