@@ -456,11 +456,11 @@ def prune(world: World, _: Path) -> None:
 OPERATIONS = {
     "stage": (stage, 60, 6),
     "publish": (publish_afresh, 60, 12),
-    "replace": (publish_afresh, 3, 40),
+    "replace": (publish_afresh, 3, 20),
     "discard": (discard, 60, 8),
     "ask": (ask, 60, 8),
     "ask anew": (ask_anew, 60, 8),
-    "prune": (prune, 60, 30),
+    "prune": (prune, 60, 20),
 }
 
 

@@ -8,6 +8,7 @@ reconcile, and the catalog is tried again later.
 from __future__ import annotations
 
 import logging
+import math
 import os
 import threading
 import time
@@ -44,6 +45,8 @@ PATIENCE_SECONDS = 2.0
 """How long all waits of one save on the catalog may take together."""
 RETRY_SECONDS = 10.0
 """How long a catalog that failed is left alone."""
+LISTING_SHARE = 1 / 20
+"""How much of its time a loop that saves without a pause may spend on listing its run again."""
 
 # A reader that may not write has nothing to repair with; that is no failure to warn about.
 _QUIET = (CatalogMissing, CatalogOutdated, CatalogReadOnly)
@@ -75,12 +78,47 @@ class Fresh:
     Attributes:
         stamp: The stamp that a settled listing has confirmed.
         memo: Answers that hold as long as that stamp does.
+        followed: What is known beyond our own changes, None when somebody else's came between.
     """
 
     catalog: Catalog
     run_id: int | None = None
     stamp: Stamp | None = None
     memo: dict[str, Any] = field(default_factory=dict)
+    followed: Followed | None = None
+
+
+@dataclass(slots=True)
+class Followed:
+    """A run that since this process has looked at it was changed by nobody else.
+
+    Attributes:
+        stamp: As it is now, settled or not.
+        listed_at: When its directory was listed last (monotonic).
+        listing_seconds: How long that took.
+        at_most: How many published checkpoints it has, or more; infinite when not counted.
+        ranked_by: Metrics of which each of them has a value.
+    """
+
+    stamp: Stamp
+    listed_at: float = -math.inf
+    listing_seconds: float = 0.0
+    at_most: float = math.inf
+    ranked_by: frozenset[str] = frozenset()
+
+    @property
+    def is_fresh(self) -> bool:
+        """Whether listing it again would take more than its share of the time since."""
+        return (time.monotonic() - self.listed_at) * LISTING_SHARE < self.listing_seconds
+
+    def move(self, told: Sequence[Checkpoint], stamp: Stamp) -> None:
+        """Follow a change of our own."""
+        self.stamp = stamp
+        published = [checkpoint for checkpoint in told if checkpoint.status == "final"]
+        self.at_most += len(published)
+        for checkpoint in published:
+            ranks = {name for name, value in checkpoint.metrics.items() if value is not None}
+            self.ranked_by &= ranks
 
 
 Question = Callable[[Catalog, int, dict[str, Any]], _T]
@@ -141,13 +179,26 @@ class RunIndex:
                 _logger.info("%s cannot be repaired: %s", self._directory, error)
             return self._answer(self._in_memory(), question, nothing, trust_own=trust_own)
 
+    def follow(self) -> Followed | None:
+        """Return what is known of the run if only our own changes have come since it was seen.
+
+        Somebody else's moves the stamp, unless it falls into one tick of the file system's clock
+        with one of ours and takes as many directories away as it adds.
+        """
+        with self._mutex:
+            fresh = self._stored or self._memory
+            followed = fresh.followed if fresh else None
+            if followed is None or not followed.stamp.is_same(scan.find_stamp(self._directory)):
+                return None
+            return followed
+
     def read_again(self) -> None:
         """Read every file of the run again: the index was found to contradict one."""
         with self._mutex:
             for fresh in (self._stored, self._memory):
                 if fresh is None:
                     continue
-                fresh.stamp = None
+                fresh.stamp = fresh.followed = None
                 fresh.memo.clear()
                 try:
                     reconcile_run(
@@ -179,7 +230,7 @@ class RunIndex:
             try:
                 stored = self._open(for_writing=True)
                 if stored is not None:
-                    self._store(stored, self._changes(checkpoints, span, config))
+                    self._store(stored, self._changes(checkpoints, span, config), span)
             except (CatalogError, RunLocked, OSError) as error:
                 # E.g. no space for the first catalog of a run: the checkpoint is safe all the same.
                 self._give_up(error)
@@ -200,12 +251,18 @@ class RunIndex:
             moved=None if span is None else (str(span[0]), str(span[1])),
         )
 
-    def _store(self, stored: Fresh, changes: Changes) -> None:
+    def _store(self, stored: Fresh, changes: Changes, span: Span) -> None:
+        followed, stored.followed = stored.followed, None
         stored.stamp = None
+        stored.memo.clear()
         try:
             stored.run_id = stored.catalog.apply(changes, timeout_seconds=self._patience)
         except IndexStale:
             self._heal(stored, trust_own=False)
+            return
+        if span is not None and followed is not None and span[0].is_same(followed.stamp):
+            followed.move(changes.checkpoints, span[1])
+            stored.followed = followed
 
     def close(self) -> None:
         """Close the catalog; the next question opens it again."""
@@ -290,16 +347,19 @@ class RunIndex:
     def _heal(self, fresh: Fresh, *, trust_own: bool) -> None:
         stamp = scan.find_stamp(self._directory)
         if stamp is None:
-            fresh.run_id, fresh.stamp = None, None
+            fresh.run_id, fresh.stamp, fresh.followed = None, None, None
             return
-        if fresh.stamp == stamp:
+        followed = fresh.followed
+        if fresh.stamp == stamp or (trust_own and followed and followed.stamp.is_same(stamp)):
             return
         fresh.memo.clear()
-        fresh.stamp = None
+        fresh.stamp = fresh.followed = None
         if self._is_known(fresh, stamp, trust_own=trust_own):
+            fresh.followed = Followed(stamp)
             return
         if fresh is not self._memory and not self._is_ours():
             raise _Blocked("a run that was never written to is not repaired by looking at it")
+        started = time.monotonic()
         report = self._reconcile(fresh, assume=trust_own)
         if report.blocked and fresh is not self._memory:
             raise _Blocked(report.blocked)
@@ -310,6 +370,12 @@ class RunIndex:
             report = self._reconcile(fresh, assume=trust_own)
         fresh.run_id = report.run_id
         fresh.stamp = report.verified
+        now = scan.find_stamp(self._directory)
+        # What cannot be read may become readable without moving the stamp; a repair has moved it.
+        sure = all(action.kind != "unreadable" for action in report.actions)
+        if sure and now is not None and now.is_same(stamp):
+            ended = time.monotonic()
+            fresh.followed = Followed(now, ended, ended - started)
 
     def _reconcile(self, fresh: Fresh, *, assume: bool) -> RunReport:
         return reconcile_run(

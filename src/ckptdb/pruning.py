@@ -13,9 +13,13 @@ from ckptdb.disk.publish import Doomed
 from ckptdb.errors import UnreadableInfo
 from ckptdb.index import RunIndex
 from ckptdb.records import metrics_of
-from ckptdb.retention import Decision, Policy, decide
+from ckptdb.retention import Decision, Policy, decide, decide_below
 
 _COMPARED = 1000
+
+Judgement = tuple[Sequence[Candidate], Sequence[Decision]]
+"""What was judged, and how: all of a run, or those that rank below what is kept for its rank."""
+_NOTHING: Judgement = ((), ())
 
 
 def choose(
@@ -29,47 +33,84 @@ def choose(
         policy: The rules.
         exclude_latest: Always keep the highest step.
     """
-    if not policy.has_limit:
+    followed = index.follow()
+    if not policy.has_limit or (followed and policy.keeps_all(followed.at_most)):
         return ()
-
-    def judge(catalog: Catalog, run_id: int, _: Any) -> tuple[Decision, ...]:
-        if policy.keeps_all(catalog.count_live(run_id)):
-            return ()
-        candidates = catalog.candidates(run_id, policy.metric)
-        return decide(candidates, policy, exclude_latest=exclude_latest)
-
-    def judge_by_files(catalog: Catalog, run_id: int, _: Any) -> tuple[Decision, ...] | None:
-        candidates = catalog.candidates(run_id, policy.metric)
-        decisions = decide(candidates, policy, exclude_latest=exclude_latest)
-        doomed = {decision.step for decision in decisions if not decision.keep}
-        agree = _agree_with_files(directory, policy.metric, candidates, doomed)
-        return decisions if agree else None
-
-    # A stamp that only we advanced may hide what somebody did by hand in between. It is
-    # good enough to see that nothing has to go, not to choose what goes.
-    nothing: tuple[Decision, ...] = ()
-    if all(d.keep for d in index.ask(judge, nothing=nothing, trust_own=True)):
+    judge = _Judge(index, policy, exclude_latest=exclude_latest)
+    # A stamp that only we advanced may hide what somebody did by hand in between. It is good
+    # enough to see that nothing has to go. To choose what goes, the listing must not be old.
+    judged = index.ask(judge.quickly, nothing=_NOTHING, trust_own=True)
+    if all(decision.keep for decision in judged[1]):
         return ()
-    none: tuple[Decision, ...] | None = ()
-    decisions = index.ask(judge_by_files, nothing=none)
-    if decisions is None:
+    followed = index.follow()
+    if followed and followed.is_fresh and _agree_with_files(directory, policy.metric, judged, 0):
+        return _doomed(judged)
+
+    def by_files(catalog: Catalog, run_id: int, memo: Any) -> Judgement | None:
+        judged = judge.wholly(catalog, run_id, memo)
+        return judged if _agree_with_files(directory, policy.metric, judged, _COMPARED) else None
+
+    none: Judgement | None = _NOTHING
+    agreed = index.ask(by_files, nothing=none)
+    if agreed is None:
         index.read_again()
-        decisions = index.ask(judge_by_files, nothing=none)
+        agreed = index.ask(by_files, nothing=none)
     # Files that still say something else are being changed at this moment: next time.
-    return tuple(Doomed(d.step, d.uuid, d.reason) for d in decisions or () if not d.keep)
+    return _doomed(agreed or _NOTHING)
+
+
+class _Judge:
+    """Asks the index what a policy keeps of a run."""
+
+    def __init__(self, index: RunIndex, policy: Policy, *, exclude_latest: bool) -> None:
+        self._index = index
+        self._policy = policy
+        self._exclude_latest = exclude_latest
+
+    def quickly(self, catalog: Catalog, run_id: int, memo: Any) -> Judgement:
+        """Judge only those below the best, where each has a rank: the others need not be read."""
+        policy, followed = self._policy, self._index.follow()
+        metric, mode, best = policy.metric, policy.mode, policy.keep_top_k
+        if followed is None or metric not in followed.ranked_by:
+            return self.wholly(catalog, run_id, memo)
+        if metric is None or mode is None or best is None or policy.save_period != 1:
+            return self.wholly(catalog, run_id, memo)
+        followed.at_most = catalog.count_ranked(run_id, metric)
+        below = catalog.worst(run_id, metric, mode, max(followed.at_most - best, 0))
+        newest = catalog.newest_steps(run_id, max(policy.ft_keep_latest_k or 0, 1))
+        return below, decide_below(below, policy, newest, exclude_latest=self._exclude_latest)
+
+    def wholly(self, catalog: Catalog, run_id: int, _: Any) -> Judgement:
+        """Judge all, unless there are so few that nothing can go."""
+        policy, followed = self._policy, self._index.follow()
+        count = catalog.count_live(run_id)
+        if followed:
+            followed.at_most = count
+        if policy.keeps_all(count):
+            return _NOTHING
+        candidates = catalog.candidates(run_id, policy.metric)
+        if followed and policy.metric and all(c.value is not None for c in candidates):
+            followed.ranked_by |= {policy.metric}
+        return candidates, decide(candidates, policy, exclude_latest=self._exclude_latest)
+
+
+def _doomed(judged: Judgement) -> tuple[Doomed, ...]:
+    return tuple(Doomed(d.step, d.uuid, d.reason) for d in judged[1] if not d.keep)
 
 
 def _agree_with_files(
-    directory: Path, metric: str | None, candidates: Sequence[Candidate], doomed: set[int]
+    directory: Path, metric: str | None, judged: Judgement, most_kept: int
 ) -> bool:
     """Whether what is about to be judged by the index is what the files say.
 
     SQLite has no checksums: a flipped bit may turn the best checkpoint into the worst.
     """
+    candidates, decisions = judged
+    doomed = {decision.step for decision in decisions if not decision.keep}
     if metric is None or not doomed:
         return True
     # Those that go are all read; of the others as many as cost less than the save itself.
-    kept = [c for c in candidates if c.step not in doomed][:_COMPARED]
+    kept = [c for c in candidates if c.step not in doomed][:most_kept]
     for candidate in (*(c for c in candidates if c.step in doomed), *kept):
         path = directory / names.final_name(candidate.step)
         with suppress(UnreadableInfo):  # what cannot be read has been found by the listing

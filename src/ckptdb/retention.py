@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from ckptdb.catalog.catalog import Candidate
@@ -56,7 +56,7 @@ class Policy:
         """Whether anything can ever go."""
         return self.keep_top_k is not None or self.ft_keep_latest_k is not None
 
-    def keeps_all(self, count: int) -> bool:
+    def keeps_all(self, count: float) -> bool:
         """Whether nothing can go as long as there are no more than ``count`` checkpoints."""
         if not self.has_limit or (self.ft_keep_latest_k or 0) >= count:
             return True
@@ -85,15 +85,37 @@ def decide(
         exclude_latest: Always keep the highest step.
     """
     kept = _kept(candidates, policy, exclude_latest=exclude_latest)
-    return tuple(
-        Decision(
-            candidate.step,
-            candidate.uuid,
-            candidate.step in kept,
-            kept.get(candidate.step) or _why_not(candidate, policy),
-            candidate.size_bytes,
-        )
-        for candidate in sorted(candidates, key=lambda c: c.step)
+    by_step = sorted(candidates, key=lambda c: c.step)
+    return tuple(_decision(candidate, kept, policy) for candidate in by_step)
+
+
+def decide_below(
+    candidates: Sequence[Candidate], policy: Policy, newest: Sequence[int], *, exclude_latest: bool
+) -> tuple[Decision, ...]:
+    """Judge the checkpoints of a run that rank below the best ``keep_top_k``, as `decide` does.
+
+    Args:
+        candidates: All that rank there.
+        policy: Of nothing but ``keep_top_k`` by a metric, and the newest.
+        newest: The highest steps of the run, the highest first, as many as the policy keeps of
+            the newest, and at least one.
+        exclude_latest: Always keep the highest step.
+    """
+    why = f"kept: among the {policy.ft_keep_latest_k} newest"
+    kept = dict.fromkeys(newest[: policy.ft_keep_latest_k or 0], why)
+    if exclude_latest:
+        kept |= dict.fromkeys(newest[:1], "kept: the latest")
+    kept |= {c.step: "kept: pinned" for c in candidates if c.pinned}
+    return tuple(_decision(candidate, kept, policy) for candidate in candidates)
+
+
+def _decision(candidate: Candidate, kept: Mapping[int, str], policy: Policy) -> Decision:
+    return Decision(
+        candidate.step,
+        candidate.uuid,
+        candidate.step in kept,
+        kept.get(candidate.step) or _why_not(candidate, policy),
+        candidate.size_bytes,
     )
 
 

@@ -147,7 +147,7 @@ def collect(
         dry_run: Only say what would go.
     """
     observed = scan.observe(publisher.directory)
-    pinned = journal.find_pinned(identity.hidden(publisher.directory))
+    pinned = journal.Pins(identity.hidden(publisher.directory)).find()
     unfinished = [tmp for tmp in observed.tmps.values() if tmp.abandoned]
     retired = [left for left in observed.trash if left.uuid not in pinned]
     leftovers = (

@@ -14,6 +14,7 @@ from pathlib import Path
 
 import pytest
 from sqlalchemy import text
+from sqlalchemy.engine.base import RootTransaction
 
 from ckptdb.catalog import schema
 from ckptdb.catalog.engine import Database, script_location, set_aside
@@ -809,3 +810,16 @@ def test_the_same_catalog_works_on_postgresql(postgres_url):
             add(database, "a")
         with closing(Database.open(location)) as again:
             assert again.revision() == schema.HEAD
+
+
+def test_an_interrupt_in_the_middle_of_a_commit_stays_one(database: Database, monkeypatch):
+    def interrupted(_: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(RootTransaction, "_do_commit", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            add(database, "lost")
+    assert count(database) == 0
+    add(database, "kept")
+    assert count(database) == 1

@@ -295,7 +295,9 @@ def test_without_proc_only_the_pid_counts(monkeypatch):
         raise FileNotFoundError
 
     monkeypatch.setattr(Path, "read_text", refuse)
+    identity._born.cache_clear()
     writer = this_writer()
+    identity._born.cache_clear()
     assert (writer.started, writer.boot, writer.is_alive) == (None, None, True)
 
 

@@ -390,4 +390,4 @@ def test_pins_are_found_without_understanding_the_rest(run, hidden, seed):
         note(Fact(time(number), kind, chance.choice([UUID, OTHER]), details), hidden=hidden)
 
     told = journal.read(hidden, run).annotations
-    assert journal.find_pinned(hidden) == {uuid for uuid, found in told.items() if found.pinned}
+    assert journal.Pins(hidden).find() == {uuid for uuid, found in told.items() if found.pinned}

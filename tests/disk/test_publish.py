@@ -123,7 +123,7 @@ def test_an_incomplete_leftover_goes_to_the_trash_with_a_record(publisher):
 
 def test_a_complete_leftover_is_published_first(publisher):
     path = stage(publisher, 5, 0.1)
-    sealed = publisher._seal(publisher.establish(), path, 5, None)
+    sealed = publisher._seal(publisher.establish(), path, 5, None).manifest
 
     staged = publisher.stage(5, b'{"loss": 0.2}', None)
 
@@ -135,7 +135,7 @@ def test_a_complete_leftover_is_published_first(publisher):
 
 def test_a_complete_leftover_that_replaces_goes_first_and_the_old_one_is_told(publisher):
     old = save(publisher, 5, 0.1)
-    sealed = publisher._seal(publisher.establish(), stage(publisher, 5, 0.2), 5, None)
+    sealed = publisher._seal(publisher.establish(), stage(publisher, 5, 0.2), 5, None).manifest
 
     staged = publisher.stage(5, b'{"loss": 0.3}', None)
 
@@ -144,7 +144,7 @@ def test_a_complete_leftover_that_replaces_goes_first_and_the_old_one_is_told(pu
 
 
 def test_a_complete_leftover_of_something_unrelated_is_discarded(publisher):
-    sealed = publisher._seal(publisher.establish(), stage(publisher, 5, 0.1), 5, None)
+    sealed = publisher._seal(publisher.establish(), stage(publisher, 5, 0.1), 5, None).manifest
     put_by_nemo_rl(publisher.directory, 5)
 
     staged = publisher.stage(5, b'{"loss": 0.3}', None)
@@ -155,7 +155,7 @@ def test_a_complete_leftover_of_something_unrelated_is_discarded(publisher):
 
 def test_what_was_replaced_before_a_crash_is_put_away_without_a_second_record(publisher):
     old = save(publisher, 5, 0.1)
-    sealed = publisher._seal(publisher.establish(), stage(publisher, 5, 0.2), 5, None)
+    sealed = publisher._seal(publisher.establish(), stage(publisher, 5, 0.2), 5, None).manifest
     durable.exchange(publisher.directory / "tmp_step_5", publisher.directory / "step_5")
 
     staged = publisher.stage(5, b"{}", None)
@@ -333,7 +333,7 @@ def test_a_checkpoint_that_somebody_published_for_us_is_found(publisher, monkeyp
 
     def seal_then_be_adopted(*arguments):
         sealed = real(*arguments)
-        assert other.adopt(path).checkpoint.uuid == sealed.uuid
+        assert other.adopt(path).checkpoint.uuid == sealed.manifest.uuid
         return sealed
 
     monkeypatch.setattr(publisher, "_seal", seal_then_be_adopted)

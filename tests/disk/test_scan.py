@@ -114,7 +114,7 @@ def test_a_watch_spans_our_own_changes(run):
     assert watch.span is None
     first = scan.find_stamp(run)
     for name in "ab":
-        with watch.change():
+        with watch.change(links=1):
             (run / name).mkdir()
     assert watch.span == (first, scan.find_stamp(run))
 
@@ -122,9 +122,18 @@ def test_a_watch_spans_our_own_changes(run):
 def test_a_watch_notices_what_others_change_between(run):
     watch = Watch(run)
     for name in "ab":
-        with watch.change():
+        with watch.change(links=1):
             (run / name).mkdir()
         (run / f"theirs {name}").mkdir()
+    assert watch.span is None
+
+
+def test_a_watch_notices_what_others_change_at_the_same_moment(run):
+    watch = Watch(run)
+    (run / ".ckptdb").mkdir()
+    with watch.change(links=1):
+        (run / "a").mkdir()
+        (run / "theirs").mkdir()
     assert watch.span is None
 
 

@@ -24,6 +24,7 @@ from ckptdb.catalog.statements import (
     BY_ID,
     CANDIDATES,
     COUNT_LIVE,
+    COUNT_RANKED,
     COUNTS,
     DELETE_RUN,
     GONE_BY_UUID,
@@ -35,11 +36,13 @@ from ckptdb.catalog.statements import (
     METRIC_NAMES_OF_RUN,
     NEWEST,
     NEWEST_OF_RUN,
+    NEWEST_STEPS,
     PINNED_GONE,
     RUN_BY_UUID,
     RUNS,
     RUNS_AT,
     STEPS_WITHOUT,
+    WORST,
     chunks,
     listing,
     ranking,
@@ -156,17 +159,21 @@ class Catalog:
     def candidates(self, run_id: int, metric: str | None) -> tuple[Candidate, ...]:
         """Return a run's live, trusted checkpoints with their value of a metric, by step."""
         rows = self._rows(CANDIDATES, {"run_id": run_id, "name": metric})
-        return tuple(
-            Candidate(
-                row.step,
-                row.uuid,
-                row.value,
-                bool(row.pinned),
-                row.size_bytes,
-                late=row.source not in (None, TRAINING_INFO),
-            )
-            for row in rows
-        )
+        return tuple(map(_candidate, rows))
+
+    def count_ranked(self, run_id: int, metric: str) -> int:
+        """Return how many live, trusted checkpoints of a run have a finite value of a metric."""
+        return self._number(COUNT_RANKED, {"run_id": run_id, "name": metric}) or 0
+
+    def worst(self, run_id: int, metric: str, mode: Mode, count: int) -> tuple[Candidate, ...]:
+        """Return the lowest ranking of a run's checkpoints that rank, the worst first."""
+        given = {"run_id": run_id, "name": metric, "count": count}
+        return tuple(_candidate(row) for row in self._rows(WORST[mode], given))
+
+    def newest_steps(self, run_id: int, count: int) -> tuple[int, ...]:
+        """Return the highest steps of a run's trusted checkpoints, the highest first."""
+        rows = self._rows(NEWEST_STEPS, {"run_id": run_id, "count": count})
+        return tuple(row.step for row in rows)
 
     def counts(self) -> tuple[int, int]:
         """Return how many runs and how many checkpoints there are, gone ones included."""
@@ -399,6 +406,17 @@ class Catalog:
 
     def _broken(self, what: str) -> CatalogBroken:
         return CatalogBroken(str(self.database.location), f"it holds {what}")
+
+
+def _candidate(row: Row[Any]) -> Candidate:
+    return Candidate(
+        row.step,
+        row.uuid,
+        row.value,
+        bool(row.pinned),
+        row.size_bytes,
+        late=row.source not in (None, TRAINING_INFO),
+    )
 
 
 def _given(**parameters: object) -> dict[str, object]:

@@ -225,6 +225,11 @@ class Database:
             yield
         except _TRANSLATED as error:
             raise self._dialect.explain(_origin(error), self.location) from error
+        except AssertionError as error:
+            # What SQLAlchemy makes of an interrupt in the middle of its commit.
+            if isinstance(error.__context__, KeyboardInterrupt | SystemExit):
+                raise error.__context__ from None
+            raise
 
     def _turn(self, timeout_seconds: float) -> AbstractContextManager[None]:
         return nullcontext() if self._lock is None else self._locked(self._lock, timeout_seconds)

@@ -94,6 +94,18 @@ LATEST_STEP = (
 
 COUNT_LIVE = select(func.count()).where(_OF_RUN, TRUSTED)
 
+# In an index that holds nothing else.
+COUNT_RANKED = select(func.count()).where(
+    metrics.c.run_id == bindparam("run_id"), metrics.c.name == bindparam("name"), RANKED
+)
+
+NEWEST_STEPS = (
+    select(checkpoints.c.step)
+    .where(_OF_RUN, TRUSTED)
+    .order_by(checkpoints.c.step.desc())
+    .limit(bindparam("count"))
+)
+
 STEPS_WITHOUT = (
     select(checkpoints.c.step)
     .where(_OF_RUN, TRUSTED)
@@ -107,11 +119,13 @@ STEPS_WITHOUT = (
     .order_by(checkpoints.c.step)
 )
 
+_CANDIDATE = (
+    checkpoints.c.step, checkpoints.c.uuid, checkpoints.c.pinned, checkpoints.c.size_bytes,
+    metrics.c.value, metrics.c.source,
+)  # fmt: skip
+
 CANDIDATES = (
-    select(
-        checkpoints.c.step, checkpoints.c.uuid, checkpoints.c.pinned, checkpoints.c.size_bytes,
-        metrics.c.value, metrics.c.source,
-    )
+    select(*_CANDIDATE)
     .outerjoin(
         metrics,
         and_(metrics.c.checkpoint_id == checkpoints.c.id, metrics.c.name == bindparam("name")),
@@ -139,6 +153,20 @@ def _best_step(mode: Mode) -> Select[Any]:
         .limit(literal_column("1"))
     )
 
+
+def _worst(mode: Mode) -> Select[Any]:
+    value = metrics.c.value.desc() if mode == "min" else metrics.c.value
+    return (
+        select(*_CANDIDATE)
+        .join_from(metrics, checkpoints, checkpoints.c.id == metrics.c.checkpoint_id)
+        .where(metrics.c.run_id == bindparam("run_id"), metrics.c.name == bindparam("name"))
+        .where(RANKED)
+        .order_by(value, metrics.c.step)
+        .limit(bindparam("count"))
+    )
+
+
+WORST = {"min": _worst("min"), "max": _worst("max")}
 
 BEST_STEP = {"min": _best_step("min"), "max": _best_step("max")}
 

@@ -118,21 +118,28 @@ def make_directories(path: Path, *, durable: bool) -> None:
 
 def write_new(path: Path, content: bytes, *, durable: bool) -> None:
     """Write a file that must not exist yet."""
-    with path.open("xb") as file:
-        file.write(content)
+    handle = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o666)
+    try:
+        left = memoryview(content)
+        while left:
+            left = left[os.write(handle, left) :]
         if durable:
-            file.flush()
-            os.fsync(file.fileno())
+            os.fsync(handle)
+    finally:
+        os.close(handle)
 
 
 def write_json(path: Path, content: Mapping[str, Any], *, durable: bool) -> None:
     """Put a JSON file at ``path`` in one step: a reader sees the old one or the new one."""
     staging = path.with_name(f".{path.name}.{uuid.uuid4()}")
+    # A line for each key is legible; json's own indentation takes ten times as long.
+    lines = ",\n".join(f" {json.dumps(key)}: {json.dumps(content[key])}" for key in content)
     try:
-        write_new(staging, json.dumps(content, indent=1).encode() + b"\n", durable=durable)
-        staging.replace(path)
+        write_new(staging, f"{{\n{lines}\n}}\n".encode(), durable=durable)
+        os.replace(staging, path)
     except OSError:
-        staging.unlink(missing_ok=True)
+        with suppress(FileNotFoundError):
+            os.unlink(staging)
         raise
     if durable:
         fsync(path.parent)

@@ -13,6 +13,7 @@ import time
 import uuid
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +26,8 @@ from ckptdb.records import Run, is_storable, utc
 _NAMESPACE = uuid.UUID("2f6a3c1e-8d0b-4b7e-9a54-6c1f0e7d2b93")
 _RUN = "run.json"
 _ROOT = "root.json"
+_YOUNG_SECONDS = 2.0
+_MOST_IDENTITIES = 1024
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,6 +49,10 @@ class Identity:
     problem: str | None = None
 
 
+_identities: dict[Path, tuple[tuple[int, ...], Identity]] = {}
+"""By directory, what its run.json said, and what the two looked like."""
+
+
 def hidden(directory: Path) -> Path:
     """Return the folder where ckptdb keeps what is not a checkpoint."""
     return directory / names.HIDDEN
@@ -57,14 +64,27 @@ def identify(directory: Path) -> Identity:
     Raises:
         OSError: The directory, or its run.json, cannot be read now.
     """
-    inode = directory.stat().st_ino
+    inode = os.stat(directory).st_ino
     path = hidden(directory) / _RUN
-    derived = _derive(str(directory))
-    # The name is for people and databases; the directory keeps bytes that are no text.
-    name = os.fsencode(directory.name).decode(errors="replace")
-    unknown = Run(uuid=derived, name=name, directory=directory)
-    if not durable.is_there(path):
-        return Identity(unknown, derived, recorded=False, marked=False)
+    file = _find_status(path)
+    if file is None:
+        unknown = _unknown(directory)
+        return Identity(unknown, unknown.uuid, recorded=False, marked=False)
+    # It is only ever replaced, never written to; read again while it is too young to be sure.
+    seen = (inode, file.st_ino, file.st_size, file.st_mtime_ns, file.st_ctime_ns)
+    known = _identities.get(directory)
+    if known is not None and known[0] == seen:
+        return known[1]
+    found = _read(directory, inode, path)
+    if found.recorded and time.time() - file.st_ctime > _YOUNG_SECONDS:
+        if len(_identities) >= _MOST_IDENTITIES:
+            _identities.clear()
+        _identities[directory] = (seen, found)
+    return found
+
+
+def _read(directory: Path, inode: int, path: Path) -> Identity:
+    unknown = _unknown(directory)
     try:
         content, _ = load_json(path)
         known = str(uuid.UUID(content["uuid"]))
@@ -72,7 +92,7 @@ def identify(directory: Path) -> Identity:
         if isinstance(error, UnreadableInfo):
             raise_if_unknown(error)
         problem = str(error) if isinstance(error, UnreadableInfo) else f"{path} has no uuid."
-        return Identity(unknown, derived, recorded=False, marked=True, problem=problem)
+        return Identity(unknown, unknown.uuid, recorded=False, marked=True, problem=problem)
     run = replace(
         unknown,
         uuid=known,
@@ -86,6 +106,19 @@ def identify(directory: Path) -> Identity:
         return Identity(run, origin, recorded=True, marked=True)
     copy = replace(run, uuid=_derive(f"{known}\0{directory}"), forked_from=known)
     return Identity(copy, origin, recorded=False, marked=True)
+
+
+def _unknown(directory: Path) -> Run:
+    # The name is for people and databases; the directory keeps bytes that are no text.
+    name = os.fsencode(directory.name).decode(errors="replace")
+    return Run(uuid=_derive(str(directory)), name=name, directory=directory)
+
+
+def _find_status(path: Path) -> os.stat_result | None:
+    try:
+        return os.lstat(path)
+    except (FileNotFoundError, NotADirectoryError):
+        return None
 
 
 def establish(
@@ -211,13 +244,15 @@ class Process:
 
 def this_process() -> dict[str, Any]:
     """Return what a `Process` is made of, for the calling one."""
-    pid = os.getpid()
-    return {
-        "host": socket.gethostname(),
-        "pid": pid,
-        "started": _started(pid),
-        "boot": _boot(),
-    }
+    return {"host": socket.gethostname(), **_born(os.getpid())}
+
+
+@lru_cache(1)
+def _born(pid: int) -> dict[str, Any]:
+    return {"pid": pid, "started": _started(pid), "boot": _boot()}
+
+
+os.register_at_fork(after_in_child=_born.cache_clear)
 
 
 def legible_process(content: Mapping[str, Any]) -> dict[str, Any]:

@@ -126,12 +126,21 @@ def load_json(path: Path) -> tuple[dict[str, Any], bytes]:
     """
     raw = read_regular(path, MAX_BYTES)
     try:
-        content = json.loads(raw.decode())
+        content = parse(raw)
     except (ValueError, RecursionError) as error:
         raise UnreadableInfo(path, f"is not JSON ({_first_line(error)})") from error
     if not isinstance(content, dict):
         raise UnreadableInfo(path, f"holds a {type(content).__name__}, not an object")
     return content, raw
+
+
+def parse(raw: bytes) -> Any:
+    """Return what JSON in UTF-8 says.
+
+    Raises:
+        ValueError, RecursionError: It is none.
+    """
+    return json.loads(raw.decode())
 
 
 def raise_if_unknown(error: UnreadableInfo) -> None:

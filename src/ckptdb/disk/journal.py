@@ -130,13 +130,40 @@ def read(hidden: Path, run: Run) -> Facts:
     )
 
 
-def find_pinned(hidden: Path) -> frozenset[str]:
-    """Return the uuids that are pinned, understanding no more of the journal than that takes."""
-    pinned: dict[str, bool] = {}
-    for fact in _facts(hidden, holding=b'pin"'):
-        if fact.kind in ("pin", "unpin"):
-            pinned[fact.uuid] = fact.kind == "pin"
-    return frozenset(uuid for uuid, holds in pinned.items() if holds)
+class Pins:
+    """Which checkpoints of a run are pinned; of a journal that has grown it reads the new lines."""
+
+    def __init__(self, hidden: Path) -> None:
+        self._hidden = hidden
+        # In one piece: another thread may be asking too.
+        self._known: tuple[int, int, Mapping[str, bool]] = (0, 0, {})
+
+    def find(self) -> frozenset[str]:
+        """Return the uuids that are pinned, understanding no more than that takes.
+
+        Raises:
+            OSError: The journal is there and cannot be read.
+        """
+        inode, read_bytes, known = self._known
+        try:
+            handle = _open(self._hidden / _NAME, os.O_RDONLY)
+        except (FileNotFoundError, NotADirectoryError):
+            return frozenset()
+        with os.fdopen(handle, "rb", _PART_BYTES) as file:
+            now = os.fstat(handle)
+            if now.st_ino != inode or now.st_size < read_bytes:
+                read_bytes, known = 0, {}
+            pinned = dict(known)
+            file.seek(read_bytes)
+            for line in _lines(file):
+                fact = _parse(line) if b'pin"' in line else None
+                if fact and fact.kind in ("pin", "unpin"):
+                    pinned[fact.uuid] = fact.kind == "pin"
+                # What is torn, or is just being written, is looked at again.
+                if line.endswith(b"\n"):
+                    read_bytes = file.tell()
+        self._known = (now.st_ino, read_bytes, pinned)
+        return frozenset(uuid for uuid, holds in pinned.items() if holds)
 
 
 def annotated(checkpoint: Checkpoint, annotations: Annotations) -> Checkpoint:
@@ -169,14 +196,14 @@ def _open(path: Path, flags: int) -> int:
     raise OSError(code, os.strerror(code), str(path))
 
 
-def _facts(hidden: Path, *, holding: bytes = b"") -> Iterator[Fact]:
+def _facts(hidden: Path) -> Iterator[Fact]:
     try:
         handle = _open(hidden / _NAME, os.O_RDONLY)
     except (FileNotFoundError, NotADirectoryError):
         return
     with os.fdopen(handle, "rb", _PART_BYTES) as file:
         for line in _lines(file):
-            fact = _parse(line) if holding in line else None
+            fact = _parse(line)
             if fact:
                 yield fact
 

@@ -10,7 +10,7 @@ import os
 import stat
 import uuid
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 
 from ckptdb.disk import durable, names
@@ -46,6 +46,9 @@ class Manifest:
         return sum(self.files.values())
 
 
+_FIELDS = tuple(field.name for field in fields(Manifest))
+
+
 def list_files(folder: Path) -> dict[str, int]:
     """Return the size in bytes of every file of a checkpoint; symlinks count as themselves."""
     found = {}
@@ -60,7 +63,8 @@ def list_files(folder: Path) -> dict[str, int]:
 
 def write(folder: Path, manifest: Manifest, *, make_durable: bool) -> None:
     """Put the manifest into a checkpoint directory, replacing an earlier one in one step."""
-    durable.write_json(folder / names.MANIFEST, asdict(manifest), durable=make_durable)
+    content = {name: getattr(manifest, name) for name in _FIELDS}
+    durable.write_json(folder / names.MANIFEST, content, durable=make_durable)
 
 
 def find(folder: Path) -> Manifest | None:

@@ -16,7 +16,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from ckptdb.disk import durable, identity, journal, lease, manifest, names, scan
+from ckptdb.disk import durable, identity, info, journal, lease, manifest, names, scan
 from ckptdb.disk.identity import Identity, Writer
 from ckptdb.disk.journal import Fact
 from ckptdb.disk.lease import Lease
@@ -79,6 +79,32 @@ class Doomed:
     force: bool = False
 
 
+@dataclass(frozen=True, slots=True)
+class _Sealed:
+    """A ``tmp_step_N`` whose manifest is written.
+
+    Attributes:
+        staged: Its record, when it was read just before by this process.
+    """
+
+    manifest: Manifest
+    staged: Checkpoint | None = None
+
+    def published_at(self, final: Path) -> Checkpoint | None:
+        """Return its record under its final name, None when that has to be read."""
+        if self.staged is None:
+            return None
+        return replace(
+            self.staged,
+            path=final,
+            status="final",
+            finalized_at=self.manifest.finalized_at,
+            size_bytes=self.manifest.size_bytes,
+            file_count=len(self.manifest.files),
+            parent=self.manifest.parent,
+        )
+
+
 class Publisher:
     """Changes one run directory; the only code that does.
 
@@ -104,6 +130,7 @@ class Publisher:
         self._clock = clock
         self._failed: set[Path] = set()
         self._names_durable = not make_durable
+        self._pins = journal.Pins(self._hidden)
 
     # --- staging ------------------------------------------------------------------------
 
@@ -116,11 +143,16 @@ class Publisher:
         durable.make_directories(self._hidden, durable=self._durable)
         return lease.take(self._hidden, since=self._now())
 
-    def stage(self, step: int, info: bytes, config: bytes | None) -> Staged:
+    def stage(self, step: int, content: bytes, config: bytes | None) -> Staged:
         """Create ``tmp_step_N`` with its metadata.
 
         A complete leftover of that step is published first, an incomplete one goes to the
         trash.
+
+        Args:
+            step: Training step.
+            content: Of training_info.json.
+            config: Content of config.yaml, None for no such file.
 
         Raises:
             StepInUse: Another live process on this machine is writing that step.
@@ -132,17 +164,17 @@ class Publisher:
             created_at = self._now()
             checkpoint_uuid = str(uuid.uuid4())
             self._failed.discard(path)
-            with watch.change():
+            with watch.change(links=1):
                 path.mkdir()
                 try:
-                    self._write_metadata(path, info, config, checkpoint_uuid, created_at)
+                    self._write_metadata(path, content, config, checkpoint_uuid, created_at)
                 except OSError:
                     # Not one byte of the loop's is in it yet; do not leave half a file.
                     durable.remove_tree(path)
                     raise
-            return Staged(
-                scan.load_tmp(who, path, step).checkpoint, tuple(gone), tuple(adopted), watch.span
-            )
+            born = (checkpoint_uuid, created_at)
+            checkpoint = scan.as_staged(who, path, step, born, info.parse(content))
+            return Staged(checkpoint, tuple(gone), tuple(adopted), watch.span)
 
     def discard(self, path: Path, *, reason: str, uuid: str | None = None) -> Retired:
         """Give up a ``tmp_step_N``: record that, and take it out of sight.
@@ -204,7 +236,7 @@ class Publisher:
             failed: list[OSError] = []
             found = list(self._unchanged(who, doomed, failed))
             # By the journal: whoever judged may not have known of the latest pin.
-            pinned = journal.find_pinned(self._hidden) if found else frozenset()
+            pinned = self._pins.find() if found else frozenset()
             leaving = [(cp, doom) for cp, doom in found if doom.force or cp.uuid not in pinned]
             at = self._now()
             facts = [journal.gone(cp, "deleted", doom.reason, at) for cp, doom in leaving]
@@ -280,7 +312,7 @@ class Publisher:
 
     def _remove_retired(self, failed: list[OSError]) -> int:
         retired = [left for left in scan.list_trash(self.directory) if left.recorded]
-        pinned = journal.find_pinned(self._hidden) if retired else frozenset()
+        pinned = self._pins.find() if retired else frozenset()
         doomed = [left for left in retired if left.uuid not in pinned]
         if doomed:
             # Who retired them may not have come to this: a name that comes back must be whole.
@@ -355,16 +387,19 @@ class Publisher:
         return [], []
 
     def _write_metadata(
-        self, path: Path, info: bytes, config: bytes | None, checkpoint_uuid: str, created_at: str
-    ) -> None:
+        self, path: Path, content: bytes, config: bytes | None, checkpoint_uuid: str,
+        created_at: str,
+    ) -> None:  # fmt: skip
         writer = Writer.this_process(checkpoint_uuid, created_at)
-        durable.write_new(path / names.INFO, info, durable=False)
+        durable.write_new(path / names.INFO, content, durable=False)
         if config is not None:
             durable.write_new(path / names.CONFIG, config, durable=False)
         identity.write_writer(path, writer)
 
-    def _seal_or_withdraw(self, path: Path, step: int, parent: str | None) -> Manifest:
-        who = self.establish()
+    def _seal_or_withdraw(self, path: Path, step: int, parent: str | None) -> _Sealed:
+        who = identity.identify(self.directory)
+        if not who.recorded:
+            who = self.establish()
         try:
             return self._seal(who, path, step, parent)
         except OSError:
@@ -373,14 +408,15 @@ class Publisher:
                 (path / names.MANIFEST).unlink(missing_ok=True)
             raise
 
-    def _seal(self, who: Identity, path: Path, step: int, parent: str | None) -> Manifest:
-        tmp = scan.load_tmp(who, path, step)
+    def _seal(self, who: Identity, path: Path, step: int, parent: str | None) -> _Sealed:
+        staged = scan.find_staged(who, path, step)
+        tmp = staged or scan.load_tmp(who, path, step).checkpoint
         if self._durable:
             durable.fsync_tree(path)
         sealed = Manifest(
-            uuid=tmp.checkpoint.uuid,
+            uuid=tmp.uuid,
             step=step,
-            created_at=tmp.checkpoint.created_at,
+            created_at=tmp.created_at,
             finalized_at=self._now(),
             parent=parent,
             replaces=scan.find_uuid(who, self._final(step), step),
@@ -391,37 +427,41 @@ class Publisher:
         # From here on another process may publish it for us. It need not be durable: after a power
         # cut nobody is taken for this process.
         (path / names.WRITER).unlink(missing_ok=True)
-        return sealed
+        return _Sealed(sealed, staged)
 
     def _publish_or_find(
-        self, who: Identity, watch: Watch, path: Path, sealed: Manifest
+        self, who: Identity, watch: Watch, path: Path, sealed: _Sealed
     ) -> Published:
-        final = self._final(sealed.step)
-        if scan.find_uuid(who, final, sealed.step) == sealed.uuid:
+        step, uuid = sealed.manifest.step, sealed.manifest.uuid
+        final = self._final(step)
+        if scan.find_uuid(who, final, step) == uuid:
             # Another process came between our manifest and our rename, and published for us. What
             # has our name by now may be a save of its own.
-            return Published(scan.load(who, final, sealed.step), None, None)
-        if scan.find_uuid(who, path, sealed.step) != sealed.uuid:
+            return Published(scan.load(who, final, step), None, None)
+        if scan.find_uuid(who, path, step) != uuid:
             raise NoCheckpointHere(path, _NOT_THERE)
         return self._publish(who, watch, path, sealed)
 
-    def _publish(self, who: Identity, watch: Watch, path: Path, sealed: Manifest) -> Published:
-        final = self._final(sealed.step)
-        current = scan.find_uuid(who, final, sealed.step)
+    def _publish(self, who: Identity, watch: Watch, path: Path, sealed: _Sealed) -> Published:
+        step = sealed.manifest.step
+        final = self._final(step)
+        current = scan.find_uuid(who, final, step)
         if current is None and durable.is_there(final):
             raise StepTaken(final)
-        if current != sealed.replaces:
+        if current != sealed.manifest.replaces:
             # Somebody published or removed this step since it was sealed; say what is true now.
-            sealed = replace(sealed, replaces=current)
-            manifest.write(path, sealed, make_durable=self._durable)
+            said = replace(sealed.manifest, replaces=current)
+            manifest.write(path, said, make_durable=self._durable)
+        old: Checkpoint | None = None
         if current is None:
             with watch.change():
                 durable.rename_new(path, final)
             self._sync_directory()
-            return Published(scan.load(who, final, sealed.step), None, watch.span)
-        old = self._record_replaced(who, watch, final, sealed)
-        self._swap(watch, path, old)
-        return Published(scan.load(who, final, sealed.step), old, watch.span)
+        else:
+            old = self._record_replaced(who, watch, final, sealed.manifest)
+            self._swap(watch, path, old)
+        published = sealed.published_at(final) or scan.load(who, final, step)
+        return Published(published, old, watch.span)
 
     def _record_replaced(
         self, who: Identity, watch: Watch, final: Path, sealed: Manifest
@@ -459,7 +499,7 @@ class Publisher:
             (path / names.WRITER).unlink(missing_ok=True)
             if self._durable:
                 durable.fsync_tree(path)
-            return self._publish(who, watch, path, tmp.manifest)
+            return self._publish(who, watch, path, _Sealed(tmp.manifest))
         if tmp.fate == "trash":
             self._set_aside(watch, path, step, tmp.published_uuid)
         return None
@@ -553,9 +593,12 @@ class Publisher:
         for doom in doomed:
             path = self._final(doom.step)
             try:
-                if scan.find_uuid(who, path, doom.step) == doom.uuid:
-                    # What cannot be read now cannot be recorded: it stays, unless it is forced.
-                    yield scan.load(who, path, doom.step, strict=not doom.force), doom
+                if not durable.is_folder(path):
+                    continue
+                # What cannot be read now cannot be recorded: it stays, unless it is forced.
+                found = scan.load(who, path, doom.step, strict=not doom.force)
+                if found.uuid == doom.uuid:
+                    yield found, doom
             except FileNotFoundError:
                 continue  # removed by hand meanwhile
             except OSError as error:
@@ -580,7 +623,7 @@ class Publisher:
             name = names.trash_name(step, checkpoint_uuid, recorded=recorded, attempt=attempt)
             target = trash / name
             try:
-                with watch.change():
+                with watch.change(links=-1 if path.parent == self.directory else 0):
                     durable.rename_new(path, target)
             except OSError as error:
                 # A checkpoint copied back by hand and retired again has the same uuid.

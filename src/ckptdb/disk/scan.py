@@ -36,6 +36,7 @@ change to its files it counts as dead."""
 _GAP_SECONDS = 2.0
 """How long a reader waits for a name that a replacement in two renames has taken away."""
 _LOOKS = 5
+_UNCOUNTED = 2
 
 # Errors of the very file; any other one, such as no descriptor left, may befall all of them.
 _OF_ONE_DIRECTORY = frozenset(
@@ -45,11 +46,17 @@ _OF_ONE_DIRECTORY = frozenset(
 
 @dataclass(frozen=True, slots=True)
 class Stamp:
-    """What moves whenever a run changes: the directory's mtime and link count, the journal."""
+    """What moves whenever a run changes: the directory's mtime and link count, the journal.
+
+    Attributes:
+        changed_ns: The directory's ctime, which nobody can set back. It is not stored, and two
+            stamps are equal without it; see `is_same`.
+    """
 
     mtime_ns: int
     links: int
     journal_bytes: int
+    changed_ns: int = field(default=0, compare=False)
 
     def __str__(self) -> str:
         return f"{self.mtime_ns}:{self.links}:{self.journal_bytes}"
@@ -58,6 +65,10 @@ class Stamp:
     def parse(cls, text: str) -> Stamp:
         """Read what ``str()`` wrote."""
         return cls(*map(int, text.split(":")))
+
+    def is_same(self, other: Stamp | None) -> bool:
+        """Whether nothing has changed between the two, by the ctime too."""
+        return other is not None and self == other and self.changed_ns == other.changed_ns
 
     def is_settled(self) -> bool:
         """Whether a later change would be sure to show in the mtime."""
@@ -72,7 +83,8 @@ def find_stamp(directory: Path) -> Stamp | None:
         return None
     if not stat.S_ISDIR(found.st_mode):
         return None
-    return Stamp(found.st_mtime_ns, found.st_nlink, journal.size(identity.hidden(directory)))
+    size = journal.size(identity.hidden(directory))
+    return Stamp(found.st_mtime_ns, found.st_nlink, size, found.st_ctime_ns)
 
 
 class Watch:
@@ -89,15 +101,23 @@ class Watch:
         self._disturbed = False
 
     @contextmanager
-    def change(self) -> Iterator[None]:
-        """Wrap one change of our own."""
+    def change(self, *, links: int = 0) -> Iterator[None]:
+        """Wrap one change of our own.
+
+        Args:
+            links: By how many it changes the number of directories. When it is another number,
+                somebody else's change has come at the same moment.
+        """
         before = find_stamp(self._directory)
         if self._last is None:
             self._first = before
         elif before != self._last:
             self._disturbed = True
         yield
-        self._last = find_stamp(self._directory)
+        self._last = after = find_stamp(self._directory)
+        # Some file systems do not count: then it is 1 or 2, in spite of our own folder.
+        if before and after and before.links > _UNCOUNTED and after.links - before.links != links:
+            self._disturbed = True
 
     @property
     def span(self) -> tuple[Stamp, Stamp] | None:
@@ -329,21 +349,42 @@ def load_tmp(who: Identity, path: Path, step: int) -> Tmp:
     published_uuid = _uuid(who, held, step, raw)
     uuid = found.uuid if found else (writer.uuid if writer else _uuid(who, None, step, raw, "tmp"))
     created = found.created_at if found else (writer.created_at if writer else None)
-    checkpoint = Checkpoint(
-        run_uuid=who.run.uuid,
-        run=who.run.name,
-        uuid=uuid,
-        step=step,
-        path=path,
-        status="tmp",
-        created_at=created or _times(path, None)[0],
-        info=info.for_catalog(content),
-        metrics=metrics_of(content),
-    )
+    created_at = created or _times(path, None)[0]
+    checkpoint = as_staged(who, path, step, (uuid, created_at), content)
     protected = writer is not None and writer.is_alive is True
     fate = None if protected else _fate(who, path, step, found, published_uuid)
     abandoned = fate is None and _is_abandoned(path, writer)
     return Tmp(checkpoint, published_uuid, found, writer, fate, abandoned)
+
+
+def as_staged(
+    who: Identity, path: Path, step: int, born: tuple[str, str], content: Mapping[str, Any]
+) -> Checkpoint:
+    """Return the record of a ``tmp_step_N`` of which all is known; ``born``: uuid and when."""
+    return Checkpoint(
+        run_uuid=who.run.uuid,
+        run=who.run.name,
+        uuid=born[0],
+        step=step,
+        path=path,
+        status="tmp",
+        created_at=born[1],
+        info=info.for_catalog(content),
+        metrics=metrics_of(content),
+    )
+
+
+def find_staged(who: Identity, path: Path, step: int) -> Checkpoint | None:
+    """Read a ``tmp_step_N`` that is as staging left it; None when it needs `load_tmp`."""
+    writer = identity.find_writer(path)
+    if writer is None or durable.is_there(path / names.MANIFEST):
+        return None
+    try:
+        content, _ = info.load_info(path)
+    except UnreadableInfo as error:
+        info.raise_if_unknown(error)
+        return None
+    return as_staged(who, path, step, (writer.uuid, writer.created_at), content)
 
 
 def _is_abandoned(path: Path, writer: Writer | None) -> bool:

@@ -20,7 +20,8 @@ from typing import Any
 from unittest.mock import patch
 
 import ckptdb
-from ckptdb.disk import durable, identity, journal, lease, manifest, names, scan
+from ckptdb.disk import durable, identity, lease, manifest, names, scan
+from ckptdb.disk.journal import Pins
 from ckptdb.disk.manifest import Manifest
 from ckptdb.disk.publish import Publisher
 
@@ -464,7 +465,7 @@ _RACES = (
     Mutant("no lease", ("two trainers",), patch=_of(lease, _lock=lambda *_: bool(hit() or 1))),
     Mutant("nobody's name on a save", ("saved by two",), patch=_of(identity, write_writer=_never)),
     Mutant("pins not read before the trash is emptied", ("pinned, replaced, emptied",),
-           patch=_of(journal, find_pinned=lambda *_: hit() or frozenset())),
+           patch=_of(Pins, find=lambda *_: hit() or frozenset())),
 )  # fmt: skip
 sites()  # now: the lines of what was just imported
 MUTANTS = (*_FLUSHES, *_ORDERS, *_RECOVERIES, *_RACES)
