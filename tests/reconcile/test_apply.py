@@ -68,7 +68,8 @@ def save(run: Path, step: int, loss: float = 0.5, config: bytes | None = None):
 def seal(run: Path, step: int, loss: float = 0.5) -> str:
     """A tmp whose process died just before the rename."""
     publisher = Publisher(run)
-    return publisher._seal(publisher.establish(), stage(run, step, loss), step, None).uuid
+    sealed = publisher._seal(publisher.establish(), stage(run, step, loss), step, None)
+    return sealed.manifest.uuid
 
 
 def put(run: Path, name: str, content: str | None = '{"loss": 0.5}', **files: str) -> Path:
@@ -627,6 +628,23 @@ def test_what_cannot_be_read_is_marked_and_the_rest_recorded(catalog, run, monke
     assert kinds(reconcile(catalog, run)) == ["changed"]
     mended, _ = catalog.checkpoints(status="final")
     assert (mended.problem, mended.metrics) == (None, two.metrics)
+
+
+@pytest.mark.parametrize("name", ["training_info.json", "config.yaml"])
+def test_what_cannot_be_read_for_once_is_read_at_the_next_question(catalog, run, monkeypatch, name):
+    """The stamp does not move when a file becomes readable again."""
+    save(run, 1, config=b"lr: 0.1\n")
+    save(run, 2, config=b"lr: 0.2\n")
+    age(run)
+    with monkeypatch.context() as patch:
+        failing_open(patch, run / "step_2" / name)
+        report = reconcile_run(catalog, run)
+    assert (report.verified, catalog.runs()[0].verified) == (None, False)
+
+    report = reconcile_run(catalog, run, depth="changes")
+    assert report.verified is not None
+    assert [cp.problem for cp in catalog.checkpoints()] == [None, None]
+    assert catalog.runs()[0].run.config == {"lr": 0.2}
 
 
 @pytest.mark.parametrize("final", [True, False], ids=["beside a final one", "alone"])

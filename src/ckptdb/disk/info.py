@@ -165,10 +165,15 @@ def find_config(folder: Path) -> dict[str, Any] | None:
 
     ``config.yaml``, else ``config.json``. None when there is none, or when it cannot be read:
     the configuration is a convenience of the index, no reason to distrust a checkpoint.
+
+    Raises:
+        OSError: It cannot be told now.
     """
     for name in (names.CONFIG, names.CONFIG_JSON):
-        # Asked of every checkpoint of a run that has none, where an error would cost most.
-        if not os.path.exists(f"{folder}/{name}"):
+        # Asked of every checkpoint of a run that has none, where an error of ours would cost most.
+        try:
+            os.lstat(f"{folder}/{name}")
+        except (FileNotFoundError, NotADirectoryError):
             continue
         try:
             raw = read_regular(folder / name, _MAX_CONFIG_BYTES)
@@ -176,7 +181,8 @@ def find_config(folder: Path) -> dict[str, Any] | None:
                 return None
             # YAML reads the 1e-06 that JSON writes as a string.
             content = json.loads(raw) if name == names.CONFIG_JSON else _load_yaml(raw)
-        except UnreadableInfo:
+        except UnreadableInfo as error:
+            raise_if_unknown(error)
             continue
         except (yaml.YAMLError, RecursionError, *_CONSTRUCTION):
             return None

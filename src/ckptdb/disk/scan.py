@@ -191,6 +191,8 @@ class Observation:
         foreign: Names that look like ours and are not (``step_007``, a file ``step_5``).
         unreadable: By name, why a directory could not be read that is there. Which checkpoint
             it is cannot be told, so nothing of its step may be taken for deleted.
+        unsure: Something could not be read now, and may be readable at the next look without
+            anything having moved the stamp.
         errors: What else could not be read, in words; while there are any, nothing at all that
             is missing may be taken for deleted.
     """
@@ -207,6 +209,7 @@ class Observation:
     config: Mapping[str, Any] | None
     errors: tuple[str, ...]
     unreadable: Mapping[str, str] = field(default_factory=dict)
+    unsure: bool = False
 
 
 def observe(
@@ -260,6 +263,14 @@ def observe(
         except OSError as error:
             # The checkpoints can be answered for all the same.
             trouble.errors.append(f"{error.filename}: {error.strerror}")
+    config: dict[str, Any] | None = None
+    damaged = any(cp and cp.problem and cp.fingerprint is None for cp in finals.values())
+    unsure = damaged or bool(trouble.unreadable)
+    if not (same and known.config):
+        try:
+            config = _newest_config(directory, finals)
+        except OSError:
+            unsure = True
     return Observation(
         identity=who,
         stamp=stamp,
@@ -270,9 +281,10 @@ def observe(
         trash=trash,
         foreign=tuple(sorted(listing.foreign)),
         facts=facts,
-        config=None if same and known.config else _newest_config(directory, finals),
+        config=config,
         errors=tuple(trouble.errors),
         unreadable=trouble.unreadable,
+        unsure=unsure,
     )
 
 

@@ -331,7 +331,7 @@ def _worth_it(look: _Look, *, assume: bool) -> bool:
     if look.plan.has_drift or look.plan.config is not None:
         return True
     # Nothing differs: all there is to store is that this has been seen.
-    if seen is None or look.observation.unreadable:
+    if seen is None or look.observation.unsure:
         return False
     same = seen.stamp == str(look.observation.stamp)
     if look.observation.settled:
@@ -441,8 +441,8 @@ def _index(
             config=look.plan.config,
         )
         stamp = None if blocked or look.plan.blocked else _find_seen_stamp(directory, look)
-        sure = look.observation.settled and not look.observation.unreadable
-        if look.observation.unreadable:
+        sure = look.observation.settled and not look.observation.unsure
+        if look.observation.unsure:
             # It may become readable without moving the stamp: the next question looks again.
             changes = replace(changes, seen="", verified=False)
         elif stamp and (sure or how.assume):
