@@ -41,6 +41,8 @@ VERSION_TABLE: Final = "ckptdb_version"
 APPLICATION_ID: Final = 0x636B7074
 """What SQLite files of ours carry in their header: ``ckpt`` in ASCII."""
 
+# What only one dialect knows stands in `info`, and `create_all` hands it over. As an argument,
+# e.g. `postgresql_where=`, it would import that dialect, which takes longer than all of ours.
 metadata: Final = MetaData(
     # Migrations can only change what has a name.
     naming_convention={
@@ -66,7 +68,7 @@ def _flag(name: str) -> Column[int]:
 
 
 def _partial_index(name: str, *columns: str, where: TextClause, unique: bool = False) -> Index:
-    return Index(name, *columns, unique=unique, sqlite_where=where, postgresql_where=where)
+    return Index(name, *columns, unique=unique, info={"where": where})
 
 
 runs: Final = Table(
@@ -152,7 +154,7 @@ metrics: Final = Table(
     _partial_index(
         "ix_metrics_run_ranking", "run_id", "name", "value", "step", "live", where=IS_RANKED
     ),
-    sqlite_with_rowid=False,
+    info={"with_rowid": False},
 )
 
 tags: Final = Table(
@@ -163,7 +165,7 @@ tags: Final = Table(
     Column("created_at", Text, nullable=False),
     PrimaryKeyConstraint("checkpoint_id", "name"),
     Index(None, "name"),
-    sqlite_with_rowid=False,
+    info={"with_rowid": False},
 )
 
 # Alembic writes this table too; kept out of `metadata`, whose naming is not Alembic's.
@@ -307,13 +309,17 @@ PURPOSES: Final[Mapping[str, str]] = MappingProxyType(
 
 def create_all(connection: Connection) -> None:
     """Make tables, indexes, views and the version row, inside the caller's transaction."""
+    is_sqlite = connection.dialect.name == "sqlite"
     for table in (*metadata.sorted_tables, version):
+        if is_sqlite:
+            table.dialect_options["sqlite"]["with_rowid"] = table.info.get("with_rowid", True)
         connection.execute(CreateTable(table))
         # Sorted, because the planner breaks ties by age and a table holds its indexes in a set.
         for index in sorted(table.indexes, key=lambda index: str(index.name)):
+            index.dialect_options[connection.dialect.name]["where"] = index.info.get("where")
             connection.execute(CreateIndex(index))
     for name, select in VIEWS.items():
         connection.execute(text(f"CREATE VIEW {name} AS {select.strip()}"))
     connection.execute(version.insert().values(version_num=HEAD))
-    if connection.dialect.name == "sqlite":
+    if is_sqlite:
         connection.execute(text(f"PRAGMA application_id = {APPLICATION_ID}"))
