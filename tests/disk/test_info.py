@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import yaml
 
-from ckptdb.disk import info
+from ckptdb.disk import config_yaml, info
 from ckptdb.errors import UnreadableInfo, UnwritableInfo
 
 
@@ -299,7 +299,7 @@ def test_a_config_whose_fault_is_nowhere_refers_to_itself(monkeypatch):
             raise error
         return b""
 
-    monkeypatch.setattr(info, "_dump_yaml", fail_once)
+    monkeypatch.setattr(config_yaml, "dump", fail_once)
     with pytest.raises(UnwritableInfo, match="refers to itself"):
         info.dump_config({"a": 1})
 

@@ -15,17 +15,15 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, cast
 
-import yaml
-
 from ckptdb.disk import names
 from ckptdb.errors import UnreadableInfo, UnwritableInfo
 
 MAX_BYTES = 64 * 1024 * 1024
 """Larger metadata files are refused unread."""
-_MAX_DEPTH = 100
+MAX_DEPTH = 100
 _MAX_NODES = 1_000_000
 _MAX_CONFIG_BYTES = 8 * 1024 * 1024
-_MAX_CONFIG_NODES = 100_000
+MAX_CONFIG_NODES = 100_000
 
 _MAX_INT_BITS = 14_000
 """Python turns larger ones into text only on request, which JSON then does not make."""
@@ -35,31 +33,6 @@ _CONSTRUCTION = (ValueError, LookupError, AttributeError, TypeError, ArithmeticE
 _SAYS_WHAT_IT_IS = frozenset(
     {errno.ENOENT, errno.ENOTDIR, errno.ELOOP, errno.ENXIO, errno.EISDIR, errno.ENODEV}
 )
-
-# The C versions are ten times faster; PyYAML built without libyaml has only the others.
-_SafeLoader: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
-_Dumper: Any = getattr(yaml, "CSafeDumper", yaml.SafeDumper)
-_MERGE = "tag:yaml.org,2002:merge"
-
-
-class _Loader(_SafeLoader):  # type: ignore[misc]  # which of the two it is, only running tells
-    """Refuses to write out more than `_MAX_CONFIG_NODES` pairs where one mapping merges others.
-
-    Merge keys (``<<: [*a, *a]``) are unfolded while loading: a page of them fills any memory.
-    """
-
-    def flatten_mapping(self, node: yaml.MappingNode) -> None:
-        pairs = 0
-        for key, value in node.value:
-            if key.tag != _MERGE:
-                continue
-            for merged in value.value if isinstance(value, yaml.SequenceNode) else [value]:
-                if isinstance(merged, yaml.MappingNode):
-                    self.flatten_mapping(merged)
-                    pairs += len(merged.value)
-                if pairs > _MAX_CONFIG_NODES:
-                    raise yaml.constructor.ConstructorError(problem="merges too much")
-        super().flatten_mapping(node)
 
 
 def dump_info(info: Mapping[str, Any]) -> bytes:
@@ -102,10 +75,16 @@ def dump_config(config: object) -> bytes:
     content = _model_dump(config)
     if not isinstance(content, Mapping):
         raise UnwritableInfo("run_config", [f"a {type(config).__name__} is not a mapping"])
+    from ckptdb.disk import config_yaml  # PyYAML costs 10 ms, and many runs have no configuration
+
     try:
-        return _dump_yaml(dict(content))
-    except (yaml.YAMLError, RecursionError):
-        faults = [f"{key!r} ({type(v).__name__})" for key, v in content.items() if not _fits(v)]
+        return config_yaml.dump(dict(content))
+    except (config_yaml.YAMLError, RecursionError):
+        faults = [
+            f"{key!r} ({type(value).__name__})"
+            for key, value in content.items()
+            if not config_yaml.fits(value)
+        ]
         raise UnwritableInfo("run_config", faults or ["it refers to itself"]) from None
 
 
@@ -175,41 +154,27 @@ def find_config(folder: Path) -> dict[str, Any] | None:
             os.lstat(f"{folder}/{name}")
         except (FileNotFoundError, NotADirectoryError):
             continue
+        from ckptdb.disk import config_yaml
+
         try:
             raw = read_regular(folder / name, _MAX_CONFIG_BYTES)
-            if _is_too_large(raw):
+            if config_yaml.is_too_large(raw):
                 return None
             # YAML reads the 1e-06 that JSON writes as a string.
-            content = json.loads(raw) if name == names.CONFIG_JSON else _load_yaml(raw)
+            content = json.loads(raw) if name == names.CONFIG_JSON else config_yaml.load(raw)
         except UnreadableInfo as error:
             raise_if_unknown(error)
             continue
-        except (yaml.YAMLError, RecursionError, *_CONSTRUCTION):
+        except (config_yaml.YAMLError, RecursionError, *_CONSTRUCTION):
             return None
         if not isinstance(content, dict):
             return None
         # A few aliases can stand for billions of values: count them while unfolding.
         try:
-            return cast("dict[str, Any]", _json_values(content, [_MAX_CONFIG_NODES], 0))
+            return cast("dict[str, Any]", _json_values(content, [MAX_CONFIG_NODES], 0))
         except OverflowError:
             return None
     return None
-
-
-def _is_too_large(raw: bytes) -> bool:
-    # libyaml composes by recursion in C, which ends the process where Python's would raise.
-    depth = 0
-    for count, event in enumerate(yaml.parse(raw, Loader=_Loader)):
-        # A value and its key make four events at most.
-        if count > 4 * _MAX_CONFIG_NODES:
-            return True
-        if isinstance(event, yaml.CollectionStartEvent):
-            depth += 1
-        elif isinstance(event, yaml.CollectionEndEvent):
-            depth -= 1
-        if depth > _MAX_DEPTH:
-            return True
-    return False
 
 
 def config_values(config: object) -> dict[str, Any]:
@@ -261,8 +226,8 @@ def read_regular(path: Path, limit: int) -> bytes:
 def _plain(value: Any, where: str, faults: list[str], depth: int) -> Any:
     if value is None or isinstance(value, str | bool | int | float):
         return value
-    if depth > _MAX_DEPTH:
-        faults.append(f"{where} is nested deeper than {_MAX_DEPTH} levels")
+    if depth > MAX_DEPTH:
+        faults.append(f"{where} is nested deeper than {MAX_DEPTH} levels")
         return None
     if isinstance(value, Mapping):
         faults += [f"{where} has the key {k!r}" for k in value if not _is_key(k)]
@@ -302,26 +267,9 @@ def _model_dump(config: object) -> object:
         return dump()
 
 
-def _load_yaml(raw: bytes) -> Any:
-    return yaml.load(raw, Loader=_Loader)  # noqa: S506  # it is a safe loader
-
-
-def _dump_yaml(content: object) -> bytes:
-    text: str = yaml.dump(content, Dumper=_Dumper, sort_keys=True, allow_unicode=True)
-    return text.encode()
-
-
-def _fits(value: object) -> bool:
-    try:
-        _dump_yaml(value)
-    except (yaml.YAMLError, RecursionError):
-        return False
-    return True
-
-
 def _json_values(value: Any, budget: list[int], depth: int) -> Any:
     budget[0] -= 1
-    if budget[0] < 0 or depth > _MAX_DEPTH + 1:  # the values of the deepest mapping count too
+    if budget[0] < 0 or depth > MAX_DEPTH + 1:  # the values of the deepest mapping count too
         raise OverflowError
     if isinstance(value, int) and value.bit_length() > _MAX_INT_BITS:
         raise OverflowError
