@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import operator
 import os
 from collections.abc import Mapping
@@ -146,7 +145,10 @@ def _as_mapping(config: object) -> dict[str, Any]:
 
 
 def _warn_of_unknown(given: Mapping[str, Any]) -> None:
-    for name in sorted(set(map(str, given)) - _KNOWN):
+    unknown = sorted(set(map(str, given)) - _KNOWN)
+    if unknown:
+        import difflib  # a millisecond that a right configuration need not wait for
+    for name in unknown:
         close = difflib.get_close_matches(name, _KNOWN, n=1)
         hint = f"; did you mean {close[0]!r}?" if close else ""
         caller.warn(f"Unknown checkpointing key {name!r} is ignored{hint}")
