@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import sys
 import traceback
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
-from importlib.metadata import version
 from typing import Final, TextIO
 
 import click
@@ -55,7 +55,7 @@ class Session:
 @click.option("-C", "directory", default=".", metavar="DIR", help="Run as if started in DIR.")
 @click.option("--catalog", metavar="PATH|URL", help="Use this catalog instead of the one found.")
 @click.option("--debug", is_flag=True, help="Show where an error comes from.")
-@click.version_option(version("ckptdb"), prog_name="ckptdb")
+@click.version_option(package_name="ckptdb", prog_name="ckptdb")
 @click.pass_context
 def cli(context: click.Context, directory: str, catalog: str | None, *, debug: bool) -> None:
     """Ask, check and tend the checkpoints of training runs.
@@ -72,6 +72,9 @@ for command in (*ask.COMMANDS, *change.COMMANDS, *tend.COMMANDS, *database.COMMA
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run the command line and exit with its code."""
+    if arguments is None:
+        # The process is ours, and what it has imported stays: no collection need look at it.
+        gc.freeze()
     given = list(sys.argv[1:] if arguments is None else arguments)
     warnings.showwarning = _show_warning
     try:

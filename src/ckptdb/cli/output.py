@@ -12,14 +12,14 @@ import os
 import re
 import sys
 from collections.abc import Callable, Iterable, Sequence
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
-from rich.console import Console
-from rich.table import Table
-from rich.text import Text
 
 from ckptdb.records import Checkpoint
+
+if TYPE_CHECKING:
+    from rich.console import Console
 
 FORMATS = ("table", "json", "jsonl", "csv", "tsv", "md")
 _Function = TypeVar("_Function", bound=Callable[..., Any])
@@ -76,6 +76,8 @@ def console(*, stderr: bool = False, fold: bool = True) -> Console:
         stderr: For standard error.
         fold: Break lines where a terminal ends.
     """
+    from rich.console import Console  # only for tables and progress: a path needs no 25 ms
+
     stream = sys.stderr if stderr else sys.stdout
     terminal = stream.isatty()
     return Console(
@@ -120,6 +122,9 @@ def print_records(records: Sequence[dict[str, Any]], form: str) -> None:
 
 def print_table(columns: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
     """Print a table for people; numbers are on the right, empty column names make no header."""
+    from rich.table import Table
+    from rich.text import Text
+
     found = [list(row) for row in rows]
     table = Table(box=None, pad_edge=False, header_style="bold", show_header=any(columns))
     for index, name in enumerate(columns):

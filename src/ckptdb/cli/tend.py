@@ -9,7 +9,6 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import click
-from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
 from ckptdb.cli.ask import Session, run_option
 from ckptdb.cli.output import clean, console, echo_json, output_option, print_table
@@ -145,6 +144,8 @@ def _progress(what: str) -> Iterator[tuple[Callable[[Path], None], Callable[[], 
     if not sys.stderr.isatty():
         yield (lambda _: None), (lambda: None)
         return
+    from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+
     columns = (
         SpinnerColumn(),
         TextColumn("{task.description}"),
