@@ -392,27 +392,66 @@ def test_a_read_only_tree_is_answered_from_and_left_as_it_was(tmp_path, whose, a
 # --- what importing loads -----------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("imported", ["ckptdb", "ckptdb, ckptdb.manager, ckptdb.registry"])
-def test_importing_loads_nothing_heavy(imported):
-    script = f"import {imported}, sys; print(*sys.modules)"
-    done = subprocess.run(
-        [sys.executable, "-c", script], check=True, capture_output=True, text=True
-    )
-    loaded = {name.partition(".")[0] for name in done.stdout.split()}
+HEAVY = {"alembic", "click", "rich", "numpy", "torch", "pydantic"}
+NEEDED_LATER = {"yaml", "email.parser", "sqlalchemy.dialects.postgresql"}
+
+
+def loaded_by(script, *arguments):
+    command = [sys.executable, "-c", f"import sys\n{script}\nprint(*sys.modules)", *arguments]
+    done = subprocess.run(command, check=True, capture_output=True, text=True)
+    return set(done.stdout.splitlines()[-1].split())
+
+
+@pytest.mark.parametrize(
+    ("script", "without"),
+    [
+        ("import ckptdb", {"sqlalchemy", "sqlite3", "asyncio", "ckptdb.manager"}),
+        ("import ckptdb\nckptdb.CkptdbError, ckptdb.Checkpoint, ckptdb.Run", {"sqlalchemy"}),
+        ("import ckptdb.manager, ckptdb.registry", {"sqlalchemy.dialects.sqlite"}),
+        ("from ckptdb import *", {"sqlalchemy.dialects.sqlite"}),
+        ("from ckptdb import Registry", {"ckptdb.manager"}),
+    ],
+)
+def test_importing_loads_nothing_heavy(script, without):
+    loaded = loaded_by(script)
     assert "ckptdb" in loaded
-    assert loaded.isdisjoint({"alembic", "click", "rich", "numpy", "torch", "pydantic"})
+    assert loaded.isdisjoint(HEAVY | NEEDED_LATER | without)
+
+
+def test_what_is_imported_late_is_there_all_the_same():
+    script = (
+        "import ckptdb\n"
+        "assert set(ckptdb.__all__) <= set(dir(ckptdb))\n"
+        "assert {'__version__', 'errors', 'manager', 'records'} <= set(dir(ckptdb))\n"
+        "assert all(hasattr(ckptdb, name) for name in dir(ckptdb))\n"
+        "assert ckptdb.Registry is ckptdb.registry.Registry\n"
+        "assert ckptdb.CheckpointManager is ckptdb.manager.CheckpointManager\n"
+        "assert not hasattr(ckptdb, 'no_such_name')"
+    )
+    assert "ckptdb.manager" in loaded_by(script)
+
+
+def test_printing_a_path_loads_nothing_to_draw_with(tmp_path):
+    with CheckpointManager({"checkpoint_dir": tmp_path}) as manager, manager.save(1, {"a": 1.0}):
+        pass
+    script = (
+        "from ckptdb.cli.main import main\n"
+        "try:\n"
+        "    main(['-C', sys.argv[1], 'latest'])\n"
+        "except SystemExit as end:\n"
+        "    assert end.code == 0"
+    )
+    loaded = loaded_by(script, tmp_path)
+    assert "click" in loaded
+    assert loaded.isdisjoint((HEAVY - {"click"}) | NEEDED_LATER | {"ckptdb.manager"})
 
 
 def test_saving_and_asking_loads_nothing_heavy_either(tmp_path):
     script = (
-        "import sys, ckptdb\n"
+        "import ckptdb\n"
         "manager = ckptdb.CheckpointManager({'checkpoint_dir': sys.argv[1]}, metric_name='a')\n"
         "with manager, manager.save(1, {'a': 1.0}, config={'b': 2}):\n"
         "    pass\n"
-        "assert manager.get_best_checkpoint_path()\n"
-        "print(*sys.modules)\n"
+        "assert manager.get_best_checkpoint_path()"
     )
-    command = [sys.executable, "-c", script, tmp_path]
-    done = subprocess.run(command, check=True, capture_output=True, text=True)
-    loaded = {name.partition(".")[0] for name in done.stdout.split()}
-    assert loaded.isdisjoint({"alembic", "click", "rich", "numpy", "torch", "pydantic"})
+    assert loaded_by(script, tmp_path).isdisjoint(HEAVY)

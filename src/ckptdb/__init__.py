@@ -6,13 +6,51 @@ rebuilt from them.
 """
 
 import logging
-from importlib.metadata import version
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
 
 from ckptdb.errors import CkptdbError
-from ckptdb.manager import CheckpointManager
-from ckptdb.records import Checkpoint, Metric, Rows, Run, rank_key
-from ckptdb.registry import Registry
-from ckptdb.retention import Policy
+
+if TYPE_CHECKING:
+    from ckptdb.manager import CheckpointManager
+    from ckptdb.records import Checkpoint, Metric, Rows, Run, rank_key
+    from ckptdb.registry import Registry
+    from ckptdb.retention import Policy
+
+    __version__: str
+else:
+    # Imported when first asked for: the command line needs no manager, a loop no registry, and
+    # neither is worth SQLAlchemy to somebody who only catches our errors.
+    _HOMES = {
+        "Checkpoint": "records",
+        "CheckpointManager": "manager",
+        "Metric": "records",
+        "Policy": "retention",
+        "Registry": "registry",
+        "Rows": "records",
+        "Run": "records",
+        "rank_key": "records",
+    }
+
+    def __getattr__(name: str) -> Any:
+        """Return a public name, or a module that holds some, and remember it."""
+        if name == "__version__":
+            from importlib.metadata import version
+
+            found = version("ckptdb")
+        elif name in _HOMES:
+            found = getattr(import_module(f"ckptdb.{_HOMES[name]}"), name)
+        elif name in _HOMES.values():
+            return import_module(f"ckptdb.{name}")
+        else:
+            raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+        globals()[name] = found
+        return found
+
+    def __dir__() -> list[str]:
+        """List what can be asked for, imported or not."""
+        return sorted({*globals(), *_HOMES, *_HOMES.values(), "__version__"})
+
 
 __all__ = [
     "Checkpoint",
@@ -25,7 +63,6 @@ __all__ = [
     "Run",
     "rank_key",
 ]
-__version__ = version("ckptdb")
 
 # A library stays silent unless its user asks for its log.
 logging.getLogger("ckptdb").addHandler(logging.NullHandler())
