@@ -4,6 +4,7 @@ from pathlib import Path
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from sqlalchemy import event
 
 from ckptdb.catalog.catalog import Candidate, Catalog
 from ckptdb.catalog.engine import Database
@@ -261,15 +262,17 @@ def test_more_rows_than_a_statement_takes_parameters_are_stored(catalog, run):
     assert catalog.metric_names(run_id) == ("loss",)
 
 
-def test_a_ranking_never_names_what_goes_between_its_two_statements(catalog, run, monkeypatch):
-    worse, better = make(run, 1, 0.5), make(run, 2, 0.1)
-    catalog.apply(Changes(run=run, checkpoints=[worse, better]))
-    real = Catalog._load
+def test_a_ranking_names_nothing_that_goes_meanwhile_for_it_is_one_statement(catalog, run):
+    catalog.apply(Changes(run=run, checkpoints=[make(run, 1, 0.5), make(run, 2, 0.1)]))
+    sent = []
+    with catalog.database.read() as connection:
+        engine = connection.engine
 
-    # Between the two statements nothing of this process can write: pretend that another did.
-    def lose_the_first(self, *arguments):
-        monkeypatch.undo()
-        return [(row_id, gone(checkpoint)) for row_id, checkpoint in real(self, *arguments)]
+    def note(connection, cursor, statement, *more):
+        sent.append(statement)
 
-    monkeypatch.setattr(Catalog, "_load", lose_the_first)
-    assert catalog.top(2, "loss", "min") == (better, worse)
+    event.listen(engine, "before_cursor_execute", note)
+    assert [c.step for c in catalog.top(2, "loss", "min")] == [2, 1]
+    event.remove(engine, "before_cursor_execute", note)
+    assert len([sql for sql in sent if "FROM checkpoints" in sql]) == 1
+    assert len([sql for sql in sent if "FROM metrics" in sql]) == 2  # ranked by, and shown

@@ -10,18 +10,17 @@ import json
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any
 
 from sqlalchemy import Connection, Executable, Row
 
 from ckptdb.catalog import store
 from ckptdb.catalog.engine import Database
-from ckptdb.catalog.paths import Paths, readable
+from ckptdb.catalog.paths import Paths, readable, storable
 from ckptdb.catalog.statements import (
     ADDED,
     BELONGINGS,
     BEST_STEP,
-    BY_ID,
     CANDIDATES,
     COUNT_LIVE,
     COUNT_RANKED,
@@ -37,10 +36,12 @@ from ckptdb.catalog.statements import (
     NEWEST,
     NEWEST_OF_RUN,
     NEWEST_STEPS,
+    OWN_METRICS,
     PINNED_GONE,
     RUN_BY_UUID,
     RUNS,
     RUNS_AT,
+    RUNS_CALLED,
     STEPS_WITHOUT,
     WORST,
     chunks,
@@ -50,6 +51,7 @@ from ckptdb.catalog.statements import (
 from ckptdb.catalog.store import Changes
 from ckptdb.errors import CatalogBroken
 from ckptdb.records import (
+    STATUSES,
     TRAINING_INFO,
     Annotations,
     Checkpoint,
@@ -58,6 +60,9 @@ from ckptdb.records import (
     Run,
     Status,
 )
+
+_Value = tuple[str, float | None, str, str]
+"""A metric's name, value, source and when it was reported."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -136,6 +141,17 @@ class Catalog:
         rows = self._rows(RUNS_AT, {"at": self._paths.stored(directory)})
         return self._seen(rows[0]) if rows else None
 
+    def find_runs_called(self, name: str, directories: Sequence[Path]) -> tuple[Seen, ...]:
+        """Return the runs with that name or in one of at most two directories, by name."""
+        stored = [self._paths.stored(directory) for directory in directories]
+        called = {"name": storable(name), "at": stored[0], "below": stored[-1]}
+        return tuple(self._seen(row) for row in self._rows(RUNS_CALLED, called))
+
+    def own_metrics(self) -> set[tuple[str, Mode]]:
+        """Return the metrics that runs are judged by, with their directions."""
+        rows = self._rows(OWN_METRICS)
+        return {(row.metric_name, "max" if row.higher_is_better else "min") for row in rows}
+
     def forget(self, run_id: int) -> None:
         """Drop a run and everything recorded of it from the index."""
         with self.database.write() as connection:
@@ -189,25 +205,11 @@ class Catalog:
         self, count: int, metric: str, mode: Mode, *, run_id: int | None = None
     ) -> tuple[Checkpoint, ...]:
         """Return the live checkpoints with the best finite values, best first."""
-        while True:
-            found = self._top(count, metric, mode, run_id)
-            # Between two statements somebody may have stored that one of these went.
-            if all(checkpoint.status == "final" for checkpoint in found):
-                return found
-
-    def _top(
-        self, count: int, metric: str, mode: Mode, run_id: int | None
-    ) -> tuple[Checkpoint, ...]:
         statement = ranking(mode, of_run=run_id is not None)
         parameters = _given(name=metric, count=count, run_id=run_id)
         with self.database.read() as connection:
-            ids = [row.checkpoint_id for row in connection.execute(statement, parameters)]
-            found = {
-                row_id: checkpoint
-                for chunk in chunks(ids)
-                for row_id, checkpoint in self._load(connection, BY_ID, {"ids": chunk})
-            }
-        return tuple(found[row_id] for row_id in ids if row_id in found)
+            found = self._load(connection, statement, parameters)
+        return tuple(checkpoint for _, checkpoint in found)
 
     def checkpoints(
         self,
@@ -351,25 +353,28 @@ class Catalog:
         self, connection: Connection, statement: Executable, parameters: Mapping[str, Any]
     ) -> list[tuple[int, Checkpoint]]:
         rows = connection.execute(statement, parameters).all()
-        values: dict[int, list[Row[Any]]] = {}
-        marks: dict[int, list[Row[Any]]] = {}
+        values: dict[int, list[_Value]] = {}
+        marks: dict[int, list[str]] = {}
         for chunk in chunks([row.id for row in rows]):
-            for row in connection.execute(BELONGINGS, {"ids": chunk}):
-                kind = marks if row.source is None else values
-                kind.setdefault(row.checkpoint_id, []).append(row)
+            # Fetched at once and taken apart by position: there are many a checkpoint.
+            found = connection.execute(BELONGINGS, {"ids": chunk}).all()
+            for row_id, name, value, source, at in found:
+                if source is None:
+                    marks.setdefault(row_id, []).append(name)
+                else:
+                    values.setdefault(row_id, []).append((name, value, source, at))
         return [
             (row.id, self._checkpoint(row, values.get(row.id, ()), marks.get(row.id, ())))
             for row in rows
         ]
 
     def _checkpoint(
-        self, row: Row[Any], values: Sequence[Row[Any]], marks: Sequence[Row[Any]]
+        self, row: Row[Any], values: Sequence[_Value], marks: Sequence[str]
     ) -> Checkpoint:
         if not (isinstance(row.step, int) and isinstance(row.path, str)):
             raise self._broken("a step that is no number")
-        if row.status not in get_args(Status):
+        if row.status not in STATUSES:
             raise self._broken(f"the status {row.status!r}")
-        late = {m.name: _metric(m) for m in values if m.source != TRAINING_INFO}
         return Checkpoint(
             run_uuid=row.run_uuid,
             run=readable(row.run),
@@ -386,11 +391,11 @@ class Catalog:
             parent=row.parent,
             pinned=bool(row.pinned),
             notes=row.notes,
-            tags=tuple(mark.name for mark in marks),
+            tags=tuple(marks),
             problem=row.problem,
             info=self._json(row.info),
-            metrics={m.name: m.value for m in values},
-            late=late,
+            metrics={name: value for name, value, _, _ in values},
+            late={value[0]: Metric(*value) for value in values if value[2] != TRAINING_INFO},
             fingerprint=row.fingerprint,
         )
 

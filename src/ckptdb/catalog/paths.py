@@ -42,5 +42,5 @@ class Paths:
 
     def absolute(self, stored: str) -> Path:
         """Return the absolute path of a stored one."""
-        path = Path(readable(stored))
-        return path if self.base is None else self.base / path
+        path = readable(stored)
+        return Path(path) if self.base is None else self.base / path

@@ -12,6 +12,8 @@ from itertools import islice
 from typing import Any, TypeVar
 
 from sqlalchemy import (
+    ColumnElement,
+    FromClause,
     Select,
     Text,
     and_,
@@ -59,6 +61,25 @@ REVISION = select(version.c.version_num)
 RUNS = select(runs).order_by(runs.c.name, runs.c.directory)
 
 RUN_BY_UUID = select(runs).where(runs.c.uuid == bindparam("uuid"))
+
+# What a person may call a run, without reading all of them with their configurations.
+RUNS_CALLED = (
+    select(runs)
+    .where(
+        or_(
+            runs.c.directory == bindparam("at"),
+            runs.c.directory == bindparam("below"),
+            runs.c.name == bindparam("name"),
+        )
+    )
+    .order_by(runs.c.name, runs.c.directory)
+)
+
+OWN_METRICS = (
+    select(runs.c.metric_name, runs.c.higher_is_better)
+    .where(runs.c.metric_name.is_not(None))
+    .distinct()
+)
 
 RUNS_AT = select(runs).where(runs.c.directory == bindparam("at")).order_by(runs.c.id.desc())
 
@@ -170,18 +191,6 @@ WORST = {"min": _worst("min"), "max": _worst("max")}
 
 BEST_STEP = {"min": _best_step("min"), "max": _best_step("max")}
 
-
-@cache
-def ranking(mode: Mode, *, of_run: bool) -> Select[Any]:
-    """Select the ids of live checkpoints by a metric, best first, of one run or of all."""
-    value = metrics.c.value if mode == "min" else metrics.c.value.desc()
-    found = select(metrics.c.checkpoint_id).where(metrics.c.name == bindparam("name"), RANKED)
-    if of_run:
-        found = found.where(metrics.c.run_id == bindparam("run_id"))
-    order = (value, metrics.c.step.desc(), metrics.c.checkpoint_id.desc())
-    return found.order_by(*order).limit(bindparam("count"))
-
-
 # --- whole records --------------------------------------------------------------------------
 
 _PARENTS = checkpoints.alias("parents")
@@ -196,7 +205,26 @@ _WHOLE = select(
     .label("parent"),
 ).join_from(checkpoints, runs)
 
-BY_ID = _WHOLE.where(checkpoints.c.id.in_(_any("ids")))
+
+@cache
+def ranking(mode: Mode, *, of_run: bool) -> Select[Any]:
+    """Select whole live checkpoints by a metric, best first, of one run or of all."""
+    ranked = select(metrics.c.checkpoint_id, metrics.c.value, metrics.c.step).where(
+        metrics.c.name == bindparam("name"), RANKED
+    )
+    if of_run:
+        ranked = ranked.where(metrics.c.run_id == bindparam("run_id"))
+    # First the few that are asked for, from the index alone; then their rows.
+    best = ranked.order_by(*_best_first(mode, metrics)).limit(bindparam("count")).subquery("best")
+    return _WHOLE.join(best, best.c.checkpoint_id == checkpoints.c.id).order_by(
+        *_best_first(mode, best)
+    )
+
+
+def _best_first(mode: Mode, ranked: FromClause) -> tuple[ColumnElement[Any], ...]:
+    value = ranked.c.value if mode == "min" else ranked.c.value.desc()
+    return value, ranked.c.step.desc(), ranked.c.checkpoint_id.desc()
+
 
 LIVE_AT_STEPS = _WHOLE.where(_OF_RUN, NOT_DELETED, checkpoints.c.step.in_(_any("steps")))
 

@@ -150,8 +150,9 @@ class Asking(Tree):
     ) -> tuple[str, Mode]:
         if mode is not None and mode not in MODES:
             raise InvalidChoice("mode", mode, MODES)
-        runs = [seen.run] if seen else [found.run for found in self._catalog().runs()]
-        own = {(run.metric_name, run.mode) for run in runs if run.metric_name is not None}
+        if metric is not None and mode is not None:
+            return metric, mode
+        own = self._catalog().own_metrics() if seen is None else _own_metric(seen.run)
         if metric is None:
             named = {name for name, _ in own}
             if len(named) != 1:
@@ -186,3 +187,7 @@ class Asking(Tree):
                 if len(found) < limit:
                     return tuple(here)
                 limit *= 2
+
+
+def _own_metric(run: Run) -> set[tuple[str, Mode]]:
+    return set() if run.metric_name is None else {(run.metric_name, run.mode)}

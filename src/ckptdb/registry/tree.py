@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Self
@@ -144,12 +144,18 @@ class Tree:
 
     def _get_run(self, run: PathLike | None) -> Seen:
         if run is None and self._run is not None:
+            settled = self._find_settled(self._run)
+            if settled is not None:
+                return settled
             self._heal(self._run)
             seen = self._catalog().find_run_at(self._run)
             if seen is None:
                 raise UnknownRun(str(self._run), [s.run.name for s in self._catalog().runs()])
             return seen
         seen = self._match(run)
+        settled = self._find_settled(seen.run.directory)
+        if settled is not None and settled.id == seen.id:
+            return settled
         self._heal(seen.run.directory)
         return self._catalog().find_run(seen.run.uuid) or seen
 
@@ -160,27 +166,26 @@ class Tree:
         return found[-1]
 
     def _match(self, run: PathLike | None) -> Seen:
-        known = self._catalog().runs()
         if run is None:
+            known = self._catalog().runs()
             if not known:
                 raise NoRuns(str(self.location))
             if len(known) == 1:
                 return known[0]
             raise AmbiguousRun(None, [str(seen.run.directory) for seen in known])
         name = os.fspath(run)
-        paths = {Path(os.path.abspath(name))}
+        paths = [Path(os.path.abspath(name))]
         if self.location.base is not None:
-            paths.add(Path(os.path.abspath(self.location.base / name)))
-        for matches in (
-            [seen for seen in known if seen.run.directory in paths],
-            [seen for seen in known if seen.run.name == name],
-            [seen for seen in known if _is_uuid_prefix(name, seen.run.uuid)],
-        ):
-            if len(matches) == 1:
-                return matches[0]
-            if matches:
-                raise AmbiguousRun(name, [str(seen.run.directory) for seen in matches])
-        raise UnknownRun(name, [seen.run.name for seen in known])
+            paths.append(Path(os.path.abspath(self.location.base / name)))
+        called = self._catalog().find_runs_called(name, paths)
+        found = _only(name, [seen for seen in called if seen.run.directory in paths])
+        found = found or _only(name, called)
+        if found is None:
+            known = self._catalog().runs()
+            found = _only(name, [seen for seen in known if _is_uuid_prefix(name, seen.run.uuid)])
+        if found is None:
+            raise UnknownRun(name, [seen.run.name for seen in known])
+        return found
 
     # --- staying true --------------------------------------------------------------------
 
@@ -189,19 +194,23 @@ class Tree:
 
         With ``strict`` what makes it impossible is raised: nothing may be deleted by an old index.
         """
-        if not directory.is_dir():
+        if not directory.is_dir() or self._find_settled(directory):
             return None
         catalog = self._catalog()
         ours = is_ours(directory) and not catalog.database.location.in_memory
-        seen, stamp = catalog.find_run_at(directory), scan.find_stamp(directory)
-        if seen and stamp and seen.verified and seen.stamp == str(stamp) and stamp.is_settled():
-            return None
         try:
             return reconcile_run(catalog, directory, depth="changes", touch_disk=ours)
         except (CatalogError, RunLocked, OSError):
             if strict:
                 raise
             return None
+
+    def _find_settled(self, directory: Path) -> Seen | None:
+        """Return the run in a directory that is surely as it was when it was last indexed."""
+        seen, stamp = self._catalog().find_run_at(directory), scan.find_stamp(directory)
+        if seen and stamp and seen.verified and seen.stamp == str(stamp) and stamp.is_settled():
+            return seen
+        return None
 
     def _follow(self, changed: Iterable[Path]) -> bool:
         """Bring the index to what has just been done to runs; tell whether it could be."""
@@ -230,6 +239,12 @@ def enclosing_run(path: Path) -> Path | None:
 def is_ours(directory: Path) -> bool:
     """Tell whether ckptdb has written to a run, and may do so without being asked to."""
     return (identity.hidden(directory) / "run.json").exists()
+
+
+def _only(name: str, matches: Sequence[Seen]) -> Seen | None:
+    if len(matches) > 1:
+        raise AmbiguousRun(name, [str(seen.run.directory) for seen in matches])
+    return matches[0] if matches else None
 
 
 def _is_uuid_prefix(name: str, uuid: str) -> bool:
