@@ -17,6 +17,7 @@ from ckptdb.disk import identity, names, scan
 from ckptdb.disk.publish import Publisher
 from ckptdb.errors import (
     AmbiguousRun,
+    CatalogLocked,
     CatalogMissing,
     CatalogUnusable,
     CheckpointGone,
@@ -30,6 +31,7 @@ from ckptdb.errors import (
     UnknownMetric,
     UnknownRun,
 )
+from ckptdb.registry import tree
 from ckptdb.retention import Policy
 
 LOSS = "val:loss"
@@ -247,6 +249,63 @@ def test_the_best_of_a_run_without_a_metric_is_its_latest(tmp_path):
     with Registry.open(tmp_path / "run") as registry:
         assert registry.best().step == 2
         assert registry.best(LOSS, mode="min").step == 1
+
+
+# --- the best of every run ------------------------------------------------------------------------
+
+
+def test_each_run_is_judged_by_its_own_metric_and_direction(registry, root):
+    save(root / "c", 1, {"reward": 5}, metric_name="reward", higher_is_better=True)
+    save(root / "c", 2, {"reward": 1}, metric_name="reward", higher_is_better=True)
+    write_like_nemo(root / "d", 1, {LOSS: 0.1})
+    write_like_nemo(root / "d", 2, {LOSS: 0.2})
+    save(root / "e", 1, {"other": 1})  # lacks its own metric
+    registry.reconcile()
+    found = registry.best_of_runs()
+    assert steps(found) == [("a", 2), ("b", 9), ("c", 1), ("d", 2)]
+    for checkpoint in found:
+        assert checkpoint == registry.best(run=checkpoint.run)
+
+
+def test_runs_are_compared_by_one_metric_where_they_have_it(registry, root):
+    save(root / "c", 1, {LOSS: 0.5, "reward": 5}, metric_name="reward", higher_is_better=True)
+    registry.reconcile()
+    assert steps(registry.best_of_runs(LOSS)) == [("a", 2), ("b", 9), ("c", 1)]
+    assert steps(registry.best_of_runs(LOSS, mode="max")) == [("a", 1), ("b", 2), ("c", 1)]
+    assert steps(registry.best_of_runs("acc", mode="max")) == [("a", 3)]
+    with pytest.raises(UnknownMetric, match="known metrics: acc, reward, val:loss"):
+        registry.best_of_runs("loss", mode="min")
+    with pytest.raises(UnknownDirection):
+        registry.best_of_runs("acc")
+    with pytest.raises(InvalidChoice):
+        registry.best_of_runs(mode="low")
+
+
+def test_the_best_of_each_run_is_one_that_is_there(registry, root):
+    registry.runs()
+    shutil.rmtree(root / "a" / "step_2")  # its journal knows nothing of that
+    shutil.rmtree(root / "b")
+    assert steps(registry.best_of_runs()) == [("a", 3)]
+
+
+def test_behind_what_cannot_be_recorded_as_gone_lies_the_next_best(registry, root, monkeypatch):
+    def fail(*arguments, **options):
+        raise CatalogLocked(root)
+
+    write_like_nemo(root / "c", 1, {LOSS: 0.1})
+    write_like_nemo(root / "c", 2, {LOSS: 0.1})
+    registry.reconcile()
+    shutil.rmtree(root / "a" / "step_2")
+    shutil.rmtree(root / "c" / "step_2")
+    monkeypatch.setattr(tree, "reconcile_run", fail)
+    assert steps(registry.best_of_runs()) == [("a", 3), ("b", 9), ("c", 1)]
+
+
+def test_the_best_of_each_run_of_one_run_is_its_best(registry, root):
+    with Registry.open(root / "a") as one:
+        assert steps(one.best_of_runs()) == [("a", 2)]
+    with Registry.open(write_like_nemo(root / "f", 1, {"x": 1}).parent) as one:
+        assert steps(one.best_of_runs()) == [("f", 1)]
 
 
 def test_a_metric_that_all_have_lost_has_no_best(registry, root):

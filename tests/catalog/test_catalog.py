@@ -125,6 +125,7 @@ def test_sql_ranks_as_the_key_does(catalog, losses, mode):
     assert [c.step for c in catalog.top(50, "loss", mode)] == expected
     best = catalog.find_best_step(run_id, "loss", mode)
     assert best == (expected[0] if expected else None)
+    assert [c.step for c in catalog.best_of_runs("loss", mode)] == expected[:1]
 
 
 def test_a_step_has_one_live_checkpoint_and_the_replaced_one_is_history(catalog, run):
@@ -273,6 +274,7 @@ def test_a_ranking_names_nothing_that_goes_meanwhile_for_it_is_one_statement(cat
 
     event.listen(engine, "before_cursor_execute", note)
     assert [c.step for c in catalog.top(2, "loss", "min")] == [2, 1]
+    assert [c.step for c in catalog.best_of_runs("loss", "min")] == [2]
     event.remove(engine, "before_cursor_execute", note)
-    assert len([sql for sql in sent if "FROM checkpoints" in sql]) == 1
-    assert len([sql for sql in sent if "FROM metrics" in sql]) == 2  # ranked by, and shown
+    assert len([sql for sql in sent if "FROM checkpoints" in sql]) == 2
+    assert len([sql for sql in sent if "FROM metrics" in sql]) == 4  # ranked by, and shown

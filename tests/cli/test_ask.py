@@ -66,6 +66,17 @@ def test_best_and_latest_print_one_path_alone(ckptdb, root):
     )
 
 
+def test_best_of_each_run_prints_one_path_a_line(ckptdb, root):
+    paths = ckptdb("best", "--each", cwd=root).out.splitlines()
+    # NeMo-RL's run has no metric of its own: its best is its latest.
+    steps = {"alpha": 2, "beta": 5, "nemo": ckptdb("latest", "--run", "nemo", cwd=root).out[-2]}
+    assert paths == [f"{root}/{run}/step_{step}" for run, step in steps.items()]
+    records = ckptdb("best", "--each", "-o", "json", cwd=root).json
+    assert [record["path"] for record in records] == paths
+    assert ckptdb("best", "--each", cwd=root / "alpha").out == f"{root}/alpha/step_2\n"
+    assert ckptdb("best", "--each", "--run", "alpha", cwd=root).code == 2
+
+
 def test_best_as_json_is_the_whole_record(ckptdb, root):
     record = ckptdb("best", "-o", "json", cwd=root / "alpha").json
     assert record["step"] == 2

@@ -44,6 +44,7 @@ from ckptdb.catalog.statements import (
     RUNS_CALLED,
     STEPS_WITHOUT,
     WORST,
+    best_of_runs,
     chunks,
     listing,
     ranking,
@@ -209,6 +210,20 @@ class Catalog:
         parameters = _given(name=metric, count=count, run_id=run_id)
         with self.database.read() as connection:
             found = self._load(connection, statement, parameters)
+        return tuple(checkpoint for _, checkpoint in found)
+
+    def best_of_runs(
+        self, metric: str | None = None, mode: Mode | None = None
+    ) -> tuple[Checkpoint, ...]:
+        """Return the best live checkpoint of each run that has one, by the run's name.
+
+        Args:
+            metric: None for each run's own; of a run without one the best is the latest.
+            mode: None for the direction that each run gives its own metric.
+        """
+        statement = best_of_runs(mode, of_metric=metric is not None)
+        with self.database.read() as connection:
+            found = self._load(connection, statement, _given(name=metric))
         return tuple(checkpoint for _, checkpoint in found)
 
     def checkpoints(

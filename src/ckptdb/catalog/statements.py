@@ -195,6 +195,18 @@ BEST_STEP = {"min": _best_step("min"), "max": _best_step("max")}
 
 _PARENTS = checkpoints.alias("parents")
 
+_LATEST = checkpoints.alias("latest")
+
+_LATEST_ID = (
+    select(_LATEST.c.id)
+    .where(_LATEST.c.run_id == runs.c.id)
+    .where(text("latest.status = 'final' AND latest.problem IS NULL"))
+    .order_by(_LATEST.c.step.desc())
+    .limit(literal_column("1"))
+    .correlate(runs)
+    .scalar_subquery()
+)
+
 _WHOLE = select(
     checkpoints,
     runs.c.name.label("run"),
@@ -224,6 +236,33 @@ def ranking(mode: Mode, *, of_run: bool) -> Select[Any]:
 def _best_first(mode: Mode, ranked: FromClause) -> tuple[ColumnElement[Any], ...]:
     value = ranked.c.value if mode == "min" else ranked.c.value.desc()
     return value, ranked.c.step.desc(), ranked.c.checkpoint_id.desc()
+
+
+@cache
+def best_of_runs(mode: Mode | None, *, of_metric: bool) -> Select[Any]:
+    """Select whole the best live checkpoint of each run, by the run's name.
+
+    By a given metric, or by the run's own; in a given direction, or in the run's own. Of a run
+    without a metric the best is the latest.
+    """
+    name = bindparam("name") if of_metric else runs.c.metric_name
+
+    def best(of_mode: Mode) -> Any:
+        return (
+            select(metrics.c.checkpoint_id)
+            .where(metrics.c.run_id == runs.c.id, metrics.c.name == name, RANKED)
+            .order_by(*_best_first(of_mode, metrics))
+            .limit(literal_column("1"))
+            .correlate(runs)
+            .scalar_subquery()
+        )
+
+    found = (
+        best(mode) if mode else case((runs.c.higher_is_better == 1, best("max")), else_=best("min"))
+    )
+    if not of_metric:
+        found = case((runs.c.metric_name.is_(None), _LATEST_ID), else_=found)
+    return _WHOLE.where(checkpoints.c.id == found).order_by(runs.c.name, runs.c.directory)
 
 
 LIVE_AT_STEPS = _WHOLE.where(_OF_RUN, NOT_DELETED, checkpoints.c.step.in_(_any("steps")))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Sequence
 from typing import Any, Protocol
 
 import click
@@ -93,13 +94,25 @@ def show(session: Session, step: int, run: str | None, form: str) -> None:
 @run_option
 @metric_option
 @mode_option
+@click.option("--each", is_flag=True, help="The best of every run, one path a line.")
 @output_option("path", "json")
 @click.pass_obj
 def best(
-    session: Session, run: str | None, metric: str | None, mode: Mode | None, form: str
+    session: Session,
+    run: str | None,
+    metric: str | None,
+    mode: Mode | None,
+    form: str,
+    *,
+    each: bool,
 ) -> None:
     """Print the path of the best checkpoint, alone: cp -r "$(ckptdb best)" elsewhere."""
+    if each and run is not None:
+        raise click.UsageError("--each is about every run; leave out --run.")
     with session.open() as registry:
+        if each:
+            _print_each(registry.best_of_runs(metric, mode=mode), form)
+            return
         found = registry.best(metric, mode=mode, run=run)
         _print_one(found, form)
         if metric is None and found and _metric_of(registry, (found,)) is None:
@@ -201,6 +214,16 @@ def _print_one(checkpoint: Checkpoint | None, form: str) -> None:
     if form == "json":
         echo_json(checkpoint.as_dict())
     else:
+        echo_path(checkpoint.path)
+
+
+def _print_each(found: Sequence[Checkpoint], form: str) -> None:
+    if not found:
+        raise NothingToChoose
+    if form == "json":
+        echo_json([checkpoint.as_dict() for checkpoint in found])
+        return
+    for checkpoint in found:
         echo_path(checkpoint.path)
 
 

@@ -108,6 +108,39 @@ class Asking(Tree):
             raise UnknownMetric(name, self._catalog().metric_names(run_id))
         return found
 
+    def best_of_runs(
+        self, metric: str | None = None, *, mode: Mode | None = None
+    ) -> tuple[Checkpoint, ...]:
+        """Return the best checkpoint of each run, by the run's name; see `best`.
+
+        A run without any finite value of the metric has none.
+
+        Args:
+            metric: None for each run's own, which may differ.
+            mode: None when the runs say so themselves.
+
+        Raises:
+            UnknownMetric: No run has it; the message lists those that exist.
+            UnknownDirection: Nothing says whether low or high is better.
+            InvalidChoice: The mode is neither.
+        """
+        if self._run is not None:
+            found = self.best(metric, mode=mode)
+            return () if found is None else (found,)
+        if metric is not None:
+            metric, mode = self._ranking(metric, mode, None)
+        elif mode is not None and mode not in MODES:
+            raise InvalidChoice("mode", mode, MODES)
+        catalog = self._catalog()
+        best = catalog.best_of_runs(metric, mode)
+        if not best and metric is not None and metric not in catalog.metric_names():
+            raise UnknownMetric(metric, catalog.metric_names())
+        here = {cp.run_uuid: cp for cp in best if scan.is_published(cp.path)}
+        for gone in best:
+            if gone.run_uuid not in here:
+                here |= self._look_behind(gone, metric, mode)
+        return tuple(here[cp.run_uuid] for cp in best if cp.run_uuid in here)
+
     def latest(self, *, run: PathLike | None = None) -> Checkpoint | None:
         """Return the run's checkpoint with the highest step; of all runs, the newest one."""
         seen = self._find_scope(run)
@@ -167,6 +200,22 @@ class Asking(Tree):
         if metric not in known:
             raise UnknownMetric(metric, known)
         raise UnknownDirection(metric)
+
+    def _look_behind(
+        self, gone: Checkpoint, metric: str | None, mode: Mode | None
+    ) -> dict[str, Checkpoint]:
+        """Return the best that is there of a run whose best in the index is not, by its uuid."""
+        seen = self._catalog().find_run(gone.run_uuid)
+        if seen is None:
+            return {}
+        name, direction = metric or seen.run.metric_name, mode or seen.run.mode
+
+        def ask(limit: int) -> tuple[Checkpoint, ...]:
+            if name is None:
+                return self._catalog().newest(limit, run_id=seen.id)
+            return self._catalog().top(limit, name, direction, run_id=seen.id)
+
+        return {found.run_uuid: found for found in self._existing(ask, 1)}
 
     def _existing(
         self, ask: Callable[[int], tuple[Checkpoint, ...]], count: int
