@@ -338,9 +338,11 @@ class QueryTimeout(CkptdbError, TimeoutError):
 class IndexStale(CatalogError):
     """The index holds another checkpoint where a new one is to be recorded."""
 
-    def __init__(self, step: int) -> None:
+    def __init__(self, steps: Sequence[int]) -> None:
+        low, high = min(steps), max(steps)
+        where = f"step {low}" if low == high else f"one of the steps {low} to {high}"
         super().__init__(
-            f"The catalog holds another checkpoint at step {step}; "
+            f"The catalog holds another checkpoint at {where}; "
             "`ckptdb reconcile` compares it with the disk."
         )
 

@@ -101,7 +101,6 @@ def test_what_is_live_is_found_without_looking_at_history(catalog, run):
         catalog.apply(Changes(run=run, checkpoints=[make(run, 2, 0.5)]))
     (plan,) = (plan for sql, plan in found.items() if "uuid IN" in sql)
     assert "(run_id=? AND uuid=?)" in plan
-    assert "uq_checkpoints_final (run_id=? AND step=?)" in plan
     with plans(catalog) as found:
         catalog.contents(run_id, steps=[1], gone=["x"])
     (plan,) = (plan for sql, plan in found.items() if "step IN" in sql)

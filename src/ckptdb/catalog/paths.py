@@ -16,6 +16,8 @@ _FROM_PRIVATE = {private: surrogate for surrogate, private in _TO_PRIVATE.items(
 
 def storable(name: str) -> str:
     """Return a name that every database takes."""
+    if name.isascii():  # nearly always, and there are many
+        return name
     return name.translate(_TO_PRIVATE)
 
 
@@ -36,9 +38,11 @@ class Paths:
 
     def stored(self, path: Path) -> str:
         """Return an absolute path as it is stored."""
-        if self.base is not None and path.is_relative_to(self.base):
-            path = path.relative_to(self.base)
-        return storable(path.as_posix())
+        # As text, because there may be many: a Path takes itself apart for such questions.
+        text, base = str(path), "" if self.base is None else str(self.base)
+        if text == base:
+            return "."
+        return storable(text.removeprefix(base if base in ("", "/") else f"{base}/"))
 
     def absolute(self, stored: str) -> Path:
         """Return the absolute path of a stored one."""

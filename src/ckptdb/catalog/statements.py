@@ -18,7 +18,6 @@ from sqlalchemy import (
     Text,
     and_,
     bindparam,
-    case,
     delete,
     exists,
     func,
@@ -87,13 +86,6 @@ INSERT_RUN = insert(runs)
 
 # What is set must not have the name of a parameter: hence `row_id` and `of_run`.
 UPDATE_RUN = update(runs).where(runs.c.id == bindparam("row_id"))
-
-# Compare and set: a change by anybody else in between must stay visible.
-MOVE_STAMP = (
-    update(runs)
-    .where(runs.c.id == bindparam("row_id"), runs.c.stamp == bindparam("before"))
-    .values(stamp=bindparam("after"), stamp_verified=0)
-)
 
 DELETE_RUN = delete(runs).where(runs.c.id == bindparam("row_id"))
 
@@ -336,41 +328,78 @@ ADDED = union_all(
 
 # --- changes --------------------------------------------------------------------------------
 
-INSERT_CHECKPOINT = insert(checkpoints)
+# What many rows are given to goes to the driver as text, `?` for each value: taking a row apart
+# costs SQLAlchemy more than storing it costs SQLite. RETURNING would need SQLite 3.35.
+
+# A row for each uuid, new or changed; what people added to it is left as it is. The order of the
+# values is `store`'s. Without its parent here, a child is read again until that has come, to be
+# linked then; a child that names none keeps the one it has.
+PUT_CHECKPOINT = """
+    INSERT INTO checkpoints (
+        run_id, uuid, step, path, created_at, finalized_at, size_bytes, file_count, status,
+        deleted_at, deleted_reason, problem, info,
+        parent_id,
+        fingerprint
+    ) VALUES (
+        ?, ?, ?, ?, ?, ?, ?, ?, ?,
+        ?, ?, ?, ?,
+        (SELECT id FROM checkpoints WHERE run_id = ? AND uuid = ?),
+        CASE WHEN ? = 0 OR EXISTS (SELECT 1 FROM checkpoints WHERE run_id = ? AND uuid = ?)
+            THEN ? END
+    )
+    ON CONFLICT (run_id, uuid) DO UPDATE SET
+        step = excluded.step, path = excluded.path, created_at = excluded.created_at,
+        finalized_at = excluded.finalized_at, size_bytes = excluded.size_bytes,
+        file_count = excluded.file_count, status = excluded.status,
+        deleted_at = excluded.deleted_at, deleted_reason = excluded.deleted_reason,
+        problem = excluded.problem, info = excluded.info, fingerprint = excluded.fingerprint,
+        parent_id = CASE WHEN ? = 0 THEN checkpoints.parent_id ELSE excluded.parent_id END
+"""
+
+# Where those rows are, and what they have of metrics: none, or how many that came later.
+PUT_AT = """
+    SELECT uuid, id,
+        EXISTS (SELECT 1 FROM metrics WHERE checkpoint_id = checkpoints.id),
+        EXISTS (SELECT 1 FROM metrics WHERE checkpoint_id = checkpoints.id AND source <> ?)
+    FROM checkpoints WHERE run_id = ? AND uuid IN ({})
+"""
+
+CLEAR_METRICS = "DELETE FROM metrics WHERE checkpoint_id = ? AND source = ?"
+
+RANK_METRICS = "UPDATE metrics SET live = ? WHERE checkpoint_id = ?"
+
+# A late value hides the one that came with the checkpoint.
+PUT_METRIC = """
+    INSERT INTO metrics (
+        checkpoint_id, run_id, step, name, value, source, reported_at, live
+    ) VALUES (?, ?, ?, ?, ?, ?, ?, ?)
+    ON CONFLICT (checkpoint_id, name) DO NOTHING
+"""
 
 UPDATE_CHECKPOINT = update(checkpoints).where(checkpoints.c.id == bindparam("row_id"))
-
-# What is stored of some uuids, and what is published at some steps.
-STORED = union_all(
-    select(checkpoints.c.id, checkpoints.c.uuid, checkpoints.c.step, checkpoints.c.status).where(
-        _OF_RUN, checkpoints.c.uuid.in_(_any("uuids"))
-    ),
-    select(checkpoints.c.id, checkpoints.c.uuid, checkpoints.c.step, checkpoints.c.status).where(
-        _OF_RUN, checkpoints.c.step.in_(_any("steps")), FINAL
-    ),
-)
 
 CHECKPOINT_BY_UUID = select(
     checkpoints.c.id, checkpoints.c.step, checkpoints.c.status, checkpoints.c.problem
 ).where(_OF_RUN, checkpoints.c.uuid == bindparam("uuid"))
 
-NEWEST_STEP = select(func.max(checkpoints.c.step)).where(_OF_RUN, FINAL)
+# For a child that was put before its parent.
+LINK_PARENT = """
+    UPDATE checkpoints
+    SET parent_id = (SELECT id FROM checkpoints WHERE run_id = ? AND uuid = ?), fingerprint = ?
+    WHERE run_id = ? AND uuid = ?
+        AND EXISTS (SELECT 1 FROM checkpoints WHERE run_id = ? AND uuid = ?)
+"""
 
-_PARENT_ID = (
-    select(_PARENTS.c.id)
-    .where(_PARENTS.c.run_id == bindparam("of_run"), _PARENTS.c.uuid == bindparam("parent"))
-    .scalar_subquery()
-)
+# Only as long as no live one has a higher step.
+SET_CONFIG_OF_STEP = """config = CASE WHEN (
+    SELECT MAX(step) FROM checkpoints WHERE run_id = runs.id AND status = 'final'
+) = ? THEN ? ELSE config END"""
 
-LINK_PARENT = (
-    update(checkpoints)
-    .where(checkpoints.c.run_id == bindparam("of_run"), checkpoints.c.uuid == bindparam("child"))
-    # Without its parent here, a child is read again until that has come, to be linked then.
-    .values(
-        parent_id=_PARENT_ID,
-        fingerprint=case((_PARENT_ID.is_not(None), checkpoints.c.fingerprint)),
-    )
-)
+# Compare and set: a change by anybody else in between must stay visible.
+MOVE_STAMP = """
+    stamp_verified = CASE WHEN stamp = ? THEN 0 ELSE stamp_verified END,
+    stamp = CASE WHEN stamp = ? THEN ? ELSE stamp END
+"""
 
 END_ALL = (
     update(checkpoints)
@@ -393,18 +422,6 @@ MOVE_PATHS = (
 )
 
 INSERT_METRIC = insert(metrics)
-
-_OF_SOME = metrics.c.checkpoint_id.in_(_any("ids"))
-
-DELETE_OWN_METRICS = delete(metrics).where(_OF_SOME, metrics.c.source == TRAINING_INFO)
-
-METRICS_LEFT = select(metrics.c.checkpoint_id, metrics.c.name).where(_OF_SOME)
-
-RANK = (
-    update(metrics)
-    .where(_OF_SOME)
-    .values(live=case((metrics.c.checkpoint_id.in_(_any("ranked")), 1), else_=0))
-)
 
 DELETE_LATE_METRICS = delete(metrics).where(
     metrics.c.checkpoint_id == bindparam("row_id"),

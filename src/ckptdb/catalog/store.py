@@ -3,33 +3,34 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Container, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from sqlalchemy import Connection, Row
+from sqlalchemy import Connection, CursorResult, Row
+from sqlalchemy.exc import IntegrityError
 
 from ckptdb.catalog.paths import Paths, storable
 from ckptdb.catalog.statements import (
     CHECKPOINT_BY_UUID,
+    CLEAR_METRICS,
     DELETE_LATE_METRICS,
-    DELETE_OWN_METRICS,
     DELETE_RUN,
     DELETE_TAGS,
     END_ALL,
-    INSERT_CHECKPOINT,
     INSERT_METRIC,
     INSERT_RUN,
     INSERT_TAG,
     LINK_PARENT,
-    METRICS_LEFT,
     MOVE_PATHS,
     MOVE_STAMP,
-    NEWEST_STEP,
-    RANK,
+    PUT_AT,
+    PUT_CHECKPOINT,
+    PUT_METRIC,
+    RANK_METRICS,
     RUN_BY_UUID,
     RUNS_AT,
-    STORED,
+    SET_CONFIG_OF_STEP,
     UNRANK_ALL,
     UPDATE_CHECKPOINT,
     UPDATE_RUN,
@@ -39,6 +40,15 @@ from ckptdb.errors import IndexStale
 from ckptdb.records import TRAINING_INFO, Annotations, Checkpoint, Run
 
 
+@dataclass(frozen=True, slots=True)
+class Child:
+    """A checkpoint that may have been stored before its parent; fingerprint as in its record."""
+
+    uuid: str
+    parent: str
+    fingerprint: str | None
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Changes:
     """What one transaction does to one run.
@@ -46,6 +56,7 @@ class Changes:
     Attributes:
         run: Inserted, or its columns updated; its uuid decides which row is meant.
         checkpoints: As they now are, live or gone. What people added to them is not touched.
+        children: Stored before, to be linked to parents that may have come since.
         annotations: By uuid, everything people added.
         config: New configuration of the run, empty for none; None leaves it.
         config_step: The step it was saved with; it counts only if no live one is higher.
@@ -56,6 +67,7 @@ class Changes:
 
     run: Run
     checkpoints: Sequence[Checkpoint] = ()
+    children: Sequence[Child] = ()
     annotations: Mapping[str, Annotations] = field(default_factory=dict)
     config: Mapping[str, Any] | None = None
     config_step: int | None = None
@@ -72,13 +84,13 @@ def apply(connection: Connection, paths: Paths, changes: Changes) -> int:
     """
     run_id = _put_run(connection, paths, changes.run)
     # What is gone goes first: it may hold the step of what has come.
-    for chunk in chunks([c for c in changes.checkpoints if c.status == "deleted"]):
-        _put(connection, paths, run_id, chunk)
-    for chunk in chunks([c for c in changes.checkpoints if c.status != "deleted"]):
-        _put(connection, paths, run_id, chunk)
-    _link_parents(connection, run_id, changes.checkpoints)
-    for uuid, found in changes.annotations.items():
-        _annotate(connection, run_id, uuid, found)
+    gone = [cp for cp in changes.checkpoints if cp.status == "deleted"]
+    here = [cp for cp in changes.checkpoints if cp.status != "deleted"]
+    for found in (gone, here):
+        _put(connection, paths, run_id, found)
+    _link(connection, run_id, [*_before_parents([*gone, *here]), *changes.children])
+    for uuid, said in changes.annotations.items():
+        _annotate(connection, run_id, uuid, said)
     _finish(connection, run_id, changes)
     return run_id
 
@@ -107,47 +119,76 @@ def _put_run(connection: Connection, paths: Paths, run: Run) -> int:
 
 
 def _put(connection: Connection, paths: Paths, run_id: int, found: Sequence[Checkpoint]) -> None:
-    ids = _ids(connection, run_id, found)
-    known = [cp for cp in found if cp.uuid in ids]
-    new = [cp for cp in found if cp.uuid not in ids]
-    late: set[tuple[int, str]] = set()
-    if known:
-        rows = [{"row_id": ids[cp.uuid], **_values(paths, cp)} for cp in known]
-        connection.execute(UPDATE_CHECKPOINT, rows)
-        late = _clear_metrics(connection, {ids[cp.uuid]: cp for cp in known})
-    if new:
-        rows = [{"run_id": run_id, "uuid": cp.uuid, **_values(paths, cp)} for cp in new]
-        connection.execute(INSERT_CHECKPOINT, rows)
-        ids |= _ids(connection, run_id, new)
-    _put_metrics(connection, run_id, {ids[cp.uuid]: cp for cp in found}, late)
+    if not found:
+        return
+    try:
+        _send(connection, PUT_CHECKPOINT, [_values(paths, run_id, cp) for cp in found])
+    except IntegrityError as error:
+        if not _is_taken(error):
+            raise
+        raise IndexStale([cp.step for cp in found if cp.status == "final"]) from error
+    by_uuid = {cp.uuid: cp for cp in found}
+    for chunk in chunks(by_uuid):
+        _put_metrics(connection, run_id, [by_uuid[uuid] for uuid in chunk])
 
 
-def _values(paths: Paths, checkpoint: Checkpoint) -> dict[str, Any]:
-    return {
-        "step": checkpoint.step,
-        "path": paths.stored(checkpoint.path),
-        "created_at": checkpoint.created_at,
-        "finalized_at": checkpoint.finalized_at,
-        "size_bytes": checkpoint.size_bytes,
-        "file_count": checkpoint.file_count,
-        "status": checkpoint.status,
-        "deleted_at": checkpoint.deleted_at,
-        "deleted_reason": checkpoint.deleted_reason,
-        "problem": None if checkpoint.problem is None else storable(checkpoint.problem),
-        "info": json.dumps(checkpoint.info),
-        "fingerprint": checkpoint.fingerprint,
-    }
+def _put_metrics(connection: Connection, run_id: int, found: Sequence[Checkpoint]) -> None:
+    """Store what came with the checkpoints themselves; what came later stays."""
+    by_uuid = {cp.uuid: cp for cp in found}
+    where = PUT_AT.format(",".join("?" * len(by_uuid)))
+    values = (TRAINING_INFO, run_id, *by_uuid)
+    at = [tuple(row) for row in _send(connection, where, values).all()]
+    known = [(row_id, TRAINING_INFO) for _, row_id, has_any, _ in at if has_any]
+    late = [(_is_live(by_uuid[uuid]), row_id) for uuid, row_id, _, has_late in at if has_late]
+    own = [row for uuid, row_id, *_ in at for row in _metrics(run_id, row_id, by_uuid[uuid])]
+    for statement, rows in ((CLEAR_METRICS, known), (RANK_METRICS, late), (PUT_METRIC, own)):
+        if rows:
+            _send(connection, statement, rows)
 
 
-def _ids(connection: Connection, run_id: int, found: Sequence[Checkpoint]) -> dict[str, int]:
-    """Return the row ids of those that are stored, by uuid."""
-    new = {cp.step: cp.uuid for cp in found if cp.status == "final"}
-    wanted = {"run_id": run_id, "uuids": [cp.uuid for cp in found], "steps": list(new)}
-    rows = connection.execute(STORED, wanted).all()
-    for row in rows:
-        if row.status == "final" and new.get(row.step, row.uuid) != row.uuid:
-            raise IndexStale(row.step)
-    return {row.uuid: row.id for row in rows}
+def _send(
+    connection: Connection,
+    statement: str,
+    values: tuple[object, ...] | Sequence[tuple[object, ...]],
+) -> CursorResult[Any]:
+    """Give a statement to the driver as it is, with the values of one row or of many."""
+    if connection.dialect.paramstyle != "qmark":
+        statement = statement.replace("?", "%s")
+    return connection.exec_driver_sql(statement, values)
+
+
+def _is_taken(error: IntegrityError) -> bool:
+    """Whether a row was refused because another one is published at its step."""
+    said = str(error.orig)
+    # PostgreSQL names the index, SQLite its columns.
+    return "uq_checkpoints_final" in said or "checkpoints.run_id, checkpoints.step" in said
+
+
+def _values(paths: Paths, run_id: int, checkpoint: Checkpoint) -> tuple[object, ...]:
+    parent = checkpoint.parent
+    has_parent = int(parent is not None)
+    return (
+        run_id,
+        checkpoint.uuid,
+        checkpoint.step,
+        paths.stored(checkpoint.path),
+        checkpoint.created_at,
+        checkpoint.finalized_at,
+        checkpoint.size_bytes,
+        checkpoint.file_count,
+        checkpoint.status,
+        checkpoint.deleted_at,
+        checkpoint.deleted_reason,
+        None if checkpoint.problem is None else storable(checkpoint.problem),
+        json.dumps(checkpoint.info),
+        run_id,
+        parent,
+        has_parent,
+        run_id,
+        parent,
+        checkpoint.fingerprint,
+        has_parent,
+    )
 
 
 def _inserted_id(result: Any) -> int:
@@ -177,52 +218,37 @@ def _move_paths(connection: Connection, run_id: int, old: str, new: str) -> None
     connection.execute(MOVE_PATHS, moved)
 
 
-def _clear_metrics(connection: Connection, known: Mapping[int, Checkpoint]) -> set[tuple[int, str]]:
-    """Delete what came with the checkpoints themselves; return what stays, by id and name."""
-    connection.execute(DELETE_OWN_METRICS, {"ids": list(known)})
-    rows = connection.execute(METRICS_LEFT, {"ids": list(known)})
-    late = {(row.checkpoint_id, row.name) for row in rows}
-    if late:
-        ranked = [row_id for row_id, cp in known.items() if _is_live(cp)]
-        connection.execute(RANK, {"ids": list(known), "ranked": ranked})
-    return late
-
-
-def _put_metrics(
-    connection: Connection,
-    run_id: int,
-    found: Mapping[int, Checkpoint],
-    late: Container[tuple[int, str]],
-) -> None:
-    rows = [
-        {
-            "checkpoint_id": row_id,
-            "run_id": run_id,
-            "step": checkpoint.step,
-            "name": name,
-            "value": value,
-            "source": TRAINING_INFO,
-            "reported_at": checkpoint.finalized_at or checkpoint.created_at,
-            "live": int(_is_live(checkpoint)),
-        }
-        for row_id, checkpoint in found.items()
+def _metrics(run_id: int, row_id: int, checkpoint: Checkpoint) -> list[tuple[object, ...]]:
+    at, live = checkpoint.finalized_at or checkpoint.created_at, _is_live(checkpoint)
+    step, late = checkpoint.step, checkpoint.late
+    return [
+        (row_id, run_id, step, name, value, TRAINING_INFO, at, live)
         for name, value in checkpoint.metrics.items()
-        if (row_id, name) not in late and name not in checkpoint.late
+        if name not in late
+    ]
+
+
+def _is_live(checkpoint: Checkpoint) -> int:
+    return int(checkpoint.status == "final" and checkpoint.problem is None)
+
+
+def _before_parents(found: Sequence[Checkpoint]) -> Iterator[Child]:
+    """Return those that were put before their parents."""
+    if len(found) < 2:  # noqa: PLR2004  # nothing to be before
+        return
+    place = {cp.uuid: number for number, cp in enumerate(found)}
+    for number, cp in enumerate(found):
+        if cp.parent and place.get(cp.parent, -1) > number:
+            yield Child(cp.uuid, cp.parent, cp.fingerprint)
+
+
+def _link(connection: Connection, run_id: int, children: Sequence[Child]) -> None:
+    rows = [
+        (run_id, child.parent, child.fingerprint, run_id, child.uuid, run_id, child.parent)
+        for child in children
     ]
     if rows:
-        connection.execute(INSERT_METRIC, rows)
-
-
-def _is_live(checkpoint: Checkpoint) -> bool:
-    return checkpoint.status == "final" and checkpoint.problem is None
-
-
-def _link_parents(connection: Connection, run_id: int, found: Sequence[Checkpoint]) -> None:
-    children = [
-        {"of_run": run_id, "parent": cp.parent, "child": cp.uuid} for cp in found if cp.parent
-    ]
-    if children:
-        connection.execute(LINK_PARENT, children)
+        _send(connection, LINK_PARENT, rows)
 
 
 def _annotate(connection: Connection, run_id: int, uuid: str, found: Annotations) -> None:
@@ -255,23 +281,25 @@ def _annotate(connection: Connection, run_id: int, uuid: str, found: Annotations
 
 
 def _finish(connection: Connection, run_id: int, changes: Changes) -> None:
-    changed: dict[str, Any] = {}
-    if changes.config is not None and _is_newest(connection, run_id, changes.config_step):
+    """Change the run's own row, with what has come of everything else."""
+    assigned: list[str] = []
+    values: list[object] = []
+    if changes.config is not None:
         # Sorted, as a config.yaml is: what was passed and what is read back are one text.
-        changed["config"] = json.dumps(changes.config, sort_keys=True) if changes.config else None
+        text = json.dumps(changes.config, sort_keys=True) if changes.config else None
+        step = changes.config_step
+        assigned.append("config = ?" if step is None else SET_CONFIG_OF_STEP)
+        values += [text] if step is None else [step, text]
     elif any(checkpoint.status == "deleted" for checkpoint in changes.checkpoints):
         # It may have come from one of these; the next look at the directory finds it again.
-        changed["config"] = None
+        assigned.append("config = NULL")
     if changes.seen is not None:
-        changed |= {"stamp": changes.seen, "stamp_verified": int(changes.verified)}
-    if changed:
-        connection.execute(UPDATE_RUN, {"row_id": run_id, **changed})
-    if changes.seen is None and changes.moved is not None:
+        assigned.append("stamp = ?, stamp_verified = ?")
+        values += [changes.seen, int(changes.verified)]
+    elif changes.moved is not None:
         before, after = changes.moved
-        connection.execute(MOVE_STAMP, {"row_id": run_id, "before": before, "after": after})
-
-
-def _is_newest(connection: Connection, run_id: int, step: int | None) -> bool:
-    if step is None:
-        return True
-    return bool(connection.execute(NEWEST_STEP, {"run_id": run_id}).scalar() == step)
+        assigned.append(MOVE_STAMP)
+        values += [before, before, after]
+    if assigned:
+        sql = f"UPDATE runs SET {', '.join(assigned)} WHERE id = ?"  # noqa: S608  # texts of ours
+        _send(connection, sql, (*values, run_id))
