@@ -14,7 +14,7 @@ from sqlalchemy import Engine, event
 
 from ckptdb.catalog.catalog import Catalog
 from ckptdb.catalog.engine import Database
-from ckptdb.disk import identity, scan
+from ckptdb.disk import identity, reading, scan
 from ckptdb.disk.publish import Publisher
 from ckptdb.manager import CheckpointManager, _load_checkpoint_history
 from ckptdb.reconcile import reconcile_run
@@ -181,7 +181,7 @@ def test_a_change_by_hand_is_seen_by_the_next_question(ours):
 
 
 def test_a_reader_writes_nothing_for_a_stamp_that_is_too_young(ours, monkeypatch):
-    monkeypatch.setattr(scan, "SETTLE_SECONDS", 3600)
+    monkeypatch.setattr(reading, "SETTLE_SECONDS", 3600)
     manager = make_manager(ours)
     with manager.save(4, {"val:loss": 0.05}):
         pass

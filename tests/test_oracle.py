@@ -19,7 +19,7 @@ from typing import Any
 import pytest
 
 from ckptdb.catalog.catalog import Catalog
-from ckptdb.disk import durable, identity, journal, manifest, scan
+from ckptdb.disk import durable, identity, journal, manifest, reading, scan
 from ckptdb.errors import NoCheckpointHere, SaveFailed, StepTaken
 from ckptdb.manager import CheckpointManager
 
@@ -496,7 +496,7 @@ def test_a_change_by_hand_at_any_gap_of_ours_is_never_masked(
         assert kept <= set(look(world.run)), world.story
         world.check_questions()
         with monkeypatch.context() as patch:
-            patch.setattr(scan, "SETTLE_SECONDS", -3600)  # as if an hour had passed
+            patch.setattr(reading, "SETTLE_SECONDS", -3600)  # as if an hour had passed
             world.check_questions()
         world.use(Rules.draw(world.rng))
         world.prune()

@@ -175,6 +175,9 @@ def metrics_of(info: Mapping[str, Any]) -> dict[str, float | None]:
     """
     found: dict[str, float | None] = {}
     for name, value in info.items():
+        if type(value) is float and math.isfinite(value) and is_storable(name):
+            found[name] = value  # nearly all of them
+            continue
         if isinstance(value, bool) or not isinstance(value, int | float) or not is_storable(name):
             continue
         try:
@@ -187,8 +190,9 @@ def metrics_of(info: Mapping[str, Any]) -> dict[str, float | None]:
 
 def is_storable(text: str) -> bool:
     """Tell whether a database accepts a text; a lone surrogate may stand in JSON, but not there."""
-    try:
-        text.encode()
-    except UnicodeEncodeError:
-        return False
+    if not text.isascii():
+        try:
+            text.encode()
+        except UnicodeEncodeError:
+            return False
     return "\0" not in text

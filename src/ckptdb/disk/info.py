@@ -25,8 +25,12 @@ _MAX_NODES = 1_000_000
 _MAX_CONFIG_BYTES = 8 * 1024 * 1024
 MAX_CONFIG_NODES = 100_000
 
+_READ_ONLY = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
+_PART_BYTES = 1024 * 1024
+
 _MAX_INT_BITS = 14_000
 """Python turns larger ones into text only on request, which JSON then does not make."""
+_SCALARS = frozenset({str, bool, type(None)})
 # What PyYAML lets escape for a scalar that its tag does not fit, like `!!int ""`.
 _CONSTRUCTION = (ValueError, LookupError, AttributeError, TypeError, ArithmeticError)
 # Errors that tell what stands at a path; any other one only says that it cannot be read now.
@@ -94,10 +98,10 @@ def load_info(folder: Path) -> tuple[dict[str, Any], bytes]:
     Raises:
         UnreadableInfo: Missing, not a regular file, too large, not JSON, or not an object.
     """
-    return load_json(folder / names.INFO)
+    return load_json(f"{folder}/{names.INFO}")
 
 
-def load_json(path: Path) -> tuple[dict[str, Any], bytes]:
+def load_json(path: Path | str) -> tuple[dict[str, Any], bytes]:
     """Read a JSON object from a regular file of at most `MAX_BYTES`, with its bytes.
 
     Raises:
@@ -107,9 +111,9 @@ def load_json(path: Path) -> tuple[dict[str, Any], bytes]:
     try:
         content = parse(raw)
     except (ValueError, RecursionError) as error:
-        raise UnreadableInfo(path, f"is not JSON ({_first_line(error)})") from error
+        raise UnreadableInfo(Path(path), f"is not JSON ({_first_line(error)})") from error
     if not isinstance(content, dict):
-        raise UnreadableInfo(path, f"holds a {type(content).__name__}, not an object")
+        raise UnreadableInfo(Path(path), f"holds a {type(content).__name__}, not an object")
     return content, raw
 
 
@@ -187,40 +191,51 @@ def for_catalog(info: Mapping[str, Any]) -> dict[str, Any]:
 
     Bare NaN is no JSON: SQLite's JSON functions raise on it.
     """
+    if len(info) < _MAX_NODES and all(
+        type(key) is str and _is_settled(value) for key, value in info.items()
+    ):
+        return dict(info)
     try:
         return cast("dict[str, Any]", _json_values(info, [_MAX_NODES], 0))
     except OverflowError:
         return {}  # absurdly large; the file keeps it
 
 
-def read_regular(path: Path, limit: int) -> bytes:
+def read_regular(path: Path | str, limit: int) -> bytes:
     """Return the bytes of a regular file; never follows a symlink, never blocks on a FIFO.
 
     Raises:
         UnreadableInfo: Missing, something else, or larger than ``limit`` bytes.
     """
     try:
-        handle = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+        handle = os.open(path, _READ_ONLY)
     except FileNotFoundError as error:
-        raise UnreadableInfo(path, "is missing") from error
+        raise UnreadableInfo(Path(path), "is missing") from error
     except OSError as error:
-        raise UnreadableInfo(path, f"cannot be opened ({error.strerror})") from error
+        raise UnreadableInfo(Path(path), f"cannot be opened ({error.strerror})") from error
     try:
         found = os.fstat(handle)
         if not stat.S_ISREG(found.st_mode):
-            raise UnreadableInfo(path, "is not a regular file")
+            raise UnreadableInfo(Path(path), "is not a regular file")
         if found.st_size > limit:
-            raise UnreadableInfo(path, f"is larger than {limit} bytes")
-        with os.fdopen(handle, "rb", closefd=False) as file:
-            # Not up to the limit at once: that much memory would be set aside for every file.
-            content = file.read(found.st_size + 1)
-            if len(content) > found.st_size:  # it is growing
-                content += file.read(limit + 1 - len(content))
-            return content
+            raise UnreadableInfo(Path(path), f"is larger than {limit} bytes")
+        # Not up to the limit at once: that much memory would be set aside for every file.
+        content = os.read(handle, found.st_size + 1)
+        if len(content) != found.st_size:  # it is growing, or this was only a part
+            content = _read_on(handle, content, limit)
     except OSError as error:
-        raise UnreadableInfo(path, f"cannot be read ({error.strerror})") from error
+        raise UnreadableInfo(Path(path), f"cannot be read ({error.strerror})") from error
     finally:
         os.close(handle)
+    return content
+
+
+def _read_on(handle: int, begun: bytes, limit: int) -> bytes:
+    parts, left = [begun], limit + 1 - len(begun)
+    while left > 0 and (part := os.read(handle, min(left, _PART_BYTES))):
+        parts.append(part)
+        left -= len(part)
+    return b"".join(parts)
 
 
 def _plain(value: Any, where: str, faults: list[str], depth: int) -> Any:
@@ -282,6 +297,16 @@ def _json_values(value: Any, budget: list[int], depth: int) -> Any:
     if isinstance(value, list | tuple | set):
         return [_json_values(v, budget, depth + 1) for v in value]
     return str(value)
+
+
+def _is_settled(value: object) -> bool:
+    """Whether a value is its own JSON; that is nearly always all there is to ask."""
+    kind = type(value)
+    if kind is float:
+        return math.isfinite(cast("float", value))
+    if kind is int:
+        return cast("int", value).bit_length() <= _MAX_INT_BITS
+    return kind in _SCALARS
 
 
 def _first_line(error: BaseException) -> str:

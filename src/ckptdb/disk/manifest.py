@@ -7,8 +7,8 @@ from __future__ import annotations
 
 import errno
 import os
+import re
 import stat
-import uuid
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from pathlib import Path
@@ -18,7 +18,9 @@ from ckptdb.disk.info import load_json
 from ckptdb.errors import UnreadableInfo
 from ckptdb.records import is_storable
 
-_OWN = frozenset({names.MANIFEST, names.WRITER})
+OWN = frozenset({names.MANIFEST, names.WRITER})
+"""What no manifest lists."""
+_UUID = re.compile(r"[0-9a-f]{8}-(?:[0-9a-f]{4}-){3}[0-9a-f]{12}", re.ASCII)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -51,14 +53,23 @@ _FIELDS = tuple(field.name for field in fields(Manifest))
 
 def list_files(folder: Path) -> dict[str, int]:
     """Return the size in bytes of every file of a checkpoint; symlinks count as themselves."""
+    found = stat_files(folder)
+    return {name: found[name].st_size for name in sorted(found) if name not in OWN}
+
+
+def stat_files(folder: Path) -> dict[str, os.stat_result]:
+    """Return what every file below a directory is, by its path there; follows no symlink."""
     found = {}
-    for below, entries in durable.walk(folder):
-        for entry in entries:
-            if entry.is_dir(follow_symlinks=False) or (below == folder and entry.name in _OWN):
-                continue
-            name = Path(entry.path).relative_to(folder).as_posix()
-            found[name] = entry.stat(follow_symlinks=False).st_size
-    return dict(sorted(found.items()))
+    pending = [""]
+    while pending:
+        below = pending.pop()
+        with os.scandir(f"{folder}/{below}") as listing:
+            for entry in listing:
+                if entry.is_dir(follow_symlinks=False):
+                    pending.append(f"{below}{entry.name}/")
+                else:
+                    found[below + entry.name] = entry.stat(follow_symlinks=False)
+    return found
 
 
 def write(folder: Path, manifest: Manifest, *, make_durable: bool) -> None:
@@ -73,9 +84,8 @@ def find(folder: Path) -> Manifest | None:
     Raises:
         UnreadableInfo: It has one that cannot be trusted.
     """
-    path = folder / names.MANIFEST
     try:
-        content, _ = load_json(path)
+        content, _ = load_json(f"{folder}/{names.MANIFEST}")
     except UnreadableInfo as error:
         if isinstance(error.__cause__, FileNotFoundError):
             return None
@@ -83,9 +93,11 @@ def find(folder: Path) -> Manifest | None:
     try:
         manifest = Manifest(**content)
     except TypeError as error:
-        raise UnreadableInfo(path, "does not have the fields of a manifest") from error
+        raise UnreadableInfo(
+            folder / names.MANIFEST, "does not have the fields of a manifest"
+        ) from error
     if not _sound(manifest):
-        raise UnreadableInfo(path, "has fields of the wrong type")
+        raise UnreadableInfo(folder / names.MANIFEST, "has fields of the wrong type")
     return manifest
 
 
@@ -131,10 +143,7 @@ def _is_text(text: object) -> bool:
 
 def _is_uuid(text: object) -> bool:
     # It becomes part of a directory's name in the trash.
-    try:
-        return isinstance(text, str) and str(uuid.UUID(text)) == text
-    except ValueError:
-        return False
+    return isinstance(text, str) and _UUID.fullmatch(text) is not None
 
 
 def _is_size(size: object) -> bool:
@@ -144,7 +153,8 @@ def _is_size(size: object) -> bool:
 def _safe(name: str) -> bool:
     # A listed name is joined to the directory: it must be a path, and not lead out of it.
     try:
-        os.fsencode(name)
+        if not name.isascii():
+            os.fsencode(name)
     except UnicodeEncodeError:
         return False
     inside = not name.startswith("/") and ".." not in name.split("/")

@@ -7,7 +7,6 @@ fingerprint is known and unchanged costs two `stat` calls.
 from __future__ import annotations
 
 import errno
-import hashlib
 import os
 import stat
 import time
@@ -17,19 +16,14 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
-from ckptdb.disk import durable, identity, info, journal, manifest, names
+from ckptdb.disk import durable, identity, info, journal, manifest, names, reading
 from ckptdb.disk.identity import Identity, Writer
 from ckptdb.disk.journal import Facts
 from ckptdb.disk.manifest import Manifest
+from ckptdb.disk.reading import derive_uuid
 from ckptdb.errors import UnreadableInfo
 from ckptdb.records import Checkpoint, metrics_of, utc
 
-SETTLE_SECONDS = 2.0
-"""How old a change must be before an equal mtime proves that nothing changed since.
-
-File systems count time in ticks of up to two seconds, and a server's clock may differ a
-little from ours; git calls an entry younger than that racy.
-"""
 UNTOUCHED_SECONDS = 24 * 3600.0
 """Whether a writer on another machine still lives cannot be asked; after a day without a
 change to its files it counts as dead."""
@@ -37,6 +31,8 @@ _GAP_SECONDS = 2.0
 """How long a reader waits for a name that a replacement in two renames has taken away."""
 _LOOKS = 5
 _UNCOUNTED = 2
+
+load = reading.load  # whoever looks at a run may want one of its checkpoints
 
 # Errors of the very file; any other one, such as no descriptor left, may befall all of them.
 _OF_ONE_DIRECTORY = frozenset(
@@ -72,7 +68,7 @@ class Stamp:
 
     def is_settled(self) -> bool:
         """Whether a later change would be sure to show in the mtime."""
-        return _is_old(self.mtime_ns)
+        return reading.is_settled(self.mtime_ns)
 
 
 def find_stamp(directory: Path) -> Stamp | None:
@@ -288,61 +284,6 @@ def observe(
     )
 
 
-def load(
-    who: Identity, path: Path, step: int, *, verify: bool = False, strict: bool = False
-) -> Checkpoint:
-    """Read one published checkpoint: its manifest when it has one, else its file times.
-
-    What cannot be trusted ends up in ``problem``; only I/O errors are raised.
-
-    Args:
-        who: The run.
-        path: Its directory.
-        step: What its name says.
-        verify: Also compare every listed file with the manifest.
-        strict: Raise the I/O error too when a manifest says which one it is, and only its
-            training_info.json cannot be read now. Otherwise it is read again at the next look.
-    """
-    fingerprint = _fingerprint(path)
-    problem: str | None = None
-    raw, content = b"", dict[str, Any]()
-    found: Manifest | None = None
-    try:
-        found = manifest.find(path)
-    except UnreadableInfo as error:
-        info.raise_if_unknown(error)
-        problem = f"{names.MANIFEST} {error.why}"
-    try:
-        content, raw = info.load_info(path)
-    except UnreadableInfo as error:
-        if found is None or strict:
-            info.raise_if_unknown(error)
-        if info.find_unknown(error):
-            fingerprint = None
-        problem = f"{names.INFO} {error.why}"
-    if found and verify and problem is None:
-        problem = manifest.verify(path, found)
-    times = _times(path, found)
-    sizes = found.files if found else manifest.list_files(path)
-    return Checkpoint(
-        run_uuid=who.run.uuid,
-        run=who.run.name,
-        uuid=_uuid(who, found, step, raw),
-        step=step,
-        path=path,
-        status="final",
-        created_at=times[0],
-        finalized_at=times[1],
-        size_bytes=sum(sizes.values()),
-        file_count=len(sizes),
-        parent=found.parent if found and found.step == step else None,
-        problem=problem,
-        info=info.for_catalog(content),
-        metrics=metrics_of(content),
-        fingerprint=fingerprint,
-    )
-
-
 def load_tmp(who: Identity, path: Path, step: int) -> Tmp:
     """Read one ``tmp_step_N``; size and count are unknown while it is being written."""
     writer = identity.find_writer(path)
@@ -358,10 +299,14 @@ def load_tmp(who: Identity, path: Path, step: int) -> Tmp:
         found = None  # not to be published as it is
     if found and found.step != step:
         found = None
-    published_uuid = _uuid(who, held, step, raw)
-    uuid = found.uuid if found else (writer.uuid if writer else _uuid(who, None, step, raw, "tmp"))
+    published_uuid = derive_uuid(who, held, step, raw)
+    uuid = (
+        found.uuid
+        if found
+        else (writer.uuid if writer else derive_uuid(who, None, step, raw, "tmp"))
+    )
     created = found.created_at if found else (writer.created_at if writer else None)
-    created_at = created or _times(path, None)[0]
+    created_at = created or _created_at(path)
     checkpoint = as_staged(who, path, step, (uuid, created_at), content)
     protected = writer is not None and writer.is_alive is True
     fate = None if protected else _fate(who, path, step, found, published_uuid)
@@ -397,6 +342,13 @@ def find_staged(who: Identity, path: Path, step: int) -> Checkpoint | None:
         info.raise_if_unknown(error)
         return None
     return as_staged(who, path, step, (writer.uuid, writer.created_at), content)
+
+
+def _created_at(path: Path) -> str:
+    try:
+        return utc(os.lstat(f"{path}/{names.INFO}").st_mtime)
+    except FileNotFoundError:
+        return utc(os.lstat(path).st_mtime)
 
 
 def _is_abandoned(path: Path, writer: Writer | None) -> bool:
@@ -476,7 +428,7 @@ def find_uuid(who: Identity, path: Path, step: int) -> str | None:
             raw = info.load_info(path)[1]
         except UnreadableInfo as error:
             info.raise_if_unknown(error)
-    return _uuid(who, found, step, raw)
+    return derive_uuid(who, found, step, raw)
 
 
 def is_run(directory: Path) -> bool:
@@ -676,42 +628,6 @@ def _may_be_there(path: Path) -> bool:
 def _final_unless_known(
     who: Identity, path: Path, step: int, known: tuple[str, str | None] | None, *, verify: bool
 ) -> Checkpoint | None:
-    if known and known[1] is not None and _fingerprint(path) == known[1]:
+    if known and known[1] is not None and reading.is_unchanged(path, known[1]):
         return None
     return load(who, path, step, verify=verify)
-
-
-def _fingerprint(path: Path) -> str | None:
-    folder = os.lstat(path)
-    try:
-        file = os.lstat(f"{path}/{names.INFO}")  # at every look, for every checkpoint
-    except FileNotFoundError:
-        return str(folder.st_mtime_ns) if _is_old(folder.st_mtime_ns) else None
-    if not _is_old(max(file.st_mtime_ns, folder.st_mtime_ns)):
-        return None
-    return f"{folder.st_mtime_ns}:{file.st_mtime_ns}:{file.st_size}:{file.st_ino}"
-
-
-def _is_old(mtime_ns: int) -> bool:
-    return mtime_ns < (time.time() - SETTLE_SECONDS) * 1e9
-
-
-def _times(path: Path, found: Manifest | None) -> tuple[str, str]:
-    if found:
-        return found.created_at, found.finalized_at
-    folder = os.lstat(path).st_mtime
-    try:
-        created = os.lstat(path / names.INFO).st_mtime
-    except FileNotFoundError:
-        created = folder
-    return utc(created), utc(folder)
-
-
-def _uuid(who: Identity, found: Manifest | None, step: int, raw: bytes, kind: str = "") -> str:
-    if found is None:
-        digest = hashlib.sha256(raw).hexdigest()
-        return identity.derive_checkpoint_uuid(who.origin, kind, step, digest)
-    if found.step != step:
-        # Renamed or copied by hand under another step: another checkpoint than the original.
-        return identity.derive_checkpoint_uuid(found.uuid, step)
-    return found.uuid
