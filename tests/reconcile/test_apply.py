@@ -18,7 +18,7 @@ from ckptdb.disk import durable, identity, info, journal, scan
 from ckptdb.disk.journal import Fact
 from ckptdb.disk.publish import Doomed, Publisher
 from ckptdb.errors import RunLocked
-from ckptdb.reconcile import apply, reconcile_run, reconcile_tree
+from ckptdb.reconcile import apply, held, reconcile_run, reconcile_tree
 
 AT = "2026-11-22T16:01:24.000Z"
 
@@ -68,8 +68,7 @@ def save(run: Path, step: int, loss: float = 0.5, config: bytes | None = None):
 def seal(run: Path, step: int, loss: float = 0.5) -> str:
     """A tmp whose process died just before the rename."""
     publisher = Publisher(run)
-    sealed = publisher._seal(publisher.establish(), stage(run, step, loss), step, None)
-    return sealed.manifest.uuid
+    return publisher._seal(publisher.establish(), stage(run, step, loss), step, None).manifest.uuid
 
 
 def put(run: Path, name: str, content: str | None = '{"loss": 0.5}', **files: str) -> Path:
@@ -746,7 +745,7 @@ def test_a_lock_that_somebody_keeps_is_told(memory, run, monkeypatch):
     def refuse(hidden):
         raise RunLocked(hidden / "lock", 60)
 
-    monkeypatch.setattr(apply, "run_lock", refuse)
+    monkeypatch.setattr(held, "run_lock", refuse)
     with pytest.raises(RunLocked):
         reconcile_run(memory, run)
 
@@ -843,14 +842,14 @@ def test_a_change_during_the_look_is_not_masked(catalog, run, monkeypatch):
 
 def test_what_a_trainer_does_between_look_and_lock_is_seen(catalog, run, monkeypatch):
     save(run, 1)
-    real = apply._locked
+    real = apply.held
 
     def locked_after_a_save(directory):
-        monkeypatch.setattr(apply, "_locked", real)
+        monkeypatch.setattr(apply, "held", real)
         save(run, 2)
         return real(directory)
 
-    monkeypatch.setattr(apply, "_locked", locked_after_a_save)
+    monkeypatch.setattr(apply, "held", locked_after_a_save)
     reconcile_run(catalog, run)
     assert set(live(catalog)) == {1, 2}
 
@@ -905,14 +904,14 @@ def test_what_comes_between_a_settled_look_and_the_lock_is_seen(
     reconcile_run(catalog, run)
     (run / "stranger").mkdir()
     age(run, 5)
-    real = apply._locked
+    real = apply.held
 
     def locked_after_a_change(directory):
-        monkeypatch.setattr(apply, "_locked", real)
+        monkeypatch.setattr(apply, "held", real)
         change(catalog, run)
         return real(directory)
 
-    monkeypatch.setattr(apply, "_locked", locked_after_a_change)
+    monkeypatch.setattr(apply, "held", locked_after_a_change)
     del looks[:]
     report = reconcile_run(catalog, run, depth="changes")
     assert looks == [run, run]
@@ -938,13 +937,13 @@ def test_a_run_that_becomes_unreadable_before_the_lock_is_told(catalog, run, mon
     save(run, 1)
     reconcile(catalog, run)
     save(run, 2)
-    real = apply._locked
+    real = apply.held
 
     def locked_after_a_loss(directory):
         (run / ".ckptdb" / "run.json").write_text("{")
         return real(directory)
 
-    monkeypatch.setattr(apply, "_locked", locked_after_a_loss)
+    monkeypatch.setattr(apply, "held", locked_after_a_loss)
     assert "restore the file" in reconcile_run(catalog, run).blocked
     assert set(live(catalog)) == {1}
 

@@ -24,6 +24,7 @@ MAX_DEPTH = 100
 _MAX_NODES = 1_000_000
 _MAX_CONFIG_BYTES = 8 * 1024 * 1024
 MAX_CONFIG_NODES = 100_000
+_CONFIGS = (names.CONFIG, names.CONFIG_JSON)
 
 _READ_ONLY = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
 _PART_BYTES = 1024 * 1024
@@ -143,6 +144,21 @@ def find_unknown(error: UnreadableInfo) -> OSError | None:
     return cause if isinstance(cause, OSError) and unknown else None
 
 
+def has_config(folder: str) -> bool:
+    """Tell whether a file of that name is there; asked of every checkpoint of a run without any.
+
+    Raises:
+        OSError: It cannot be told now.
+    """
+    for name in _CONFIGS:
+        try:
+            os.lstat(f"{folder}/{name}")
+        except (FileNotFoundError, NotADirectoryError):
+            continue
+        return True
+    return False
+
+
 def find_config(folder: Path) -> dict[str, Any] | None:
     """Return the configuration stored beside a checkpoint, as plain JSON values.
 
@@ -152,14 +168,9 @@ def find_config(folder: Path) -> dict[str, Any] | None:
     Raises:
         OSError: It cannot be told now.
     """
-    for name in (names.CONFIG, names.CONFIG_JSON):
-        # Asked of every checkpoint of a run that has none, where an error of ours would cost most.
-        try:
-            os.lstat(f"{folder}/{name}")
-        except (FileNotFoundError, NotADirectoryError):
-            continue
-        from ckptdb.disk import config_yaml
+    from ckptdb.disk import config_yaml
 
+    for name in _CONFIGS:
         try:
             raw = read_regular(folder / name, _MAX_CONFIG_BYTES)
             if config_yaml.is_too_large(raw):

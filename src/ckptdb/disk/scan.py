@@ -1,7 +1,8 @@
 """A run directory → what is observed there, and the stamp that tells whether it changed.
 
 Observing never writes. It reads only what the caller does not know yet: a checkpoint whose
-fingerprint is known and unchanged costs two `stat` calls.
+fingerprint is known and unchanged costs two `stat` calls. What is read may be handed on while
+the rest is still to come.
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ import errno
 import os
 import stat
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -20,6 +21,7 @@ from ckptdb.disk import durable, identity, info, journal, manifest, names, readi
 from ckptdb.disk.identity import Identity, Writer
 from ckptdb.disk.journal import Facts
 from ckptdb.disk.manifest import Manifest
+from ckptdb.disk.pace import Pace
 from ckptdb.disk.reading import derive_uuid
 from ckptdb.errors import UnreadableInfo
 from ckptdb.records import Checkpoint, metrics_of, utc
@@ -27,6 +29,8 @@ from ckptdb.records import Checkpoint, metrics_of, utc
 UNTOUCHED_SECONDS = 24 * 3600.0
 """Whether a writer on another machine still lives cannot be asked; after a day without a
 change to its files it counts as dead."""
+PORTION = 2000
+"""How many checkpoints are in memory at a time when there are many to read."""
 _GAP_SECONDS = 2.0
 """How long a reader waits for a name that a replacement in two renames has taken away."""
 _LOOKS = 5
@@ -138,6 +142,24 @@ class Known:
     config: bool = False
 
 
+@dataclass(slots=True)
+class Looked:
+    """What some published checkpoints were found to be.
+
+    Attributes:
+        same: Steps of those that are exactly as the caller knows them.
+        read: The others.
+        failed: What came of those that could be neither compared nor read.
+    """
+
+    same: list[int] = field(default_factory=list)
+    read: list[Checkpoint] = field(default_factory=list)
+    failed: list[tuple[int, OSError]] = field(default_factory=list)
+
+
+Take = Callable[[Sequence[Checkpoint]], Mapping[int, Checkpoint]]
+
+
 @dataclass(frozen=True, slots=True)
 class Tmp:
     """A ``tmp_step_N`` directory.
@@ -214,6 +236,7 @@ def observe(
     *,
     verify: bool = False,
     on_checkpoint: Callable[[], None] | None = None,
+    take: Take | None = None,
 ) -> Observation:
     """Look at a run directory.
 
@@ -222,6 +245,9 @@ def observe(
         known: What need not be read again; None reads everything.
         verify: Also compare every listed file of what is read with its manifest.
         on_checkpoint: Called after each checkpoint, for a progress bar.
+        take: Gets what is read, whenever `PORTION` checkpoints have come together, and returns
+            what of it is to be in the observation, by step; of the others that says no more than
+            that the caller knows them.
 
     Raises:
         OSError: The directory itself cannot be read.
@@ -233,21 +259,15 @@ def observe(
     settled = stamp.is_settled()
     who = identity.identify(directory)
     listing = _list(directory)
-    finals: dict[int, Checkpoint | None] = {}
-    trouble = _Trouble()
-    for step, path in sorted(listing.finals.items()):
-        try:
-            finals[step] = _final_unless_known(
-                who, path, step, known.finals.get(step), verify=verify
-            )
-        except OSError as error:
-            if _may_be_there(path):  # else retired while we looked: as if never listed
-                trouble.add(path, error)
-        if on_checkpoint:
-            on_checkpoint()
+    trouble, pace = _Trouble(), Pace()
+    finals, took = _load_finals(
+        look(who, sorted(listing.finals), known.finals, verify=verify, pace=pace),
+        directory, trouble, on_checkpoint, take,
+    )  # fmt: skip
     # A checkpoint never seen before may have lines in the part of the journal already read.
-    new = any(cp and cp.uuid != known.finals.get(cp.step, ("",))[0] for cp in finals.values())
-    same = not any(finals.values()) and finals.keys() >= known.finals.keys()
+    read = [checkpoint for checkpoint in finals.values() if checkpoint]
+    new = took or any(cp.uuid != known.finals.get(cp.step, ("",))[0] for cp in read)
+    same = not took and not read and finals.keys() >= known.finals.keys()
     stale = known.journal_bytes != stamp.journal_bytes or new
     trash = list_trash(directory)
     unrecorded = [left for left in trash if not left.recorded]
@@ -260,19 +280,18 @@ def observe(
             # The checkpoints can be answered for all the same.
             trouble.errors.append(f"{error.filename}: {error.strerror}")
     config: dict[str, Any] | None = None
-    damaged = any(cp and cp.problem and cp.fingerprint is None for cp in finals.values())
-    unsure = damaged or bool(trouble.unreadable)
     if not (same and known.config):
         try:
-            config = _newest_config(directory, finals)
+            config = _newest_config(directory, finals, pace)
         except OSError:
-            unsure = True
+            trouble.unsure = True
+    tmps = _load_tmps(who, listing.tmps, trouble)
     return Observation(
         identity=who,
         stamp=stamp,
         settled=settled,
         finals=finals,
-        tmps=_load_tmps(who, listing.tmps, trouble),
+        tmps=tmps,
         olds=tuple(listing.olds),
         trash=trash,
         foreign=tuple(sorted(listing.foreign)),
@@ -280,8 +299,48 @@ def observe(
         config=config,
         errors=tuple(trouble.errors),
         unreadable=trouble.unreadable,
-        unsure=unsure,
+        unsure=trouble.unsure,
     )
+
+
+def look(
+    who: Identity,
+    steps: Sequence[int],
+    known: Mapping[int, tuple[str, str | None]],
+    *,
+    verify: bool = False,
+    pace: Pace | None = None,
+) -> Iterator[Looked]:
+    """Look at published checkpoints of a run, a few at a time.
+
+    Args:
+        who: The run.
+        steps: Theirs.
+        known: By step, uuid and fingerprint; what has that fingerprint is not read again.
+        verify: Also compare every listed file of what is read with its manifest.
+        pace: Whether the file system is slow, when that has been found out.
+    """
+    directory = who.run.directory
+    folder = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+
+    def look_at(some: Sequence[int]) -> Looked:
+        found = Looked()
+        for step in some:
+            name = names.final_name(step)
+            before = known.get(step)
+            try:
+                if before and before[1] and reading.is_unchanged(name, before[1], folder):
+                    found.same.append(step)
+                else:
+                    found.read.append(load(who, directory / name, step, verify=verify))
+            except OSError as error:
+                found.failed.append((step, error))
+        return found
+
+    try:
+        yield from (pace or Pace()).through(steps, look_at)
+    finally:
+        os.close(folder)
 
 
 def load_tmp(who: Identity, path: Path, step: int) -> Tmp:
@@ -509,9 +568,10 @@ def _is_aside(folder: Path) -> bool:
 def list_finals(directory: Path) -> list[tuple[int, Path]]:
     """Return step and path of everything published in a directory, by step."""
     try:
-        return sorted(_list(directory).finals.items())
+        found = _list(directory).finals
     except (FileNotFoundError, NotADirectoryError):
         return []
+    return [(step, directory / found[step]) for step in sorted(found)]
 
 
 def list_trash(directory: Path) -> tuple[Leftover, ...]:
@@ -553,7 +613,7 @@ def find_runs(top: Path, *, other_roots: bool = False) -> Iterator[Path]:
 
 @dataclass(slots=True)
 class _Listing:
-    finals: dict[int, Path] = field(default_factory=dict)
+    finals: dict[int, str] = field(default_factory=dict)
     tmps: dict[int, Path] = field(default_factory=dict)
     olds: list[Leftover] = field(default_factory=list)
     foreign: list[str] = field(default_factory=list)
@@ -565,8 +625,10 @@ class _Trouble:
 
     unreadable: dict[str, str] = field(default_factory=dict)
     errors: list[str] = field(default_factory=list)
+    unsure: bool = False
 
     def add(self, path: Path, error: OSError) -> None:
+        self.unsure = True
         why = error.strerror or str(error)
         if error.errno in _OF_ONE_DIRECTORY:
             self.unreadable[path.name] = why
@@ -579,9 +641,11 @@ def _list(directory: Path) -> _Listing:
     with os.scandir(directory) as listing:
         for entry in listing:
             name = entry.name
-            if not name.startswith(("step_", "tmp_step_", "old_step_")):
-                continue
-            _sort_in(found, directory / name, is_directory=entry.is_dir(follow_symlinks=False))
+            is_directory = entry.is_dir(follow_symlinks=False)
+            if is_directory and (step := names.find_final_step(name)) is not None:
+                found.finals[step] = name
+            elif name.startswith(("step_", "tmp_step_", "old_step_")):
+                _sort_in(found, directory / name, is_directory=is_directory)
     return found
 
 
@@ -589,8 +653,6 @@ def _sort_in(found: _Listing, path: Path, *, is_directory: bool) -> None:
     name = path.name
     if not is_directory:
         found.foreign.append(name)
-    elif (final := names.find_final_step(name)) is not None:
-        found.finals[final] = path
     elif (tmp := names.find_tmp_step(name)) is not None:
         found.tmps[tmp] = path
     elif (old := names.find_old(name)) is not None:
@@ -599,11 +661,49 @@ def _sort_in(found: _Listing, path: Path, *, is_directory: bool) -> None:
         found.foreign.append(name)
 
 
-def _newest_config(directory: Path, finals: Mapping[int, object]) -> dict[str, Any]:
-    for step in sorted(finals, reverse=True):
-        found = info.find_config(directory / names.final_name(step))
-        if found is not None:
-            return found
+def _load_finals(
+    looks: Iterator[Looked],
+    directory: Path,
+    trouble: _Trouble,
+    on_checkpoint: Callable[[], None] | None,
+    take: Take | None,
+) -> tuple[dict[int, Checkpoint | None], bool]:
+    """Return what is published by step, and whether anything was taken meanwhile."""
+    found: dict[int, Checkpoint | None] = {}
+    waiting: list[Checkpoint] = []
+    took = False
+    for looked in looks:
+        found.update(dict.fromkeys(looked.same))
+        waiting += looked.read
+        trouble.unsure |= any(cp.problem and cp.fingerprint is None for cp in looked.read)
+        for step, error in looked.failed:
+            path = directory / names.final_name(step)
+            if _may_be_there(path):  # else retired while we looked: as if never listed
+                trouble.add(path, error)
+        if on_checkpoint:
+            for _ in range(len(looked.same) + len(looked.read) + len(looked.failed)):
+                on_checkpoint()
+        if take and len(waiting) >= PORTION:
+            found.update(dict.fromkeys(checkpoint.step for checkpoint in waiting))
+            found.update(take(waiting))
+            waiting.clear()
+            took = True
+    found.update((checkpoint.step, checkpoint) for checkpoint in waiting)
+    return {step: found[step] for step in sorted(found)}, took
+
+
+def _newest_config(directory: Path, finals: Iterable[int], pace: Pace) -> dict[str, Any]:
+    def having_one(some: Sequence[int]) -> list[Path]:
+        paths = (f"{directory}/{names.final_name(step)}" for step in some)
+        return [Path(path) for path in paths if info.has_config(path)]
+
+    newest = sorted(finals, reverse=True)
+    for steps in (newest[:1], newest[1:]):  # nearly always the very first
+        for folders in pace.through(steps, having_one):
+            for folder in folders:
+                found = info.find_config(folder)
+                if found is not None:
+                    return found
     return {}
 
 
@@ -623,11 +723,3 @@ def _may_be_there(path: Path) -> bool:
         return durable.is_there(path)
     except OSError:
         return True
-
-
-def _final_unless_known(
-    who: Identity, path: Path, step: int, known: tuple[str, str | None] | None, *, verify: bool
-) -> Checkpoint | None:
-    if known and known[1] is not None and reading.is_unchanged(path, known[1]):
-        return None
-    return load(who, path, step, verify=verify)

@@ -2,31 +2,29 @@
 
 from __future__ import annotations
 
-import errno
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager, suppress
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
 from ckptdb.catalog.catalog import Catalog, Recorded, Seen
-from ckptdb.catalog.store import Changes
-from ckptdb.disk import durable, identity, journal, scan
-from ckptdb.disk.journal import Fact
-from ckptdb.disk.lock import run_lock
+from ckptdb.catalog.store import Changes, Child
+from ckptdb.disk import identity, scan
 from ckptdb.disk.publish import Publisher
 from ckptdb.disk.scan import Known, Observation, Stamp
 from ckptdb.errors import CkptdbError
-from ckptdb.reconcile.plan import REPAIRS, Action, Plan, plan, unwritten
-from ckptdb.records import Checkpoint, utc
+from ckptdb.reconcile.held import bury, held
+from ckptdb.reconcile.intake import Intake
+from ckptdb.reconcile.plan import OF_A_RUN, REPAIRS, Action, Plan, keep_damage, plan, unwritten
+from ckptdb.records import Checkpoint
 
 Depth = Literal["changes", "files", "full"]
 """How much is looked at again: only what the stamp and the fingerprints say is new; every
 fingerprint and the whole journal; or every file of every checkpoint."""
 
-_READ_ONLY = frozenset({errno.EROFS, errno.EACCES, errno.EPERM})
 _ROUNDS = 3
 """Repairs of one kind can uncover another (an old one put back lets a tmp be published)."""
 
@@ -185,10 +183,10 @@ def reconcile_run(
     Raises:
         OSError: The directory cannot be read at all.
     """
-    look = _look(catalog, directory, depth, on_checkpoint, touch_disk=touch_disk)
+    how = _How(depth, touch_disk, assume, store=not dry_run)
+    look = _look(catalog, directory, how, on_checkpoint, take_in=True)
     if isinstance(look, RunReport):
         return look
-    how = _How(depth, touch_disk, assume)
     if dry_run or not (_worth_it(look, assume=assume) or _is_new_copy(look, how)):
         return _report(directory, look)
     publisher = publisher or Publisher(directory)
@@ -202,52 +200,76 @@ def reconcile_run(
 @dataclass(frozen=True, slots=True)
 class _How:
     depth: Depth
-    touch_disk: bool
-    assume: bool
+    touch_disk: bool = True
+    assume: bool = False
+    store: bool = True
 
 
 @dataclass(frozen=True, slots=True)
 class _Look:
+    """What one look at a run found; ``taken`` and ``children`` are of what is stored already."""
+
     observation: Observation
     recorded: Recorded
     plan: Plan
+    taken: tuple[Action, ...] = ()
+    children: tuple[Child, ...] = ()
+
+    @property
+    def actions(self) -> tuple[Action, ...]:
+        """All differences, the run's own first."""
+        if not self.taken:
+            return self.plan.actions
+        head = tuple(a for a in self.plan.actions if a.kind in OF_A_RUN)
+        return (*head, *self.taken, *(a for a in self.plan.actions if a.kind not in OF_A_RUN))
+
+    @property
+    def has_drift(self) -> bool:
+        """Whether there is, or was, anything to learn for the index or to do on disk."""
+        return bool(self.taken) or self.plan.has_drift
 
 
 def _look(
     catalog: Catalog,
     directory: Path,
-    depth: Depth,
+    how: _How,
     on_checkpoint: Callable[[], None] | None = None,
     before: Observation | None = None,
     *,
-    touch_disk: bool = True,
+    take_in: bool = False,
 ) -> _Look | RunReport:
     who = identity.identify(directory)
     seen, blocked = _find_seen(catalog, who)
     if blocked:
         return RunReport(directory, directory.name, (), blocked=blocked)
     # The second time the journal is always read.
-    recorded = catalog.recorded(seen, history=depth != "changes" or before is not None)
+    history = how.depth != "changes" or before is not None
+    recorded = catalog.recorded(seen, history=history)
+    intake = Intake(catalog, who, recorded, how.depth == "full", how.store, how.touch_disk, history)
     observed = scan.observe(
         directory,
-        _known(recorded, depth, before),
-        verify=depth == "full",
+        _known(recorded, how.depth, before),
+        verify=how.depth == "full",
         on_checkpoint=on_checkpoint,
+        take=intake.take if take_in else None,
     )
+    if intake.finals:
+        recorded = intake.completed()
     if before:
         observed = _completed(observed, before)
-    if observed.facts is not None and depth == "changes" and before is None:
+    if observed.facts is not None and not history:
         # What is live stays as the observation was told.
-        told = catalog.recorded(seen, history=True)
+        told = catalog.recorded(recorded.seen, history=True)
         recorded = replace(recorded, gone=told.gone, annotations=told.annotations)
     recorded = replace(recorded, contents=_contents(catalog, observed, recorded))
-    if depth != "full":
-        observed = replace(observed, finals=_keep_damage(observed.finals, recorded))
+    if how.depth != "full" and recorded.problems:
+        kept = {step: cp and keep_damage(cp, recorded) for step, cp in observed.finals.items()}
+        observed = replace(observed, finals=kept)
     found = plan(observed, recorded)
-    if not touch_disk:
+    if not how.touch_disk:
         ended = [a for a in found.actions if a.kind == "vanished" and _is_gone(a.checkpoint)]
         found = replace(found, actions=tuple(a for a in found.actions if a not in ended))
-    return _Look(observed, recorded, found)
+    return _Look(observed, recorded, found, tuple(intake.actions), tuple(intake.children))
 
 
 def _is_gone(checkpoint: Checkpoint | None) -> bool:
@@ -312,23 +334,9 @@ def _contents(catalog: Catalog, observed: Observation, recorded: Recorded) -> di
     return catalog.contents(recorded.seen.id, steps=steps, gone=sorted(lost))
 
 
-def _keep_damage(
-    finals: Mapping[int, Checkpoint | None], recorded: Recorded
-) -> dict[int, Checkpoint | None]:
-    """Only looking at every file can tell that a damage found that way is gone."""
-    kept: dict[int, Checkpoint | None] = {}
-    for step, checkpoint in finals.items():
-        known = recorded.problems.get(checkpoint.uuid) if checkpoint else None
-        if checkpoint and known and known.startswith("damaged") and checkpoint.problem is None:
-            kept[step] = replace(checkpoint, problem=known)
-        else:
-            kept[step] = checkpoint
-    return kept
-
-
 def _worth_it(look: _Look, *, assume: bool) -> bool:
     seen = look.recorded.seen
-    if look.plan.has_drift or look.plan.config is not None:
+    if look.has_drift or look.plan.config is not None:
         return True
     # Nothing differs: all there is to store is that this has been seen.
     if seen is None or look.observation.unsure:
@@ -349,11 +357,11 @@ def _is_new_copy(look: _Look, how: _How) -> bool:
 
 def _report(directory: Path, look: _Look) -> RunReport:
     seen, stamp = look.recorded.seen, look.observation.stamp
-    exact = seen and seen.verified and seen.stamp == str(stamp) and not look.plan.has_drift
+    exact = seen and seen.verified and seen.stamp == str(stamp) and not look.has_drift
     return RunReport(
         directory,
         directory.name,
-        look.plan.actions,
+        tuple(action.told() for action in look.actions),
         look.plan.blocked,
         run_id=seen.id if seen else None,
         verified=stamp if exact and look.observation.settled else None,
@@ -380,7 +388,7 @@ def _repair(publisher: Publisher, catalog: Catalog, look: _Look) -> tuple[list[A
         if blocked:
             break
         # With the journal: what a repair has put into the trash is to be removed in the next round.
-        again = _look(catalog, directory, "files")
+        again = _look(catalog, directory, _How("files"))
         if isinstance(again, RunReport):
             break
         look = again
@@ -411,20 +419,18 @@ def _index(
     if (vanished and unrecorded) or _is_new_copy(first, how):
         with suppress(OSError):  # then nothing can be appended to its journal either
             publisher.establish()
-    with _locked(directory):
+    with held(directory):
         # Between the first look and the lock a trainer may have published or retired.
         look: _Look | RunReport = first
         if not _is_still_true(catalog, first):
-            look = _look(
-                catalog, directory, how.depth, before=first.observation, touch_disk=how.touch_disk
-            )
+            look = _look(catalog, directory, how, before=first.observation)
         if isinstance(look, RunReport):
             return look
         gone = [action for action in look.plan.actions if action.kind == "vanished"]
         back = [action for action in look.plan.actions if action.kind == "reappeared"]
         stored = [a.checkpoint for a in look.plan.actions if a.checkpoint and a.kind != "vanished"]
         try:
-            ended = _bury(directory, gone, back, touch_disk=how.touch_disk)
+            ended = bury(directory, gone, back, touch_disk=how.touch_disk)
         except OSError as error:
             # The index may not know what no line in the journal could rebuild.
             blocked.append(f"{directory}: deletions cannot be recorded ({error.strerror})")
@@ -433,6 +439,7 @@ def _index(
         changes = Changes(
             run=look.observation.identity.run,
             checkpoints=(*stored, *ended, *_settled(look)),
+            children=first.children,
             annotations={
                 action.uuid: action.annotations
                 for action in look.plan.actions
@@ -448,12 +455,14 @@ def _index(
         elif stamp and (sure or how.assume):
             changes = replace(changes, seen=str(stamp), verified=sure)
         run_id = catalog.apply(changes)
-    shown = tuple(done) + tuple(a for a in look.plan.actions if a.kind not in REPAIRS)
+    if look is not first:
+        look = replace(look, taken=first.taken)
+    shown = (*done, *(action for action in look.actions if action.kind not in REPAIRS))
     reasons = [*blocked, *([look.plan.blocked] if look.plan.blocked else [])]
     return RunReport(
         directory,
         directory.name,
-        shown,
+        tuple(action.told() for action in shown),
         "; ".join(reasons) or None,
         applied=True,
         run_id=run_id,
@@ -477,48 +486,6 @@ def _is_still_true(catalog: Catalog, look: _Look) -> bool:
         and identity.identify(directory) == observed.identity
         and catalog.find_run(observed.identity.run.uuid) == look.recorded.seen
     )
-
-
-@contextmanager
-def _locked(directory: Path) -> Iterator[None]:
-    hidden = identity.hidden(directory)
-    with ExitStack() as stack:
-        # Without the folder nobody of ours changes the run, and looking must not create it.
-        if durable.is_folder(hidden):
-            try:
-                stack.enter_context(run_lock(hidden))
-            except OSError as error:
-                # Somebody else's run, or a read-only mount: what we see is all we can know.
-                if error.errno not in _READ_ONLY:
-                    raise
-        yield
-
-
-def _bury(
-    directory: Path, vanished: Sequence[Action], back: Sequence[Action], *, touch_disk: bool
-) -> list[Checkpoint]:
-    if not vanished and not back:
-        return []
-    at, reason = utc(time.time()), "vanished: not on disk any more"
-    found = [
-        replace(
-            checkpoint,
-            status="deleted",
-            deleted_at=checkpoint.deleted_at or at,
-            deleted_reason=checkpoint.deleted_reason or reason,
-            path=directory / f"step_{checkpoint.step}",
-        )
-        for checkpoint in (action.checkpoint for action in vanished)
-        if checkpoint
-    ]
-    facts = [
-        journal.gone(end, "vanished", end.deleted_reason or reason, end.deleted_at or at)
-        for end in found
-    ]
-    facts += [Fact(at, "reappeared", action.uuid) for action in back if action.uuid]
-    if touch_disk:
-        journal.append(identity.hidden(directory), facts, make_durable=True)
-    return found
 
 
 def _settled(look: _Look) -> list[Checkpoint]:

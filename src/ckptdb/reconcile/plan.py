@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Container, Iterator, Mapping
+from collections.abc import Callable, Container, Iterator, Mapping
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Final, Literal
 
-from ckptdb.catalog.catalog import Recorded
+from ckptdb.catalog.catalog import Recorded, Seen
 from ckptdb.disk import names
+from ckptdb.disk.identity import Identity
 from ckptdb.disk.journal import Facts
 from ckptdb.disk.scan import Leftover, Observation, Tmp
 from ckptdb.records import NO_ANNOTATIONS, Annotations, Checkpoint
@@ -39,6 +41,7 @@ Kind = Literal[
     "foreign",
 ]
 
+OF_A_RUN: Final = frozenset({"new run", "moved run", "changed run"})
 REPAIRS: Final = frozenset({"complete tmp", "orphan old", "unfinished removal"})
 REPORTED: Final = frozenset(
     {"abandoned tmp", "live tmp", "unreadable", "damaged", "duplicate", "foreign"}
@@ -67,6 +70,10 @@ class Action:
     def is_drift(self) -> bool:
         """Applying would change something; false for what is only reported."""
         return self.kind not in REPORTED
+
+    def told(self) -> Action:
+        """Return the difference without the record: a report may hold a hundred thousand."""
+        return self if self.checkpoint is None else replace(self, checkpoint=None)
 
     def as_dict(self) -> dict[str, Any]:
         """Return the difference for JSON."""
@@ -100,15 +107,16 @@ def plan(observed: Observation, recorded: Recorded) -> Plan:
         recorded: What the index holds; with history whenever ``observed.facts`` is there.
     """
     blocked = _blocked(observed, recorded)
+    both = _Both(observed, recorded)
     actions = [
         *_run(observed, recorded),
-        *_finals(observed, recorded),
+        *_finals(both),
         *_unreadable(observed, recorded),
-        *_tmps(observed, recorded),
-        *_missing(observed, recorded),
-        *_unwritten(observed, recorded),
-        *_history(observed, recorded),
-        *_annotations(observed, recorded),
+        *_tmps(both),
+        *_missing(both),
+        *_unwritten(both),
+        *_history(both),
+        *_annotations(both),
         *_leftovers(observed),
         *(Action("foreign", f"{name} is no checkpoint; left alone") for name in observed.foreign),
     ]
@@ -124,6 +132,34 @@ def plan(observed: Observation, recorded: Recorded) -> Plan:
     elif (known or {}) == config:
         config = None
     return Plan(tuple(actions), blocked, config)
+
+
+class _Both:
+    """Disk and index, with what several comparisons have to know of both."""
+
+    def __init__(self, observed: Observation, recorded: Recorded) -> None:
+        self.observed = observed
+        self.recorded = recorded
+
+    @cached_property
+    def published(self) -> set[str]:
+        """The uuids of what is published."""
+        return {
+            checkpoint.uuid if checkpoint else self.recorded.finals[step][0]
+            for step, checkpoint in self.observed.finals.items()
+        }
+
+    @cached_property
+    def here(self) -> set[str]:
+        """What is on disk, except for a tmp that only holds what was replaced."""
+        tmps = self.observed.tmps.values()
+        return self.published | {tmp.checkpoint.uuid for tmp in tmps if tmp.fate != "trash"}
+
+    @cached_property
+    def known(self) -> set[str]:
+        """What the index will have a row of."""
+        gone = set(self.observed.facts.gone) if self.observed.facts else set()
+        return self.here | gone | set(self.recorded.gone)
 
 
 def _is_gone(checkpoint: Checkpoint) -> bool:
@@ -148,31 +184,35 @@ def _blocked(observed: Observation, recorded: Recorded) -> str | None:
 
 
 def _run(observed: Observation, recorded: Recorded) -> Iterator[Action]:
-    run = observed.identity.run
-    if recorded.seen is None:
-        if observed.identity.marked or observed.finals or observed.tmps:
-            yield Action("new run", f"{run.directory} is new to the catalog")
-        return
-    known = recorded.seen.run
-    if known.directory != run.directory:
-        yield Action("moved run", f"{known.directory} is now {run.directory}")
-    elif replace(known, config=None) != run:
+    if recorded.seen or observed.identity.marked or observed.finals or observed.tmps:
+        yield from compare_run(observed.identity, recorded.seen)
+
+
+def compare_run(who: Identity, seen: Seen | None) -> Iterator[Action]:
+    """Compare what a run says of itself with what the index does."""
+    run = who.run
+    if seen is None:
+        yield Action("new run", f"{run.directory} is new to the catalog")
+    elif seen.run.directory != run.directory:
+        yield Action("moved run", f"{seen.run.directory} is now {run.directory}")
+    elif replace(seen.run, config=None) != run:
         what = (
             "was copied, and is a run of its own now"
-            if run.forked_from == known.uuid
+            if run.forked_from == seen.run.uuid
             else "says another metric or name than the catalog"
         )
         yield Action("changed run", f"{run.directory} {what}")
 
 
-def _finals(observed: Observation, recorded: Recorded) -> Iterator[Action]:
-    parents = _known(observed, recorded)
-    for step, checkpoint in observed.finals.items():
-        uuid, _ = recorded.finals.get(step, ("", None))
+def _finals(both: _Both) -> Iterator[Action]:
+    recorded = both.recorded
+    for step, checkpoint in both.observed.finals.items():
         if checkpoint is None:
-            problem = recorded.problems.get(uuid)
+            if not recorded.problems:
+                continue
+            problem = recorded.problems.get(recorded.finals[step][0])
         else:
-            found = _compare(checkpoint, recorded, parents)
+            found = compare(checkpoint, recorded, lambda: both.known)
             problem = checkpoint.problem
             if found:
                 yield found
@@ -203,7 +243,16 @@ def _step_of(name: str) -> int | None:
     return names.find_tmp_step(name) if step is None else step
 
 
-def _compare(checkpoint: Checkpoint, recorded: Recorded, parents: set[str]) -> Action | None:
+def compare(
+    checkpoint: Checkpoint, recorded: Recorded, parents: Callable[[], Container[str]]
+) -> Action | None:
+    """Compare a published checkpoint with the index.
+
+    Args:
+        checkpoint: As it was read.
+        recorded: What the index holds, with the contents of what it has under that uuid.
+        parents: Returns what the index will have a row of.
+    """
     step, uuid = checkpoint.step, checkpoint.uuid
     known = recorded.contents.get(uuid)
     if known is None or known.status != "final":
@@ -212,12 +261,20 @@ def _compare(checkpoint: Checkpoint, recorded: Recorded, parents: set[str]) -> A
         what = "is on disk, not in the catalog"
         return Action("added", what, step, checkpoint, uuid)
     same_parent = known.parent == checkpoint.parent or (
-        known.parent is None and checkpoint.parent not in parents
+        known.parent is None and checkpoint.parent not in parents()
     )
     # A late value hides the one that came with the checkpoint.
     if same_parent and _content(known, known.late) == _content(checkpoint, known.late):
         return None
     return Action("changed", "differs from the catalog", step, checkpoint, uuid)
+
+
+def keep_damage(checkpoint: Checkpoint, recorded: Recorded) -> Checkpoint:
+    """Return a checkpoint with the damage that only looking at every file can tell is gone."""
+    known = recorded.problems.get(checkpoint.uuid)
+    if known and known.startswith("damaged") and checkpoint.problem is None:
+        return replace(checkpoint, problem=known)
+    return checkpoint
 
 
 def _content(checkpoint: Checkpoint, late: Container[str]) -> tuple[Any, ...]:
@@ -228,18 +285,17 @@ def _content(checkpoint: Checkpoint, late: Container[str]) -> tuple[Any, ...]:
     )  # fmt: skip
 
 
-def _tmps(observed: Observation, recorded: Recorded) -> Iterator[Action]:
-    published = _published(observed, recorded)
+def _tmps(both: _Both) -> Iterator[Action]:
     seen: set[str] = set()
-    for step, tmp in observed.tmps.items():
+    for step, tmp in both.observed.tmps.items():
         uuid = tmp.checkpoint.uuid
-        if uuid in published or uuid in seen:
+        if uuid in both.published or uuid in seen:
             yield Action("duplicate", "tmp holds a copy of another checkpoint; left alone", step)
             continue
         seen.add(uuid)
         yield _tmp(step, tmp)
         # A line that says it was discarded or replaced counts only once it is gone.
-        if tmp.fate != "trash" and not _same_tmp(tmp.checkpoint, recorded):
+        if tmp.fate != "trash" and not _same_tmp(tmp.checkpoint, both.recorded):
             what = "is being written or was left unfinished; not in the catalog"
             yield Action("new tmp", what, step, tmp.checkpoint, uuid)
 
@@ -270,14 +326,22 @@ def _same_tmp(checkpoint: Checkpoint, recorded: Recorded) -> bool:
     return _content(known, known.late) == _content(checkpoint, known.late)
 
 
-def _missing(observed: Observation, recorded: Recorded) -> Iterator[Action]:
+def _missing(both: _Both) -> Iterator[Action]:
     """What the index has as live and the disk has no more."""
-    here, unjudged, finals = _here(observed, recorded), _unjudged(observed), observed.finals
+    observed, recorded, finals = both.observed, both.recorded, both.observed.finals
+    # At nearly every step it is still what it was, and that needs no second thought.
+    same = {step for step, checkpoint in finals.items() if checkpoint is None}
+    doubtful = [step for step in recorded.finals if step not in same]
+    live = {recorded.finals[step][0]: step for step in doubtful} | dict(recorded.tmps)
+    if not live:
+        return
+    unjudged = _unjudged(observed)
     journal = observed.facts.gone if observed.facts else {}
-    live = {uuid: step for step, (uuid, _) in recorded.finals.items()}
-    for uuid, step in (live | dict(recorded.tmps)).items():
+    for uuid, step in live.items():
         # What stands in its place is seen; a tmp has its place for itself.
-        if uuid in here or (step in unjudged and (uuid in recorded.tmps or step not in finals)):
+        if uuid in both.here or (
+            step in unjudged and (uuid in recorded.tmps or step not in finals)
+        ):
             continue
         if uuid in journal:
             ended = journal[uuid]
@@ -288,13 +352,12 @@ def _missing(observed: Observation, recorded: Recorded) -> Iterator[Action]:
             yield Action("vanished", what, step, recorded.contents[uuid], uuid)
 
 
-def _unwritten(observed: Observation, recorded: Recorded) -> Iterator[Action]:
+def _unwritten(both: _Both) -> Iterator[Action]:
     """What somebody who may not write here has seen vanish: no file tells it yet."""
-    if observed.facts is None:
-        return
-    here = _here(observed, recorded)
-    for uuid in sorted(unwritten(recorded, observed.facts) - here):
-        ended = recorded.contents.get(uuid)
+    observed, recorded = both.observed, both.recorded
+    lost = unwritten(recorded, observed.facts) if observed.facts else ()
+    for uuid in sorted(lost):
+        ended = None if uuid in both.here else recorded.contents.get(uuid)
         if ended and ended.step not in _unjudged(observed):
             what = "has vanished; known to the catalog, not to the journal"
             yield Action("vanished", what, ended.step, ended, uuid)
@@ -307,30 +370,29 @@ def unwritten(recorded: Recorded, facts: Facts) -> set[str]:
     return vanished - set(facts.gone)
 
 
-def _history(observed: Observation, recorded: Recorded) -> Iterator[Action]:
+def _history(both: _Both) -> Iterator[Action]:
     """What the journal knows to be gone and the index does not."""
-    if observed.facts is None:
+    observed, recorded = both.observed, both.recorded
+    if observed.facts is None or not observed.facts.gone:
         return
-    here, parents = _here(observed, recorded), _known(observed, recorded)
     unjudged = _unjudged(observed)
     live = {uuid for uuid, _ in recorded.finals.values()} | set(recorded.tmps)
     for uuid, ended in observed.facts.gone.items():
-        if uuid in here or uuid in live or ended.step in unjudged:
+        if uuid in both.here or uuid in live or ended.step in unjudged:
             continue
-        parent = ended.parent if ended.parent in parents else None
+        parent = ended.parent if ended.parent in both.known else None
         if recorded.gone.get(uuid) != (ended.deleted_at, ended.deleted_reason, parent):
             what = f"{ended.deleted_reason}; known to the journal, not to the catalog"
             yield Action("deleted", what, ended.step, ended, uuid)
 
 
-def _annotations(observed: Observation, recorded: Recorded) -> Iterator[Action]:
-    if observed.facts is None:
+def _annotations(both: _Both) -> Iterator[Action]:
+    if both.observed.facts is None:
         return
-    known = _known(observed, recorded)
-    told = observed.facts.annotations
-    for uuid in {*told, *recorded.annotations}:
+    told, known = both.observed.facts.annotations, both.recorded.annotations
+    for uuid in {*told, *known}:
         now = told.get(uuid, NO_ANNOTATIONS)
-        if uuid in known and now != recorded.annotations.get(uuid, NO_ANNOTATIONS):
+        if uuid in both.known and now != known.get(uuid, NO_ANNOTATIONS):
             what = "pins, tags, notes or late metrics differ from the journal"
             yield Action("annotated", what, uuid=uuid, annotations=now)
 
@@ -346,22 +408,3 @@ def _leftovers(observed: Observation) -> Iterator[Action]:
             continue
         what = "is retired, its bytes are not removed yet"
         yield Action("unfinished removal", what, gone.step, uuid=gone.uuid, leftover=gone)
-
-
-def _published(observed: Observation, recorded: Recorded) -> set[str]:
-    return {
-        checkpoint.uuid if checkpoint else recorded.finals[step][0]
-        for step, checkpoint in observed.finals.items()
-    }
-
-
-def _here(observed: Observation, recorded: Recorded) -> set[str]:
-    """What is on disk, except for a tmp that only holds what was replaced."""
-    tmps = {tmp.checkpoint.uuid for tmp in observed.tmps.values() if tmp.fate != "trash"}
-    return _published(observed, recorded) | tmps
-
-
-def _known(observed: Observation, recorded: Recorded) -> set[str]:
-    """What the index will have a row of."""
-    gone = set(observed.facts.gone) if observed.facts else set()
-    return _here(observed, recorded) | gone | set(recorded.gone)
