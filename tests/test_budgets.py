@@ -1,0 +1,264 @@
+"""What a question and a save may cost, counted: transactions, listings, rows read, query plans.
+
+What the second question about a settled run costs is in test_looking.py.
+"""
+
+import sqlite3
+from contextlib import closing, contextmanager
+
+import pytest
+from sqlalchemy import Engine, event
+
+from ckptdb.catalog.catalog import Catalog
+from ckptdb.catalog.engine import Database
+from ckptdb.catalog.location import locate
+from ckptdb.catalog.store import Changes
+from ckptdb.records import Checkpoint, Run
+
+from .test_looking import counted, make_manager, settle
+
+AT = "2026-01-01T00:00:00.000Z"
+ROWS = 100_000
+
+
+@contextmanager
+def transactions():
+    """Collect the writing transactions of every catalog."""
+    found = []
+
+    def note(connection):
+        found.append(connection)
+
+    event.listen(Engine, "commit", note)
+    try:
+        yield found
+    finally:
+        event.remove(Engine, "commit", note)
+
+
+def listings(files, run):
+    return [what for what in files if what in (f"os.scandir {run}", f"os.listdir {run}")]
+
+
+def save(manager, step, loss):
+    with manager.save(step, {"val:loss": loss}) as folder:
+        (folder / "weights.bin").write_bytes(b"w")
+
+
+# --- transactions and listings ------------------------------------------------------------------
+
+
+def test_a_save_has_at_most_two_transactions(tmp_path):
+    with make_manager(tmp_path / "run") as manager:
+        save(manager, 1, 0.5)
+        with transactions() as found:
+            save(manager, 2, 0.4)
+        assert 1 <= len(found) <= 2
+
+
+@pytest.mark.parametrize("kept", [2, 20])
+def test_with_its_pruning_a_save_has_at_most_three_however_many_go(tmp_path, kept):
+    with make_manager(tmp_path / "run") as manager:
+        for step in range(1, kept + 1):
+            save(manager, step, 1 / step)
+    settle(tmp_path)
+    with make_manager(tmp_path / "run", keep_top_k=1) as manager:
+        manager.get_best_checkpoint_path()
+        with transactions() as found:
+            save(manager, 100, 0.001)
+    assert [path.name for path in (tmp_path / "run").glob("step_*")] == ["step_100"]
+    assert 1 <= len(found) <= 3
+
+
+def test_a_save_that_no_limit_binds_lists_nothing(tmp_path, monkeypatch):
+    run = tmp_path / "run"
+    with make_manager(run, keep_top_k=1_000_000) as manager:
+        save(manager, 1, 0.5)
+        with counted(monkeypatch) as (files, _, _):
+            save(manager, 2, 0.4)
+    assert files
+    assert listings(files, run) == []
+
+
+def test_right_after_a_save_a_question_is_one_listing_more(tmp_path, monkeypatch):
+    run = tmp_path / "run"
+    with make_manager(run) as manager:
+        for step in (1, 2, 3):
+            save(manager, step, 1 / step)
+        with counted(monkeypatch) as (files, statements, _):
+            assert manager.get_best_checkpoint_path() == str(run / "step_3")
+        assert len(listings(files, run)) == 1
+        assert {statement.split()[0] for statement in statements} == {"SELECT"}
+        settle(tmp_path)
+        manager.get_best_checkpoint_path()
+        with counted(monkeypatch) as (files, statements, stamps):
+            assert manager.get_best_checkpoint_path() == str(run / "step_3")
+        assert (files, len(statements), len(stamps)) == ([], 1, 1)
+
+
+# --- plans and rows -----------------------------------------------------------------------------
+
+
+def fill(folder, rows):
+    """Return a catalog of ten runs with that many checkpoints, a tenth of them alive."""
+    catalog = Catalog(Database.open(locate(folder), create=True, durable=False))
+    for number in range(10):
+        name = f"run-{number}"
+        run = Run(uuid=name, name=name, directory=folder / name, created_at=AT, metric_name="loss")
+        catalog.apply(Changes(run=run, checkpoints=[make(run, step) for step in range(1, 101)]))
+    with closing(sqlite3.connect(catalog.database.location.file)) as raw, raw:
+        for copy in range(1, rows // 1000):
+            for table in ("checkpoints", "metrics"):
+                raw.execute(again(raw, table), {"n": copy})
+        counts = "SELECT count(*), count(*) FILTER (WHERE status = 'final') FROM checkpoints"
+        assert raw.execute(counts).fetchone() == (rows, rows // 10)
+    return catalog
+
+
+def make(run, step):
+    alive = step % 10 == 0
+    metrics = {"loss": 1 / step, "acc": step / 1000}
+    return Checkpoint(
+        run_uuid=run.uuid,
+        run=run.name,
+        uuid=f"{run.uuid}-{step}",
+        step=step,
+        path=run.directory / f"step_{step}",
+        status="final" if alive else "deleted",
+        created_at=AT,
+        finalized_at=AT,
+        deleted_at=None if alive else AT,
+        deleted_reason=None if alive else "not among the best",
+        info=metrics,
+        metrics=metrics,
+    )
+
+
+def again(raw, table):
+    """Return the statement that stores the first thousand checkpoints once more, as others."""
+    other = {
+        "id": "id + 1000 * :n",
+        "checkpoint_id": "checkpoint_id + 1000 * :n",
+        "step": "step + 100 * :n",
+        "uuid": "uuid || '-' || :n",
+        "value": "value + 1e-7 * :n",
+    }
+    names = [row[1] for row in raw.execute(f"PRAGMA table_info({table})")]
+    key = "id" if "id" in names else "checkpoint_id"
+    values = ", ".join(other.get(name, name) for name in names)
+    return f"INSERT INTO {table} SELECT {values} FROM {table} WHERE {key} <= 1000"
+
+
+@pytest.fixture(scope="module")
+def many(tmp_path_factory):
+    catalog = fill(tmp_path_factory.mktemp("many"), ROWS)
+    with closing(catalog.database):
+        yield catalog
+
+
+@pytest.fixture(scope="module")
+def few(tmp_path_factory):
+    catalog = fill(tmp_path_factory.mktemp("few"), 1000)
+    with closing(catalog.database):
+        yield catalog
+
+
+def select(sql):
+    def ask(catalog):
+        with catalog.database.read() as connection:
+            return connection.exec_driver_sql(sql).all()
+
+    return ask
+
+
+QUESTIONS = {
+    "best": (
+        lambda catalog: catalog.find_best_step(5, "loss", "min"),
+        "COVERING INDEX ix_metrics_run_ranking (run_id=? AND name=?",
+    ),
+    "worst": (
+        lambda catalog: catalog.find_best_step(5, "loss", "max"),
+        "COVERING INDEX ix_metrics_run_ranking (run_id=? AND name=?",
+    ),
+    "latest": (
+        lambda catalog: catalog.find_latest_step(5),
+        "uq_checkpoints_final (run_id=?",
+    ),
+    "top of all": (
+        lambda catalog: catalog.top(10, "acc", "max"),
+        "COVERING INDEX ix_metrics_ranking (name=?",
+    ),
+    "top of a run": (
+        lambda catalog: catalog.top(10, "acc", "max", run_id=5),
+        "COVERING INDEX ix_metrics_run_ranking (run_id=? AND name=?",
+    ),
+    "summary of a run": (
+        select("SELECT best_step, best_value, latest_step FROM run_summary WHERE run = 'run-4'"),
+        "uq_checkpoints_final (run_id=?",
+    ),
+    "leaderboard": (
+        select("SELECT * FROM leaderboard WHERE run = 'run-4'"),
+        "ix_metrics_run_ranking (run_id=? AND name=?",
+    ),
+}
+GROWS = {"leaderboard"}
+"""It shows every live checkpoint."""
+
+
+@contextmanager
+def watched(catalog):
+    """Collect the statements and how many instructions SQLite has needed for all of them."""
+    sent, steps = [], [0]
+
+    def note(connection, cursor, statement, parameters, *_):
+        sent.append((statement, parameters))
+
+    def count():
+        steps[0] += 1
+        return 0
+
+    with catalog.database.read() as connection:
+        raw = connection.connection.dbapi_connection
+    event.listen(Engine, "before_cursor_execute", note)
+    raw.set_progress_handler(count, 1)
+    try:
+        yield sent, steps
+    finally:
+        raw.set_progress_handler(None, 1)
+        event.remove(Engine, "before_cursor_execute", note)
+
+
+def plans(catalog, sent):
+    with catalog.database.read() as connection:
+        raw = connection.connection.dbapi_connection
+        return "\n".join(
+            str(row[-1])
+            for statement, parameters in sent
+            for row in raw.execute(f"EXPLAIN QUERY PLAN {statement}", parameters)
+        )
+
+
+@pytest.mark.parametrize(("ask", "index"), QUESTIONS.values(), ids=QUESTIONS)
+def test_at_100_000_rows_a_question_goes_through_its_index(many, ask, index):
+    with watched(many) as (sent, _):
+        assert ask(many)
+    plan = plans(many, sent)
+    assert index in plan
+    assert not [line for line in plan.splitlines() if line.startswith(("SCAN c", "SCAN m"))], plan
+
+
+@pytest.mark.parametrize("what", QUESTIONS)
+def test_at_100_000_rows_a_question_reads_no_more_than_at_1_000(few, many, what):
+    ask, _ = QUESTIONS[what]
+    cost = {}
+    for catalog, name in ((few, "few"), (many, "many")):
+        ask(catalog)  # what is prepared once is not counted
+        with watched(catalog) as (_, steps):
+            assert ask(catalog)
+        cost[name] = steps[0]
+    assert cost["few"] > 0
+    if what not in GROWS:
+        assert cost["many"] <= 1.2 * cost["few"]
+    else:
+        # Ten live checkpoints of a run against a thousand; never the nine thousand that are gone.
+        assert cost["many"] <= 110 * cost["few"]
