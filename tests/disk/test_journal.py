@@ -262,7 +262,7 @@ def test_a_journal_may_end_anywhere(run, hidden, cut):
 
 
 def test_a_missing_journal_says_nothing(run, hidden):
-    assert journal.size(hidden) == 0
+    assert journal.size(hidden.parent) == 0
     facts = journal.read(hidden, run)
     assert (facts.gone, facts.annotations) == ({}, {})
 
@@ -280,7 +280,7 @@ def test_the_first_line_makes_the_name_durable_too(hidden, monkeypatch):
     assert flushed == [hidden]
     journal.append(hidden, [Fact(time(2), "unpin", UUID)], make_durable=True)
     assert flushed == [hidden]
-    assert journal.size(hidden) == (hidden / "journal.jsonl").stat().st_size
+    assert journal.size(hidden.parent) == (hidden / "journal.jsonl").stat().st_size
 
 
 def test_a_name_that_is_not_durable_never_has_a_byte_behind_it(hidden, monkeypatch):
@@ -291,7 +291,7 @@ def test_a_name_that_is_not_durable_never_has_a_byte_behind_it(hidden, monkeypat
     monkeypatch.setattr(durable, "fsync", refuse)
     with pytest.raises(OSError, match="not durable"):
         journal.append(hidden, [Fact(time(1), "pin", UUID)], make_durable=True)
-    assert journal.size(hidden) == 0
+    assert journal.size(hidden.parent) == 0
 
     flushed = []
     monkeypatch.setattr(durable, "fsync", flushed.append)
@@ -353,7 +353,7 @@ def test_a_size_that_cannot_be_told_is_nobody_s(hidden, monkeypatch):
         raise PermissionError(errno.EACCES, "Permission denied")
 
     monkeypatch.setattr(journal.os, "lstat", fail)
-    assert journal.size(hidden) == -1
+    assert journal.size(hidden.parent) == -1
 
 
 @pytest.mark.parametrize("start", [b"", b"{", b'{"at": "'], ids=["NULs", "object", "fact"])

@@ -359,7 +359,7 @@ def test_what_is_known_and_unchanged_is_not_read_again(run):
 def test_a_new_checkpoint_makes_the_journal_be_read_again(run):
     save(run, 1)
     Publisher(run, make_durable=False).record([Fact(AT, "pin", UUID)])
-    known = Known(journal_bytes=journal.size(run / ".ckptdb"))
+    known = Known(journal_bytes=journal.size(run))
     assert scan.observe(run, known).facts.annotations[UUID].pinned
 
     known = replace(known, finals={1: (load(run, run / "step_1").uuid, None)})

@@ -303,12 +303,12 @@ def test_an_index_that_may_not_touch_the_disk_is_true_all_the_same(memory, run):
     seal(run, 2)
     reconcile_run(memory, run, touch_disk=False)
     shutil.rmtree(run / "step_1")
-    size = journal.size(run / ".ckptdb")
+    size = journal.size(run)
 
     report = reconcile_run(memory, run, touch_disk=False)
 
     assert rows(memory) == {("grpo", 1): ["deleted"], ("grpo", 2): ["tmp"]}
-    assert journal.size(run / ".ckptdb") == size
+    assert journal.size(run) == size
     assert (run / "tmp_step_2").is_dir()
     assert report.applied
 

@@ -65,8 +65,7 @@ def identify(directory: Path) -> Identity:
         OSError: The directory, or its run.json, cannot be read now.
     """
     inode = os.stat(directory).st_ino
-    path = hidden(directory) / _RUN
-    file = _find_status(path)
+    file = _find_status(f"{directory}/{names.HIDDEN}/{_RUN}")
     if file is None:
         unknown = _unknown(directory)
         return Identity(unknown, unknown.uuid, recorded=False, marked=False)
@@ -75,7 +74,7 @@ def identify(directory: Path) -> Identity:
     known = _identities.get(directory)
     if known is not None and known[0] == seen:
         return known[1]
-    found = _read(directory, inode, path)
+    found = _read(directory, inode)
     if found.recorded and time.time() - file.st_ctime > _YOUNG_SECONDS:
         if len(_identities) >= _MOST_IDENTITIES:
             _identities.clear()
@@ -83,8 +82,8 @@ def identify(directory: Path) -> Identity:
     return found
 
 
-def _read(directory: Path, inode: int, path: Path) -> Identity:
-    unknown = _unknown(directory)
+def _read(directory: Path, inode: int) -> Identity:
+    path, unknown = hidden(directory) / _RUN, _unknown(directory)
     try:
         content, _ = load_json(path)
         known = str(uuid.UUID(content["uuid"]))
@@ -114,7 +113,7 @@ def _unknown(directory: Path) -> Run:
     return Run(uuid=_derive(str(directory)), name=name, directory=directory)
 
 
-def _find_status(path: Path) -> os.stat_result | None:
+def _find_status(path: str) -> os.stat_result | None:
     try:
         return os.lstat(path)
     except (FileNotFoundError, NotADirectoryError):

@@ -71,10 +71,11 @@ def gone(checkpoint: Checkpoint, kind: Gone, reason: str, at: str) -> Fact:
     return Fact(at, kind, checkpoint.uuid, {"reason": reason, "record": record})
 
 
-def size(hidden: Path) -> int:
-    """Return the journal's size in bytes, 0 without one, -1 when that cannot be told."""
+def size(directory: Path) -> int:
+    """Return the size in bytes of a run's journal, 0 without one, -1 when it cannot be told."""
     try:
-        return os.lstat(hidden / _NAME).st_size
+        # Asked at every question: joining strings takes a fifth of the time.
+        return os.lstat(f"{directory}/{names.HIDDEN}/{_NAME}").st_size
     except (FileNotFoundError, NotADirectoryError):
         return 0
     except OSError:

@@ -83,7 +83,7 @@ def find_stamp(directory: Path) -> Stamp | None:
         return None
     if not stat.S_ISDIR(found.st_mode):
         return None
-    size = journal.size(identity.hidden(directory))
+    size = journal.size(directory)
     return Stamp(found.st_mtime_ns, found.st_nlink, size, found.st_ctime_ns)
 
 
