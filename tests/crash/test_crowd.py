@@ -96,6 +96,11 @@ TRUE = {
         [gone("a", 2.5, "by hand")],
         {},
     ),
+    "too late for a pin": (
+        [save("a", 0), done("rm", 2, step=1), done("pin", 2.2, step=1, error="CheckpointGone")],
+        [gone("a", 2.5, "by hand")],
+        {},
+    ),
 }  # fmt: skip
 
 
@@ -194,6 +199,11 @@ FALSE = {
     "live by nobody": ([], [], {("run", 1): "a"}),
     "a discarded one, live": (
         [save("a", 0, publishes=False)], [row("a")], {("run", 1): "a"},
+    ),
+    "gone for a pin, and never gone": (
+        [save("a", 0), done("pin", 2, step=1, error="CheckpointGone")],
+        [row("a")],
+        {("run", 1): "a"},
     ),
     "an error": ([done("reconcile", 1, error="OSError")], [], {}),
 }  # fmt: skip

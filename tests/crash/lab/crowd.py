@@ -18,6 +18,7 @@ import signal
 import struct
 import sys
 import tempfile
+import threading
 import time
 import traceback
 import warnings
@@ -67,6 +68,8 @@ GC_POLICY = (6, 2)
 SHARED = ("both0", "both1")
 STEPS = 30
 """Steps lie below this where nothing is pruned, or where several processes choose them."""
+STRIKE_EVERY = (10, 60)
+"""After so many operations; not after so much time, or a slow machine would kill more often."""
 TERMINATED = 143
 PATIENCE_SECONDS = 300.0
 """A round that takes longer hangs."""
@@ -76,6 +79,7 @@ def run(size: Size, seed: int, shard: int, shards: int) -> Iterable[Row]:
     """Let the crowd loose, then hammer one step with readers."""
     if shard:
         return
+    warm()
     for number in range(ROUNDS[size]):
         yield from in_child(partial(_round, OPERATIONS[size], seed * 1000 + number))
     yield from readers.run(size, seed)
@@ -84,6 +88,19 @@ def run(size: Size, seed: int, shard: int, shards: int) -> Iterable[Row]:
 def in_child(work: Callable[[], Iterable[Row]]) -> list[Row]:
     """Do something in a fork of this process, which stays free of managers and threads."""
     return readers.in_child(work)
+
+
+def warm() -> None:
+    """Do everything a few times: whoever is forked then has his SQL compiled already."""
+    with tempfile.TemporaryDirectory(dir=scratch(), prefix="ckptdb-crowd-") as folder:
+        worker = Worker(_begin(Path(folder), seed=0, operations=0), slot=0, incarnation=0)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", UserWarning)
+            for kind, _ in _MIX * 3:
+                getattr(worker, f"_{kind}")()
+            worker.close()
+    if threading.active_count() > 1:
+        raise RuntimeError("a process with threads is not to be forked")
 
 
 # --- one round --------------------------------------------------------------------------
@@ -125,15 +142,20 @@ class Round:
         self.counters[8 * PROCESSES + slot] = int(idle)
 
 
+def _begin(folder: Path, seed: int, operations: int) -> Round:
+    this = Round(folder, seed, operations, mmap.mmap(-1, 9 * PROCESSES))
+    this.root.mkdir()
+    this.notes.mkdir()
+    identity.mark_root(this.root)
+    return this
+
+
 def _round(operations: int, seed: int) -> Iterator[Row]:
     started = time.monotonic()
     row = Row("crowd", workloads=1)
     kills = Row("crowd kills", workloads=1)
     with tempfile.TemporaryDirectory(dir=scratch(), prefix="ckptdb-crowd-") as folder:
-        this = Round(Path(folder), seed, operations, mmap.mmap(-1, 9 * PROCESSES))
-        this.root.mkdir()
-        this.notes.mkdir()
-        identity.mark_root(this.root)
+        this = _begin(Path(folder), seed, operations)
         clock = time.time() - time.monotonic()
         deaths = Supervisor(this, kills).work()
         ops = read_notes(this.notes, deaths)
@@ -300,7 +322,7 @@ class Supervisor:
         gc.set_threshold(20_000)
         for slot in range(PROCESSES):
             self._start(slot)
-        next_strike = time.monotonic() + 0.2
+        next_strike = STRIKE_EVERY[0]
         deadline = time.monotonic() + PATIENCE_SECONDS
         while not self._all_idle():
             if time.monotonic() > deadline:
@@ -308,9 +330,9 @@ class Supervisor:
             self._reap()
             now = time.monotonic()
             self._wake(now)
-            if now >= next_strike and self.this.begun() < self.this.operations:
+            if next_strike <= (begun := self.this.begun()) < self.this.operations:
                 self._strike(now)
-                next_strike = now + self.chance.uniform(0.02, 0.25)
+                next_strike = begun + self.chance.randint(*STRIKE_EVERY)
             time.sleep(0.003)
         self._wake(NEVER)
         os.close(self.this.gate[1])

@@ -475,14 +475,9 @@ class _History:
                 continue
             if op.error == "CatalogMissing" and op.called < first:
                 continue
-            if op.error == "CheckpointGone" and op.kind == "pin" and self._went(op):
+            if op.kind == "pin" and op.error == "CheckpointGone" and not self._name_stayed(op):
                 continue
             yield Violation("not_recovered", f"{_named(op)} raised {op.error}: {op.answer}")
-
-    def _went(self, pin: Op) -> bool:
-        """Whether there was one that had gone before the pin returned."""
-        ends = self._gone_at[pin.run, pin.step]
-        return any(row.ended <= pin.ended + SLACK_SECONDS for row in ends)
 
     def _overtaken(self, save: Op) -> bool:
         """Whether another process published it, and it was gone again before ours looked."""
