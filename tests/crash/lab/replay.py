@@ -14,6 +14,7 @@ import hashlib
 import itertools
 import os
 import random
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -59,6 +60,7 @@ class Mark:
 
 
 Event = Names | Bytes | Flush | Mark
+_CHANGING = (Names, Bytes)
 
 
 @dataclass(slots=True)
@@ -198,22 +200,51 @@ def cuts(
     Two states are different when their content is, or what had been acknowledged. At least
     ``first`` events have happened.
     """
-    seen: set[tuple[int, bytes]] = set()
+    seen: set[tuple[int, frozenset[tuple[str, bytes | None]]]] = set()
+    replayed = _Replayed(trace)
+    told = [0, *itertools.accumulate(isinstance(event, Mark) for event in trace.events)]
     places = [(end, model) for end in range(first, len(trace.events) + 1) for model in _MODELS]
     rng.shuffle(places)
-    for end, model in itertools.chain.from_iterable(itertools.repeat(places, _ROUNDS)):
-        done = sum(isinstance(event, Mark) for event in trace.events[:end])
-        for chosen in itertools.islice(_MODELS[model](trace.events[:end], rng), _AT_ONCE):
+    visits: deque[tuple[int, str, Iterator[list[Event]]]] = deque()
+    for end, model in places * _TIMES:
+        visits.append((end, model, _MODELS[model](trace.events[:end], rng)))
+    while visits:
+        end, model, choices = visits.popleft()
+        some = list(itertools.islice(choices, _AT_ONCE))
+        for chosen in some:
             if len(seen) == most:
                 return
-            disk = trace.before.copy()
-            for event in chosen:
-                disk.apply(event)
-            state = disk.state(skip)
-            digest = (done, key(state))
-            if digest not in seen:
-                seen.add(digest)
+            state = replayed.disk(chosen).state(skip)
+            found = told[end], frozenset(state.items())
+            if found not in seen:
+                seen.add(found)
                 yield end, model, state
+        if some:
+            visits.append((end, model, choices))
+
+
+class _Replayed:
+    """What a trace's changes make of the disk; how far all of them were made is kept."""
+
+    def __init__(self, trace: Trace) -> None:
+        self._changes = [event for event in trace.events if isinstance(event, _CHANGING)]
+        self._after = [trace.before]
+
+    def disk(self, chosen: Sequence[Event]) -> Disk:
+        """Return what is there when these have reached the disk, and no others."""
+        pairs = zip(chosen, self._changes, strict=False)
+        usual = sum(1 for _ in itertools.takewhile(lambda pair: pair[0] is pair[1], pairs))
+        disk = self._find_after(usual).copy()
+        for event in chosen[usual:]:
+            disk.apply(event)
+        return disk
+
+    def _find_after(self, count: int) -> Disk:
+        for event in self._changes[len(self._after) - 1 : count]:
+            disk = self._after[-1].copy()
+            disk.apply(event)
+            self._after.append(disk)
+        return self._after[count]
 
 
 def key(state: State) -> bytes:
@@ -240,7 +271,7 @@ def _strict(events: Sequence[Event], rng: random.Random) -> Iterator[list[Event]
         else:
             parts.append(None)
     parts.reverse()
-    changing = [n for n, event in enumerate(events) if isinstance(event, Names | Bytes)]
+    changing = [n for n, event in enumerate(events) if isinstance(event, _CHANGING)]
     pending = [n for n in changing if parts[n] != events[n]]
     for kept in _choices(pending, rng):
         chosen: list[Event] = []
@@ -308,6 +339,6 @@ _MODELS: dict[str, Callable[[Sequence[Event], random.Random], Iterator[list[Even
     "strict": _strict,
     "ordered": _ordered,
 }
-_AT_ONCE = 3
-_ROUNDS = 12
-"""A place in the trace is visited so often, and so many of its states are tried at each visit."""
+_AT_ONCE, _TIMES = 3, 3
+"""So many states of a place in the trace are tried before others have their turn, and so often are
+all of them chosen anew: some of the choices are left to chance."""
