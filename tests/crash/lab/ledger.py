@@ -7,6 +7,7 @@ that was interrupted leaves, for every fact on its own, what was before or what 
 
 from __future__ import annotations
 
+import math
 import random
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -65,11 +66,18 @@ def share(
     count = -(-len(mine) // one_in)
     few = -(-count // 8)
     counts = (count - few, few)
-    return [
+    chosen = [
         workload
         for group, count in zip(groups, counts, strict=True)
         for workload in rng.sample(group, min(count, len(group)))
     ]
+    rng.shuffle(chosen)  # for whoever stops when he has enough
+    return chosen
+
+
+def quota(count: int | None, shards: int) -> float:
+    """Return how many points are enough for one of the shards."""
+    return math.inf if count is None else -(-count // shards)
 
 
 @dataclass(frozen=True, slots=True)
