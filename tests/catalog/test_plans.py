@@ -1,0 +1,160 @@
+"""What is asked most goes through its index at 100,000 checkpoints, nearly all of them history."""
+
+import sqlite3
+from contextlib import closing
+from pathlib import Path
+
+import pytest
+
+from ckptdb.catalog.catalog import Catalog
+from ckptdb.catalog.engine import Database
+from ckptdb.catalog.location import locate
+
+from .test_statements import plans
+
+RUNS, PER_RUN, LIVE = 20, 5_000, 50
+AT = "2026-11-22T16:00:00.000Z"
+
+
+def fill(raw):
+    names = [("loss" if run % 2 else "reward", run % 2) for run in range(RUNS)]
+    raw.executemany(
+        "INSERT INTO runs (id, uuid, name, directory, metric_name, higher_is_better)"
+        " VALUES (?, ?, ?, ?, ?, ?)",
+        [(r + 1, f"run-{r}", f"run {r}", f"r{r}", *own) for r, own in enumerate(names)],
+    )
+    rows = [(r, k) for r in range(RUNS) for k in range(PER_RUN)]
+    raw.executemany(
+        "INSERT INTO checkpoints"
+        " (id, run_id, uuid, step, path, created_at, finalized_at, status, deleted_at, size_bytes)"
+        f" VALUES (?, ?, ?, ?, 'p', '{AT}', '{AT}', ?, ?, 1)",
+        [
+            (r * PER_RUN + k + 1, r + 1, f"{r}-{k}", k, *(("final", None) if is_live(k) else
+                                                       ("deleted", AT)))
+            for r, k in rows
+        ],
+    )  # fmt: skip
+    raw.executemany(
+        "INSERT INTO metrics (checkpoint_id, name, run_id, step, value, source, reported_at, live)"
+        f" VALUES (?, ?, ?, ?, ?, 'training_info', '{AT}', ?)",
+        [
+            (r * PER_RUN + k + 1, name, r + 1, k, (k * 7919 % 1000) / 7, int(is_live(k)))
+            for r, k in rows
+            for name in ("loss", "reward")
+        ],
+    )
+
+
+def is_live(number):
+    return number % (PER_RUN // LIVE) == 0
+
+
+@pytest.fixture(scope="module", params=["fresh", "analyzed"])
+def catalog(request, tmp_path_factory):
+    location = locate(tmp_path_factory.mktemp(request.param))
+    Database.open(location, create=True, durable=False).close()
+    with closing(sqlite3.connect(location.file)) as raw, raw:
+        fill(raw)
+    if request.param == "analyzed":
+        with closing(sqlite3.connect(location.file)) as raw:
+            raw.execute("ANALYZE")
+    database = Database.open(location)
+    yield Catalog(database)
+    database.close()
+
+
+BY_RUN = "ix_metrics_run_ranking (run_id=? AND name=? AND value>?)"
+BY_METRIC = "ix_metrics_ranking (name=? AND value>?)"
+FINALS = "uq_checkpoints_final (run_id=?)"
+SORT = "USE TEMP B-TREE FOR ORDER BY"
+
+
+def sql(text):
+    def ask(catalog):
+        with catalog.database.read() as connection:
+            connection.exec_driver_sql(text).all()
+
+    return ask
+
+
+QUESTIONS = {
+    "best, low": (lambda c: c.find_best_step(3, "loss", "min"), [BY_RUN], 200),
+    "best, high": (lambda c: c.find_best_step(3, "loss", "max"), [BY_RUN], 100),
+    "latest": (lambda c: c.find_latest_step(3), [FINALS], 100),
+    "newest": (lambda c: c.newest(1, run_id=3), [FINALS], 300),
+    "top of a run": (lambda c: c.top(10, "loss", "min", run_id=3), [BY_RUN], 4_000),
+    "top of all": (lambda c: c.top(10, "loss", "max"), [BY_METRIC], 4_000),
+    "best of every run": (lambda c: c.best_of_runs(), [BY_RUN, "latest USING INDEX"], 10_000),
+    "best by one metric": (lambda c: c.best_of_runs("loss", "min"), [BY_RUN], 10_000),
+    "a run by its name": (
+        lambda c: c.find_runs_called("run 3", [Path("/run 3")]),
+        ["ix_runs_name", "ix_runs_directory"],
+        300,
+    ),
+    "leaderboard of a run": (
+        sql("SELECT * FROM leaderboard WHERE run = 'run 3'"),
+        ["ix_runs_name (name=?)", BY_RUN],
+        12_000,
+    ),
+    "leader of a run": (
+        sql("SELECT * FROM leaderboard WHERE run_id = 3 AND rank = 1"), [BY_RUN], 12_000
+    ),
+    "summary of a run": (
+        # All that is deleted is counted, in the index alone.
+        sql("SELECT * FROM run_summary WHERE run = 'run 3'"),
+        [FINALS, BY_RUN, "COVERING INDEX ix_checkpoints_deleted (run_id=? AND status=?)"],
+        50_000,
+    ),
+}  # fmt: skip
+"""What is asked, the indexes it goes through, and how many instructions of SQLite that may take."""
+
+
+def lines(found):
+    return "\n".join(found.values()).splitlines()
+
+
+asked = pytest.mark.parametrize(
+    ("ask", "indexes", "most"), QUESTIONS.values(), ids=QUESTIONS.keys()
+)
+
+
+@asked
+def test_a_question_goes_through_its_index_and_never_through_history(catalog, ask, indexes, most):
+    del most
+    with plans(catalog) as found:
+        ask(catalog)
+    # The first one finds the rows; any other fetches what belongs to them.
+    plan = next(iter(found.values()))
+    assert [index for index in indexes if index not in plan] == []
+    scanned = {line.split()[1] for line in lines(found) if line.startswith("SCAN")}
+    assert scanned.isdisjoint({"checkpoints", "c", "latest", "metrics", "m", "tags"})
+    # Sorted are only the few that a ranking has chosen, and what is equal in value.
+    assert (SORT in plan) == any(few in plan for few in ("E best", "MULTI-INDEX OR"))
+
+
+@asked
+def test_a_question_looks_at_no_more_than_it_answers_with(catalog, ask, indexes, most):
+    del indexes
+    ask(catalog)  # compiled, and the schema read
+    done = 0
+
+    def count():
+        nonlocal done
+        done += 1
+
+    with catalog.database.read() as connection:
+        raw = connection.connection.dbapi_connection
+    raw.set_progress_handler(count, 1)
+    ask(catalog)
+    raw.set_progress_handler(None, 0)
+    assert 10 < done < most
+
+
+def test_the_whole_leaderboard_and_summary_go_by_run(catalog):
+    for view in ("leaderboard", "run_summary"):
+        with plans(catalog) as found:
+            sql(f"SELECT * FROM {view}")(catalog)
+        (plan,) = found.values()
+        assert BY_RUN in plan
+        assert "SCAN m" not in plan
+        assert "SCAN c" not in plan
