@@ -15,6 +15,8 @@ import sqlite3
 import time
 from collections.abc import Callable, Iterator
 from contextlib import suppress
+from functools import partial
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -35,9 +37,12 @@ CREATE INDEX by_value ON metrics (name, value, step);
 
 
 def ours(run: str, catalog: str) -> dict[str, float]:
-    """Reconcile a run with a catalog, new or not."""
+    """Reconcile a run with a catalog, new or not; progress is counted instead of shown."""
+    told = count()
     with Registry.open(run, catalog=catalog) as registry:
-        return _measured(registry.reconcile) | {"checkpoints": float(registry.status().checkpoints)}
+        found = _measured(partial(registry.reconcile, on_checkpoint=partial(next, told)))
+        stored = registry.status().checkpoints
+    return found | {"checkpoints": float(stored), "progress": float(next(told))}
 
 
 def floor(run: str, file: str) -> dict[str, float]:

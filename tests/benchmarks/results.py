@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
-from typing import Any, Literal
+from dataclasses import dataclass, field
+from typing import Literal
 
 Verdict = Literal["met", "missed", "not measured", "no target"]
 
@@ -55,10 +55,6 @@ class Findings:
     rows: Sequence[Row] = ()
     series: Sequence[Series] = ()
     counts: Mapping[str, int] = field(default_factory=dict)
-
-    def as_dict(self) -> dict[str, Any]:
-        """Return everything for JSON."""
-        return asdict(self)
 
 
 def at_most(

@@ -11,8 +11,8 @@ from tests.benchmarks import child, trees
 from tests.benchmarks.results import Findings, Row, at_most, duration
 from tests.benchmarks.sizes import Size
 
-_LIMIT_BYTES = 150 << 20
-_MIB = 1 << 20
+_LIMIT_MB = 150
+_MB = 1e6
 
 
 def measure(size: Size, scratch: Path) -> Findings:
@@ -30,7 +30,8 @@ def measure(size: Size, scratch: Path) -> Findings:
     shutil.rmtree(run)
     stored = int(nothing["ckptdb"][0]["checkpoints"])
     assert stored == size.tree
-    return Findings(rows=list(_judge(nothing, unchanged, size)), counts={"reconciled": stored})
+    counts = {"reconciled": stored, "progress told": int(nothing["ckptdb"][0]["progress"])}
+    return Findings(rows=list(_judge(nothing, unchanged, size)), counts=counts)
 
 
 def _judge(
@@ -45,12 +46,14 @@ def _judge(
         note=f"{duration(found['ckptdb'])} against {duration(found['floor'])}", medians=found,
     )  # fmt: skip
     grown = _medians(nothing, "growth_bytes")
+    told = int(nothing["ckptdb"][0]["progress"])
     yield Row(
         what=f"reconcile from nothing, {size.tree:,} checkpoints, peak memory growth",
-        target="≤ 150 MiB",
-        measured=f"{grown['ckptdb'] / _MIB:,.0f} MiB",
-        verdict="met" if grown["ckptdb"] <= _LIMIT_BYTES else "missed",
-        note=f"the floor, which keeps all rows until it stores them: {grown['floor'] / _MIB:,.0f}",
+        target=f"≤ {_LIMIT_MB} MB",
+        measured=f"{grown['ckptdb'] / _MB:,.0f} MB",
+        verdict="met" if grown["ckptdb"] <= _LIMIT_MB * _MB else "missed",
+        note=f"progress is told {told:,} times; "
+        f"the floor, which keeps all rows until it stores them: {grown['floor'] / _MB:,.0f} MB",
         medians={f"{way}, bytes": value for way, value in grown.items()},
     )
     found = _medians(unchanged, "seconds")
