@@ -24,7 +24,7 @@ TRAINING_INFO = "training_info"
 def utc(timestamp: float) -> str:
     """Write a POSIX timestamp (seconds) the way every file and table of ckptdb does."""
     moment = datetime.fromtimestamp(timestamp, tz=UTC)
-    return moment.isoformat(timespec="milliseconds").replace("+00:00", "Z")
+    return f"{moment.isoformat(timespec='milliseconds')[:-6]}Z"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -175,7 +175,7 @@ def metrics_of(info: Mapping[str, Any]) -> dict[str, float | None]:
     """
     found: dict[str, float | None] = {}
     for name, value in info.items():
-        if type(value) is float and math.isfinite(value) and is_storable(name):
+        if type(value) is float and name.isascii() and "\0" not in name and math.isfinite(value):
             found[name] = value  # nearly all of them
             continue
         if isinstance(value, bool) or not isinstance(value, int | float) or not is_storable(name):

@@ -10,9 +10,9 @@ import json
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
-from sqlalchemy import Connection, Executable, Row
+from sqlalchemy import Connection, CursorResult, Executable, Row
 
 from ckptdb.catalog import store
 from ckptdb.catalog.engine import Database
@@ -289,23 +289,34 @@ class Catalog:
         of_run = {"run_id": seen.id}
         with self.database.read() as connection:
             # In one statement, so that nothing is both live and gone.
-            rows = connection.execute(HISTORY if history else LIVE, of_run).all()
+            rows = _tuples(connection, HISTORY if history else LIVE, of_run)
             added = connection.execute(ADDED, of_run).all() if history else []
-        if not all(isinstance(row.step, int) for row in rows):
-            raise self._broken("a step that is no number")
-        finals = [row for row in rows if row.status == "final"]
+        finals: dict[int, tuple[str, str | None]] = {}
+        problems: dict[str, str] = {}
+        tmps: dict[str, int] = {}
+        gone: dict[str, tuple[str | None, str | None, str | None]] = {}
+        said: dict[str, tuple[bool, str | None]] = {}
+        for step, uuid, status, fingerprint, problem, at, why, pinned, notes, parent in rows:
+            if type(step) is not int:
+                raise self._broken("a step that is no number")
+            if status == "final":
+                finals[step] = (uuid, fingerprint)
+                if problem is not None:
+                    problems[uuid] = problem
+            elif status == "tmp":
+                tmps[uuid] = step
+            # A damaged index may name what is gone where only live rows were asked for.
+            elif history and status == "deleted":
+                gone[uuid] = (at, why, parent)
+            if pinned or notes is not None:
+                said[uuid] = (bool(pinned), notes)
         return Recorded(
             seen=seen,
-            finals={row.step: (row.uuid, row.fingerprint) for row in finals},
-            problems={row.uuid: row.problem for row in finals if row.problem is not None},
-            tmps={row.uuid: row.step for row in rows if row.status == "tmp"},
-            gone={
-                row.uuid: (row.deleted_at, row.deleted_reason, row.parent)
-                for row in rows
-                # A damaged index may name what is gone where only live rows were asked for.
-                if history and row.status == "deleted"
-            },
-            annotations=_annotations(rows, added) if history else {},
+            finals=finals,
+            problems=problems,
+            tmps=tmps,
+            gone=gone,
+            annotations=_annotations(said, added),
         )
 
     def contents(
@@ -443,8 +454,19 @@ def _given(**parameters: object) -> dict[str, object]:
     return {name: value for name, value in parameters.items() if value is not None}
 
 
-def _annotations(rows: Sequence[Row[Any]], added: Sequence[Row[Any]]) -> dict[str, Annotations]:
-    said = {r.uuid: (bool(r.pinned), r.notes) for r in rows if r.pinned or r.notes is not None}
+def _tuples(
+    connection: Connection, statement: Executable, parameters: Mapping[str, Any]
+) -> list[tuple[Any, ...]]:
+    """Return rows as the driver has them, for when there may be a hundred thousand."""
+    result = cast("CursorResult[Any]", connection.execute(statement, parameters))
+    rows = [] if result.cursor is None else result.cursor.fetchall()
+    result.close()
+    return cast("list[tuple[Any, ...]]", rows)
+
+
+def _annotations(
+    said: Mapping[str, tuple[bool, str | None]], added: Sequence[Row[Any]]
+) -> dict[str, Annotations]:
     names: dict[str, list[tuple[str, str]]] = {}
     values: dict[str, list[Metric]] = {}
     for row in added:

@@ -302,17 +302,21 @@ _COMPARED = (
     checkpoints.c.problem,
 )  # fmt: skip
 
-# One by one, because each has an index that deleted history is not in.
-LIVE = union_all(select(*_COMPARED).where(_OF_RUN, FINAL), select(*_COMPARED).where(_OF_RUN, TMP))
+_NOTHING_OF_HISTORY = (null(), null(), null(), null(), null())
 
-HISTORY = (
-    select(
-        *_COMPARED, checkpoints.c.deleted_at, checkpoints.c.deleted_reason, checkpoints.c.pinned,
-        checkpoints.c.notes, _PARENTS.c.uuid.label("parent"),
-    )
-    .outerjoin(_PARENTS, _PARENTS.c.id == checkpoints.c.parent_id)
-    .where(_OF_RUN)
-)  # fmt: skip
+# One by one, because each has an index that deleted history is not in.
+LIVE = union_all(
+    select(*_COMPARED, *_NOTHING_OF_HISTORY).where(_OF_RUN, FINAL),
+    select(*_COMPARED, *_NOTHING_OF_HISTORY).where(_OF_RUN, TMP),
+)
+
+HISTORY = select(
+    *_COMPARED, checkpoints.c.deleted_at, checkpoints.c.deleted_reason, checkpoints.c.pinned,
+    checkpoints.c.notes,
+    case((DELETED, select(_PARENTS.c.uuid)
+        .where(_PARENTS.c.id == checkpoints.c.parent_id)
+        .scalar_subquery())),
+).where(_OF_RUN)  # fmt: skip
 
 # Late metrics and, without a source, tags.
 ADDED = union_all(

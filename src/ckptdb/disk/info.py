@@ -202,9 +202,7 @@ def for_catalog(info: Mapping[str, Any]) -> dict[str, Any]:
 
     Bare NaN is no JSON: SQLite's JSON functions raise on it.
     """
-    if len(info) < _MAX_NODES and all(
-        type(key) is str and _is_settled(value) for key, value in info.items()
-    ):
+    if len(info) < _MAX_NODES and _is_plain_json(info):
         return dict(info)
     try:
         return cast("dict[str, Any]", _json_values(info, [_MAX_NODES], 0))
@@ -310,14 +308,21 @@ def _json_values(value: Any, budget: list[int], depth: int) -> Any:
     return str(value)
 
 
-def _is_settled(value: object) -> bool:
-    """Whether a value is its own JSON; that is nearly always all there is to ask."""
-    kind = type(value)
-    if kind is float:
-        return math.isfinite(cast("float", value))
-    if kind is int:
-        return cast("int", value).bit_length() <= _MAX_INT_BITS
-    return kind in _SCALARS
+def _is_plain_json(info: Mapping[str, Any]) -> bool:
+    """Whether all of it is its own JSON, with nothing nested; nearly always that is so."""
+    for key, value in info.items():
+        kind = type(value)
+        if kind is float:
+            if not math.isfinite(value):
+                return False
+        elif kind is int:
+            if value.bit_length() > _MAX_INT_BITS:
+                return False
+        elif kind not in _SCALARS:
+            return False
+        if type(key) is not str:
+            return False
+    return True
 
 
 def _first_line(error: BaseException) -> str:

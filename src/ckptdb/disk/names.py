@@ -80,7 +80,11 @@ def trash_name(step: int, uuid: str, *, recorded: bool = True, attempt: int = 0)
 
 def find_final_step(name: str) -> int | None:
     """Return N of ``step_N``, or None for any other name."""
-    return _step(_FINAL.fullmatch(name))
+    match = _FINAL.fullmatch(name)
+    if match is None:
+        return None
+    step = int(match[1])
+    return step if step <= _LARGEST_STEP else None
 
 
 def find_tmp_step(name: str) -> int | None:

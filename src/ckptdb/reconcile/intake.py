@@ -21,6 +21,9 @@ from ckptdb.reconcile.held import bury, held
 from ckptdb.reconcile.plan import Action, compare, compare_run, keep_damage
 from ckptdb.records import Checkpoint
 
+_UNSEEN = ""
+"""A stamp that no directory has."""
+
 
 @dataclass
 class Intake:
@@ -52,6 +55,7 @@ class Intake:
 
     def __post_init__(self) -> None:
         self._stamp = scan.find_stamp(self.who.run.directory)
+        self._refused = False
 
     def take(self, found: Sequence[Checkpoint]) -> Mapping[int, Checkpoint]:
         """Store some checkpoints; return those that only the whole run can tell about, by step.
@@ -81,12 +85,12 @@ class Intake:
 
     def completed(self) -> Recorded:
         """Return what the index holds by now, as far as it was asked and told."""
-        seen = self.recorded.seen
-        if self.finals and self.store:
-            seen = self.catalog.find_run(self.who.run.uuid)
+        seen = self.catalog.find_run(self.who.run.uuid) if self.store else None
+        # Whoever else was at this run has told the index what it has seen.
+        undisturbed = seen is not None and seen.stamp == _UNSEEN
         return replace(
             self.recorded,
-            seen=seen,
+            seen=seen if undisturbed and not self._refused else self.recorded.seen,
             finals={**self.recorded.finals, **self.finals},
             problems={**self.recorded.problems, **self.problems},
         )
@@ -133,9 +137,13 @@ class Intake:
         ]
         try:
             bury(run.directory, (), back, touch_disk=self.touch_disk)
-            self.catalog.apply(Changes(run=run, checkpoints=stored, seen="", verified=False))
-        except (OSError, IndexStale):
-            # Told, or made good, when the whole run has been seen.
+        except OSError:
+            return False  # told when the whole run has been seen
+        changes = Changes(run=run, checkpoints=stored, seen=_UNSEEN, verified=False)
+        try:
+            self.catalog.apply(changes)
+        except IndexStale:
+            self._refused = True  # and made good then
             return False
         if not self.actions:
             self.actions += compare_run(self.who, self.recorded.seen)

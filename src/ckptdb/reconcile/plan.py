@@ -73,7 +73,9 @@ class Action:
 
     def told(self) -> Action:
         """Return the difference without the record: a report may hold a hundred thousand."""
-        return self if self.checkpoint is None else replace(self, checkpoint=None)
+        if self.checkpoint is None:
+            return self
+        return Action(self.kind, self.what, self.step, uuid=self.uuid)
 
     def as_dict(self) -> dict[str, Any]:
         """Return the difference for JSON."""
