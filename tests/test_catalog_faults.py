@@ -588,7 +588,7 @@ def test_a_write_that_fails_for_want_of_space_costs_one_warning(root, statement)
 
     def fail(connection, cursor, sent, *_):
         in_file = isinstance(cursor.connection, FileConnection)
-        if in_file and sent.startswith(statement):
+        if in_file and sent.lstrip().startswith(statement):
             struck.append(sent)
             error = sqlite3.OperationalError("database or disk is full")
             error.sqlite_errorcode = sqlite3.SQLITE_FULL
