@@ -262,3 +262,14 @@ def test_at_100_000_rows_a_question_reads_no_more_than_at_1_000(few, many, what)
     else:
         # Ten live checkpoints of a run against a thousand; never the nine thousand that are gone.
         assert cost["many"] <= 110 * cost["few"]
+
+
+@pytest.mark.parametrize("mode", ["min", "max"])
+def test_the_best_of_many_that_are_equal_is_found_without_reading_them(tmp_path, mode):
+    catalog = fill(tmp_path, 10_000)
+    with catalog.database.write() as connection:
+        connection.exec_driver_sql("UPDATE metrics SET value = 0.5")
+    with closing(catalog.database):
+        with watched(catalog) as (_, steps):
+            assert catalog.find_best_step(5, "loss", mode) == 1000
+        assert steps[0] < 100

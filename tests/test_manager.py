@@ -357,7 +357,7 @@ def test_a_save_that_cannot_be_made_durable_fails_for_good_and_older_ones_stay(m
     staged = manager.init_tmp_checkpoint(2, {})
     with monkeypatch.context() as patch:
 
-        def fail(top):
+        def fail(top, **_):
             raise OSError(5, "Input/output error")
 
         patch.setattr(durable, "fsync_tree", fail)

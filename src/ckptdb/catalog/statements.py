@@ -108,10 +108,12 @@ LATEST_STEP = (
 
 COUNT_LIVE = select(func.count()).where(_OF_RUN, TRUSTED)
 
-# In an index that holds nothing else.
-COUNT_RANKED = select(func.count()).where(
+_RANKED_OF_RUN = and_(
     metrics.c.run_id == bindparam("run_id"), metrics.c.name == bindparam("name"), RANKED
 )
+
+# In an index that holds nothing else.
+COUNT_RANKED = select(func.count()).where(_RANKED_OF_RUN)
 
 NEWEST_STEPS = (
     select(checkpoints.c.step)
@@ -158,12 +160,14 @@ METRIC_NAMES_OF_RUN = METRIC_NAMES.where(
 
 
 def _best_step(mode: Mode) -> Select[Any]:
-    value = metrics.c.value if mode == "min" else metrics.c.value.desc()
+    # The value first, at one end of the index, then the highest step with it at another: in one
+    # ORDER BY the lowest of many equal values would cost a look at all of them.
+    best = func.min(metrics.c.value) if mode == "min" else func.max(metrics.c.value)
+    value = select(best).where(_RANKED_OF_RUN).scalar_subquery()
     return (
         select(metrics.c.step)
-        .where(metrics.c.run_id == bindparam("run_id"), metrics.c.name == bindparam("name"))
-        .where(RANKED)
-        .order_by(value, metrics.c.step.desc())
+        .where(_RANKED_OF_RUN, metrics.c.value == value)
+        .order_by(metrics.c.step.desc())
         .limit(literal_column("1"))
     )
 
@@ -173,8 +177,7 @@ def _worst(mode: Mode) -> Select[Any]:
     return (
         select(*_CANDIDATE)
         .join_from(metrics, checkpoints, checkpoints.c.id == metrics.c.checkpoint_id)
-        .where(metrics.c.run_id == bindparam("run_id"), metrics.c.name == bindparam("name"))
-        .where(RANKED)
+        .where(_RANKED_OF_RUN)
         .order_by(value, metrics.c.step)
         .limit(bindparam("count"))
     )

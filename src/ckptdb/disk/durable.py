@@ -73,16 +73,21 @@ def fsync(path: Path) -> None:
         os.close(handle)
 
 
-def fsync_tree(top: Path) -> None:
+def fsync_tree(top: Path, *, but: str = "") -> None:
     """Make every regular file below ``top`` durable, then every directory, deepest first.
 
     Files go through threads: the disk can work on many at once.
+
+    Args:
+        top: The directory.
+        but: The name of a file directly in it that need not be.
     """
     files: list[Path] = []
     folders: list[Path] = []
     for folder, entries in walk(top):
         folders.append(folder)
-        files += [Path(e.path) for e in entries if e.is_file(follow_symlinks=False)]
+        here = [e for e in entries if e.is_file(follow_symlinks=False)]
+        files += [Path(e.path) for e in here if folder != top or e.name != but]
     if len(files) > 2:  # noqa: PLR2004  # starting threads for two files costs more than it saves
         with ThreadPoolExecutor(max_workers=_FSYNC_THREADS) as pool:
             list(pool.map(fsync, files))

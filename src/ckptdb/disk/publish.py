@@ -412,7 +412,7 @@ class Publisher:
         staged = scan.find_staged(who, path, step)
         tmp = staged or scan.load_tmp(who, path, step).checkpoint
         if self._durable:
-            durable.fsync_tree(path)
+            durable.fsync_tree(path, but=names.WRITER)
         sealed = Manifest(
             uuid=tmp.uuid,
             step=step,

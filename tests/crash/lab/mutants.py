@@ -144,7 +144,7 @@ def _replacing(owner: object, **functions: Callable[..., Any]) -> Iterator[None]
 def _seal_late(publisher: Publisher, real: Callable[..., Manifest], *arguments: Any) -> Manifest:
     hit()
     late: list[Path] = []
-    with patch.object(durable, "fsync_tree", late.append):
+    with patch.object(durable, "fsync_tree", lambda folder, **_: late.append(folder)):
         sealed = real(publisher, *arguments)
     for folder in late:
         durable.fsync_tree(folder)
@@ -155,14 +155,14 @@ def _publish_first(publisher: Publisher, real: Callable[..., Any], *arguments: A
     who, watch, path, sealed = arguments
     hit()
     late: list[Path] = []
-    with patch.object(durable, "fsync_tree", late.append):
+    with patch.object(durable, "fsync_tree", lambda folder, **_: late.append(folder)):
         published = real(publisher, who, watch, path, sealed)
     durable.fsync_tree(published.checkpoint.path)
     return published
 
 
 def _nothing_flushed(publisher: Publisher, real: Callable[..., Any], *arguments: Any) -> Any:
-    with patch.object(durable, "fsync_tree", lambda _: None):
+    with patch.object(durable, "fsync_tree", lambda _, **__: None):
         return real(publisher, *arguments)
 
 
