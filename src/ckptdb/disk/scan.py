@@ -29,7 +29,7 @@ from ckptdb.records import Checkpoint, metrics_of, utc
 UNTOUCHED_SECONDS = 24 * 3600.0
 """Whether a writer on another machine still lives cannot be asked; after a day without a
 change to its files it counts as dead."""
-PORTION = 2000
+PORTION = 5000
 """How many checkpoints are in memory at a time when there are many to read."""
 _GAP_SECONDS = 2.0
 """How long a reader waits for a name that a replacement in two renames has taken away."""
