@@ -21,8 +21,11 @@ METRIC = "val:loss"
 
 # Answers every line of Python with what it comes to, or with the error.
 TRAINER = """
-import gc, os, subprocess, sys, warnings
+import gc, os, signal, subprocess, sys, warnings
 from ckptdb import CheckpointManager
+
+# Whoever runs the tests in the background has it ignored.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 warnings.simplefilter("error")
 warnings.filterwarnings("ignore", category=DeprecationWarning, message=".*fork.*")
