@@ -363,6 +363,8 @@ class CheckpointManager:
         replaced = published.replaced
         gone = [replaced] if replaced else []
         config = self._configs.pop(path, None)
+        if published.checkpoint.status != "final":
+            config = None
         self._index.tell([*gone, published.checkpoint], published.span, config=config)
         if replaced is not None:
             self._warn_if_pinned(replaced)

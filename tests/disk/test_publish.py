@@ -342,6 +342,23 @@ def test_a_checkpoint_that_somebody_published_for_us_is_found(publisher, monkeyp
     assert published.span is None
 
 
+def test_a_checkpoint_published_for_us_and_replaced_since_was_saved(publisher, monkeypatch):
+    path = stage(publisher, 5)
+    other = Publisher(publisher.directory)
+    real = publisher._seal
+
+    def seal_then_be_overtaken(*arguments):
+        sealed = real(*arguments)
+        other.publish(stage(other, 5))
+        return sealed
+
+    monkeypatch.setattr(publisher, "_seal", seal_then_be_overtaken)
+    published = publisher.publish(path)
+    assert published.checkpoint.status == "deleted"
+    assert published.checkpoint.deleted_reason == "replaced by a new save of step 5"
+    assert (published.replaced, published.span) == (None, None)
+
+
 def test_a_checkpoint_published_for_us_while_it_is_sealed_is_found(publisher, monkeypatch):
     path = stage(publisher, 5)
     other = Publisher(publisher.directory)

@@ -50,7 +50,10 @@ class Staged:
 
 @dataclass(frozen=True, slots=True)
 class Published:
-    """A checkpoint under its final name, durable, with what it replaced."""
+    """A checkpoint under its final name, durable, with what it replaced.
+
+    When another process has published it for us, it may already have ended.
+    """
 
     checkpoint: Checkpoint
     replaced: Checkpoint | None
@@ -439,7 +442,10 @@ class Publisher:
             # has our name by now may be a save of its own.
             return Published(scan.load(who, final, step), None, None)
         if scan.find_uuid(who, path, step) != uuid:
-            raise NoCheckpointHere(path, _NOT_THERE)
+            ended = journal.read(self._hidden, who.run).gone.get(uuid)
+            if ended is None or ended.finalized_at is None:
+                raise NoCheckpointHere(path, _NOT_THERE)
+            return Published(ended, None, None)  # and by now it has been replaced, or deleted
         return self._publish(who, watch, path, sealed)
 
     def _publish(self, who: Identity, watch: Watch, path: Path, sealed: _Sealed) -> Published:
