@@ -235,6 +235,8 @@ NONSENSE = {
     "a step that is text": "UPDATE checkpoints SET step = 'three' WHERE step = 3",
     "a value that is text": "UPDATE metrics SET value = 'low' WHERE step = 3",
     "a path that is none": "UPDATE checkpoints SET path = x'00ff'",
+    "a path with a null": "UPDATE checkpoints SET path = char(0) || path WHERE step = 3",
+    "a directory with a null": "UPDATE runs SET directory = char(0) || directory",
     "a directory that is none": "UPDATE runs SET directory = x'ff'",
     "a status that is none": "UPDATE checkpoints SET status = 'f' WHERE step = 1",
 }

@@ -366,7 +366,7 @@ class Catalog:
         run = Run(
             uuid=row.uuid,
             name=readable(row.name),
-            directory=self._paths.absolute(row.directory),
+            directory=self._absolute(row.directory),
             created_at=row.created_at,
             metric_name=row.metric_name,
             higher_is_better=bool(row.higher_is_better),
@@ -406,7 +406,7 @@ class Catalog:
             run=readable(row.run),
             uuid=row.uuid,
             step=row.step,
-            path=self._paths.absolute(row.path),
+            path=self._absolute(row.path),
             status=row.status,
             created_at=row.created_at,
             finalized_at=row.finalized_at,
@@ -434,6 +434,11 @@ class Catalog:
         if not isinstance(content, dict):
             raise self._broken("JSON of another kind")
         return content
+
+    def _absolute(self, stored: str) -> Path:
+        if "\0" in stored:
+            raise self._broken("a path that none can be")
+        return self._paths.absolute(stored)
 
     def _broken(self, what: str) -> CatalogBroken:
         return CatalogBroken(str(self.database.location), f"it holds {what}")
