@@ -397,7 +397,9 @@ NEEDED_LATER = {"yaml", "email.parser", "sqlalchemy.dialects.postgresql"}
 
 
 def loaded_by(script, *arguments):
-    command = [sys.executable, "-c", f"import sys\n{script}\nprint(*sys.modules)", *arguments]
+    """The modules that a script loads, beside those that Python, or coverage in it, starts with."""
+    script = f"import sys\nbefore = set(sys.modules)\n{script}\nprint(*set(sys.modules) - before)"
+    command = [sys.executable, "-c", script, *arguments]
     done = subprocess.run(command, check=True, capture_output=True, text=True)
     return set(done.stdout.splitlines()[-1].split())
 
