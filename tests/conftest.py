@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 
 sys.path.insert(0, str(Path(__file__).parent / "crash"))
+sys.path.insert(0, str(Path(__file__).parent))
 
 from lab.dump import dump_catalog  # found only now
 

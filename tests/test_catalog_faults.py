@@ -583,20 +583,32 @@ def fill(file: Path) -> None:
 
 
 @pytest.mark.parametrize("statement", ["INSERT", "UPDATE", "DELETE"])
-def test_a_write_that_fails_for_want_of_space_costs_one_warning(root, statement):
+def test_a_write_that_fails_for_want_of_space_costs_one_warning(root, statement, monkeypatch):
     manager = make_manager(find_run(root))
     manager.get_latest_checkpoint_path()
     struck = []
 
-    def fail(connection, cursor, sent, *_):
-        in_file = isinstance(cursor.connection, FileConnection)
-        if in_file and sent.lstrip().startswith(statement):
+    def strike(sent):
+        if sent.lstrip().startswith(statement):
             struck.append(sent)
             error = sqlite3.OperationalError("database or disk is full")
             error.sqlite_errorcode = sqlite3.SQLITE_FULL
             raise error
 
+    def fail(_, cursor, sent, *__):
+        if isinstance(cursor.connection, FileConnection):
+            strike(sent)
+
+    def failing(method):
+        def send(connection, sent, *values):
+            strike(sent)
+            return method(connection, sent, *values)
+
+        return send
+
     event.listen(Engine, "before_cursor_execute", fail)
+    for name in ("execute", "executemany"):
+        monkeypatch.setattr(FileConnection, name, failing(getattr(FileConnection, name)))
     try:
         with warned() as texts:
             save(manager, 4, 0.05)
@@ -604,6 +616,7 @@ def test_a_write_that_fails_for_want_of_space_costs_one_warning(root, statement)
             save(manager, 5, 0.7)
     finally:
         event.remove(Engine, "before_cursor_execute", fail)
+        monkeypatch.undo()
     assert struck
     assert len(texts) == 1, texts
     check_answers(manager, best=4, latest=5, live=[2, 4, 5])

@@ -10,7 +10,6 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
-from sqlalchemy import Engine, event
 
 from ckptdb.catalog.catalog import Catalog
 from ckptdb.catalog.engine import Database
@@ -19,6 +18,7 @@ from ckptdb.disk.publish import Publisher
 from ckptdb.manager import CheckpointManager, _load_checkpoint_history
 from ckptdb.reconcile import reconcile_run
 from ckptdb.registry import Registry
+from statements import sent
 
 # Permissions mean nothing to root until it has given up its capabilities (not its files).
 AS_ANY_USER = """
@@ -51,23 +51,19 @@ def counted(monkeypatch):
     stamps: list[object] = []
     files: list[str] = []
 
-    def note(connection, cursor, statement, *_):
-        statements.append(statement)
-
     def find_stamp(directory):
         stamps.append(directory)
         return original(directory)
 
     original = scan.find_stamp
-    event.listen(Engine, "before_cursor_execute", note)
     try:
-        with monkeypatch.context() as patch:
+        with monkeypatch.context() as patch, sent() as found:
             patch.setattr(scan, "find_stamp", find_stamp)
             _touched = files
             yield files, statements, stamps
     finally:
         _touched = None
-        event.remove(Engine, "before_cursor_execute", note)
+        statements += [statement for statement, _ in found]
 
 
 def snapshot(top: Path) -> dict[str, tuple[object, ...]]:

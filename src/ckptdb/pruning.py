@@ -75,8 +75,11 @@ class _Judge:
             return self.wholly(catalog, run_id, memo)
         if metric is None or mode is None or best is None or policy.save_period != 1:
             return self.wholly(catalog, run_id, memo)
-        followed.at_most = catalog.count_ranked(run_id, metric)
-        below = catalog.worst(run_id, metric, mode, max(followed.at_most - best, 0))
+        below = catalog.below(run_id, metric, mode, best)
+        if not below:
+            # Not asked again, nor counted, before there are more of them.
+            followed.at_most = catalog.count_ranked(run_id, metric)
+            return _NOTHING
         newest = catalog.newest_steps(run_id, max(policy.ft_keep_latest_k or 0, 1))
         return below, decide_below(below, policy, newest, exclude_latest=self._exclude_latest)
 

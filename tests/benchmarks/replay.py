@@ -16,7 +16,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from sqlalchemy import Engine, event
+from ckptdb.catalog.fork import FileConnection
 
 COMMIT = "commit"
 _METRICS = 5
@@ -26,22 +26,21 @@ _METRICS = 5
 def recorded(run: Path) -> Iterator[list[str]]:
     """Collect what is flushed below a run, by its role, and what is committed."""
     found: list[str] = []
-    fsync = os.fsync
+    fsync, commit = os.fsync, FileConnection.commit
 
     def note(fd: Any) -> None:
         found.append(_role(run, Path(os.readlink(f"/proc/self/fd/{fd}"))))
         fsync(fd)
 
-    def commit(_: object) -> None:
+    def note_commit(connection: FileConnection) -> None:
         found.append(COMMIT)
+        commit(connection)
 
-    os.fsync = note
-    event.listen(Engine, "commit", commit)
+    os.fsync, FileConnection.commit = note, note_commit  # type: ignore[method-assign]
     try:
         yield found
     finally:
-        os.fsync = fsync
-        event.remove(Engine, "commit", commit)
+        os.fsync, FileConnection.commit = fsync, commit  # type: ignore[method-assign]
 
 
 def counts(sequence: Sequence[str]) -> Mapping[str, int]:

@@ -18,6 +18,7 @@ from sqlalchemy.engine.base import RootTransaction
 
 from ckptdb.catalog import schema
 from ckptdb.catalog.engine import Database, script_location, set_aside
+from ckptdb.catalog.fork import FileConnection
 from ckptdb.catalog.location import Location, locate
 from ckptdb.errors import (
     CatalogBroken,
@@ -812,14 +813,25 @@ def test_the_same_catalog_works_on_postgresql(postgres_url):
             assert again.revision() == schema.HEAD
 
 
-def test_an_interrupt_in_the_middle_of_a_commit_stays_one(database: Database, monkeypatch):
-    def interrupted(_: object) -> None:
-        raise KeyboardInterrupt
+def interrupted(*_: object) -> None:
+    raise KeyboardInterrupt
 
+
+def test_an_interrupt_in_the_middle_of_a_commit_stays_one(database: Database, monkeypatch):
     with monkeypatch.context() as patch:
-        patch.setattr(RootTransaction, "_do_commit", interrupted)
+        patch.setattr(FileConnection, "commit", interrupted)
         with pytest.raises(KeyboardInterrupt):
             add(database, "lost")
     assert count(database) == 0
     add(database, "kept")
     assert count(database) == 1
+
+
+def test_an_interrupt_stays_one_where_sqlalchemy_commits(postgres_url, monkeypatch):
+    with closing(Database.open(locate(postgres_url), create=True)) as database:
+        with monkeypatch.context() as patch:
+            patch.setattr(RootTransaction, "_do_commit", interrupted)
+            with pytest.raises(KeyboardInterrupt):
+                add(database, "lost")
+        add(database, "kept")
+        assert count(database) == 1

@@ -4,12 +4,12 @@ from contextlib import contextmanager
 from dataclasses import replace
 
 import pytest
-from sqlalchemy import event
 
 from ckptdb.catalog.catalog import Catalog
 from ckptdb.catalog.engine import Database
 from ckptdb.catalog.store import Changes
 from ckptdb.records import Annotations, Metric, Run
+from statements import sent
 
 from .test_catalog import AT, gone, make
 
@@ -27,19 +27,12 @@ def run(tmp_path):
 @contextmanager
 def plans(catalog):
     """Collect how SQLite looks for what is asked: one line per table, by statement."""
-    sent, found = {}, {}
-
-    def note(connection, cursor, statement, parameters, context, executemany):
-        sent[statement] = parameters[0] if executemany else parameters
-
-    with catalog.database.read() as connection:
-        engine = connection.engine
-    event.listen(engine, "before_cursor_execute", note)
-    yield found
-    event.remove(engine, "before_cursor_execute", note)
+    found = {}
+    with sent() as statements:
+        yield found
     with catalog.database.read() as connection:
         raw = connection.connection.dbapi_connection
-        for statement, parameters in sent.items():
+        for statement, parameters in statements:
             rows = raw.execute(f"EXPLAIN QUERY PLAN {statement}", parameters).fetchall()
             found[statement] = "\n".join(str(row[-1]) for row in rows)
 

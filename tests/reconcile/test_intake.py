@@ -11,7 +11,6 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
-from sqlalchemy import Engine, event
 
 from ckptdb.catalog.catalog import Catalog
 from ckptdb.catalog.engine import Database
@@ -22,6 +21,7 @@ from ckptdb.disk.publish import Doomed, Publisher
 from ckptdb.errors import CatalogLocked
 from ckptdb.reconcile import intake, reconcile_run
 from ckptdb.records import Checkpoint
+from statements import sent
 
 AT = "2026-11-22T16:01:24.000Z"
 
@@ -188,7 +188,6 @@ CALLS = ("open", "read", "fstat", "lstat", "stat", "scandir", "listdir", "close"
 def counted(monkeypatch):
     """Collect what is asked of the file system, and which statements are sent."""
     calls: list[str] = []
-    statements: list[str] = []
 
     def count(name, original):
         def call(*arguments, **options):
@@ -197,17 +196,10 @@ def counted(monkeypatch):
 
         return call
 
-    def note(connection, cursor, statement, *_):
-        statements.append(statement)
-
-    event.listen(Engine, "before_cursor_execute", note)
-    try:
-        with monkeypatch.context() as patch:
-            for name in CALLS:
-                patch.setattr(os, name, count(name, getattr(os, name)))
-            yield calls, statements
-    finally:
-        event.remove(Engine, "before_cursor_execute", note)
+    with monkeypatch.context() as patch, sent() as statements:
+        for name in CALLS:
+            patch.setattr(os, name, count(name, getattr(os, name)))
+        yield calls, statements
 
 
 WRITERS = {

@@ -20,6 +20,7 @@ from ckptdb.catalog.paths import Paths, readable, storable
 from ckptdb.catalog.statements import (
     ADDED,
     BELONGINGS,
+    BELOW,
     BEST_STEP,
     CANDIDATES,
     COUNT_LIVE,
@@ -43,7 +44,6 @@ from ckptdb.catalog.statements import (
     RUNS_AT,
     RUNS_CALLED,
     STEPS_WITHOUT,
-    WORST,
     best_of_runs,
     chunks,
     listing,
@@ -182,10 +182,10 @@ class Catalog:
         """Return how many live, trusted checkpoints of a run have a finite value of a metric."""
         return self._number(COUNT_RANKED, {"run_id": run_id, "name": metric}) or 0
 
-    def worst(self, run_id: int, metric: str, mode: Mode, count: int) -> tuple[Candidate, ...]:
-        """Return the lowest ranking of a run's checkpoints that rank, the worst first."""
-        given = {"run_id": run_id, "name": metric, "count": count}
-        return tuple(_candidate(row) for row in self._rows(WORST[mode], given))
+    def below(self, run_id: int, metric: str, mode: Mode, best: int) -> tuple[Candidate, ...]:
+        """Return what of a run ranks below its ``best`` best checkpoints, the worst first."""
+        given = {"run_id": run_id, "name": metric, "best": best}
+        return tuple(_candidate(row) for row in self._rows(BELOW[mode], given))
 
     def newest_steps(self, run_id: int, count: int) -> tuple[int, ...]:
         """Return the highest steps of a run's trusted checkpoints, the highest first."""

@@ -7,10 +7,10 @@ import os
 import sqlite3
 import threading
 import time
-from contextlib import closing, suppress
+from contextlib import AbstractContextManager, closing, contextmanager, suppress
 from functools import cache
 from pathlib import Path
-from typing import Any, Final, Protocol, cast
+from typing import TYPE_CHECKING, Any, Final, Protocol, cast
 from urllib.parse import quote_from_bytes
 
 from sqlalchemy import Connection, Engine, create_engine
@@ -27,6 +27,9 @@ from ckptdb.errors import (
     CatalogReadOnly,
     CatalogUnusable,
 )
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
 
 
 class _Patience(threading.local):
@@ -50,12 +53,13 @@ class Dialect(Protocol):
         """Bound how long the connection waits for locks of others."""
         return
 
-    def lock(self, connection: Connection, timeout_seconds: float) -> None:
-        """Become the one writer, before the transaction has read anything."""
+    def transaction(self, connection: Connection, seconds: float) -> AbstractContextManager[None]:
+        """Enter the one writing transaction, which has the lock before it has read anything.
 
-    def before_commit(self, connection: Connection, deadline: float) -> None:
-        """Leave to the commit what is left of the time, as `time.monotonic` counts."""
-        return
+        Args:
+            connection: In a session.
+            seconds: For all waits at its beginning and at its commit together.
+        """
 
     def opened(self) -> None:
         """From now on the database must be there: connect, but never make a new one."""
@@ -152,16 +156,24 @@ class Sqlite(Dialect):
             _raw(connection).execute(f"PRAGMA busy_timeout = {milliseconds}")
             proxied.info["busy_timeout"] = milliseconds
 
-    def lock(self, connection: Connection, timeout_seconds: float) -> None:
-        # A deferred transaction that turns to writing fails at once when another one writes,
-        # whatever the timeout; this one waits.
-        _raw(connection).execute("BEGIN IMMEDIATE")
-
-    def before_commit(self, connection: Connection, deadline: float) -> None:
-        # A commit waits for readers; it gets less time when the lock was long in coming.
-        left = max(deadline - time.monotonic(), 0.05)
-        if left < connection.connection.info["busy_timeout"] / 1000 - 0.05:
-            self.wait_at_most(connection, left)
+    @contextmanager
+    def transaction(self, connection: Connection, seconds: float) -> Iterator[None]:
+        deadline = time.monotonic() + seconds
+        # By the driver itself: for SQLAlchemy every statement stands alone.
+        raw = _raw(connection)
+        try:
+            # A deferred transaction that turns to writing fails at once when another one writes,
+            # whatever the timeout; this one waits.
+            raw.execute("BEGIN IMMEDIATE")
+            yield
+            # A commit waits for readers; it gets less time when the lock was long in coming.
+            left = max(deadline - time.monotonic(), 0.05)
+            if left < connection.connection.info["busy_timeout"] / 1000 - 0.05:
+                self.wait_at_most(connection, left)
+            raw.commit()
+        except BaseException:
+            raw.rollback()
+            raise
 
     def opened(self) -> None:
         self._mode = "rw"
@@ -258,12 +270,15 @@ class Postgres(Dialect):
     def reader(self, writer: Engine) -> Engine:
         return writer.execution_options(isolation_level="AUTOCOMMIT")
 
-    def lock(self, connection: Connection, timeout_seconds: float) -> None:
-        milliseconds = math.ceil(max(timeout_seconds, 0.001) * 1000)
-        connection.exec_driver_sql(f"SET LOCAL lock_timeout = {milliseconds}")
-        if not self._durable:
-            connection.exec_driver_sql("SET LOCAL synchronous_commit = OFF")
-        connection.exec_driver_sql(f"SELECT pg_advisory_xact_lock({APPLICATION_ID})")
+    @contextmanager
+    def transaction(self, connection: Connection, seconds: float) -> Iterator[None]:
+        milliseconds = math.ceil(max(seconds, 0.001) * 1000)
+        with connection.begin():
+            connection.exec_driver_sql(f"SET LOCAL lock_timeout = {milliseconds}")
+            if not self._durable:
+                connection.exec_driver_sql("SET LOCAL synchronous_commit = OFF")
+            connection.exec_driver_sql(f"SELECT pg_advisory_xact_lock({APPLICATION_ID})")
+            yield
 
     def contents(self, connection: Connection) -> tuple[int, set[str]]:
         query = "SELECT tablename FROM pg_tables WHERE schemaname = current_schema()"

@@ -8,16 +8,11 @@ time to import as everything else together.
 from __future__ import annotations
 
 import os
-import sqlite3
 import threading
-import time
-from contextlib import AbstractContextManager, closing, contextmanager, nullcontext, suppress
+from contextlib import closing, contextmanager, suppress
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Final, Self
-
-from sqlalchemy import Connection, Engine
-from sqlalchemy.exc import DBAPIError, SQLAlchemyError
+from typing import TYPE_CHECKING, Self
 
 from ckptdb.catalog import fork
 from ckptdb.catalog.dialects import Dialect, Postgres, Sqlite
@@ -29,12 +24,12 @@ from ckptdb.catalog.schema import (
     VERSION_TABLE,
     create_all,
 )
+from ckptdb.catalog.session import TRANSLATED, Rest, Session, origin
 from ckptdb.catalog.statements import REVISION
 from ckptdb.errors import (
     CatalogBroken,
     CatalogError,
     CatalogForeign,
-    CatalogLocked,
     CatalogMissing,
     CatalogOutdated,
     CatalogTooNew,
@@ -43,6 +38,9 @@ from ckptdb.errors import (
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+    from contextlib import AbstractContextManager
+
+    from sqlalchemy import Connection, Engine
 
 
 class Database:
@@ -61,8 +59,7 @@ class Database:
         self.location = location
         self._dialect = dialect
         self._timeout_seconds = timeout_seconds
-        self._writer = dialect.engine()
-        self._reader = dialect.reader(self._writer)
+        self._rest(dialect.engine())
         self._identity: tuple[int, int] | None = None
         self._lock = threading.Lock() if location.in_memory else None
         fork.HEIRS.add(self)
@@ -154,31 +151,29 @@ class Database:
             CatalogUnusable: Anything else: full disk, I/O error, a value no database accepts.
         """
         timeout = self._timeout_seconds if timeout_seconds is None else timeout_seconds
-        with self._session(self._writer, timeout) as connection, connection.begin():
-            deadline = time.monotonic() + timeout
-            self._dialect.lock(connection, timeout)
+        with (
+            self._session(self._writers, timeout) as connection,
+            self._dialect.transaction(connection, timeout),
+        ):
             yield connection
-            self._dialect.before_commit(connection, deadline)
 
-    @contextmanager
-    def read(self, *, timeout_seconds: float | None = None) -> Iterator[Connection]:
+    def read(self, *, timeout_seconds: float | None = None) -> AbstractContextManager[Connection]:
         """Enter a connection for single SELECTs; there is no transaction around them.
 
         Fetch each result whole before leaving: an open cursor blocks every writer. Raises
         what `write` does.
         """
         timeout = self._timeout_seconds if timeout_seconds is None else timeout_seconds
-        with self._session(self._reader, timeout) as connection:
-            yield connection
+        return self._session(self._readers, timeout)
 
     @property
     def dialect_name(self) -> str:
         """``sqlite`` or ``postgresql``."""
-        return self._writer.dialect.name
+        return self._writers.engine.dialect.name
 
     def explain(self, error: Exception) -> CatalogError:
         """Return the error of ours for one of the driver, for statements made elsewhere."""
-        return self._dialect.explain(_origin(error), self.location)
+        return self._dialect.explain(origin(error), self.location)
 
     def replaced(self) -> bool:
         """Whether the file at the path is gone or no longer the one that was opened."""
@@ -202,47 +197,27 @@ class Database:
             with self.read() as connection:
                 return "; ".join(self._dialect.integrity(connection))
         except CatalogBroken as error:
-            return str(_origin(error))
+            return str(origin(error))
 
     def close(self) -> None:
         """Close the connections; those in use close when they come back."""
-        with self._translated():
-            self._writer.dispose()
-
-    @contextmanager
-    def _session(self, engine: Engine, timeout_seconds: float) -> Iterator[Connection]:
-        file = self.location.file
-        with self._translated(), self._turn(timeout_seconds), fork.in_use(file):
-            # A new connection waits too, for it reads the schema.
-            self._dialect.patience.seconds = timeout_seconds
-            with engine.connect() as connection:
-                self._dialect.wait_at_most(connection, timeout_seconds)
-                yield connection
-
-    @contextmanager
-    def _translated(self) -> Iterator[None]:
+        readers, writers = self._readers, self._writers
+        self._rest(writers.engine)
         try:
-            yield
-        except _TRANSLATED as error:
-            raise self._dialect.explain(_origin(error), self.location) from error
-        except AssertionError as error:
-            # What SQLAlchemy makes of an interrupt in the middle of its commit.
-            if isinstance(error.__context__, KeyboardInterrupt | SystemExit):
-                raise error.__context__ from None
-            raise
+            readers.close()
+            writers.close()
+            writers.engine.dispose()
+        except TRANSLATED as error:
+            raise self.explain(error) from error
 
-    def _turn(self, timeout_seconds: float) -> AbstractContextManager[None]:
-        return nullcontext() if self._lock is None else self._locked(self._lock, timeout_seconds)
+    def _rest(self, engine: Engine) -> None:
+        reader = self._dialect.reader(engine)
+        self._writers = Rest(engine)
+        # Where one engine does both, a reader finds in memory what a writer has left there.
+        self._readers = self._writers if reader is engine else Rest(reader)
 
-    @contextmanager
-    def _locked(self, lock: threading.Lock, timeout_seconds: float) -> Iterator[None]:
-        # The lock is handed in, because a child forked within has another one when it leaves.
-        if not lock.acquire(timeout=max(timeout_seconds, 0)):
-            raise CatalogLocked(str(self.location))
-        try:
-            yield
-        finally:
-            lock.release()
+    def _session(self, rest: Rest, seconds: float) -> Session:
+        return Session(self.location, self._dialect, rest, self._lock, seconds)
 
     def _settle(self, *, create: bool, upgrade: bool) -> None:
         revision = self.revision()
@@ -301,22 +276,9 @@ class Database:
             # The thread that held it does not exist in the child.
             self._lock = threading.Lock()
             return
-        fork.keep_for_ever(self._writer.pool)
-        self._writer.dispose(close=False)
-
-
-_TRANSLATED: Final = (SQLAlchemyError, sqlite3.Error, OverflowError, UnicodeError)
-"""The last two: integers of 64 bits and more, and lone surrogates, raise when they are bound;
-so does reading text, or an error message about a schema, whose bits have flipped."""
-
-
-def _origin(error: BaseException) -> BaseException:
-    # What the driver said, below what SQLAlchemy and we put around it.
-    if isinstance(error, CatalogError) and error.__cause__ is not None:
-        error = error.__cause__
-    if isinstance(error, DBAPIError) and error.orig is not None:
-        return error.orig
-    return error
+        fork.keep_for_ever((self._readers, self._writers, self._writers.engine.pool))
+        self._writers.engine.dispose(close=False)
+        self._rest(self._writers.engine)
 
 
 # --- setting aside and upgrading ------------------------------------------------------------

@@ -46,23 +46,36 @@ wait for ever to write."""
 
 @contextmanager
 def in_use(file: Path | None) -> Iterator[None]:
+    """Mark a file as possibly locked by this process, as `begin_use` does."""
+    mark = begin_use(file)
+    try:
+        yield
+    finally:
+        end_use(mark)
+
+
+def begin_use(file: Path | None) -> object:
     """Mark a file as possibly locked by this process, for children forked meanwhile.
+
+    Returns:
+        For `end_use`.
 
     Raises:
         CatalogUnusable: This process was itself forked while the file was in use.
     """
+    mark = object()
     if file is None:
-        yield
-        return
+        return mark
     if file in _LOST:
         why = "it was in use when this process was forked; use it in the parent"
         raise CatalogUnusable(str(file), why)
-    mark = object()
     _IN_USE[mark] = file
-    try:
-        yield
-    finally:
-        _IN_USE.pop(mark, None)
+    return mark
+
+
+def end_use(mark: object) -> None:
+    """Take a mark away."""
+    _IN_USE.pop(mark, None)
 
 
 class FileConnection(sqlite3.Connection):

@@ -14,6 +14,7 @@ from typing import Any, TypeVar
 from sqlalchemy import (
     ColumnElement,
     FromClause,
+    Integer,
     Select,
     Text,
     and_,
@@ -112,7 +113,6 @@ _RANKED_OF_RUN = and_(
     metrics.c.run_id == bindparam("run_id"), metrics.c.name == bindparam("name"), RANKED
 )
 
-# In an index that holds nothing else.
 COUNT_RANKED = select(func.count()).where(_RANKED_OF_RUN)
 
 NEWEST_STEPS = (
@@ -172,18 +172,20 @@ def _best_step(mode: Mode) -> Select[Any]:
     )
 
 
-def _worst(mode: Mode) -> Select[Any]:
+def _below(mode: Mode) -> Select[Any]:
     value = metrics.c.value.desc() if mode == "min" else metrics.c.value
+    # Counted in an index that holds nothing else, and then read from its worse end.
+    ranked, best = COUNT_RANKED.scalar_subquery(), bindparam("best", type_=Integer)
     return (
         select(*_CANDIDATE)
         .join_from(metrics, checkpoints, checkpoints.c.id == metrics.c.checkpoint_id)
         .where(_RANKED_OF_RUN)
         .order_by(value, metrics.c.step)
-        .limit(bindparam("count"))
+        .limit(case((ranked > best, ranked - best), else_=literal_column("0")))
     )
 
 
-WORST = {"min": _worst("min"), "max": _worst("max")}
+BELOW = {"min": _below("min"), "max": _below("max")}
 
 BEST_STEP = {"min": _best_step("min"), "max": _best_step("max")}
 
@@ -338,6 +340,12 @@ ADDED = union_all(
 
 # What many rows are given to goes to the driver as text, `?` for each value: taking a row apart
 # costs SQLAlchemy more than storing it costs SQLite. RETURNING would need SQLite 3.35.
+
+# A run's row as far as a change may have to update it.
+RUN_AS_PUT = """
+    SELECT id, uuid, name, directory, created_at, metric_name, higher_is_better, forked_from
+    FROM runs WHERE uuid = ?
+"""
 
 # A row for each uuid, new or changed; what people added to it is left as it is. The order of the
 # values is `store`'s. Without its parent here, a child is read again until that has come, to be

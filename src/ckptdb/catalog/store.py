@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import json
+import sqlite3
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from sqlalchemy import Connection, CursorResult, Row
+from sqlalchemy import Connection, Row
 from sqlalchemy.exc import IntegrityError
 
 from ckptdb.catalog.paths import Paths, storable
@@ -28,7 +29,7 @@ from ckptdb.catalog.statements import (
     PUT_CHECKPOINT,
     PUT_METRIC,
     RANK_METRICS,
-    RUN_BY_UUID,
+    RUN_AS_PUT,
     RUNS_AT,
     SET_CONFIG_OF_STEP,
     UNRANK_ALL,
@@ -105,17 +106,19 @@ def _put_run(connection: Connection, paths: Paths, run: Run) -> int:
         "higher_is_better": int(run.higher_is_better),
         "forked_from": run.forked_from,
     }
-    row = connection.execute(RUN_BY_UUID, {"uuid": run.uuid}).first()
-    if row is None:
-        row = _taken_over(connection, values)
-    if row is None:
+    found = _send(connection, RUN_AS_PUT, (run.uuid,)).fetchone()
+    if found is not None:
+        row_id, known = found[0], dict(zip(values, found[1:], strict=True))
+    elif (taken := _taken_over(connection, values)) is not None:
+        row_id, known = taken.id, {key: getattr(taken, key) for key in values}
+    else:
         return _inserted_id(connection.execute(INSERT_RUN, values))
-    changed = {key: value for key, value in values.items() if getattr(row, key) != value}
+    changed = {key: value for key, value in values.items() if known[key] != value}
     if changed:
-        connection.execute(UPDATE_RUN, {"row_id": row.id, **changed})
+        connection.execute(UPDATE_RUN, {"row_id": row_id, **changed})
     if "directory" in changed:
-        _move_paths(connection, row.id, row.directory, str(values["directory"]))
-    return int(row.id)
+        _move_paths(connection, row_id, known["directory"], str(values["directory"]))
+    return int(row_id)
 
 
 def _put(connection: Connection, paths: Paths, run_id: int, found: Sequence[Checkpoint]) -> None:
@@ -123,7 +126,7 @@ def _put(connection: Connection, paths: Paths, run_id: int, found: Sequence[Chec
         return
     try:
         _send(connection, PUT_CHECKPOINT, [_values(paths, run_id, cp) for cp in found])
-    except IntegrityError as error:
+    except (IntegrityError, sqlite3.IntegrityError) as error:
         if not _is_taken(error):
             raise
         raise IndexStale([cp.step for cp in found if cp.status == "final"]) from error
@@ -137,7 +140,7 @@ def _put_metrics(connection: Connection, run_id: int, found: Sequence[Checkpoint
     by_uuid = {cp.uuid: cp for cp in found}
     where = PUT_AT.format(",".join("?" * len(by_uuid)))
     values = (TRAINING_INFO, run_id, *by_uuid)
-    at = [tuple(row) for row in _send(connection, where, values).all()]
+    at = _send(connection, where, values).fetchall()
     known = [(row_id, TRAINING_INFO) for _, row_id, has_any, _ in at if has_any]
     late = [(_is_live(by_uuid[uuid]), row_id) for uuid, row_id, _, has_late in at if has_late]
     own = [row for uuid, row_id, *_ in at for row in _metrics(run_id, row_id, by_uuid[uuid])]
@@ -150,16 +153,18 @@ def _send(
     connection: Connection,
     statement: str,
     values: tuple[object, ...] | Sequence[tuple[object, ...]],
-) -> CursorResult[Any]:
+) -> Any:
     """Give a statement to the driver as it is, with the values of one row or of many."""
     if connection.dialect.paramstyle != "qmark":
-        statement = statement.replace("?", "%s")
-    return connection.exec_driver_sql(statement, values)
+        return connection.exec_driver_sql(statement.replace("?", "%s"), values)
+    # Past SQLAlchemy, which would take longer than SQLite.
+    raw: Any = connection.connection.dbapi_connection
+    return (raw.execute if isinstance(values, tuple) else raw.executemany)(statement, values)
 
 
-def _is_taken(error: IntegrityError) -> bool:
+def _is_taken(error: Exception) -> bool:
     """Whether a row was refused because another one is published at its step."""
-    said = str(error.orig)
+    said = str(error)
     # PostgreSQL names the index, SQLite its columns.
     return "uq_checkpoints_final" in said or "checkpoints.run_id, checkpoints.step" in said
 

@@ -18,7 +18,13 @@ from pathlib import Path
 from typing import Any
 
 from ckptdb.disk import durable, names
-from ckptdb.disk.info import load_json, raise_if_unknown
+from ckptdb.disk.info import (
+    MAX_BYTES,
+    load_json,
+    parse_object,
+    raise_if_unknown,
+    read_regular,
+)
 from ckptdb.errors import UnreadableInfo
 from ckptdb.records import Run, is_storable, utc
 
@@ -49,8 +55,23 @@ class Identity:
     problem: str | None = None
 
 
-_identities: dict[Path, tuple[tuple[int, ...], Identity]] = {}
-"""By directory, what its run.json said, and what the two looked like."""
+@dataclass(frozen=True, slots=True)
+class _Read:
+    """A run.json that was read.
+
+    Attributes:
+        inode: Of the run's directory.
+        seen: What the file looked like; None when it was too young for that to prove anything.
+    """
+
+    inode: int
+    raw: bytes
+    seen: tuple[int, ...] | None
+    identity: Identity
+
+
+_read_before: dict[Path, _Read] = {}
+"""By directory, what its run.json said."""
 
 
 def hidden(directory: Path) -> Path:
@@ -69,29 +90,40 @@ def identify(directory: Path) -> Identity:
     if file is None:
         unknown = _unknown(directory)
         return Identity(unknown, unknown.uuid, recorded=False, marked=False)
-    # It is only ever replaced, never written to; read again while it is too young to be sure.
-    seen = (inode, file.st_ino, file.st_size, file.st_mtime_ns, file.st_ctime_ns)
-    known = _identities.get(directory)
-    if known is not None and known[0] == seen:
-        return known[1]
-    found = _read(directory, inode)
-    if found.recorded and time.time() - file.st_ctime > _YOUNG_SECONDS:
-        if len(_identities) >= _MOST_IDENTITIES:
-            _identities.clear()
-        _identities[directory] = (seen, found)
+    # It is only ever replaced, never written to.
+    seen = (file.st_ino, file.st_size, file.st_mtime_ns, file.st_ctime_ns)
+    before = _read_before.get(directory)
+    if before is not None and before.inode == inode and before.seen == seen:
+        return before.identity
+    path = hidden(directory) / _RUN
+    try:
+        raw = read_regular(path, MAX_BYTES)
+        if before is not None and before.inode == inode and before.raw == raw:
+            found = before.identity
+        else:
+            found = _parse(directory, inode, parse_object(path, raw))
+    except UnreadableInfo as error:
+        raise_if_unknown(error)
+        return _untrusted(directory, str(error))
+    is_settled = time.time() - file.st_ctime > _YOUNG_SECONDS
+    if found.recorded and (before is None or is_settled or before.identity is not found):
+        if len(_read_before) >= _MOST_IDENTITIES:
+            _read_before.clear()
+        _read_before[directory] = _Read(inode, raw, seen if is_settled else None, found)
     return found
 
 
-def _read(directory: Path, inode: int) -> Identity:
-    path, unknown = hidden(directory) / _RUN, _unknown(directory)
+def _untrusted(directory: Path, problem: str) -> Identity:
+    unknown = _unknown(directory)
+    return Identity(unknown, unknown.uuid, recorded=False, marked=True, problem=problem)
+
+
+def _parse(directory: Path, inode: int, content: Mapping[str, Any]) -> Identity:
+    unknown = _unknown(directory)
     try:
-        content, _ = load_json(path)
         known = str(uuid.UUID(content["uuid"]))
-    except (UnreadableInfo, KeyError, ValueError, AttributeError, TypeError) as error:
-        if isinstance(error, UnreadableInfo):
-            raise_if_unknown(error)
-        problem = str(error) if isinstance(error, UnreadableInfo) else f"{path} has no uuid."
-        return Identity(unknown, unknown.uuid, recorded=False, marked=True, problem=problem)
+    except (KeyError, ValueError, AttributeError, TypeError):
+        return _untrusted(directory, f"{hidden(directory) / _RUN} has no uuid.")
     run = replace(
         unknown,
         uuid=known,

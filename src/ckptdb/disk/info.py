@@ -109,13 +109,22 @@ def load_json(path: Path | str) -> tuple[dict[str, Any], bytes]:
         UnreadableInfo: Anything else stands at that path.
     """
     raw = read_regular(path, MAX_BYTES)
+    return parse_object(path, raw), raw
+
+
+def parse_object(path: Path | str, raw: bytes) -> dict[str, Any]:
+    """Return the JSON object that the bytes of a file are.
+
+    Raises:
+        UnreadableInfo: They are something else.
+    """
     try:
         content = parse(raw)
     except (ValueError, RecursionError) as error:
         raise UnreadableInfo(Path(path), f"is not JSON ({_first_line(error)})") from error
     if not isinstance(content, dict):
         raise UnreadableInfo(Path(path), f"holds a {type(content).__name__}, not an object")
-    return content, raw
+    return content
 
 
 def parse(raw: bytes) -> Any:

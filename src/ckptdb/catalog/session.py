@@ -1,0 +1,141 @@
+"""One use of a connection: taken from those at rest, and put back when nothing went wrong."""
+
+from __future__ import annotations
+
+import sqlite3
+from typing import TYPE_CHECKING, Final
+
+from sqlalchemy.exc import DBAPIError, SQLAlchemyError
+
+from ckptdb.catalog import fork
+from ckptdb.errors import CatalogError, CatalogLocked
+
+if TYPE_CHECKING:
+    import threading
+    from types import TracebackType
+
+    from sqlalchemy import Connection, Engine
+
+    from ckptdb.catalog.dialects import Dialect
+    from ckptdb.catalog.location import Location
+
+TRANSLATED: Final = (SQLAlchemyError, sqlite3.Error, OverflowError, UnicodeError)
+"""The last two: integers of 64 bits and more, and lone surrogates, raise when they are bound;
+so does reading text, or an error message about a schema, whose bits have flipped."""
+
+
+class Rest:
+    """The connections of an engine that nobody uses at the moment.
+
+    Given back to the pool between two questions, each would be reset and looked up again, which
+    takes as long as the question.
+    """
+
+    def __init__(self, engine: Engine) -> None:
+        self.engine = engine
+        self._connections: list[Connection] = []
+        self._closed = False
+
+    def take(self) -> Connection:
+        """Return a connection, new or not, for one thread at a time."""
+        try:
+            return self._connections.pop()
+        except IndexError:
+            return self.engine.connect()
+
+    def give(self, connection: Connection) -> None:
+        """Put one back."""
+        if self._closed:
+            connection.close()
+        else:
+            self._connections.append(connection)
+
+    def close(self) -> None:
+        """Close them; those in use close when they come back."""
+        self._closed = True
+        while self._connections:
+            self._connections.pop().close()
+
+
+class Session:
+    """Enter a connection.
+
+    Every error of SQLAlchemy and of the driver leaves it as a `CatalogError`.
+
+    Args:
+        rest: Where it comes from.
+        lock: What only one session may have at a time.
+        seconds: Bounds each wait for others.
+    """
+
+    def __init__(
+        self,
+        location: Location,
+        dialect: Dialect,
+        rest: Rest,
+        lock: threading.Lock | None,
+        seconds: float,
+    ) -> None:
+        self._location = location
+        self._dialect = dialect
+        self._rest = rest
+        self._lock = lock
+        self._seconds = seconds
+        self._connection: Connection | None = None
+        self._use: object = None
+
+    def __enter__(self) -> Connection:
+        if self._lock is not None and not self._lock.acquire(timeout=max(self._seconds, 0)):
+            raise CatalogLocked(str(self._location))
+        try:
+            self._use = fork.begin_use(self._location.file)
+            # A new connection waits too, for it reads the schema.
+            self._dialect.patience.seconds = self._seconds
+            self._connection = self._rest.take()
+            self._dialect.wait_at_most(self._connection, self._seconds)
+        except BaseException as error:
+            self._end(well=False)
+            self._translate(error)
+            raise
+        return self._connection
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self._end(well=error is None)
+        if error is not None:
+            self._translate(error)
+
+    def _end(self, *, well: bool) -> None:
+        try:
+            if self._connection is None:
+                return
+            if well:
+                self._rest.give(self._connection)
+            else:
+                self._connection.close()
+        finally:
+            fork.end_use(self._use)
+            if self._lock is not None:
+                self._lock.release()
+
+    def _translate(self, error: BaseException) -> None:
+        if isinstance(error, TRANSLATED):
+            raise self._dialect.explain(origin(error), self._location) from error
+        # What SQLAlchemy makes of an interrupt in the middle of its commit.
+        if isinstance(error, AssertionError) and isinstance(
+            error.__context__, KeyboardInterrupt | SystemExit
+        ):
+            raise error.__context__ from None
+
+
+def origin(error: BaseException) -> BaseException:
+    """Return what the driver said, below what SQLAlchemy and we put around it."""
+    if isinstance(error, CatalogError) and error.__cause__ is not None:
+        error = error.__cause__
+    if isinstance(error, DBAPIError) and error.orig is not None:
+        return error.orig
+    return error
