@@ -29,7 +29,7 @@ from lab.subject import CKPTDB, PLAIN
 from lab.world import World
 
 # On any number of cores: then a shard has enough.
-ENOUGH: dict[Size, int | None] = {"smoke": None, "ci": 10_100, "exhaustive": None}
+ENOUGH: dict[Size, int | None] = {"smoke": None, "ci": 10_000, "exhaustive": None}
 # One in how many at most: of the workloads, of their operations, of these to be recovered under
 # fire, and to be rebuilt from nothing and trained on.
 SHARES: dict[Size, tuple[int, float, int, int]] = {

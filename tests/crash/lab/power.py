@@ -28,7 +28,7 @@ from lab.subject import CKPTDB, PLAIN
 from lab.world import World
 
 # On any number of cores: then a shard has enough.
-ENOUGH: dict[Size, int | None] = {"smoke": None, "ci": 20_200, "exhaustive": None}
+ENOUGH: dict[Size, int | None] = {"smoke": None, "ci": 20_000, "exhaustive": None}
 # One in how many workloads is traced, and of each how many states at most are tried: without
 # the catalog's file, and with it. The control has no catalog.
 AMOUNTS: dict[Size, tuple[int, int, int]] = {
