@@ -37,7 +37,8 @@ class Run:
         created_at: None for a run that ckptdb has never written to.
         higher_is_better: Direction of ``metric_name``.
         forked_from: uuid of the run that this one was copied from.
-        config: The newest checkpoint's config.yaml.
+        config: The newest checkpoint's config.yaml; empty when none has one, None when that has
+            not been looked for.
     """
 
     uuid: str

@@ -204,7 +204,7 @@ def counted(monkeypatch):
 
 WRITERS = {
     # By name, who writes a checkpoint, and what the first and every other look at it may ask.
-    "NeMo-RL": (put, 8, 4),  # two of each for a configuration, which none has
+    "NeMo-RL": (put, 8, 2),  # at first two for a configuration, which none has
     "ckptdb": (save, 10, 2),
 }
 

@@ -371,8 +371,10 @@ def test_what_has_another_in_its_place_is_gone_whatever_cannot_be_read():
         ({"lr": 1}, {"lr": 1}, None),
         ({"lr": 2}, {"lr": 1}, {"lr": 1}),
         ({"lr": 2}, None, None),
+        (None, {}, {}),
+        ({}, {}, None),
     ],
-    ids=["new", "same", "other", "not read"],
+    ids=["new", "same", "other", "not read", "found to have none", "known to have none"],
 )
 def test_a_config_is_learnt_when_it_is_another(known, config, learnt):
     seen = replace(SEEN, run=replace(RUN, config=known))

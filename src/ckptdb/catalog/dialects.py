@@ -68,8 +68,8 @@ class Dialect(Protocol):
     def contents(self, connection: Connection) -> tuple[int, set[str]]:
         """Return the owner's application id (0: not said) and the names of all tables."""
 
-    def integrity(self, connection: Connection) -> list[str]:
-        """Return ``["ok"]`` or what is wrong."""
+    def integrity(self, connection: Connection, *, quick: bool) -> list[str]:
+        """Return ``["ok"]`` or what is wrong; ``quick``: without comparing indexes with tables."""
 
     def keep_copy(self, revision: str) -> Path | None:
         """Copy the database as committed, while a transaction of ours is open."""
@@ -186,8 +186,9 @@ class Sqlite(Dialect):
         rows = connection.exec_driver_sql(query).all()
         return int(rows[0].application_id), {row.name for row in rows} - {None}
 
-    def integrity(self, connection: Connection) -> list[str]:
-        lines = connection.exec_driver_sql("PRAGMA integrity_check(10)").scalars()
+    def integrity(self, connection: Connection, *, quick: bool) -> list[str]:
+        check = "quick_check" if quick else "integrity_check"
+        lines = connection.exec_driver_sql(f"PRAGMA {check}(10)").scalars()
         return [str(line) for line in lines]
 
     def keep_copy(self, revision: str) -> Path | None:
@@ -284,7 +285,7 @@ class Postgres(Dialect):
         query = "SELECT tablename FROM pg_tables WHERE schemaname = current_schema()"
         return 0, set(connection.exec_driver_sql(query).scalars())
 
-    def integrity(self, connection: Connection) -> list[str]:
+    def integrity(self, connection: Connection, *, quick: bool) -> list[str]:
         connection.exec_driver_sql("SELECT 1")
         return ["ok"]
 

@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 
     from sqlalchemy import Connection, TextClause
 
-REVISIONS: Final = ("0001", "0002")
+REVISIONS: Final = ("0001", "0002", "0003")
 """Every revision of this schema, oldest first; one file each in migrations/versions."""
 
 HEAD: Final = REVISIONS[-1]
@@ -60,6 +60,7 @@ IS_FINAL: Final = text("status = 'final'")
 IS_TMP: Final = text("status = 'tmp'")
 IS_DELETED: Final = text("status = 'deleted'")
 IS_RANKED: Final = text("live = 1 AND value IS NOT NULL")
+IS_LATE: Final = text("source <> 'training_info'")
 
 
 def _flag(name: str) -> Column[int]:
@@ -154,6 +155,8 @@ metrics: Final = Table(
     _partial_index(
         "ix_metrics_run_ranking", "run_id", "name", "value", "step", "live", where=IS_RANKED
     ),
+    # A handful among all that came with their checkpoints.
+    _partial_index("ix_metrics_late", "run_id", "checkpoint_id", where=IS_LATE),
     info={"with_rowid": False},
 )
 

@@ -46,6 +46,7 @@ TRUSTED = text("checkpoints.status = 'final' AND checkpoints.problem IS NULL")
 NOT_DELETED = text("checkpoints.status <> 'deleted'")
 DELETED = text("checkpoints.status = 'deleted'")
 TMP = text("checkpoints.status = 'tmp'")
+LATE = text("metrics.source <> 'training_info'")
 RANKED = text("metrics.live = 1 AND metrics.value IS NOT NULL")
 BY_STATUS = {"final": FINAL, "tmp": TMP, "deleted": DELETED}
 
@@ -329,8 +330,8 @@ ADDED = union_all(
         checkpoints.c.uuid, metrics.c.name, metrics.c.value, metrics.c.source,
         metrics.c.reported_at,
     )
-    .join_from(checkpoints, metrics)
-    .where(_OF_RUN, metrics.c.source != TRAINING_INFO),
+    .join_from(metrics, checkpoints, checkpoints.c.id == metrics.c.checkpoint_id)
+    .where(metrics.c.run_id == bindparam("run_id"), LATE),
     select(checkpoints.c.uuid, tags.c.name, null(), null(), tags.c.created_at)
     .join_from(checkpoints, tags)
     .where(_OF_RUN),

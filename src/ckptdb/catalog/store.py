@@ -59,7 +59,7 @@ class Changes:
         checkpoints: As they now are, live or gone. What people added to them is not touched.
         children: Stored before, to be linked to parents that may have come since.
         annotations: By uuid, everything people added.
-        config: New configuration of the run, empty for none; None leaves it.
+        config: New configuration of the run, empty when it has none; None leaves it.
         config_step: The step it was saved with; it counts only if no live one is higher.
         seen: The stamp that a listing has just shown to be what the index stands for.
         verified: Whether that listing was made late enough to be sure.
@@ -191,7 +191,8 @@ def _values(paths: Paths, run_id: int, checkpoint: Checkpoint) -> tuple[object, 
         has_parent,
         run_id,
         parent,
-        checkpoint.fingerprint,
+        # What is gone is never compared with a file again.
+        None if checkpoint.status == "deleted" else checkpoint.fingerprint,
         has_parent,
     )
 
@@ -244,7 +245,7 @@ def _before_parents(found: Sequence[Checkpoint]) -> Iterator[Child]:
     place = {cp.uuid: number for number, cp in enumerate(found)}
     for number, cp in enumerate(found):
         if cp.parent and place.get(cp.parent, -1) > number:
-            yield Child(cp.uuid, cp.parent, cp.fingerprint)
+            yield Child(cp.uuid, cp.parent, None if cp.status == "deleted" else cp.fingerprint)
 
 
 def _link(connection: Connection, run_id: int, children: Sequence[Child]) -> None:
@@ -291,13 +292,13 @@ def _finish(connection: Connection, run_id: int, changes: Changes) -> None:
     values: list[object] = []
     if changes.config is not None:
         # Sorted, as a config.yaml is: what was passed and what is read back are one text.
-        text = json.dumps(changes.config, sort_keys=True) if changes.config else None
+        text = json.dumps(changes.config, sort_keys=True)
         step = changes.config_step
         assigned.append("config = ?" if step is None else SET_CONFIG_OF_STEP)
         values += [text] if step is None else [step, text]
     elif any(checkpoint.status == "deleted" for checkpoint in changes.checkpoints):
         # It may have come from one of these; the next look at the directory finds it again.
-        assigned.append("config = NULL")
+        assigned.append("config = CASE WHEN config = '{}' THEN config END")
     if changes.seen is not None:
         assigned.append("stamp = ?, stamp_verified = ?")
         values += [changes.seen, int(changes.verified)]

@@ -135,11 +135,13 @@ class Known:
         finals: By step, uuid and fingerprint of each published checkpoint.
         journal_bytes: Size of the journal that has been read; None to read it again.
         config: Whether the run's configuration is known as long as no checkpoint is new or gone.
+        configless: Whether it is known that no checkpoint has one.
     """
 
     finals: Mapping[int, tuple[str, str | None]] = field(default_factory=dict)
     journal_bytes: int | None = None
     config: bool = False
+    configless: bool = False
 
 
 @dataclass(slots=True)
@@ -282,7 +284,9 @@ def observe(
     config: dict[str, Any] | None = None
     if not (same and known.config):
         try:
-            config = _newest_config(directory, finals, pace)
+            # A file that comes into a directory is a change to it, which is then read.
+            few = known.configless and not took
+            config = _newest_config(directory, [cp.step for cp in read] if few else finals, pace)
         except OSError:
             trouble.unsure = True
     tmps = _load_tmps(who, listing.tmps, trouble)
@@ -492,7 +496,11 @@ def find_uuid(who: Identity, path: Path, step: int) -> str | None:
 
 def is_run(directory: Path) -> bool:
     """Tell whether a directory holds checkpoints, ours or NeMo-RL's."""
-    return _sort_folders(directory)[0]
+    return _has_identity(directory) or _sort_folders(directory)[0]
+
+
+def _has_identity(directory: Path) -> bool:
+    return (identity.hidden(directory) / "run.json").is_file()
 
 
 def _sort_folders(top: Path) -> tuple[bool, list[str]]:
@@ -502,7 +510,7 @@ def _sort_folders(top: Path) -> tuple[bool, list[str]]:
             folders = sorted(e.name for e in listing if e.is_dir(follow_symlinks=False))
     except PermissionError:
         return False, []
-    below, found = [], (identity.hidden(top) / "run.json").is_file()
+    below, found = [], _has_identity(top)
     for name in folders:
         if names.find_final_step(name) is not None or names.find_tmp_step(name) is not None:
             found = found or (top / name / names.INFO).is_file()

@@ -310,7 +310,8 @@ def _known(recorded: Recorded, depth: Depth, before: Observation | None) -> Know
     if depth == "changes" and seen.stamp is not None:
         with suppress(ValueError):  # SQLite has no checksums; then the journal is read again
             journal_bytes = Stamp.parse(seen.stamp).journal_bytes
-    return Known(recorded.finals, journal_bytes, config=seen.run.config is not None)
+    config = seen.run.config
+    return Known(recorded.finals, journal_bytes, config=config is not None, configless=config == {})
 
 
 def _completed(observed: Observation, before: Observation) -> Observation:
@@ -335,8 +336,9 @@ def _contents(catalog: Catalog, observed: Observation, recorded: Recorded) -> di
 
 
 def _worth_it(look: _Look, *, assume: bool) -> bool:
-    seen = look.recorded.seen
-    if look.has_drift or look.plan.config is not None:
+    seen, config = look.recorded.seen, look.plan.config
+    # That there is no configuration is remembered along with something else.
+    if look.has_drift or config or (config is not None and seen and seen.run.config):
         return True
     # Nothing differs: all there is to store is that this has been seen.
     if seen is None or look.observation.unsure:

@@ -131,7 +131,7 @@ def plan(observed: Observation, recorded: Recorded) -> Plan:
     if any(ended):
         # With what ended the index forgets the configuration, should it have come from there.
         config = known if config is None else config
-    elif (known or {}) == config:
+    elif known == config:
         config = None
     return Plan(tuple(actions), blocked, config)
 

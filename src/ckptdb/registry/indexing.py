@@ -110,9 +110,9 @@ class Indexing(Tree):
         )
         on_run = on_run or (lambda _: None)
         if self._answers_for(top):
-            return self._reconcile(top, look, on_run, dry_run=dry_run)
+            return self._reconcile(top, look, on_run, dry_run=dry_run, full=full)
         with type(self).open(top) as other:
-            return other._reconcile(top, look, on_run, dry_run=dry_run)  # noqa: SLF001  # one of us
+            return other._reconcile(top, look, on_run, dry_run=dry_run, full=full)  # noqa: SLF001  # one of us
 
     def verify(
         self,
@@ -185,12 +185,13 @@ class Indexing(Tree):
         on_run: Callable[[Path], None],
         *,
         dry_run: bool,
+        full: bool,
     ) -> ReconcileReport:
         if not self._has_begun() and not any(scan.find_runs(top)):
             raise _nothing_at(top)
         if dry_run:
             return look(self._catalog_or_empty(), on_run=on_run, dry_run=True)
-        aside = self._make_usable()
+        aside = self._make_usable(quick=not full)
         try:
             report = self._look(look, on_run)
         except CatalogBroken:
@@ -221,12 +222,12 @@ class Indexing(Tree):
             caller.warn(str(error))
             return Catalog(Database.in_memory(self.location.base))
 
-    def _make_usable(self) -> Path | None:
+    def _make_usable(self, *, quick: bool) -> Path | None:
         """Set a broken catalog aside; return where it went."""
         self.close()
         try:
             database = self._open(create=True)
-            if database.integrity() == "ok":
+            if database.integrity(quick=quick) == "ok":
                 self._opened = Catalog(database)
                 return None
             database.close()

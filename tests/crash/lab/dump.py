@@ -37,9 +37,16 @@ def dump_catalog(file: Path) -> dict[str, list[str]]:
         connection.row_factory = sqlite3.Row
         assert connection.execute("PRAGMA foreign_key_check").fetchall() == []
         return {
-            table: sorted(
-                repr({key: row[key] for key in row.keys() if key not in NOT_LOGICAL})  # noqa: SIM118  # of a Row, the keys are not what iterating gives
-                for row in connection.execute(statement)
-            )
+            table: sorted(repr(_logical(row)) for row in connection.execute(statement))
             for table, statement in TABLES.items()
         }
+
+
+def _logical(row: sqlite3.Row) -> dict[str, object]:
+    found = {
+        key: value for key, value in zip(row.keys(), row, strict=True) if key not in NOT_LOGICAL
+    }
+    # To have none, and not to have been asked for one, is the same to everybody but reconciling.
+    if found.get("config") == "{}":
+        found["config"] = None
+    return found
