@@ -59,7 +59,7 @@ def _find_mode(path: Path) -> int | None:
         return None
 
 
-def fsync(path: Path) -> None:
+def fsync(path: Path | str) -> None:
     """Make one file or directory durable."""
     # A run may be reached through a symlink; O_NONBLOCK, should a FIFO have taken the name.
     handle = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
@@ -73,6 +73,11 @@ def fsync(path: Path) -> None:
         os.close(handle)
 
 
+def _fsync_all(files: Iterator[str]) -> None:
+    for file in files:
+        fsync(file)
+
+
 def fsync_tree(top: Path, *, but: str = "") -> None:
     """Make every regular file below ``top`` durable, then every directory, deepest first.
 
@@ -82,18 +87,20 @@ def fsync_tree(top: Path, *, but: str = "") -> None:
         top: The directory.
         but: The name of a file directly in it that need not be.
     """
-    files: list[Path] = []
+    files: list[str] = []
     folders: list[Path] = []
     for folder, entries in walk(top):
         folders.append(folder)
         here = [e for e in entries if e.is_file(follow_symlinks=False)]
-        files += [Path(e.path) for e in here if folder != top or e.name != but]
+        files += [e.path for e in here if folder != top or e.name != but]
+    left = iter(files)
     if len(files) > 2:  # noqa: PLR2004  # starting threads for two files costs more than it saves
         with ThreadPoolExecutor(max_workers=_FSYNC_THREADS) as pool:
-            list(pool.map(fsync, files))
+            # Each takes the next one itself: to be handed them costs as much as flushing.
+            for done in [pool.submit(_fsync_all, left) for _ in range(_FSYNC_THREADS)]:
+                done.result()
     else:
-        for file in files:
-            fsync(file)
+        _fsync_all(left)
     for folder in reversed(folders):
         fsync(folder)
 

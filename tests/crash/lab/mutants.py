@@ -26,7 +26,7 @@ from ckptdb.disk.manifest import Manifest
 from ckptdb.disk.publish import Publisher
 
 DISK = Path(ckptdb.__file__).parent / "disk"
-_FLUSHING = frozenset({"fsync", "fsync_tree", "_sync_directory", "_sync_trash"})
+_FLUSHING = frozenset({"fsync", "_fsync_all", "fsync_tree", "_sync_directory", "_sync_trash"})
 _ASKING = frozenset({"durable", "make_durable"})
 _executed = mmap.mmap(-1, 1)
 """Shared with the processes in which mutants live."""
@@ -357,9 +357,12 @@ _SEALING = ("publish._seal/write/1", "manifest.write/write_json/1")
 _FLUSHES = (
     Mutant("no flush of anything by its path", ("first save",), ("durable.fsync/fsync/1",)),
     Mutant("a save: its files and folders", ("first save",), ("publish._seal/fsync_tree/1",)),
-    Mutant("a save: its files", ("first save",), ("durable.fsync_tree/map/1",)),
-    Mutant("a save: its files, when they are few", ("no files",), ("durable.fsync_tree/fsync/1",)),
-    Mutant("a save: its folders", ("many files",), ("durable.fsync_tree/fsync/2",)),
+    Mutant("a save: its files", ("first save",), ("durable._fsync_all/fsync/1",)),
+    Mutant("a save: its files, when they are many", ("first save",),
+           ("durable.fsync_tree/submit/1",)),
+    Mutant("a save: its files, when they are few", ("no files",),
+           ("durable.fsync_tree/_fsync_all/1",)),
+    Mutant("a save: its folders", ("many files",), ("durable.fsync_tree/fsync/1",)),
     Mutant("a save: the manifest", ("first save",), _SEALING),
     Mutant("a save: the manifest's bytes", ("first save",),
            ("publish._seal/write/1", "durable.write_json/write_new/1", _BYTES)),

@@ -18,6 +18,7 @@ import signal
 import tempfile
 import traceback
 from collections.abc import Callable, Iterator
+from concurrent.futures import Future
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -694,8 +695,10 @@ class _Here:
         pass
 
     @staticmethod
-    def map(work: Callable[[Path], None], files: list[Path]) -> list[None]:
-        return [work(file) for file in files]
+    def submit(work: Callable[[Iterator[str]], None], files: Iterator[str]) -> Future[None]:
+        done = Future[None]()
+        done.set_result(work(files))
+        return done
 
 
 def _nothing(_: str) -> bool:
