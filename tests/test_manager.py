@@ -826,6 +826,53 @@ def test_the_warnings_of_best_point_at_the_caller(make):
     assert [Path(w.filename) for w in caught] == [Path(__file__)] * 2
 
 
+def shown(manager, *steps):
+    return [str(manager.checkpoint_dir / f"step_{step}") for step in steps]
+
+
+@pytest.mark.parametrize(
+    ("higher", "values", "best_first"),
+    [
+        (False, {1: 0.5, 2: 0.1, 3: 0.9, 4: 0.1}, [4, 2, 1, 3]),
+        (True, {1: 0.5, 2: 0.1, 3: 0.9, 4: 0.5}, [3, 4, 1, 2]),
+    ],
+    ids=["lower is better", "higher is better"],
+)
+def test_top_names_the_best_in_order_and_says_what_it_leaves_out(make, higher, values, best_first):
+    manager = make(metric_name="loss", higher_is_better=higher)
+    for step, value in values.items():
+        save(manager, step, loss=value)
+    with warned() as texts:
+        for count in range(6):
+            found = manager.get_top_checkpoint_paths(count)
+            assert found == shown(manager, *best_first[:count])
+        assert manager.get_top_checkpoint_paths(1) == [manager.get_best_checkpoint_path()]
+    assert texts == []
+    save(manager, 5, other=1)
+    with warned() as texts:
+        assert manager.get_top_checkpoint_paths(9) == shown(manager, *best_first)
+    (ignoring,) = texts
+    assert ignoring.startswith("Ignoring 1 checkpoint(s) at step(s) [5] that do not have metric")
+
+
+def test_without_a_metric_top_are_the_newest(make):
+    manager = make()
+    assert manager.get_top_checkpoint_paths(3) == []
+    for step in (3, 20, 1):
+        save(manager, step)
+    assert manager.get_top_checkpoint_paths(2) == shown(manager, 20, 3)
+    with pytest.raises(ValueError, match="at least 0, not -1"):
+        manager.get_top_checkpoint_paths(-1)
+
+
+def test_when_none_has_the_metric_there_is_no_top(make):
+    manager = make(metric_name="loss")
+    save(manager, 1)
+    with pytest.warns(UserWarning, match="Ignoring 1") as caught:
+        assert manager.get_top_checkpoint_paths(3) == []
+    assert [Path(w.filename) for w in caught] == [Path(__file__)]
+
+
 def test_without_a_metric_best_is_the_latest_silently(make):
     manager = make()
     save(manager, 1, loss=0.1)

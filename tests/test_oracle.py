@@ -73,6 +73,14 @@ def best(live: dict[int, dict[str, Any]], metric: str | None, *, higher: bool) -
     return max(step for step, value in ranked.items() if value == top)
 
 
+def best_first(live: dict[int, dict[str, Any]], metric: str | None, *, higher: bool) -> list[int]:
+    if metric is None:
+        return sorted(live, reverse=True)
+    values = {step: value_of(info, metric) for step, info in live.items()}
+    ranked = {step: value for step, value in values.items() if value is not None}
+    return sorted(ranked, key=lambda step: (-ranked[step] if higher else ranked[step], -step))
+
+
 def survivors(live: dict[int, dict[str, Any]], rules: "Rules", *, latest_too: bool) -> set[int]:
     if rules.keep_top_k is None and rules.ft_keep_latest_k is None:
         return set(live)
@@ -328,6 +336,7 @@ class World:
                 self.manager.get_latest_checkpoint_path(),
                 self.manager.get_best_checkpoint_path(),
             )
+            top = self.manager.get_top_checkpoint_paths(3)
         live = look(self.run)
         expected = (
             latest(live),
@@ -336,6 +345,8 @@ class World:
         assert answers == tuple(
             None if step is None else str(self.run / f"step_{step}") for step in expected
         ), self.story
+        ranking = best_first(live, self.rules.metric_name, higher=self.rules.higher_is_better)
+        assert top == [str(self.run / f"step_{step}") for step in ranking[:3]], self.story
 
 
 Move = Callable[[World], None]

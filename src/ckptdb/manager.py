@@ -261,19 +261,13 @@ class CheckpointManager:
         def find(
             catalog: Catalog, run_id: int, memo: dict[str, Any]
         ) -> tuple[int | None, tuple[int, ...]]:
-            if "without" not in memo:
-                memo["without"] = catalog.steps_without(run_id, metric)
-            return catalog.find_best_step(run_id, metric, self._mode), memo["without"]
+            without = _find_without(catalog, run_id, memo, metric)
+            return catalog.find_best_step(run_id, metric, self._mode), without
 
         nothing: tuple[int | None, tuple[int, ...]] = (None, ())
         step, without = self._index.ask(find, nothing=nothing)
         if without:
-            steps = list(without)
-            warnings.warn(
-                f"Ignoring {len(steps)} checkpoint(s) at step(s) {steps} that do not have "
-                f"metric '{metric}'. {_ADVICE}",
-                stacklevel=2,
-            )
+            warnings.warn(_ignoring(without, metric), stacklevel=2)
         if step is None and without:
             warnings.warn(
                 f"No checkpoints contain metric '{metric}'. Returning latest checkpoint. {_ADVICE}",
@@ -288,6 +282,37 @@ class CheckpointManager:
             self._index.ask(lambda catalog, run_id, _: catalog.find_latest_step(run_id),
                             nothing=None)
         )  # fmt: skip
+
+    def get_top_checkpoint_paths(self, count: int) -> list[str]:
+        """Return the checkpoints with the best finite values of the metric, the best first.
+
+        Ties go to the higher step. Those that lack the metric are left out, with the warning of
+        `get_best_checkpoint_path`. Without a metric, those with the highest steps.
+
+        Args:
+            count: At most so many.
+
+        Raises:
+            ValueError: The count is negative.
+        """
+        if count < 0:
+            raise ValueError(f"count must be at least 0, not {count}")
+        metric = self.metric_name
+
+        def find(
+            catalog: Catalog, run_id: int, memo: dict[str, Any]
+        ) -> tuple[tuple[int, ...], tuple[int, ...]]:
+            if metric is None:
+                return catalog.newest_steps(run_id, count), ()
+            without = _find_without(catalog, run_id, memo, metric)
+            return catalog.top_steps(run_id, metric, self._mode, count), without
+
+        nothing: tuple[tuple[int, ...], tuple[int, ...]] = ((), ())
+        steps, without = self._index.ask(find, nothing=nothing)
+        if without and metric is not None:
+            warnings.warn(_ignoring(without, metric), stacklevel=2)
+        top = f"{self.checkpoint_dir}/"
+        return [top + names.final_name(step) for step in steps]
 
     def load_training_info(self, checkpoint_path: PathLike | None = None) -> dict[str, Any] | None:
         """Return what training_info.json of a checkpoint holds; None without a path.
@@ -420,6 +445,22 @@ class CheckpointManager:
             self._background.submit(self._empty_trash)
         except (OSError, CkptdbError) as error:
             _logger.warning("%s could not be discarded: %s", path, error)
+
+
+def _find_without(
+    catalog: Catalog, run_id: int, memo: dict[str, Any], metric: str
+) -> tuple[int, ...]:
+    if metric not in memo:
+        memo[metric] = catalog.steps_without(run_id, metric)
+    found: tuple[int, ...] = memo[metric]
+    return found
+
+
+def _ignoring(without: tuple[int, ...], metric: str) -> str:
+    return (
+        f"Ignoring {len(without)} checkpoint(s) at step(s) {list(without)} that do not have "
+        f"metric '{metric}'. {_ADVICE}"
+    )
 
 
 def validate_warm_start_checkpoint(warm_start: PathLike, model_component: str = "value") -> None:

@@ -36,12 +36,7 @@ _ranked = Table(
 _OURS = (_ranked.c.run_id == bindparam("run_id"), _ranked.c.name == bindparam("name"))
 _BEST = select(_ranked.c.step).where(*_OURS).order_by(_ranked.c.value).limit(1)
 _LATEST = select(_ranked.c.step).where(*_OURS).order_by(_ranked.c.step.desc()).limit(1)
-_TOP = (
-    select(_ranked.c.step, _ranked.c.value, _ranked.c.path)
-    .where(*_OURS)
-    .order_by(_ranked.c.value)
-    .limit(10)
-)
+_TOP = select(_ranked.c.path).where(*_OURS).order_by(_ranked.c.value).limit(10)
 
 
 class Asked:
@@ -76,9 +71,9 @@ class Asked:
         """Answer with a path."""
         return f"{self._run}/step_{self._ask(_LATEST).scalar()}"
 
-    def top(self) -> list[tuple[int, float, str]]:
-        """Answer with ten steps, values and paths."""
-        return [(row.step, row.value, f"{self._run}/{row.path}") for row in self._ask(_TOP)]
+    def top(self) -> list[str]:
+        """Answer with ten paths."""
+        return [f"{self._run}/{row.path}" for row in self._ask(_TOP)]
 
     def close(self) -> None:
         """Close the connection."""

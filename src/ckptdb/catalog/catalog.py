@@ -44,6 +44,7 @@ from ckptdb.catalog.statements import (
     RUNS_AT,
     RUNS_CALLED,
     STEPS_WITHOUT,
+    TOP_STEPS,
     best_of_runs,
     chunks,
     listing,
@@ -163,6 +164,11 @@ class Catalog:
     def find_best_step(self, run_id: int, metric: str, mode: Mode) -> int | None:
         """Return the step with the best finite value of a run; ties go to the higher step."""
         return self._number(BEST_STEP[mode], {"run_id": run_id, "name": metric})
+
+    def top_steps(self, run_id: int, metric: str, mode: Mode, count: int) -> tuple[int, ...]:
+        """Return the steps of a run with the best finite values, the best first."""
+        rows = self._rows(TOP_STEPS[mode], {"run_id": run_id, "name": metric, "count": count})
+        return tuple(row.step for row in rows)
 
     def find_latest_step(self, run_id: int) -> int | None:
         """Return the highest step of a run's trusted checkpoints."""

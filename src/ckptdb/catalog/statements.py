@@ -173,6 +173,16 @@ def _best_step(mode: Mode) -> Select[Any]:
     )
 
 
+def _top_steps(mode: Mode) -> Select[Any]:
+    return (
+        select(metrics.c.step)
+        .where(_RANKED_OF_RUN)
+        .order_by(metrics.c.value if mode == "min" else metrics.c.value.desc())
+        .order_by(metrics.c.step.desc())
+        .limit(bindparam("count"))
+    )
+
+
 def _below(mode: Mode) -> Select[Any]:
     value = metrics.c.value.desc() if mode == "min" else metrics.c.value
     # Counted in an index that holds nothing else, and then read from its worse end.
@@ -187,6 +197,8 @@ def _below(mode: Mode) -> Select[Any]:
 
 
 BELOW = {"min": _below("min"), "max": _below("max")}
+
+TOP_STEPS = {"min": _top_steps("min"), "max": _top_steps("max")}
 
 BEST_STEP = {"min": _best_step("min"), "max": _best_step("max")}
 

@@ -71,11 +71,11 @@ def _ask(run: Path, size: Size) -> _Medians:
 @contextmanager
 def _ours(run: Path) -> Iterator[_Ask]:
     manager: CheckpointManager = trees.manager(run)
-    with manager, Registry.open(run) as registry:
+    with manager:
         yield {
             "best": manager.get_best_checkpoint_path,
             "latest": manager.get_latest_checkpoint_path,
-            "top 10": partial(registry.top, 10, METRIC, mode="min"),
+            "top 10": partial(manager.get_top_checkpoint_paths, 10),
         }
 
 
@@ -92,10 +92,8 @@ def _floor(run: Path) -> Iterator[_Ask]:
 
 
 def _check(ours: _Ask, floor: _Ask, scan: _Ask) -> None:
-    for what in ("best", "latest"):
+    for what in QUESTIONS:
         assert ours[what]() == floor[what]() == scan[what](), what
-    steps = [checkpoint.step for checkpoint in ours["top 10"]()]  # type: ignore[attr-defined]
-    assert steps == [row[0] for row in floor["top 10"]()]  # type: ignore[attr-defined]
 
 
 def _judge(
