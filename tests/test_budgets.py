@@ -76,6 +76,17 @@ def test_with_its_pruning_a_save_has_at_most_three_however_many_go(tmp_path, kep
     assert (verbs(found)["BEGIN"], verbs(found)["COMMIT"]) == (3, 3)
 
 
+def test_a_save_that_prunes_one_sends_few_statements(tmp_path):
+    with make_manager(tmp_path / "run", keep_top_k=2) as manager:
+        for step in range(1, 8):
+            save(manager, step, 1 / step)
+        with told() as found:
+            save(manager, 8, 0.01)
+    # In each transaction the run, the checkpoint, its metrics and the stamp; two to choose.
+    most = Counter(BEGIN=3, SELECT=8, INSERT=6, UPDATE=3, DELETE=2, COMMIT=3, PRAGMA=4)
+    assert verbs(found) <= most, found
+
+
 def test_a_save_that_no_limit_binds_lists_nothing(tmp_path, monkeypatch):
     run = tmp_path / "run"
     with make_manager(run, keep_top_k=1_000_000) as manager:
