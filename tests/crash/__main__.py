@@ -39,7 +39,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             print(f"\n{report.details(row)}")
     for reason in not_tried:
         print(f"\n{NOT_TRIED.capitalize()}{reason}")
-    wrong = [row.harness for row in rows if not row.holds] + broken
+    wrong = [row.harness for row in rows if not row.holds] + broken + report.too_few(rows, size)
     if wrong:
         print(f"\nDoes not hold: {', '.join(wrong)}")
     return 1 if wrong else 0

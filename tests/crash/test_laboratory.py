@@ -26,6 +26,20 @@ def test_a_few_points_of_each_harness_hold(harness):
     assert f"| {harness}" in done.stdout
 
 
+def test_fewer_points_than_are_promised_do_not_hold():
+    rows = [
+        Row("kills", struck=9_999),
+        Row("kills while recovering", struck=500),
+        Row("faults EIO", struck=4_000),
+        Row("faults EROFS", struck=1_000),
+        Row("control: crowd", struck=1),
+    ]
+    assert report.too_few(rows, "ci") == ["kills (9,999 of 10,000 points)"]
+    assert report.too_few(rows, "smoke") == []
+    rows = [Row("fuzz names", struck=1_999_999), Row("cuts xfs", struck=5_000)]
+    assert report.too_few(rows, "exhaustive") == ["fuzz (1,999,999 of 2,000,000 points)"]
+
+
 def with_shim(code: str, root: Path) -> subprocess.CompletedProcess[str]:
     begin = f"import sys; sys.path.insert(0, {str(HERE)!r})\nfrom lab import shim\n"
     begin += f"from lab.shim import Strike\nfrom pathlib import Path\nroot = Path({str(root)!r})\n"

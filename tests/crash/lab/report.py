@@ -18,6 +18,14 @@ _COLUMNS = (
 )  # fmt: skip
 
 
+PROMISED: dict[str, int] = {
+    "crowd": 20_000, "kills": 10_000, "faults ": 5_000, "power cuts replayed": 20_000,
+    "cuts ": 500, "fuzz ": 50_000,
+}  # fmt: skip
+"""How many points there are at least in the size for CI, by row, or by how several rows begin. In
+the exhaustive one it is ten times as many, of the fuzzed inputs forty times."""
+
+
 @dataclass(slots=True)
 class Row:
     """One harness on one subject.
@@ -91,6 +99,23 @@ def merged(rows: Iterable[Row]) -> list[Row]:
         else:
             found[row.harness] = row
     return list(found.values())
+
+
+def too_few(rows: Sequence[Row], size: Size) -> list[str]:
+    """Say which of the harnesses that were run have not come to what is promised of them."""
+    if size == "smoke":
+        return []
+    missing = []
+    for name, count in PROMISED.items():
+        times = 1 if size == "ci" else 40 if name == "fuzz " else 10
+        struck = [
+            row.struck
+            for row in rows
+            if row.harness == name or (name.endswith(" ") and row.harness.startswith(name))
+        ]
+        if struck and sum(struck) < times * count:
+            missing.append(f"{name.strip()} ({sum(struck):,} of {times * count:,} points)")
+    return missing
 
 
 def table(rows: Sequence[Row]) -> str:
