@@ -147,6 +147,7 @@ class Sqlite(Dialect):
         with suppress(sqlite3.OperationalError):
             # Somebody made it WAL and it is in use, or it is read-only: as it is, then.
             raw.execute("PRAGMA busy_timeout = 0")
+            # PERSIST commits a quarter faster, but makes every reader open the journal.
             raw.execute("PRAGMA journal_mode = TRUNCATE")
 
     def wait_at_most(self, connection: Connection, seconds: float) -> None:
