@@ -505,18 +505,25 @@ def _has_identity(directory: Path) -> bool:
 
 def _sort_folders(top: Path) -> tuple[bool, list[str]]:
     """Whether a directory is a run, and the names below it that may lead to other runs."""
+    below, found = [], _has_identity(top)
     try:
-        with os.scandir(top) as listing:
-            folders = sorted(e.name for e in listing if e.is_dir(follow_symlinks=False))
+        listing = os.scandir(top)
     except PermissionError:
         return False, []
-    below, found = [], _has_identity(top)
-    for name in folders:
-        if names.find_final_step(name) is not None or names.find_tmp_step(name) is not None:
-            found = found or (top / name / names.INFO).is_file()
-        elif not name.startswith(".") and names.find_old(name) is None:
-            below.append(name)
-    return found, below
+    with listing:
+        for entry in listing:
+            name = entry.name
+            if names.find_final_step(name) is not None or names.find_tmp_step(name) is not None:
+                found = found or _is_checkpoint(entry)
+            elif name.startswith(".") or names.find_old(name) is not None:
+                continue
+            elif entry.is_dir(follow_symlinks=False):
+                below.append(name)
+    return found, sorted(below)
+
+
+def _is_checkpoint(entry: os.DirEntry[str]) -> bool:
+    return entry.is_dir(follow_symlinks=False) and Path(entry.path, names.INFO).is_file()
 
 
 def age_seconds(folder: Path) -> float:
