@@ -365,8 +365,8 @@ def test_without_file_descriptors_nothing_is_concluded(run):
         registry.checkpoints(run="run")
         used = max(map(int, os.listdir("/proc/self/fd")))
         failed = 0
-        for spare in range(20):
-            resource.setrlimit(resource.RLIMIT_NOFILE, (used + spare, hard))
+        for most in range(5, used + 10):
+            resource.setrlimit(resource.RLIMIT_NOFILE, (most, hard))
             try:
                 for ask in (manager.get_latest_checkpoint_path, registry.reconcile):
                     with warnings.catch_warnings():
