@@ -13,7 +13,7 @@ import pytest
 
 from ckptdb import CheckpointManager, Registry, upkeep
 from ckptdb.catalog import engine
-from ckptdb.disk import identity, names, scan
+from ckptdb.disk import identity, names, reading, scan
 from ckptdb.disk.publish import Publisher
 from ckptdb.errors import (
     AmbiguousRun,
@@ -822,7 +822,7 @@ def test_gc_does_not_rank_by_a_metric_without_a_value(registry, root):
     ("code", "judged"), [(errno.EMFILE, []), (errno.EIO, [1, 3])], ids=["all", "only this one"]
 )
 def test_gc_does_not_judge_what_cannot_be_seen(registry, root, monkeypatch, code, judged):
-    real = scan.load
+    real = reading.read
 
     def fail(who, path, step, **options):
         if path == root / "a" / "step_2":
@@ -830,7 +830,7 @@ def test_gc_does_not_judge_what_cannot_be_seen(registry, root, monkeypatch, code
         return real(who, path, step, **options)
 
     (root / "a" / "step_2" / "more").write_text("so that it is read again")
-    monkeypatch.setattr(scan, "load", fail)
+    monkeypatch.setattr(reading, "read", fail)
     (collected,) = registry.gc(Policy(keep_top_k=0), run="a")
     assert [decision.step for decision in collected.decisions] == judged
     assert (root / "a" / "step_2").is_dir()

@@ -3,7 +3,7 @@
 import pytest
 from lab import fuzz
 
-from ckptdb.disk import info, journal, manifest, scan
+from ckptdb.disk import info, journal, manifest, reading, scan
 from ckptdb.errors import UnreadableInfo
 
 
@@ -77,13 +77,13 @@ def test_a_planted_bug_in_a_parser_is_found_and_made_again(tmp_path, monkeypatch
 
 
 def write_while_looking(monkeypatch):
-    real = scan.load
+    real = reading.read
 
     def load(who, path, step, **options):
         (path / "seen").touch()
         return real(who, path, step, **options)
 
-    monkeypatch.setattr(scan, "load", load)
+    monkeypatch.setattr(reading, "read", load)
 
 
 def overlook_a_good_one(monkeypatch):

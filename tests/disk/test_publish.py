@@ -1133,7 +1133,8 @@ def steps(publisher, monkeypatch):
         real = getattr(durable, name)
 
         def call(path, *rest):
-            seen.append(f"{name} {path.name.partition('.')[0] or path.name}")
+            short = Path(path).name
+            seen.append(f"{name} {short.partition('.')[0] or short}")
             real(path, *rest)
 
         monkeypatch.setattr(durable, name, call)

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from ckptdb.disk import identity, info, journal, manifest, scan
+from ckptdb.disk import identity, info, journal, manifest, reading, scan
 from ckptdb.disk.journal import Fact
 from ckptdb.disk.publish import Publisher
 from ckptdb.disk.scan import Known, Stamp, Watch
@@ -425,14 +425,14 @@ def test_a_journal_that_cannot_be_read_hides_no_checkpoint(run):
 @pytest.mark.parametrize("name", ["step_1", "tmp_step_1"])
 def test_what_leaves_while_we_look_was_never_there(run, monkeypatch, name):
     path = put(run, name)
-    reader = "load" if name == "step_1" else "load_tmp"
-    real = getattr(scan, reader)
+    owner, reader = (reading, "read") if name == "step_1" else (scan, "load_tmp")
+    real = getattr(owner, reader)
 
     def leave(*arguments, **options):
         path.rename(run / "gone")
         return real(*arguments, **options)
 
-    monkeypatch.setattr(scan, reader, leave)
+    monkeypatch.setattr(owner, reader, leave)
     seen = scan.observe(run)
     assert (seen.errors, seen.finals, seen.tmps) == ((), {}, {})
 

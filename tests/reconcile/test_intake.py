@@ -15,7 +15,7 @@ import pytest
 from ckptdb.catalog.catalog import Catalog
 from ckptdb.catalog.engine import Database
 from ckptdb.catalog.store import Changes
-from ckptdb.disk import identity, journal, pace, scan
+from ckptdb.disk import identity, journal, pace, reading, scan
 from ckptdb.disk.journal import Fact
 from ckptdb.disk.publish import Doomed, Publisher
 from ckptdb.errors import CatalogLocked
@@ -328,7 +328,7 @@ def test_an_error_of_one_checkpoint_is_told_as_ever(run, catalog, monkeypatch):
     for step in range(8):
         put(run, step)
     settle(run)
-    real = scan.load
+    real = reading.read
 
     def fail(who, path, step, **options):
         if step in (2, 5):
@@ -338,7 +338,7 @@ def test_an_error_of_one_checkpoint_is_told_as_ever(run, catalog, monkeypatch):
     for slow_seconds in (-1.0, 1e9):
         monkeypatch.setattr(pace, "SLOW_SECONDS", slow_seconds)
         with monkeypatch.context() as patch:
-            patch.setattr(scan, "load", fail)
+            patch.setattr(reading, "read", fail)
             report = reconcile_run(catalog, run)
         assert {("unreadable", 2), ("unreadable", 5)} <= set(told(report))
         assert report.verified is None

@@ -24,7 +24,7 @@ MAX_DEPTH = 100
 _MAX_NODES = 1_000_000
 _MAX_CONFIG_BYTES = 8 * 1024 * 1024
 MAX_CONFIG_NODES = 100_000
-_CONFIGS = (names.CONFIG, names.CONFIG_JSON)
+CONFIGS = (names.CONFIG, names.CONFIG_JSON)
 
 _READ_ONLY = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
 _PART_BYTES = 1024 * 1024
@@ -159,7 +159,7 @@ def has_config(folder: str) -> bool:
     Raises:
         OSError: It cannot be told now.
     """
-    for name in _CONFIGS:
+    for name in CONFIGS:
         try:
             os.lstat(f"{folder}/{name}")
         except (FileNotFoundError, NotADirectoryError):
@@ -179,7 +179,7 @@ def find_config(folder: Path) -> dict[str, Any] | None:
     """
     from ckptdb.disk import config_yaml
 
-    for name in _CONFIGS:
+    for name in CONFIGS:
         try:
             raw = read_regular(folder / name, _MAX_CONFIG_BYTES)
             if config_yaml.is_too_large(raw):
@@ -220,7 +220,14 @@ def for_catalog(info: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def read_regular(path: Path | str, limit: int) -> bytes:
-    """Return the bytes of a regular file; never follows a symlink, never blocks on a FIFO.
+    """Return the bytes of a regular file, as `read_with_status` does."""
+    return read_with_status(path, limit)[0]
+
+
+def read_with_status(path: Path | str, limit: int) -> tuple[bytes, os.stat_result]:
+    """Return the bytes of a regular file and what it was before they were read.
+
+    Never follows a symlink, never blocks on a FIFO.
 
     Raises:
         UnreadableInfo: Missing, something else, or larger than ``limit`` bytes.
@@ -245,7 +252,7 @@ def read_regular(path: Path | str, limit: int) -> bytes:
         raise UnreadableInfo(Path(path), f"cannot be read ({error.strerror})") from error
     finally:
         os.close(handle)
-    return content
+    return content, found
 
 
 def _read_on(handle: int, begun: bytes, limit: int) -> bytes:

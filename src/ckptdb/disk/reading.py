@@ -42,12 +42,18 @@ def load(
         strict: Raise the I/O error too when a manifest says which one it is, and only its
             training_info.json cannot be read now. Otherwise it is read again at the next look.
     """
+    return read(who, path, step, verify=verify, strict=strict)[0]
+
+
+def read(
+    who: Identity, path: Path, step: int, *, verify: bool = False, strict: bool = False
+) -> tuple[Checkpoint, bool]:
+    """Return what `load` does, and whether a configuration is among the checkpoint's files."""
     folder = os.lstat(path)
     # A directory of others is listed before anything is read: that also tells whether it has a
-    # manifest, and when training_info.json changed.
+    # manifest, and a configuration.
     files = None if who.marked else _find_files(path)
-    file = _find_lstat(f"{path}/{names.INFO}") if files is None else files.get(names.INFO)
-    fingerprint = _fingerprint(folder, file)
+    file: os.stat_result | None = None
     problem: str | None = None
     raw, content = b"", dict[str, Any]()
     found: Manifest | None = None
@@ -58,12 +64,14 @@ def load(
         info.raise_if_unknown(error)
         problem = f"{names.MANIFEST} {error.why}"
     try:
-        content, raw = info.load_info(path)
+        raw, file = info.read_with_status(f"{path}/{names.INFO}", info.MAX_BYTES)
+        content = info.parse_object(f"{path}/{names.INFO}", raw)
+        fingerprint = _fingerprint(folder, file)
     except UnreadableInfo as error:
         if found is None or strict:
             info.raise_if_unknown(error)
-        if info.find_unknown(error):
-            fingerprint = None
+        file = file or _find_lstat(f"{path}/{names.INFO}")
+        fingerprint = None if info.find_unknown(error) else _fingerprint(folder, file)
         problem = f"{names.INFO} {error.why}"
     if found and verify and problem is None:
         problem = manifest.verify(path, found)
@@ -74,7 +82,7 @@ def load(
         files = manifest.stat_files(path) if files is None else files
         sizes = tuple(file.st_size for name, file in files.items() if name not in manifest.OWN)
         created_at, finalized_at = utc((file or folder).st_mtime), utc(folder.st_mtime)
-    return Checkpoint(
+    checkpoint = Checkpoint(
         run_uuid=who.run.uuid,
         run=who.run.name,
         uuid=derive_uuid(who, found, step, raw),
@@ -91,6 +99,7 @@ def load(
         metrics=metrics_of(content),
         fingerprint=fingerprint,
     )
+    return checkpoint, any(name in (found.files if found else files or ()) for name in info.CONFIGS)
 
 
 def is_unchanged(path: str | Path, fingerprint: str, folder: int | None = None) -> bool:

@@ -151,11 +151,13 @@ class Looked:
     Attributes:
         same: Steps of those that are exactly as the caller knows them.
         read: The others.
+        bare: Steps of those that have no configuration, as far as they were read.
         failed: What came of those that could be neither compared nor read.
     """
 
     same: list[int] = field(default_factory=list)
     read: list[Checkpoint] = field(default_factory=list)
+    bare: list[int] = field(default_factory=list)
     failed: list[tuple[int, OSError]] = field(default_factory=list)
 
 
@@ -262,7 +264,7 @@ def observe(
     who = identity.identify(directory)
     listing = _list(directory)
     trouble, pace = _Trouble(), Pace()
-    finals, took = _load_finals(
+    finals, took, bare = _load_finals(
         look(who, sorted(listing.finals), known.finals, verify=verify, pace=pace),
         directory, trouble, on_checkpoint, take,
     )  # fmt: skip
@@ -286,7 +288,8 @@ def observe(
         try:
             # A file that comes into a directory is a change to it, which is then read.
             few = known.configless and not took
-            config = _newest_config(directory, [cp.step for cp in read] if few else finals, pace)
+            steps = [cp.step for cp in read] if few else finals
+            config = _newest_config(directory, [s for s in steps if s not in bare], pace)
         except OSError:
             trouble.unsure = True
     tmps = _load_tmps(who, listing.tmps, trouble)
@@ -336,7 +339,12 @@ def look(
                 if before and before[1] and reading.is_unchanged(name, before[1], folder):
                     found.same.append(step)
                 else:
-                    found.read.append(load(who, directory / name, step, verify=verify))
+                    checkpoint, has_config = reading.read(
+                        who, directory / name, step, verify=verify
+                    )
+                    found.read.append(checkpoint)
+                    if not has_config:
+                        found.bare.append(step)
             except OSError as error:
                 found.failed.append((step, error))
         return found
@@ -682,12 +690,13 @@ def _load_finals(
     trouble: _Trouble,
     on_checkpoint: Callable[[], None] | None,
     take: Take | None,
-) -> tuple[dict[int, Checkpoint | None], bool]:
-    """Return what is published by step, and whether anything was taken meanwhile."""
+) -> tuple[dict[int, Checkpoint | None], bool, set[int]]:
+    """Return what is published by step, whether anything was taken meanwhile, and what is bare."""
     found: dict[int, Checkpoint | None] = {}
     waiting: list[Checkpoint] = []
-    took = False
+    took, bare = False, set[int]()
     for looked in looks:
+        bare.update(looked.bare)
         found.update(dict.fromkeys(looked.same))
         waiting += looked.read
         trouble.unsure |= any(cp.problem and cp.fingerprint is None for cp in looked.read)
@@ -704,7 +713,7 @@ def _load_finals(
             waiting.clear()
             took = True
     found.update((checkpoint.step, checkpoint) for checkpoint in waiting)
-    return {step: found[step] for step in sorted(found)}, took
+    return {step: found[step] for step in sorted(found)}, took, bare
 
 
 def _newest_config(directory: Path, finals: Iterable[int], pace: Pace) -> dict[str, Any]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import gc
 import shutil
 import sqlite3
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from contextlib import closing
 from functools import partial
 from pathlib import Path
@@ -18,8 +18,6 @@ from tests.benchmarks.timing import Way, medians
 from tests.benchmarks.trees import METRIC
 
 from ckptdb import Registry
-
-_BEST_OF_EVERY = "SELECT run, step, value, path FROM leaderboard WHERE rank = 1 ORDER BY run"
 
 
 def measure(size: Size, scratch: Path) -> Findings:
@@ -59,7 +57,7 @@ def _questions(registry: Registry, run: str) -> Mapping[str, tuple[Callable[[], 
     return {
         "top 10 of all": (partial(registry.top, 10, METRIC, mode="min"), 1e-3),
         "top 10 of a run": (partial(registry.top, 10, METRIC, mode="min", run=run), 1e-3),
-        "best of every run": (ask(_BEST_OF_EVERY), 50e-3),
+        "best of every run": (registry.best_of_runs, 50e-3),
         "leaderboard of a run": (ask("SELECT * FROM leaderboard WHERE run = :run", run=run), 5e-3),
         "run_summary of a run": (ask("SELECT * FROM run_summary WHERE run = :run", run=run), 5e-3),
         "leaderboard, whole": (ask("SELECT * FROM leaderboard"), 2.0),
@@ -71,14 +69,10 @@ def _check(registry: Registry, made: Large, run: str) -> None:
     value, step = made.best[run]
     found = registry.top(10, METRIC, mode="min", run=run)
     assert (found[0].metrics[METRIC], found[0].step, len(found)) == (value, step, 10)
-    best = dict(_pairs(registry.query(_BEST_OF_EVERY, limit=None).rows))
+    best = {checkpoint.run: checkpoint.step for checkpoint in registry.best_of_runs()}
     assert best == {name: step for name, (_, step) in made.best.items()}
     (least,) = {min(made.best.values())}
     assert registry.top(1, METRIC, mode="min")[0].metrics[METRIC] == least[0]
-
-
-def _pairs(rows: tuple[tuple[object, ...], ...]) -> Iterator[tuple[object, object]]:
-    yield from ((row[0], row[1]) for row in rows)
 
 
 def _size(made: Large, size_bytes: int) -> Row:

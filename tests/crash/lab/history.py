@@ -490,7 +490,8 @@ _LOCKED = ("CatalogLocked",)
 _EXPLAINED = {
     "save": ("StepInUse", "Interrupted", "Deliberate"),
     "rm": ("UnknownCheckpoint", "PinnedCheckpoint", "UnknownRun", *_LOCKED),
-    "gc": ("UnknownRun", *_LOCKED),
+    # Where all that is left lacks a finite value, there are no best ones.
+    "gc": ("UnknownRun", "UnknownMetric", *_LOCKED),
     "reconcile": _LOCKED,
     "query": _LOCKED,
     "top": ("UnknownRun", "UnknownMetric", "UnknownDirection", *_LOCKED),
