@@ -751,7 +751,7 @@ def test_every_deletion_has_a_reason_on_disk(make):
     save(manager, 2, loss=0.1)
     line = json.loads((manager.checkpoint_dir / ".ckptdb" / "journal.jsonl").read_text())
     assert line["fact"] == "deleted"
-    assert line["reason"] == "retention: not among the 1 best by loss (0.5)"
+    assert line["reason"] == "retention: not best 1 by loss min (0.5)"
     assert line["record"]["info"] == {"loss": 0.5}
 
 
@@ -768,6 +768,37 @@ def test_strangers_and_broken_checkpoints_are_never_pruned(make):
     after = sorted(p.name for p in manager.checkpoint_dir.iterdir() if p.name != ".ckptdb")
     assert after == sorted([*before, "step_2"])
     assert manager.get_latest_checkpoint_path().endswith("step_2")
+
+
+def test_what_any_rule_keeps_stays(make):
+    manager = make(metric_name="loss", keep=["best 1", "best 1 by acc max", "every 5 steps"])
+    for step, loss, acc in ((1, 0.5, 0.9), (2, 0.1, 0.1), (3, 0.9, 0.2), (5, 0.8, 0.0), (6, 1, 0)):
+        save(manager, step, loss=loss, acc=acc)
+    manager.shutdown()
+    assert steps(manager) == [1, 2, 5, 6]
+    with Registry.open(manager.checkpoint_dir) as registry:
+        (gone,) = registry.checkpoints(status="deleted")
+    assert gone.deleted_reason == (
+        "retention: not best 1 by loss min (0.9), not best 1 by acc max (0.2), not every 5 steps"
+    )
+
+
+def test_rules_and_the_settings_of_nemo_are_one_union(make):
+    manager = make(metric_name="loss", keep_top_k=1, keep="steps 1")
+    for step in (1, 2, 3, 4):
+        save(manager, step, loss=1 / step if step < 4 else 9)
+    manager.shutdown()
+    assert steps(manager) == [1, 3, 4]
+
+
+def test_a_tag_keeps_a_checkpoint_where_a_rule_says_so(make):
+    manager = make(keep=["latest 1", "tagged"])
+    save(manager, 1)
+    with Registry.open(manager.checkpoint_dir) as registry:
+        registry.tag(None, 1, "rc")
+    for step in (2, 3):
+        save(manager, step)
+    assert steps(manager) == [1, 3]
 
 
 # --- questions ----------------------------------------------------------------------------------

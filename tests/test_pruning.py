@@ -60,7 +60,7 @@ def add_run(catalog, values, pinned):
 def test_what_goes_is_the_same(catalog, values, pinned, best, newest, mode, exclude_latest):
     run_id = add_run(catalog, values, pinned)
     policy = Policy(keep_top_k=best, ft_keep_latest_k=newest, metric="loss", mode=mode)
-    every = decide(catalog.candidates(run_id, "loss"), policy, exclude_latest=exclude_latest)
+    every = decide(catalog.candidates(run_id, ["loss"]), policy, exclude_latest=exclude_latest)
     below = catalog.below(run_id, "loss", mode, best)
     assert len(below) == max(len(values) - best, 0)
     latest = catalog.newest_steps(run_id, max(newest or 0, 1))

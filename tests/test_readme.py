@@ -154,8 +154,8 @@ def test_what_was_deleted_says_why(tree):
         reasons = [row["deleted_reason"] for row in registry.query(query).as_dicts()]
 
     assert reasons == [
-        "retention: not among the 2 best by val:loss (0.7)",
-        "retention: not among the 2 best by val:loss (0.9)",
+        "retention: not best 2 by val:loss min (0.7)",
+        "retention: not best 2 by val:loss min (0.9)",
     ]
 
 

@@ -733,10 +733,10 @@ def test_gc_says_first_what_it_then_does(registry, root):
     reasons = {decision.step: decision.reason for decision in done[0].decisions}
     assert reasons == {
         1: "kept: pinned",
-        2: "kept: among the 1 best by val:loss",
+        2: "kept: best 1 by val:loss min",
         3: "kept: the latest",
     }
-    assert registry.get(2, run="b").deleted_reason.startswith("retention: not among the 1 best")
+    assert registry.get(2, run="b").deleted_reason.startswith("retention: not best 1")
     assert registry.get(77, run="b").deleted_reason == ("discarded: left unfinished, removed by gc")
     assert registry.gc(dry_run=True)[0].freed_bytes == 0
 

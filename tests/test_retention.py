@@ -12,9 +12,13 @@ from ckptdb.errors import InvalidPolicy
 from ckptdb.retention import Policy, decide
 
 
+def valued(value):
+    return {} if value is None or not math.isfinite(value) else {"loss": value}
+
+
 def candidates(values, *, pinned=()):
     return [
-        Candidate(step, f"uuid {step}", value, step in pinned, 100 + step)
+        Candidate(step, f"uuid {step}", valued(value), step in pinned, 100 + step)
         for step, value in values.items()
     ]
 
@@ -91,29 +95,29 @@ def test_nothing_is_judged_when_there_is_nothing():
     ("policy", "step", "reason"),
     [
         (Policy(), 10, "kept: no limit is set"),
-        (Policy(keep_top_k=1, metric="loss", mode="min"), 20, "kept: among the 1 best by loss"),
+        (Policy(keep_top_k=1, metric="loss", mode="min"), 20, "kept: best 1 by loss min"),
         (Policy(keep_top_k=1, metric="loss", mode="min"), 50, "kept: the latest"),
-        (Policy(keep_top_k=2), 40, "kept: among the 2 newest"),
-        (Policy(ft_keep_latest_k=2, save_period=100), 40, "kept: among the 2 newest"),
-        (Policy(ft_keep_latest_k=1, save_period=20), 20, "kept: a multiple of save_period=20"),
+        (Policy(keep_top_k=2), 40, "kept: latest 2"),
+        (Policy(ft_keep_latest_k=2, save_period=100), 40, "kept: latest 2"),
+        (Policy(ft_keep_latest_k=1, save_period=20), 20, "kept: every 20 steps"),
         (Policy(keep_top_k=1, metric="loss", mode="min"), 30, "kept: pinned"),
         (
             Policy(keep_top_k=1, metric="loss", mode="min"),
             10,
-            "retention: not among the 1 best by loss (0.5)",
+            "retention: not best 1 by loss min (0.5)",
         ),
-        (Policy(keep_top_k=1), 10, "retention: not among the 1 newest"),
-        (Policy(keep_top_k=0), 10, "retention: keep_top_k=0"),
-        (Policy(keep_top_k=0, ft_keep_latest_k=2), 10, "retention: not among the 2 newest"),
+        (Policy(keep_top_k=1), 10, "retention: not latest 1"),
+        (Policy(keep_top_k=0), 10, "retention: nothing but the latest is kept"),
+        (Policy(keep_top_k=0, ft_keep_latest_k=2), 10, "retention: not latest 2"),
         (
             Policy(keep_top_k=1, ft_keep_latest_k=1, save_period=20, metric="loss", mode="min"),
             10,
-            "retention: not a multiple of save_period=20, not among the 1 newest",
+            "retention: not best 1 by loss min of every 20 steps, not latest 1",
         ),
         (
             Policy(keep_top_k=1, ft_keep_latest_k=1, metric="loss", mode="min"),
             5,
-            "retention: not among the 1 best by loss (no value), not among the 1 newest",
+            "retention: not best 1 by loss min (no value), not latest 1",
         ),
     ],
 )
@@ -165,7 +169,7 @@ def test_a_policy_that_makes_no_sense_is_refused(rules, why):
 
 def naive_survivors(found, policy, *, exclude_latest):
     steps = [c.step for c in found]
-    value = {c.step: c.value for c in found}
+    value = {c.step: c.values.get("loss") for c in found}
     survivors = {c.step for c in found if c.pinned}
     if policy.keep_top_k is None and policy.ft_keep_latest_k is None:
         return set(steps)
@@ -208,7 +212,7 @@ some_policies = st.builds(
 
 @given(some_candidates, some_policies, st.booleans(), st.randoms())
 def test_the_survivors_are_those_of_a_naive_reading(listed, policy, exclude_latest, random):
-    found = [Candidate(s, str(s), value, pin, None) for s, (value, pin) in listed.items()]
+    found = [Candidate(s, str(s), valued(value), pin, None) for s, (value, pin) in listed.items()]
     expected = naive_survivors(found, policy, exclude_latest=exclude_latest)
     random.shuffle(found)
 
@@ -221,7 +225,7 @@ def test_the_survivors_are_those_of_a_naive_reading(listed, policy, exclude_late
 
 @given(some_candidates, some_policies)
 def test_applying_the_rules_twice_changes_nothing(listed, policy):
-    found = [Candidate(s, str(s), value, pin, None) for s, (value, pin) in listed.items()]
+    found = [Candidate(s, str(s), valued(value), pin, None) for s, (value, pin) in listed.items()]
     survivors = {d.step for d in decide(found, policy) if d.keep}
     left = [replace(c) for c in found if c.step in survivors]
 
@@ -230,7 +234,7 @@ def test_applying_the_rules_twice_changes_nothing(listed, policy):
 
 @given(some_candidates, some_policies, st.booleans())
 def test_nothing_goes_when_it_is_known_that_nothing_can(listed, policy, exclude_latest):
-    found = [Candidate(s, str(s), value, pin, None) for s, (value, pin) in listed.items()]
+    found = [Candidate(s, str(s), valued(value), pin, None) for s, (value, pin) in listed.items()]
     decisions = decide(found, policy, exclude_latest=exclude_latest)
 
     assert not policy.keeps_all(len(found)) or all(d.keep for d in decisions)

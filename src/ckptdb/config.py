@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import operator
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, NotRequired, TypedDict
 
 from ckptdb import caller
-from ckptdb.errors import InvalidConfig
+from ckptdb.errors import InvalidConfig, InvalidPolicy
+from ckptdb.retention import Rule
+from ckptdb.retention import parse as parse_rule
 
 Durability = Literal["full", "none"]
 
@@ -35,6 +37,7 @@ class CheckpointingConfig(TypedDict):
         save_period: Steps between periodic checkpoints.
         keep_top_k: How many of the best periodic checkpoints stay; None for all.
         ft_keep_latest_k: How many of the newest stay, whatever their step.
+        keep: Rules of what else stays, e.g. ``["best 3 by val:loss min", "every 6 hours"]``.
         catalog: Path or SQLAlchemy URL of the catalog, instead of the one that is found.
         durability: ``"full"`` flushes every step to the disk, ``"none"`` leaves that to chance.
         exclusive: Refuse to save while another process saves into this run, and be the one that
@@ -62,6 +65,7 @@ class CheckpointingConfig(TypedDict):
     catalog: NotRequired[str | os.PathLike[str] | None]
     durability: NotRequired[Durability]
     exclusive: NotRequired[bool]
+    keep: NotRequired[Sequence[str] | str | None]
 
 
 _DEFAULTS: dict[str, Any] = {
@@ -79,7 +83,7 @@ _DEFAULTS: dict[str, Any] = {
 }
 """What becomes an attribute of the manager, under the same name."""
 
-_OURS: dict[str, Any] = {"catalog": None, "durability": "full", "exclusive": True}
+_OURS: dict[str, Any] = {"catalog": None, "durability": "full", "exclusive": True, "keep": None}
 
 _PASSED_BY = frozenset(
     {
@@ -105,6 +109,7 @@ class Settings:
     catalog: str | os.PathLike[str] | None
     durable: bool
     exclusive: bool
+    keep: tuple[Rule, ...] = ()
     attributes: Mapping[str, Any] = field(default_factory=dict)
 
 
@@ -122,6 +127,7 @@ def parse(config: object, options: Mapping[str, Any]) -> Settings:
     for name in ("keep_top_k", "ft_keep_latest_k"):
         values[name] = None if values[name] is None else _whole(values, name, 0, faults)
     _check_kinds(values, faults)
+    keep = _rules(values["keep"], faults)
     directory = _directory(given, faults)
     if faults:
         raise InvalidConfig(faults)
@@ -130,6 +136,7 @@ def parse(config: object, options: Mapping[str, Any]) -> Settings:
         catalog=values["catalog"],
         durable=values["durability"] == "full",
         exclusive=values["exclusive"],
+        keep=keep,
         attributes={name: values[name] for name in _DEFAULTS},
     )
 
@@ -180,6 +187,20 @@ def _check_kinds(values: Mapping[str, Any], faults: list[str]) -> None:
     catalog = values["catalog"]
     if catalog is not None and not isinstance(catalog, str | os.PathLike):
         faults.append(f"catalog must be a path or a database URL, not {catalog!r}")
+
+
+def _rules(value: object, faults: list[str]) -> tuple[Rule, ...]:
+    texts = [value] if isinstance(value, str) else [] if value is None else value
+    if not isinstance(texts, Sequence) or not all(isinstance(text, str) for text in texts):
+        faults.append(f"keep must be rules such as 'latest 3', not {value!r}")
+        return ()
+    found = []
+    for text in texts:
+        try:
+            found.append(parse_rule(text))
+        except InvalidPolicy as error:
+            faults += error.faults
+    return tuple(found)
 
 
 def _directory(given: Mapping[str, Any], faults: list[str]) -> Path:

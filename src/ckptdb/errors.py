@@ -29,6 +29,7 @@ class InvalidPolicy(CkptdbError, ValueError):
 
     def __init__(self, faults: Sequence[str]) -> None:
         super().__init__(f"The retention policy is not usable: {'; '.join(faults)}.")
+        self.faults = tuple(faults)
 
 
 class InvalidChoice(CkptdbError, ValueError):

@@ -85,6 +85,7 @@ class CheckpointManager:
         )
         self._index = RunIndex(self._publisher, choice=settings.catalog, durable=settings.durable)
         self._exclusive = settings.exclusive
+        self._keep = settings.keep
         self._lease: Lease | None = None
         self._parent: str | None = None
         self._configs: dict[Path, dict[str, Any]] = {}
@@ -370,6 +371,7 @@ class CheckpointManager:
             ft_keep_latest_k=self.ft_keep_latest_k,
             metric=self.metric_name,
             mode=None if self.metric_name is None else self._mode,
+            keep=self._keep,
         )
 
     def _own(self, checkpoint_path: PathLike) -> Path:

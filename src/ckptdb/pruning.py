@@ -43,12 +43,12 @@ def choose(
     if all(decision.keep for decision in judged[1]):
         return ()
     followed = index.follow()
-    if followed and followed.is_fresh and _agree_with_files(directory, policy.metric, judged, 0):
+    if followed and followed.is_fresh and _agree_with_files(directory, policy.metrics, judged, 0):
         return _doomed(judged)
 
     def by_files(catalog: Catalog, run_id: int, memo: Any) -> Judgement | None:
         judged = judge.wholly(catalog, run_id, memo)
-        return judged if _agree_with_files(directory, policy.metric, judged, _COMPARED) else None
+        return judged if _agree_with_files(directory, policy.metrics, judged, _COMPARED) else None
 
     none: Judgement | None = _NOTHING
     agreed = index.ask(by_files, nothing=none)
@@ -73,7 +73,8 @@ class _Judge:
         metric, mode, best = policy.metric, policy.mode, policy.keep_top_k
         if followed is None or metric not in followed.ranked_by:
             return self.wholly(catalog, run_id, memo)
-        if metric is None or mode is None or best is None or policy.save_period != 1:
+        is_simple = policy.save_period == 1 and not policy.keep
+        if metric is None or mode is None or best is None or not is_simple:
             return self.wholly(catalog, run_id, memo)
         below = catalog.below(run_id, metric, mode, best)
         if not below:
@@ -91,9 +92,11 @@ class _Judge:
             followed.at_most = count
         if policy.keeps_all(count):
             return _NOTHING
-        candidates = catalog.candidates(run_id, policy.metric)
-        if followed and policy.metric and all(c.value is not None for c in candidates):
-            followed.ranked_by |= {policy.metric}
+        candidates = catalog.candidates(run_id, policy.metrics, tags=policy.asks_for_tags)
+        if followed:
+            followed.ranked_by |= {
+                name for name in policy.metrics if all(name in c.values for c in candidates)
+            }
         return candidates, decide(candidates, policy, exclude_latest=self._exclude_latest)
 
 
@@ -102,7 +105,7 @@ def _doomed(judged: Judgement) -> tuple[Doomed, ...]:
 
 
 def _agree_with_files(
-    directory: Path, metric: str | None, judged: Judgement, most_kept: int
+    directory: Path, metrics: Sequence[str], judged: Judgement, most_kept: int
 ) -> bool:
     """Whether what is about to be judged by the index is what the files say.
 
@@ -110,14 +113,15 @@ def _agree_with_files(
     """
     candidates, decisions = judged
     doomed = {decision.step for decision in decisions if not decision.keep}
-    if metric is None or not doomed:
+    if not metrics or not doomed:
         return True
     # Those that go are all read; of the others as many as cost less than the save itself.
     kept = [c for c in candidates if c.step not in doomed][:most_kept]
     for candidate in (*(c for c in candidates if c.step in doomed), *kept):
         path = directory / names.final_name(candidate.step)
         with suppress(UnreadableInfo):  # what cannot be read has been found by the listing
-            value = metrics_of(info.load_info(path)[0]).get(metric)
-            if value != candidate.value and not candidate.late:
-                return False
+            said = metrics_of(info.load_info(path)[0])
+            for name in (name for name in metrics if name not in candidate.late):
+                if said.get(name) != candidate.values.get(name):
+                    return False
     return True

@@ -13,7 +13,7 @@ from ckptdb.disk import identity, journal, manifest, scan
 from ckptdb.disk.publish import Doomed, Publisher
 from ckptdb.errors import PinnedCheckpoint, UnknownCheckpoint, UnknownDirection, UnknownMetric
 from ckptdb.records import Run
-from ckptdb.retention import Decision, Policy, decide
+from ckptdb.retention import Best, Decision, Policy, decide
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,14 +96,17 @@ def judge(catalog: Catalog, seen: Seen, policy: Policy) -> tuple[Decision, ...]:
         return ()
     if policy.metric is None and seen.run.metric_name is not None:
         policy = replace(policy, metric=seen.run.metric_name, mode=seen.run.mode)
-    candidates = catalog.candidates(seen.id, policy.metric)
-    if policy.keep_top_k and candidates:
+    candidates = catalog.candidates(seen.id, policy.metrics, tags=policy.asks_for_tags)
+    ranking = [rule for rule in policy.rules if isinstance(rule, Best) and rule.count]
+    if policy.keep_top_k and policy.metric is None:
+        ranking.append(Best(policy.keep_top_k))
+    for rule in ranking if candidates else ():
         # A loop has chosen to have the newest for the best; somebody who asks by hand has not.
-        if policy.metric is None:
+        if rule.metric is None:
             raise UnknownDirection(None, run=seen.run.name)
-        if all(candidate.value is None for candidate in candidates):
-            known = set(catalog.metric_names(seen.id)) - {policy.metric}
-            raise UnknownMetric(policy.metric, known, run=seen.run.name)
+        if all(rule.metric not in candidate.values for candidate in candidates):
+            known = set(catalog.metric_names(seen.id)) - {rule.metric}
+            raise UnknownMetric(rule.metric, known, run=seen.run.name)
     return decide(candidates, policy)
 
 

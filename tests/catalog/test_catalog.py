@@ -91,8 +91,10 @@ def test_best_latest_and_top_see_only_what_is_live_and_trusted(catalog, run):
     assert [c.step for c in catalog.top(9, "loss", "min", run_id=run_id)] == [7, 3, 1]
     assert [c.step for c in catalog.top(2, "loss", "max")] == [1, 7]
     assert catalog.steps_without(run_id, "loss") == (4,)
-    assert [c.step for c in catalog.candidates(run_id, "loss")] == [1, 3, 4, 7]
-    assert catalog.candidates(run_id, None)[0] == Candidate(1, "run-a-1", None, False, 10)  # noqa: FBT003  # a row
+    assert [c.step for c in catalog.candidates(run_id, ["loss"])] == [1, 3, 4, 7]
+    assert catalog.candidates(run_id)[0] == Candidate(
+        1, "run-a-1", {}, size_bytes=10, finalized_at=AT
+    )
 
 
 def test_what_has_a_problem_ranks_again_once_it_is_mended(catalog, run):

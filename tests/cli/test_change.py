@@ -73,7 +73,7 @@ def test_gc_keeps_what_the_limits_keep_and_says_why(ckptdb, root):
     assert steps(ckptdb, root / "alpha") == [1, 2, 3]
     answer = ckptdb(*arguments, cwd=root)
     assert "kept: the latest" in answer.out
-    assert "not among the 1 best by val:loss (0.5)" in answer.out
+    assert "not best 1 by val:loss min (0.5)" in answer.out
     assert steps(ckptdb, root / "alpha") == [2, 3]
     assert steps(ckptdb, root / "beta") == [5]
 
@@ -100,8 +100,37 @@ def test_gc_keeps_so_many_of_the_newest_and_nothing_else(ckptdb, root):
     assert survivors("--keep-latest", "1", "--save-period", "2") == [2, 3]
     assert survivors("--keep-latest", "1", "--keep-top-k", "1") == [2, 3]
     shown = ckptdb("gc", "--run", "alpha", "--keep-latest", "1", cwd=root)
-    assert "retention: not among the 1 newest\n" in shown.out
+    assert "retention: not latest 1\n" in shown.out
     assert steps(ckptdb, root / "alpha") == [3]
+
+
+def test_gc_keeps_what_any_rule_keeps_and_names_it(ckptdb, root):
+    rules = ("--keep", "best 1", "--keep", "steps 1")
+    plan = ckptdb("gc", "--run", "alpha", *rules, "--dry-run", "-o", "json", cwd=root).json[0]
+    assert {cp["step"]: cp["reason"] for cp in plan["checkpoints"]} == {
+        1: "kept: steps 1",
+        2: "kept: best 1 by val:loss min",
+        3: "kept: the latest",
+    }
+    ckptdb("tag", "1", "rc", cwd=root / "alpha")
+    answer = ckptdb("gc", "--keep", "tagged rc", cwd=root / "alpha")
+    assert answer.code == 0
+    assert "retention: not tagged rc" in answer.out
+    assert steps(ckptdb, root / "alpha") == [1, 3]
+
+
+@pytest.mark.parametrize(
+    ("rule", "why"),
+    [
+        ("best of all", "'best of all' is no rule; there are: best K"),
+        ("best 1 by los min", "has the metric 'los'; known metrics: "),
+    ],
+)
+def test_gc_by_a_rule_that_cannot_be_followed_deletes_nothing(ckptdb, root, rule, why):
+    answer = ckptdb("gc", "--run", "alpha", "--keep", rule, cwd=root)
+    assert answer.code == 1
+    assert why in answer.err
+    assert steps(ckptdb, root / "alpha") == [1, 2, 3]
 
 
 @pytest.mark.parametrize(

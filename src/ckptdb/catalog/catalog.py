@@ -32,6 +32,7 @@ from ckptdb.catalog.statements import (
     LATEST_STEP,
     LIVE,
     LIVE_AT_STEPS,
+    LIVE_TAGS,
     METRIC_NAMES,
     METRIC_NAMES_OF_RUN,
     NEWEST,
@@ -45,6 +46,7 @@ from ckptdb.catalog.statements import (
     RUNS_CALLED,
     STEPS_WITHOUT,
     TOP_STEPS,
+    VALUES,
     best_of_runs,
     chunks,
     listing,
@@ -109,15 +111,19 @@ class Candidate:
     """A live checkpoint as retention sees it.
 
     Attributes:
-        late: The value was reported after the save; training_info.json does not hold it.
+        values: By metric, of those that were asked for, what is finite.
+        late: Metrics whose value was reported after the save; training_info.json lacks it.
+        tags: When they were asked for.
     """
 
     step: int
     uuid: str
-    value: float | None
-    pinned: bool
-    size_bytes: int | None
-    late: bool = False
+    values: Mapping[str, float]
+    pinned: bool = False
+    size_bytes: int | None = None
+    finalized_at: str | None = None
+    late: frozenset[str] = frozenset()
+    tags: frozenset[str] = frozenset()
 
 
 class Catalog:
@@ -179,10 +185,43 @@ class Catalog:
         rows = self._rows(STEPS_WITHOUT, {"run_id": run_id, "name": metric})
         return tuple(row.step for row in rows)
 
-    def candidates(self, run_id: int, metric: str | None) -> tuple[Candidate, ...]:
-        """Return a run's live, trusted checkpoints with their value of a metric, by step."""
-        rows = self._rows(CANDIDATES, {"run_id": run_id, "name": metric})
-        return tuple(map(_candidate, rows))
+    def candidates(
+        self, run_id: int, metrics: Sequence[str] = (), *, tags: bool = False
+    ) -> tuple[Candidate, ...]:
+        """Return a run's live, trusted checkpoints by step.
+
+        Args:
+            run_id: The run.
+            metrics: Whose values are wanted.
+            tags: Whether tags are wanted.
+        """
+        with self.database.read() as connection:
+            rows = connection.execute(CANDIDATES, {"run_id": run_id}).all()
+            asked = {"run_id": run_id, "names": list(metrics)}
+            found = connection.execute(VALUES, asked).all() if metrics else []
+            marked = connection.execute(LIVE_TAGS, {"run_id": run_id}).all() if tags else []
+        values: dict[int, dict[str, float]] = {}
+        late: dict[int, set[str]] = {}
+        for row_id, name, value, source in found:
+            values.setdefault(row_id, {})[name] = value
+            if source != TRAINING_INFO:
+                late.setdefault(row_id, set()).add(name)
+        named: dict[int, set[str]] = {}
+        for row_id, name in marked:
+            named.setdefault(row_id, set()).add(name)
+        return tuple(
+            Candidate(
+                row.step,
+                row.uuid,
+                values.get(row.id, {}),
+                bool(row.pinned),
+                row.size_bytes,
+                row.finalized_at,
+                frozenset(late.get(row.id, ())),
+                frozenset(named.get(row.id, ())),
+            )
+            for row in rows
+        )
 
     def count_ranked(self, run_id: int, metric: str) -> int:
         """Return how many live, trusted checkpoints of a run have a finite value of a metric."""
@@ -191,7 +230,18 @@ class Catalog:
     def below(self, run_id: int, metric: str, mode: Mode, best: int) -> tuple[Candidate, ...]:
         """Return what of a run ranks below its ``best`` best checkpoints, the worst first."""
         given = {"run_id": run_id, "name": metric, "best": best}
-        return tuple(_candidate(row) for row in self._rows(BELOW[mode], given))
+        return tuple(
+            Candidate(
+                row.step,
+                row.uuid,
+                {metric: row.value},
+                bool(row.pinned),
+                row.size_bytes,
+                row.finalized_at,
+                frozenset() if row.source == TRAINING_INFO else frozenset({metric}),
+            )
+            for row in self._rows(BELOW[mode], given)
+        )
 
     def newest_steps(self, run_id: int, count: int) -> tuple[int, ...]:
         """Return the highest steps of a run's trusted checkpoints, the highest first."""
@@ -448,17 +498,6 @@ class Catalog:
 
     def _broken(self, what: str) -> CatalogBroken:
         return CatalogBroken(str(self.database.location), f"it holds {what}")
-
-
-def _candidate(row: Row[Any]) -> Candidate:
-    return Candidate(
-        row.step,
-        row.uuid,
-        row.value,
-        bool(row.pinned),
-        row.size_bytes,
-        late=row.source not in (None, TRAINING_INFO),
-    )
 
 
 def _given(**parameters: object) -> dict[str, object]:

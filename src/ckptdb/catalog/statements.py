@@ -137,19 +137,19 @@ STEPS_WITHOUT = (
 )
 
 _CANDIDATE = (
-    checkpoints.c.step, checkpoints.c.uuid, checkpoints.c.pinned, checkpoints.c.size_bytes,
-    metrics.c.value, metrics.c.source,
+    checkpoints.c.id, checkpoints.c.step, checkpoints.c.uuid, checkpoints.c.pinned,
+    checkpoints.c.size_bytes, checkpoints.c.finalized_at,
 )  # fmt: skip
 
-CANDIDATES = (
-    select(*_CANDIDATE)
-    .outerjoin(
-        metrics,
-        and_(metrics.c.checkpoint_id == checkpoints.c.id, metrics.c.name == bindparam("name")),
-    )
-    .where(_OF_RUN, TRUSTED)
-    .order_by(checkpoints.c.step)
-)  # fmt: skip
+CANDIDATES = select(*_CANDIDATE).where(_OF_RUN, TRUSTED).order_by(checkpoints.c.step)
+
+VALUES = select(metrics.c.checkpoint_id, metrics.c.name, metrics.c.value, metrics.c.source).where(
+    metrics.c.run_id == bindparam("run_id"), metrics.c.name.in_(_any("names")), RANKED
+)
+
+LIVE_TAGS = (
+    select(tags.c.checkpoint_id, tags.c.name).join_from(checkpoints, tags).where(_OF_RUN, TRUSTED)
+)
 
 PINNED_GONE = select(checkpoints.c.uuid).where(_OF_RUN, checkpoints.c.pinned == 1, DELETED)
 
@@ -188,7 +188,7 @@ def _below(mode: Mode) -> Select[Any]:
     # Counted in an index that holds nothing else, and then read from its worse end.
     ranked, best = COUNT_RANKED.scalar_subquery(), bindparam("best", type_=Integer)
     return (
-        select(*_CANDIDATE)
+        select(*_CANDIDATE, metrics.c.value, metrics.c.source)
         .join_from(metrics, checkpoints, checkpoints.c.id == metrics.c.checkpoint_id)
         .where(_RANKED_OF_RUN)
         .order_by(value, metrics.c.step)

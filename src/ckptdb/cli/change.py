@@ -9,7 +9,7 @@ import click
 from ckptdb.cli.ask import Session, metric_option, mode_option, run_option
 from ckptdb.cli.output import echo_json, human_bytes, output_option, print_table
 from ckptdb.records import Checkpoint, Mode
-from ckptdb.retention import Policy
+from ckptdb.retention import Policy, parse
 from ckptdb.upkeep import Collected
 
 step_argument = click.argument("step", type=click.IntRange(0))
@@ -107,6 +107,13 @@ def rm(
     type=click.IntRange(1),
     help="Rank only steps divisible by this; without --keep-top-k keep all of them.",
 )
+@click.option(
+    "--keep",
+    "rules",
+    multiple=True,
+    metavar="RULE",
+    help='What else to keep, e.g. "every 6 hours"; may be repeated.',
+)
 @metric_option
 @mode_option
 @dry_run_option
@@ -118,21 +125,32 @@ def gc(  # noqa: PLR0917  # one parameter an option
     keep_top_k: int | None,
     keep_latest: int | None,
     save_period: int | None,
+    rules: tuple[str, ...],
     metric: str | None,
     mode: Mode | None,
     form: str,
     *,
     dry_run: bool,
 ) -> None:
-    """Remove what crashes left, and what the given limits do not keep.
+    r"""Remove what crashes left, and what the given limits do not keep.
 
-    Without --keep-top-k and --keep-latest no published checkpoint goes. What either of them
-    keeps stays; the latest and pinned ones always do. --keep-top-k ranks by the run's own
-    metric, or by --metric with --mode, and refuses when there is none.
+    Without any of them no published checkpoint goes. What one of them keeps stays; the latest
+    and pinned ones always do. The best are ranked by the run's own metric, or by --metric with
+    --mode, and gc refuses when there is none.
+
+    \b
+    A RULE is one of
+      best K [by METRIC min|max] [of every N steps]
+      latest K [of every N steps]
+      every N steps
+      every N hours
+      newer than N hours
+      steps N,N,...
+      tagged [NAME]
     """
     if keep_top_k is None and keep_latest is None and save_period is not None:
         raise click.UsageError("--save-period needs --keep-top-k or --keep-latest.")
-    if keep_top_k is None and metric is not None:
+    if keep_top_k is None and metric is not None and not rules:
         raise click.UsageError("--metric needs --keep-top-k: it says which are the best.")
     if metric is not None and mode is None:
         raise click.UsageError("--metric needs --mode min or --mode max.")
@@ -141,7 +159,8 @@ def gc(  # noqa: PLR0917  # one parameter an option
     if keep_latest is not None and save_period is None:
         # In a training config a missing keep_top_k means all; here nobody has asked for those.
         keep_top_k = keep_top_k or 0
-    policy = Policy(save_period or 1, keep_top_k, keep_latest, metric, mode)
+    keep = tuple(parse(text) for text in rules)
+    policy = Policy(save_period or 1, keep_top_k, keep_latest, metric, mode, keep)
     with session.open() as registry:
         _print_plans(registry.gc(policy, run=run, dry_run=dry_run), form)
 

@@ -133,9 +133,9 @@ def retention_reason(policy: Policy, loss: float | None) -> str:
     reasons = []
     if top is not None:
         shown = f"{loss:.6g}" if loss is not None and math.isfinite(loss) else "no value"
-        reasons.append(f"not among the {top} best by loss ({shown})")
+        reasons.append(f"not best {top} by loss min ({shown})")
     if newest is not None:
-        reasons.append(f"not among the {newest} newest")
+        reasons.append(f"not latest {newest}")
     return "retention: " + ", ".join(reasons)
 
 

@@ -1,0 +1,30 @@
+"""What to keep and why: rules, what a run's configuration says in them, and their verdict."""
+
+from ckptdb.retention.policy import Decision, Policy, decide, decide_below
+from ckptdb.retention.rules import (
+    Best,
+    EveryHours,
+    EverySteps,
+    Latest,
+    NewerThan,
+    Rule,
+    Steps,
+    Tagged,
+    parse,
+)
+
+__all__ = [
+    "Best",
+    "Decision",
+    "EveryHours",
+    "EverySteps",
+    "Latest",
+    "NewerThan",
+    "Policy",
+    "Rule",
+    "Steps",
+    "Tagged",
+    "decide",
+    "decide_below",
+    "parse",
+]

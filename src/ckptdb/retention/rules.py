@@ -1,0 +1,279 @@
+"""Rules of retention: each keeps some of a run's checkpoints, and what any of them keeps stays.
+
+A rule has one text, e.g. ``best 3 by val:loss min``: it is written so in a config, on the command
+line and in the reasons that are recorded, and `parse` reads it back.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from datetime import datetime
+from typing import Protocol
+
+from ckptdb.catalog.catalog import Candidate
+from ckptdb.errors import InvalidPolicy
+from ckptdb.records import MODES, Mode, rank_key
+
+_SECONDS = {"minute": 60.0, "hour": 3600.0, "day": 86400.0}
+
+
+class Rule(Protocol):
+    """One reason to keep a checkpoint; ``str()`` is its text."""
+
+    def kept(self, candidates: Sequence[Candidate], now: float) -> Iterable[Candidate]:
+        """Return which of a run's live, trusted checkpoints it keeps.
+
+        Args:
+            candidates: All of them, by step, the lowest first.
+            now: Seconds since the epoch.
+        """
+
+
+@dataclass(frozen=True, slots=True)
+class Best:
+    """The best by a metric, of the steps divisible by a period.
+
+    Those that lack a finite value rank last, the newest of them first, as with ``keep_top_k`` in
+    NVIDIA NeMo-RL.
+
+    Attributes:
+        metric: None for the one that the run is judged by.
+        mode: Its direction; None with ``metric`` alone.
+    """
+
+    count: int
+    metric: str | None = None
+    mode: Mode | None = None
+    period: int = 1
+
+    def __post_init__(self) -> None:
+        faults = _at_least(0, count=self.count) + _at_least(1, period=self.period)
+        if self.mode is not None and self.mode not in MODES:
+            faults.append(f"mode must be 'min' or 'max', not {self.mode!r}")
+        elif self.metric is None and self.mode is not None:
+            faults.append(f"mode={self.mode!r} needs a metric")
+        elif self.metric is not None and self.mode is None:
+            faults.append(
+                f"say whether {self.metric!r} is better low or high: mode='min' or mode='max'"
+            )
+        _refuse(faults)
+
+    def __str__(self) -> str:
+        by = "" if self.metric is None else f" by {self.metric} {self.mode}"
+        return f"best {self.count}{by}{_of_every(self.period)}"
+
+    def kept(self, candidates: Sequence[Candidate], now: float) -> Iterable[Candidate]:
+        """Return the best."""
+        periodic = [c for c in reversed(candidates) if c.step % self.period == 0]
+        metric, mode = self.metric, self.mode
+        if metric is not None and mode is not None:
+            periodic.sort(key=lambda c: rank_key(c.values.get(metric), c.step, mode))
+        return periodic[: self.count]
+
+
+@dataclass(frozen=True, slots=True)
+class Latest:
+    """Those with the highest steps, of those divisible by a period."""
+
+    count: int
+    period: int = 1
+
+    def __post_init__(self) -> None:
+        _refuse(_at_least(0, count=self.count) + _at_least(1, period=self.period))
+
+    def __str__(self) -> str:
+        return f"latest {self.count}{_of_every(self.period)}"
+
+    def kept(self, candidates: Sequence[Candidate], now: float) -> Iterable[Candidate]:
+        """Return the last ones."""
+        periodic = [c for c in candidates if c.step % self.period == 0]
+        return periodic[max(len(periodic) - self.count, 0) :]
+
+
+@dataclass(frozen=True, slots=True)
+class EverySteps:
+    """Those whose step is divisible by a number."""
+
+    steps: int
+
+    def __post_init__(self) -> None:
+        _refuse(_at_least(1, steps=self.steps))
+
+    def __str__(self) -> str:
+        return f"every {self.steps} steps"
+
+    def kept(self, candidates: Sequence[Candidate], now: float) -> Iterable[Candidate]:
+        """Return the periodic ones."""
+        return [c for c in candidates if c.step % self.steps == 0]
+
+
+@dataclass(frozen=True, slots=True)
+class EveryHours:
+    """The oldest, and from then on the first after each so many hours.
+
+    Those of which no time is known are kept.
+    """
+
+    hours: float
+
+    def __post_init__(self) -> None:
+        _refuse(_positive(hours=self.hours))
+
+    def __str__(self) -> str:
+        return f"every {self.hours:g} hours"
+
+    def kept(self, candidates: Sequence[Candidate], now: float) -> Iterable[Candidate]:
+        """Return those that are far enough from the one kept before."""
+        timed = [(_finalized(c), c) for c in candidates]
+        found = [c for at, c in timed if at is None]
+        due = float("-inf")
+        for at, candidate in sorted(
+            ((at, c) for at, c in timed if at is not None), key=lambda pair: (pair[0], pair[1].step)
+        ):
+            if at >= due:
+                found.append(candidate)
+                due = at + self.hours * _SECONDS["hour"]
+        return found
+
+
+@dataclass(frozen=True, slots=True)
+class NewerThan:
+    """Those that were published less than so many hours ago; of which no time is known, too."""
+
+    hours: float
+
+    def __post_init__(self) -> None:
+        _refuse(_positive(hours=self.hours))
+
+    def __str__(self) -> str:
+        return f"newer than {self.hours:g} hours"
+
+    def kept(self, candidates: Sequence[Candidate], now: float) -> Iterable[Candidate]:
+        """Return the young ones."""
+        since = now - self.hours * _SECONDS["hour"]
+        timed = [(_finalized(c), c) for c in candidates]
+        return [c for at, c in timed if at is None or at > since]
+
+
+@dataclass(frozen=True, slots=True)
+class Steps:
+    """Those at given steps."""
+
+    steps: tuple[int, ...]
+
+    def __post_init__(self) -> None:
+        faults = [] if self.steps else ["steps must name at least one"]
+        _refuse(faults + [fault for step in self.steps for fault in _at_least(0, step=step)])
+
+    def __str__(self) -> str:
+        return f"steps {','.join(map(str, self.steps))}"
+
+    def kept(self, candidates: Sequence[Candidate], now: float) -> Iterable[Candidate]:
+        """Return those that are there."""
+        return [c for c in candidates if c.step in self.steps]
+
+
+@dataclass(frozen=True, slots=True)
+class Tagged:
+    """Those that have a tag: a certain one, or any."""
+
+    name: str | None = None
+
+    def __str__(self) -> str:
+        return "tagged" if self.name is None else f"tagged {self.name}"
+
+    def kept(self, candidates: Sequence[Candidate], now: float) -> Iterable[Candidate]:
+        """Return the tagged ones."""
+        return [c for c in candidates if (c.tags if self.name is None else self.name in c.tags)]
+
+
+def metrics_of(rules: Iterable[Rule]) -> tuple[str, ...]:
+    """Return the metrics that rules rank by, each once."""
+    named = (rule.metric for rule in rules if isinstance(rule, Best) and rule.metric is not None)
+    return tuple(dict.fromkeys(named))
+
+
+def judged_by(rule: Rule, metric: str | None, mode: Mode | None) -> Rule:
+    """Return a rule that says "the best" without saying by what, by this metric."""
+    if isinstance(rule, Best) and rule.metric is None and metric is not None:
+        return replace(rule, metric=metric, mode=mode)
+    return rule
+
+
+# --- text -------------------------------------------------------------------------------
+
+_NUMBER = r"(\d+)"
+_AMOUNT = r"(\d+(?:\.\d+)?)"
+_UNIT = r"(minute|hour|day)s?"
+_FORMS: Mapping[str, tuple[str, Callable[..., Rule]]] = {
+    "best K [by METRIC min|max] [of every N steps]": (
+        rf"best {_NUMBER}(?: by (.+?) (min|max))?(?: of every {_NUMBER} steps?)?",
+        lambda count, metric, mode, period: Best(int(count), metric, mode, int(period or 1)),
+    ),
+    "latest K [of every N steps]": (
+        rf"latest {_NUMBER}(?: of every {_NUMBER} steps?)?",
+        lambda count, period: Latest(int(count), int(period or 1)),
+    ),
+    "every N steps": (f"every {_NUMBER} steps?", lambda steps: EverySteps(int(steps))),
+    "every N hours": (f"every {_AMOUNT} {_UNIT}", lambda n, unit: EveryHours(_hours(n, unit))),
+    "newer than N hours": (
+        f"newer than {_AMOUNT} {_UNIT}", lambda n, unit: NewerThan(_hours(n, unit))
+    ),
+    "steps N,N,...": (
+        r"steps? (\d+(?:\s*,\s*\d+)*)",
+        lambda listed: Steps(tuple(int(step) for step in listed.split(","))),
+    ),
+    "tagged [NAME]": ("tagged(?: (.+))?", Tagged),
+}  # fmt: skip
+
+
+def parse(text: str) -> Rule:
+    """Read a rule from its text; hours may also be minutes or days.
+
+    Raises:
+        InvalidPolicy: It is none; the message lists what there is.
+    """
+    for pattern, make in _FORMS.values():
+        found = re.fullmatch(pattern, text.strip())
+        if found:
+            return make(*found.groups())
+    forms = "; ".join(_FORMS)
+    raise InvalidPolicy([f"{text!r} is no rule; there are: {forms}"])
+
+
+def _hours(amount: str, unit: str) -> float:
+    return float(amount) * _SECONDS[unit] / _SECONDS["hour"]
+
+
+def _of_every(period: int) -> str:
+    return "" if period == 1 else f" of every {period} steps"
+
+
+def _finalized(candidate: Candidate) -> float | None:
+    try:
+        return datetime.fromisoformat(candidate.finalized_at or "").timestamp()
+    except ValueError:
+        return None  # a damaged catalog may hold anything
+
+
+def _at_least(least: int, **named: object) -> list[str]:
+    return [
+        f"{name} must be at least {least}, not {value!r}"
+        for name, value in named.items()
+        if not isinstance(value, int) or isinstance(value, bool) or value < least
+    ]
+
+
+def _positive(**named: float) -> list[str]:
+    return [
+        f"{name} must be more than 0, not {value!r}"
+        for name, value in named.items()
+        if not 0 < value < float("inf")
+    ]
+
+
+def _refuse(faults: Sequence[str]) -> None:
+    if faults:
+        raise InvalidPolicy(faults)

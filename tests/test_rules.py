@@ -1,0 +1,210 @@
+"""Each rule alone and in unions, against the plainest reading of what its text says."""
+
+from __future__ import annotations
+
+import math
+from datetime import UTC, datetime
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from ckptdb.catalog.catalog import Candidate
+from ckptdb.errors import InvalidPolicy
+from ckptdb.retention import (
+    Best,
+    EveryHours,
+    EverySteps,
+    Latest,
+    NewerThan,
+    Policy,
+    Steps,
+    Tagged,
+    decide,
+    parse,
+)
+
+NOW = datetime(2026, 11, 23, 12, tzinfo=UTC).timestamp()
+HOUR = 3600
+
+
+def at(hours_ago):
+    moment = datetime.fromtimestamp(NOW - hours_ago * HOUR, tz=UTC)
+    return moment.isoformat(timespec="milliseconds").replace("+00:00", "Z")
+
+
+@st.composite
+def histories(draw):
+    """Up to twelve checkpoints, saved in the order of steps, with everything a rule may ask for."""
+    steps = sorted(draw(st.sets(st.integers(0, 40), max_size=12)))
+    ago = sorted((draw(st.integers(0, 30)) for _ in steps), reverse=True)
+    values = st.dictionaries(
+        st.sampled_from(["loss", "acc"]), st.sampled_from([0.1, 0.5, 0.9, -1.0])
+    )
+    return [
+        Candidate(
+            step,
+            f"uuid {step}",
+            draw(values),
+            draw(st.booleans()),
+            10,
+            at(hours),
+            tags=frozenset(draw(st.sets(st.sampled_from(["rc", "demo"])))),
+        )
+        for step, hours in zip(steps, ago, strict=True)
+    ]
+
+
+COUNTS, PERIODS = st.integers(0, 6), st.integers(1, 7)
+RULES = st.one_of(
+    st.builds(Best, COUNTS, st.just("loss"), st.just("min"), PERIODS),
+    st.builds(Best, COUNTS, st.just("acc"), st.just("max"), PERIODS),
+    st.builds(Latest, COUNTS, PERIODS),
+    st.builds(EverySteps, PERIODS),
+    st.builds(EveryHours, st.sampled_from([0.5, 1, 2.5, 7])),
+    st.builds(NewerThan, st.sampled_from([0.5, 1, 2.5, 7])),
+    st.builds(Steps, st.lists(st.integers(0, 40), min_size=1, max_size=4).map(tuple)),
+    st.builds(Tagged, st.sampled_from([None, "rc", "demo", "else"])),
+)
+
+
+def hours_ago(candidate):
+    return (NOW - datetime.fromisoformat(candidate.finalized_at).timestamp()) / HOUR
+
+
+def naive(rule, found):  # noqa: PLR0911  # one for each
+    """Return the steps that a rule keeps, one by one."""
+    periodic = [c for c in found if c.step % getattr(rule, "period", 1) == 0]
+    if isinstance(rule, Best):
+        kept = set()
+        while len(kept) < min(rule.count, len(periodic)):
+            left = [c for c in periodic if c.step not in kept]
+            ranked = [c for c in left if rule.metric in c.values] or left
+            worth = [c.values.get(rule.metric, 0) for c in ranked]
+            top = min(worth) if rule.mode == "min" else max(worth)
+            kept.add(max(c.step for c, w in zip(ranked, worth, strict=True)
+                         if w == top or rule.metric not in c.values))  # fmt: skip
+        return kept
+    if isinstance(rule, Latest):
+        return set(sorted(c.step for c in periodic)[::-1][: rule.count])
+    if isinstance(rule, EverySteps):
+        return {c.step for c in found if c.step % rule.steps == 0}
+    if isinstance(rule, Steps):
+        return {c.step for c in found} & set(rule.steps)
+    if isinstance(rule, Tagged):
+        return {c.step for c in found if c.tags and rule.name in {None, *c.tags}}
+    if isinstance(rule, NewerThan):
+        return {c.step for c in found if hours_ago(c) < rule.hours - 1e-9}
+    kept, last = set(), math.inf
+    for candidate in sorted(found, key=lambda c: (-hours_ago(c), c.step)):
+        if last - hours_ago(candidate) >= rule.hours - 1e-9:
+            kept.add(candidate.step)
+            last = hours_ago(candidate)
+    return kept
+
+
+@given(histories(), RULES)
+@settings(max_examples=1000)
+def test_a_rule_alone_keeps_what_its_text_says(found, rule):
+    assert {c.step for c in rule.kept(found, NOW)} == naive(rule, found)
+    assert {c.step for c in parse(str(rule)).kept(found, NOW)} == naive(rule, found)
+
+
+@given(histories(), st.lists(RULES, min_size=1, max_size=4))
+@settings(max_examples=500)
+def test_a_union_keeps_what_any_of_its_rules_keeps(found, rules):
+    decisions = decide(found, Policy(keep=tuple(rules)), now=NOW)
+    expected = {c.step for c in found if c.pinned} | {c.step for c in found[-1:]}
+    for rule in rules:
+        expected |= naive(rule, found)
+    assert {d.step for d in decisions if d.keep} == expected
+    texts = {f"kept: {rule}" for rule in rules} | {"kept: pinned", "kept: the latest"}
+    for decision in decisions:
+        assert decision.reason in texts or decision.reason.startswith("retention: not ")
+        assert decision.keep == (decision.reason in texts)
+
+
+@given(histories(), st.lists(RULES, min_size=1, max_size=4))
+def test_what_is_kept_is_kept_the_second_time(found, rules):
+    policy = Policy(keep=tuple(rules))
+    kept = {d.step for d in decide(found, policy, now=NOW) if d.keep}
+    left = [c for c in found if c.step in kept]
+    # By rank others than the best may move up, but nobody moves out.
+    assert all(d.keep for d in decide(left, policy, now=NOW))
+
+
+@given(
+    found=histories(),
+    period=PERIODS,
+    top=st.none() | COUNTS,
+    newest=st.none() | COUNTS,
+    ranking=st.sampled_from([(None, None), ("loss", "min"), ("acc", "max")]),
+    exclude_latest=st.booleans(),
+)
+@settings(max_examples=2000)
+def test_nemo_settings_and_their_rules_agree(found, period, top, newest, ranking, exclude_latest):
+    settings_ = Policy(period, top, newest, *ranking)
+    rules = Policy(keep=tuple(parse(str(rule)) for rule in settings_.rules))
+    said = decide(found, settings_, exclude_latest=exclude_latest, now=NOW)
+    assert said == decide(found, rules, exclude_latest=exclude_latest, now=NOW)
+
+
+# --- text ---------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("text", "rule"),
+    [
+        ("best 3", Best(3)),
+        ("best 3 by val:loss min", Best(3, "val:loss", "min")),
+        ("best 1 by a b max of every 100 steps", Best(1, "a b", "max", 100)),
+        ("best 2 by x min min", Best(2, "x min", "min")),
+        ("latest 2", Latest(2)),
+        ("latest 2 of every 10 steps", Latest(2, 10)),
+        ("every 100 steps", EverySteps(100)),
+        ("every 6 hours", EveryHours(6)),
+        ("every 30 minutes", EveryHours(0.5)),
+        ("newer than 2 days", NewerThan(48)),
+        ("newer than 1.5 hours", NewerThan(1.5)),
+        ("steps 10,20, 30", Steps((10, 20, 30))),
+        ("step 7", Steps((7,))),
+        ("tagged", Tagged()),
+        ("tagged release candidate", Tagged("release candidate")),
+        ("  latest 1 ", Latest(1)),
+    ],
+)
+def test_a_rule_is_read_from_its_text_and_written_back(text, rule):
+    assert parse(text) == rule
+    assert parse(str(rule)) == rule
+
+
+@pytest.mark.parametrize(
+    ("text", "why"),
+    [
+        ("", "'' is no rule; there are: best K"),
+        ("best", "is no rule"),
+        ("best three", "is no rule"),
+        ("best 3 by loss", "is no rule"),
+        ("latest -1", "is no rule"),
+        ("every 0 steps", "steps must be at least 1, not 0"),
+        ("every 0 hours", "hours must be more than 0, not 0.0"),
+        ("best 1 by x min of every 0 steps", "period must be at least 1, not 0"),
+        ("DROP TABLE", "is no rule"),
+    ],
+)
+def test_what_is_no_rule_is_refused_in_one_sentence(text, why):
+    with pytest.raises(InvalidPolicy, match=why) as caught:
+        parse(text)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_rule_without_a_metric_takes_that_of_the_run():
+    policy = Policy(metric="loss", mode="max", keep=(Best(2), Best(1, "acc", "min")))
+    assert policy.rules == (Best(2, "loss", "max"), Best(1, "acc", "min"))
+    assert policy.metrics == ("loss", "acc")
+
+
+def test_what_has_no_time_is_kept_by_rules_of_time():
+    found = [Candidate(1, "a", {}), Candidate(2, "b", {}, finalized_at="nonsense")]
+    assert list(EveryHours(1).kept(found, NOW)) == found
+    assert list(NewerThan(1).kept(found, NOW)) == found
