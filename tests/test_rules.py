@@ -120,7 +120,7 @@ def test_a_union_keeps_what_any_of_its_rules_keeps(found, rules):
     assert {d.step for d in decisions if d.keep} == expected
     texts = {f"kept: {rule}" for rule in rules} | {"kept: pinned", "kept: the latest"}
     for decision in decisions:
-        assert decision.reason in texts or decision.reason.startswith("retention: not ")
+        assert decision.reason in texts or decision.reason.startswith("retention: not")
         assert decision.keep == (decision.reason in texts)
 
 
@@ -202,6 +202,12 @@ def test_a_rule_without_a_metric_takes_that_of_the_run():
     policy = Policy(metric="loss", mode="max", keep=(Best(2), Best(1, "acc", "min")))
     assert policy.rules == (Best(2, "loss", "max"), Best(1, "acc", "min"))
     assert policy.metrics == ("loss", "acc")
+
+
+def test_a_policy_takes_texts_and_tells_all_that_are_none():
+    assert Policy(keep=["latest 2", Steps((7,))]) == Policy(keep=(Latest(2), Steps((7,))))
+    with pytest.raises(InvalidPolicy, match=r"keep_top_k must .*'x' is no rule.*'y' is no rule"):
+        Policy(keep_top_k=-1, keep=["x", "latest 1", "y"])
 
 
 def test_what_has_no_time_is_kept_by_rules_of_time():

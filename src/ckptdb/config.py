@@ -10,9 +10,8 @@ from pathlib import Path
 from typing import Any, Literal, NotRequired, TypedDict
 
 from ckptdb import caller
-from ckptdb.errors import InvalidConfig, InvalidPolicy
-from ckptdb.retention import Rule
-from ckptdb.retention import parse as parse_rule
+from ckptdb.errors import InvalidConfig
+from ckptdb.retention import Rule, parse_all
 
 Durability = Literal["full", "none"]
 
@@ -194,13 +193,9 @@ def _rules(value: object, faults: list[str]) -> tuple[Rule, ...]:
     if not isinstance(texts, Sequence) or not all(isinstance(text, str) for text in texts):
         faults.append(f"keep must be rules such as 'latest 3', not {value!r}")
         return ()
-    found = []
-    for text in texts:
-        try:
-            found.append(parse_rule(text))
-        except InvalidPolicy as error:
-            faults += error.faults
-    return tuple(found)
+    found, wrong = parse_all(texts)
+    faults += wrong
+    return found
 
 
 def _directory(given: Mapping[str, Any], faults: list[str]) -> Path:

@@ -12,7 +12,7 @@ import glob  # noqa: F401
 import logging
 import os
 import warnings
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future
 from contextlib import contextmanager
 from pathlib import Path
@@ -30,7 +30,7 @@ from ckptdb.disk.publish import Publisher
 from ckptdb.errors import CkptdbError, NoCheckpointHere, UnreadableInfo
 from ckptdb.index import RunIndex, find_location
 from ckptdb.records import Checkpoint, Mode
-from ckptdb.retention import Policy
+from ckptdb.retention import Policy, Rule
 
 __all__ = [
     "CheckpointManager",
@@ -61,6 +61,7 @@ class CheckpointManager:
     save_period: int
     keep_top_k: int | None
     ft_keep_latest_k: int | None
+    keep: Sequence[Rule | str]
     save_optimizer: bool
     model_save_format: str | None
     save_consolidated: bool
@@ -85,7 +86,7 @@ class CheckpointManager:
         )
         self._index = RunIndex(self._publisher, choice=settings.catalog, durable=settings.durable)
         self._exclusive = settings.exclusive
-        self._keep = settings.keep
+        self.keep = settings.keep
         self._lease: Lease | None = None
         self._parent: str | None = None
         self._configs: dict[Path, dict[str, Any]] = {}
@@ -371,7 +372,7 @@ class CheckpointManager:
             ft_keep_latest_k=self.ft_keep_latest_k,
             metric=self.metric_name,
             mode=None if self.metric_name is None else self._mode,
-            keep=self._keep,
+            keep=self.keep,
         )
 
     def _own(self, checkpoint_path: PathLike) -> Path:

@@ -93,7 +93,7 @@ def test_best_latest_and_top_see_only_what_is_live_and_trusted(catalog, run):
     assert catalog.steps_without(run_id, "loss") == (4,)
     assert [c.step for c in catalog.candidates(run_id, ["loss"])] == [1, 3, 4, 7]
     assert catalog.candidates(run_id)[0] == Candidate(
-        1, "run-a-1", {}, size_bytes=10, finalized_at=AT
+        1, "run-a-1", {}, size_bytes=10, finalized_at="2026-01-01T00:00:01.000Z"
     )
 
 

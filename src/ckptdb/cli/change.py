@@ -9,7 +9,7 @@ import click
 from ckptdb.cli.ask import Session, metric_option, mode_option, run_option
 from ckptdb.cli.output import echo_json, human_bytes, output_option, print_table
 from ckptdb.records import Checkpoint, Mode
-from ckptdb.retention import Policy, parse
+from ckptdb.retention import Policy
 from ckptdb.upkeep import Collected
 
 step_argument = click.argument("step", type=click.IntRange(0))
@@ -159,8 +159,7 @@ def gc(  # noqa: PLR0917  # one parameter an option
     if keep_latest is not None and save_period is None:
         # In a training config a missing keep_top_k means all; here nobody has asked for those.
         keep_top_k = keep_top_k or 0
-    keep = tuple(parse(text) for text in rules)
-    policy = Policy(save_period or 1, keep_top_k, keep_latest, metric, mode, keep)
+    policy = Policy(save_period or 1, keep_top_k, keep_latest, metric, mode, rules)
     with session.open() as registry:
         _print_plans(registry.gc(policy, run=run, dry_run=dry_run), form)
 

@@ -11,6 +11,7 @@ from ckptdb.retention.rules import (
     Steps,
     Tagged,
     parse,
+    parse_all,
 )
 
 __all__ = [
@@ -27,4 +28,5 @@ __all__ = [
     "decide",
     "decide_below",
     "parse",
+    "parse_all",
 ]

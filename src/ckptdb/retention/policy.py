@@ -9,7 +9,16 @@ from dataclasses import dataclass
 from ckptdb.catalog.catalog import Candidate
 from ckptdb.errors import InvalidPolicy
 from ckptdb.records import Mode
-from ckptdb.retention.rules import Best, EverySteps, Latest, Rule, Tagged, judged_by, metrics_of
+from ckptdb.retention.rules import (
+    Best,
+    EverySteps,
+    Latest,
+    Rule,
+    Tagged,
+    judged_by,
+    metrics_of,
+    parse_all,
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,7 +34,7 @@ class Policy:
         ft_keep_latest_k: Keep this many of the newest, whatever their step.
         metric: What the best are the best by, where a rule does not say so itself.
         mode: Direction of ``metric``; None only without one.
-        keep: What is kept besides.
+        keep: What is kept besides: rules, or the texts of rules.
 
     Raises:
         InvalidPolicy: Lists everything about it that makes no sense.
@@ -36,7 +45,7 @@ class Policy:
     ft_keep_latest_k: int | None = None
     metric: str | None = None
     mode: Mode | None = None
-    keep: tuple[Rule, ...] = ()
+    keep: Sequence[Rule | str] = ()
 
     def __post_init__(self) -> None:
         least = {"save_period": 1, "keep_top_k": 0, "ft_keep_latest_k": 0}
@@ -50,8 +59,10 @@ class Policy:
             Best(0, self.metric, self.mode)
         except InvalidPolicy as error:
             faults += error.faults
-        if faults:
-            raise InvalidPolicy(faults)
+        keep, wrong = parse_all(self.keep)
+        if faults or wrong:
+            raise InvalidPolicy([*faults, *wrong])
+        object.__setattr__(self, "keep", keep)
 
     @property
     def rules(self) -> tuple[Rule, ...]:
@@ -65,7 +76,8 @@ class Policy:
             found.append(EverySteps(self.save_period))
         if self.ft_keep_latest_k is not None:
             found.append(Latest(self.ft_keep_latest_k))
-        return (*found, *(judged_by(rule, self.metric, self.mode) for rule in self.keep))
+        keep, _ = parse_all(self.keep)
+        return (*found, *(judged_by(rule, self.metric, self.mode) for rule in keep))
 
     @property
     def has_limit(self) -> bool:

@@ -243,6 +243,18 @@ def parse(text: str) -> Rule:
     raise InvalidPolicy([f"{text!r} is no rule; there are: {forms}"])
 
 
+def parse_all(rules: Iterable[Rule | str]) -> tuple[tuple[Rule, ...], tuple[str, ...]]:
+    """Return rules for rules and texts of rules, and what is wrong with the texts that are none."""
+    found: list[Rule] = []
+    faults: list[str] = []
+    for rule in rules:
+        try:
+            found.append(parse(rule) if isinstance(rule, str) else rule)
+        except InvalidPolicy as error:
+            faults += error.faults
+    return tuple(found), tuple(faults)
+
+
 def _hours(amount: str, unit: str) -> float:
     return float(amount) * _SECONDS[unit] / _SECONDS["hour"]
 
