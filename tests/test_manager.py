@@ -791,6 +791,16 @@ def test_rules_and_the_settings_of_nemo_are_one_union(make):
     assert steps(manager) == [1, 3, 4]
 
 
+def test_a_later_value_that_is_none_takes_the_rank_and_not_the_pruning_away(make):
+    manager = make(metric_name="loss", keep_top_k=1, ft_keep_latest_k=1)
+    save(manager, 1, loss=0.1)
+    with Registry.open(manager.checkpoint_dir) as registry:
+        registry.log_metrics(None, 1, {"loss": float("nan")}, source="eval")
+    for step in (2, 3):
+        save(manager, step, loss=step)
+    assert steps(manager) == [2, 3]
+
+
 def test_a_tag_keeps_a_checkpoint_where_a_rule_says_so(make):
     manager = make(keep=["latest 1", "tagged"])
     save(manager, 1)

@@ -112,7 +112,8 @@ class Candidate:
 
     Attributes:
         values: By metric, of those that were asked for, what is finite.
-        late: Metrics whose value was reported after the save; training_info.json lacks it.
+        late: Metrics whose value was reported after the save, be it finite or not; what
+            training_info.json says of them does not count.
         tags: When they were asked for.
     """
 
@@ -203,7 +204,8 @@ class Catalog:
         values: dict[int, dict[str, float]] = {}
         late: dict[int, set[str]] = {}
         for row_id, name, value, source in found:
-            values.setdefault(row_id, {})[name] = value
+            if value is not None:
+                values.setdefault(row_id, {})[name] = value
             if source != TRAINING_INFO:
                 late.setdefault(row_id, set()).add(name)
         named: dict[int, set[str]] = {}

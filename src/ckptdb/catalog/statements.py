@@ -143,9 +143,12 @@ _CANDIDATE = (
 
 CANDIDATES = select(*_CANDIDATE).where(_OF_RUN, TRUSTED).order_by(checkpoints.c.step)
 
-VALUES = select(metrics.c.checkpoint_id, metrics.c.name, metrics.c.value, metrics.c.source).where(
-    metrics.c.run_id == bindparam("run_id"), metrics.c.name.in_(_any("names")), RANKED
+_VALUES = select(metrics.c.checkpoint_id, metrics.c.name, metrics.c.value, metrics.c.source).where(
+    metrics.c.run_id == bindparam("run_id"), metrics.c.name.in_(_any("names"))
 )
+
+# What is finite, and what came later, finite or not; each has an index. Some are both.
+VALUES = union_all(_VALUES.where(RANKED), _VALUES.where(LATE, metrics.c.live == 1))
 
 LIVE_TAGS = (
     select(tags.c.checkpoint_id, tags.c.name).join_from(checkpoints, tags).where(_OF_RUN, TRUSTED)
