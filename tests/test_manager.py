@@ -695,8 +695,10 @@ def test_a_checkpoint_survives_if_any_rule_keeps_it(make, rules, exclude_latest,
     losses = {1: 0.5, 2: 0.1, 3: 0.9, 4: float("nan"), 5: 0.1000001, 6: True}
     for step, loss in losses.items():
         save(quiet, step, loss=loss)
-    manager.remove_old_checkpoints(exclude_latest=exclude_latest)
+    with warned() as texts:
+        manager.remove_old_checkpoints(exclude_latest=exclude_latest)
     assert steps(manager) == kept
+    assert len(texts) == (rules.get("metric_name") == "absent")
 
 
 def test_the_prune_is_called_as_a_method_without_arguments(make, tmp_path):
@@ -789,6 +791,33 @@ def test_rules_and_the_settings_of_nemo_are_one_union(make):
         save(manager, step, loss=1 / step if step < 4 else 9)
     manager.shutdown()
     assert steps(manager) == [1, 3, 4]
+
+
+def test_a_metric_that_nobody_has_is_told_once_before_the_first_goes(make):
+    manager = make(metric_name="val:los", keep_top_k=1)
+    with warned() as texts:
+        save(manager, 1, **{"val:loss": 0.5, "acc": 1})
+        assert texts == []
+        for step in (2, 3, 4):
+            save(manager, step, **{"val:loss": 0.1 * step})
+    assert steps(manager) == [4]
+    assert texts == [
+        (
+            "No checkpoint has ever had the metric 'val:los'; the newest are kept in place of the "
+            "best. Metrics there are: acc, val:loss."
+        )
+    ]
+
+
+def test_a_metric_that_one_has_had_is_none_to_tell_of(make):
+    manager = make(metric_name="loss", keep=["best 1 by acc max"])
+    with warned() as texts:
+        save(manager, 1, acc=1)
+        save(manager, 2, acc=float("nan"))
+        (manager.checkpoint_dir / "step_1").rename(manager.checkpoint_dir / "gone")
+        for step in (3, 4):
+            save(manager, step)
+    assert texts == []
 
 
 def test_a_later_value_that_is_none_takes_the_rank_and_not_the_pruning_away(make):

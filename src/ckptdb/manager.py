@@ -90,6 +90,7 @@ class CheckpointManager:
         self._lease: Lease | None = None
         self._parent: str | None = None
         self._configs: dict[Path, dict[str, Any]] = {}
+        self._looked_for: set[str] = set()
         self._background = Background()
 
     # --- saving -------------------------------------------------------------------------
@@ -238,11 +239,11 @@ class CheckpointManager:
         Args:
             exclude_latest: Always keep the highest step.
         """
-        doomed = pruning.choose(
-            self._index, self._directory, self._policy, exclude_latest=exclude_latest
-        )
+        policy = self._policy
+        doomed = pruning.choose(self._index, self._directory, policy, exclude_latest=exclude_latest)
         if not doomed:
             return
+        self._warn_of_unknown_metrics(policy)
         retired = self._publisher.retire(doomed)
         for checkpoint in retired.gone:
             _logger.info("retired %s: %s", checkpoint.path, checkpoint.deleted_reason)
@@ -397,6 +398,18 @@ class CheckpointManager:
         if replaced is not None:
             self._warn_if_pinned(replaced)
             self._background.submit(self._empty_trash)
+
+    def _warn_of_unknown_metrics(self, policy: Policy) -> None:
+        if self._looked_for.issuperset(policy.metrics):
+            return
+        self._looked_for.update(policy.metrics)
+        unknown, known = pruning.find_unknown_metrics(self._index, policy)
+        for metric in unknown:
+            there_are = ", ".join(known) or "none"
+            caller.warn(
+                f"No checkpoint has ever had the metric '{metric}'; the newest are kept in place "
+                f"of the best. Metrics there are: {there_are}."
+            )
 
     def _pinned_gone(self) -> tuple[str, ...]:
         def find(catalog: Catalog, run_id: int, _: object) -> tuple[str, ...]:

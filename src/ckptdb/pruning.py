@@ -59,6 +59,18 @@ def choose(
     return _doomed(agreed or _NOTHING)
 
 
+def find_unknown_metrics(index: RunIndex, policy: Policy) -> tuple[list[str], tuple[str, ...]]:
+    """Return what a policy ranks by and no checkpoint has ever had, and the metrics there are."""
+
+    def find(catalog: Catalog, run_id: int, _: Any) -> tuple[list[str], tuple[str, ...]]:
+        missing = [name for name in policy.metrics if not catalog.count_ranked(run_id, name)]
+        names = catalog.metric_names(run_id) if missing else ()
+        return [name for name in missing if name not in names], names
+
+    nothing: tuple[list[str], tuple[str, ...]] = ([], ())
+    return index.ask(find, nothing=nothing, trust_own=True)
+
+
 class _Judge:
     """Asks the index what a policy keeps of a run."""
 
