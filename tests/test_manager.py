@@ -793,6 +793,24 @@ def test_rules_and_the_settings_of_nemo_are_one_union(make):
     assert steps(manager) == [1, 3, 4]
 
 
+def test_what_would_go_is_said_before_and_goes_then(make):
+    manager = make(metric_name="loss")
+    assert manager.plan_retention() == ()
+    for step, loss in {1: 0.5, 2: 0.1, 3: 0.9, 4: 0.2}.items():
+        save(manager, step, loss=loss)
+    assert {d.reason for d in manager.plan_retention()} == {"kept: no limit is set"}
+    manager.keep_top_k = 1
+    for exclude_latest, kept in ((True, [2, 4]), (False, [2])):
+        plan = manager.plan_retention(exclude_latest=exclude_latest)
+        assert [d.step for d in plan if d.keep] == kept
+        assert steps(manager) == [1, 2, 3, 4]
+    manager.remove_old_checkpoints()
+    assert steps(manager) == [2, 4]
+    with Registry.open(manager.checkpoint_dir) as registry:
+        gone = {cp.step: cp.deleted_reason for cp in registry.checkpoints(status="deleted")}
+    assert gone == {d.step: d.reason for d in plan if d.step in (1, 3)}
+
+
 def test_a_metric_that_nobody_has_is_told_once_before_the_first_goes(make):
     manager = make(metric_name="val:los", keep_top_k=1)
     with warned() as texts:

@@ -133,6 +133,17 @@ class CheckpointGone(CkptdbError, LookupError):
         )
 
 
+class PlanChanged(CkptdbError):
+    """What would go is not what was planned."""
+
+    def __init__(self, runs: Sequence[str]) -> None:
+        named = ", ".join(map(repr, runs)) or "the runs that were planned for"
+        super().__init__(
+            f"What would go from {named} is not what was planned: something has changed since. "
+            "Nothing went; look at a new plan with --dry-run."
+        )
+
+
 class PinnedCheckpoint(CkptdbError):
     """A pinned checkpoint was to be removed."""
 

@@ -30,7 +30,7 @@ from ckptdb.disk.publish import Publisher
 from ckptdb.errors import CkptdbError, NoCheckpointHere, UnreadableInfo
 from ckptdb.index import RunIndex, find_location
 from ckptdb.records import Checkpoint, Mode
-from ckptdb.retention import Policy, Rule
+from ckptdb.retention import Decision, Policy, Rule, decide
 
 __all__ = [
     "CheckpointManager",
@@ -249,6 +249,21 @@ class CheckpointManager:
             _logger.info("retired %s: %s", checkpoint.path, checkpoint.deleted_reason)
         self._index.tell(retired.gone, retired.span)
         self._background.submit(self._empty_trash)
+
+    def plan_retention(self, *, exclude_latest: bool = True) -> tuple[Decision, ...]:
+        """Say what `remove_old_checkpoints` would keep and remove now, and why, by step.
+
+        Args:
+            exclude_latest: Always keep the highest step.
+        """
+        policy = self._policy
+
+        def find(catalog: Catalog, run_id: int, _: object) -> tuple[Decision, ...]:
+            candidates = catalog.candidates(run_id, policy.metrics, tags=policy.asks_for_tags)
+            return decide(candidates, policy, exclude_latest=exclude_latest)
+
+        nothing: tuple[Decision, ...] = ()
+        return self._index.ask(find, nothing=nothing)
 
     # --- questions ----------------------------------------------------------------------
 

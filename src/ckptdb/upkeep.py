@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
@@ -51,10 +52,19 @@ class Collected:
         gone = [d.size_bytes or 0 for d in self.decisions if not d.keep]
         return sum(gone) + sum(left.size_bytes for left in self.leftovers)
 
+    @property
+    def plan(self) -> str:
+        """What the plan is known by: another as soon as it would do anything else."""
+        told = [str(self.directory)]
+        told += [f"{d.uuid} {'keep' if d.keep else 'gone'} {d.size_bytes}" for d in self.decisions]
+        told += [f"{left.path} {left.size_bytes}" for left in self.leftovers]
+        return hashlib.sha256("\n".join(told).encode(errors="surrogateescape")).hexdigest()[:16]
+
     def as_dict(self) -> dict[str, Any]:
         """Return the plan for JSON."""
         return {
             "run": self.run,
+            "plan": self.plan,
             "directory": str(self.directory),
             "applied": self.applied,
             "freed_bytes": self.freed_bytes,

@@ -119,6 +119,31 @@ def test_gc_keeps_what_any_rule_keeps_and_names_it(ckptdb, root):
     assert steps(ckptdb, root / "alpha") == [1, 3]
 
 
+def test_gc_does_what_was_planned_or_nothing(ckptdb, root):
+    arguments = ("gc", "--run", "alpha", "--keep", "best 1", "-o", "json")
+    (planned,) = ckptdb(*arguments, "--dry-run", cwd=root).json
+    ckptdb("pin", "1", cwd=root / "alpha")
+    refused = ckptdb(*arguments, "--plan", planned["plan"], cwd=root)
+    assert (refused.code, refused.out) == (1, "")
+    assert "What would go from 'alpha' is not what was planned" in refused.err
+    assert steps(ckptdb, root / "alpha") == [1, 2, 3]
+    ckptdb("unpin", "1", cwd=root / "alpha")
+    (done,) = ckptdb(*arguments, "--plan", planned["plan"], cwd=root).json
+    assert done == {**planned, "applied": True}
+    assert steps(ckptdb, root / "alpha") == [2, 3]
+    again = ckptdb(*arguments, "--plan", planned["plan"], cwd=root)
+    assert again.code == 1
+
+
+def test_gc_shows_how_to_do_exactly_that(ckptdb, root):
+    shown = ckptdb("gc", "--dry-run", "--keep", "latest 1", cwd=root).out.splitlines()[-1]
+    start = "To do exactly this or nothing: "
+    assert shown.startswith(start)
+    answer = ckptdb("gc", "--keep", "latest 1", *shown.removeprefix(start).split(), cwd=root)
+    assert answer.code == 0
+    assert steps(ckptdb, root / "alpha") == [3]
+
+
 @pytest.mark.parametrize(
     ("rule", "why"),
     [

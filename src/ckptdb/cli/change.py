@@ -117,6 +117,13 @@ def rm(
 @metric_option
 @mode_option
 @dry_run_option
+@click.option(
+    "--plan",
+    "plans",
+    multiple=True,
+    metavar="ID",
+    help="Do what --dry-run has shown under this id, or nothing; one for each run.",
+)
 @output_option("table", "json")
 @click.pass_obj
 def gc(  # noqa: PLR0917  # one parameter an option
@@ -128,6 +135,7 @@ def gc(  # noqa: PLR0917  # one parameter an option
     rules: tuple[str, ...],
     metric: str | None,
     mode: Mode | None,
+    plans: tuple[str, ...],
     form: str,
     *,
     dry_run: bool,
@@ -161,7 +169,11 @@ def gc(  # noqa: PLR0917  # one parameter an option
         keep_top_k = keep_top_k or 0
     policy = Policy(save_period or 1, keep_top_k, keep_latest, metric, mode, rules)
     with session.open() as registry:
-        _print_plans(registry.gc(policy, run=run, dry_run=dry_run), form)
+        found = registry.gc(policy, run=run, dry_run=dry_run, plans=plans or None)
+        _print_plans(found, form)
+        if dry_run and form == "table" and found:
+            ids = " ".join(f"--plan {plan.plan}" for plan in found)
+            click.echo(f"To do exactly this or nothing: {ids}")
 
 
 @click.command()

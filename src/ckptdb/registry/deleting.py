@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 
 from ckptdb import caller, upkeep
@@ -15,6 +15,7 @@ from ckptdb.errors import (
     CatalogLocked,
     CatalogMissing,
     CatalogUnusable,
+    PlanChanged,
     RunLocked,
 )
 from ckptdb.reconcile import RunReport, reconcile_run
@@ -33,7 +34,12 @@ class Deleting(Tree):
     """Judges by a catalog that is true, then carries it out."""
 
     def gc(
-        self, policy: Policy = _NO_LIMIT, *, run: PathLike | None = None, dry_run: bool = False
+        self,
+        policy: Policy = _NO_LIMIT,
+        *,
+        run: PathLike | None = None,
+        dry_run: bool = False,
+        plans: Collection[str] | None = None,
     ) -> tuple[Collected, ...]:
         """Apply a retention policy and remove what crashes left behind.
 
@@ -42,8 +48,10 @@ class Deleting(Tree):
                 the run's own.
             run: Name, path or uuid prefix; None for all, or for the run that was opened.
             dry_run: Only say what would go.
+            plans: What `Collected.plan` said before; anything else is not done.
 
         Raises:
+            PlanChanged: Something else would go. Nothing goes.
             UnknownDirection: The best are to be kept, and a run has no metric. Nothing goes.
             UnknownMetric: The best are to be kept, and no checkpoint of a run has the metric.
         """
@@ -52,6 +60,8 @@ class Deleting(Tree):
             found = [scope] if scope else list(self._catalog().runs())
             # All of them are judged before anything goes.
             judged = [self._judge(seen, policy, dry_run=dry_run) for seen in found if _exists(seen)]
+            if plans is not None:
+                _compare(judged, set(plans))
             collected = tuple(
                 upkeep.collect(run, Publisher(run.directory), which, dry_run=dry_run)
                 for run, which in judged
@@ -137,6 +147,15 @@ class Deleting(Tree):
         catalog = Catalog(Database.in_memory(self.location.base))
         report = reconcile_run(catalog, directory, depth="changes", touch_disk=False)
         return catalog, catalog.find_run_at(directory) or seen, report
+
+
+def _compare(judged: Sequence[tuple[Run, tuple[Decision, ...]]], plans: set[str]) -> None:
+    now = {
+        upkeep.collect(run, Publisher(run.directory), which, dry_run=True).plan: run.name
+        for run, which in judged
+    }
+    if now.keys() != plans:
+        raise PlanChanged([name for plan, name in now.items() if plan not in plans])
 
 
 def _exists(seen: Seen) -> bool:

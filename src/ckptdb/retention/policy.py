@@ -133,7 +133,7 @@ def decide(
     """
     by_step = sorted(candidates, key=lambda c: c.step)
     kept = _kept(by_step, policy, time.time() if now is None else now)
-    if exclude_latest:
+    if exclude_latest and policy.has_limit:
         kept |= {candidate.step: "kept: the latest" for candidate in by_step[-1:]}
     return _decisions(by_step, kept, policy)
 
