@@ -108,8 +108,8 @@ def test_of_an_unknown_key(tmp_path):
             super().__init__(config)  # from a class of the caller's
 
     with pointed_at("# from the caller", "# from a class of the caller's"):
-        CheckpointManager({"checkpoint_dir": tmp_path, "keep": 1})  # from the caller
-        Mine({"checkpoint_dir": tmp_path, "keep": 1})
+        CheckpointManager({"checkpoint_dir": tmp_path, "kept": 1})  # from the caller
+        Mine({"checkpoint_dir": tmp_path, "kept": 1})
 
 
 def test_of_a_prune_that_fails(manager, monkeypatch):

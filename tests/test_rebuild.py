@@ -110,6 +110,7 @@ class Rebuild(RuleBasedStateMachine):
         manager = CheckpointManager({"metric_name": METRIC, **config})
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", "The pinned checkpoint at step")
+            warnings.filterwarnings("ignore", "No checkpoint has ever had the metric")
             yield manager
             manager.shutdown()
 

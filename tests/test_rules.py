@@ -104,7 +104,7 @@ def naive(rule, found):  # noqa: PLR0911  # one for each
 
 
 @given(histories(), RULES)
-@settings(max_examples=1000)
+@settings(max_examples=500)
 def test_a_rule_alone_keeps_what_its_text_says(found, rule):
     assert {c.step for c in rule.kept(found, NOW)} == naive(rule, found)
     assert {c.step for c in parse(str(rule)).kept(found, NOW)} == naive(rule, found)

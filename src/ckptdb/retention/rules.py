@@ -191,8 +191,8 @@ class Tagged:
 
 def metrics_of(rules: Iterable[Rule]) -> tuple[str, ...]:
     """Return the metrics that rules rank by, each once."""
-    named = (rule.metric for rule in rules if isinstance(rule, Best) and rule.metric is not None)
-    return tuple(dict.fromkeys(named))
+    ranking = (rule for rule in rules if isinstance(rule, Best) and rule.count)
+    return tuple(dict.fromkeys(rule.metric for rule in ranking if rule.metric is not None))
 
 
 def judged_by(rule: Rule, metric: str | None, mode: Mode | None) -> Rule:
