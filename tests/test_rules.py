@@ -179,6 +179,25 @@ def test_a_rule_is_read_from_its_text_and_written_back(text, rule):
 
 
 @pytest.mark.parametrize(
+    ("rule", "text"),
+    [
+        (NewerThan(48), "newer than 2 days"),
+        (NewerThan(24), "newer than 1 day"),
+        (EveryHours(36), "every 36 hours"),
+        (EveryHours(1), "every 1 hour"),
+        (EveryHours(0.5), "every 30 minutes"),
+        (parse("newer than 1 minute"), "newer than 1 minute"),
+        (NewerThan(0.001), "newer than 0.001 hours"),
+        (NewerThan(1e-05), "newer than 0.00001 hours"),
+        (EveryHours(1 / 3 + 0.1), "every 0.43333333333333335 hours"),
+    ],
+)
+def test_a_time_is_told_in_the_unit_that_fits(rule, text):
+    assert str(rule) == text
+    assert parse(text) == rule
+
+
+@pytest.mark.parametrize(
     ("text", "why"),
     [
         ("", "'' is no rule; there are: best K"),

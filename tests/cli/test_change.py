@@ -135,6 +135,12 @@ def test_gc_does_what_was_planned_or_nothing(ckptdb, root):
     assert again.code == 1
 
 
+def test_the_help_of_gc_has_a_line_for_each_rule(ckptdb, root):
+    lines = [line.strip() for line in ckptdb("gc", "--help", cwd=root).out.splitlines()]
+    assert "best K [by METRIC min|max] [of every N steps]" in lines
+    assert "tagged [NAME]" in lines
+
+
 def test_gc_shows_how_to_do_exactly_that(ckptdb, root):
     shown = ckptdb("gc", "--dry-run", "--keep", "latest 1", cwd=root).out.splitlines()[-1]
     start = "To do exactly this or nothing: "

@@ -140,7 +140,7 @@ def gc(  # noqa: PLR0917  # one parameter an option
     *,
     dry_run: bool,
 ) -> None:
-    r"""Remove what crashes left, and what the given limits do not keep.
+    """Remove what crashes left, and what the given limits do not keep.
 
     Without any of them no published checkpoint goes. What one of them keeps stays; the latest
     and pinned ones always do. The best are ranked by the run's own metric, or by --metric with
@@ -155,7 +155,7 @@ def gc(  # noqa: PLR0917  # one parameter an option
       newer than N hours
       steps N,N,...
       tagged [NAME]
-    """
+    """  # noqa: D301  # the backspace is click's sign for lines that stay as they are
     if keep_top_k is None and keep_latest is None and save_period is not None:
         raise click.UsageError("--save-period needs --keep-top-k or --keep-latest.")
     if keep_top_k is None and metric is not None and not rules:

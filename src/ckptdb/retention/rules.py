@@ -10,6 +10,7 @@ import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime
+from decimal import Decimal
 from typing import Protocol
 
 from ckptdb.catalog.catalog import Candidate
@@ -122,7 +123,7 @@ class EveryHours:
         _refuse(_positive(hours=self.hours))
 
     def __str__(self) -> str:
-        return f"every {self.hours:g} hours"
+        return f"every {_duration(self.hours)}"
 
     def kept(self, candidates: Sequence[Candidate], now: float) -> Iterable[Candidate]:
         """Return those that are far enough from the one kept before."""
@@ -148,7 +149,7 @@ class NewerThan:
         _refuse(_positive(hours=self.hours))
 
     def __str__(self) -> str:
-        return f"newer than {self.hours:g} hours"
+        return f"newer than {_duration(self.hours)}"
 
     def kept(self, candidates: Sequence[Candidate], now: float) -> Iterable[Candidate]:
         """Return the young ones."""
@@ -257,6 +258,15 @@ def parse_all(rules: Iterable[Rule | str]) -> tuple[tuple[Rule, ...], tuple[str,
 
 def _hours(amount: str, unit: str) -> float:
     return float(amount) * _SECONDS[unit] / _SECONDS["hour"]
+
+
+def _duration(hours: float) -> str:
+    """Return a time in the largest unit of which it is a whole number, or else in hours."""
+    for unit, seconds in (("day", 86400.0), ("hour", 3600.0), ("minute", 60.0)):
+        count = round(hours * _SECONDS["hour"] / seconds)
+        if count and _hours(str(count), unit) == hours:
+            return f"{count} {unit}{'s' if count > 1 else ''}"
+    return f"{Decimal(repr(hours)):f} hours"  # exactly, and never with an exponent
 
 
 def _of_every(period: int) -> str:
