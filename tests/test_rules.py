@@ -189,7 +189,7 @@ def test_a_rule_is_read_from_its_text_and_written_back(text, rule):
         (parse("newer than 1 minute"), "newer than 1 minute"),
         (NewerThan(0.001), "newer than 0.001 hours"),
         (NewerThan(1e-05), "newer than 0.00001 hours"),
-        (EveryHours(1 / 3 + 0.1), "every 0.43333333333333335 hours"),
+        (EveryHours(0.123456789), "every 0.123456789 hours"),
     ],
 )
 def test_a_time_is_told_in_the_unit_that_fits(rule, text):
