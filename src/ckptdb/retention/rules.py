@@ -17,7 +17,7 @@ from ckptdb.catalog.catalog import Candidate
 from ckptdb.errors import InvalidPolicy
 from ckptdb.records import MODES, Mode, rank_key
 
-_SECONDS = {"minute": 60.0, "hour": 3600.0, "day": 86400.0}
+_HOUR_SECONDS = 3600.0
 
 
 class Rule(Protocol):
@@ -135,7 +135,7 @@ class EveryHours:
         ):
             if at >= due:
                 found.append(candidate)
-                due = at + self.hours * _SECONDS["hour"]
+                due = at + self.hours * _HOUR_SECONDS
         return found
 
 
@@ -153,7 +153,7 @@ class NewerThan:
 
     def kept(self, candidates: Sequence[Candidate], now: float) -> Iterable[Candidate]:
         """Return the young ones."""
-        since = now - self.hours * _SECONDS["hour"]
+        since = now - self.hours * _HOUR_SECONDS
         timed = [(_finalized(c), c) for c in candidates]
         return [c for at, c in timed if at is None or at > since]
 
@@ -257,13 +257,14 @@ def parse_all(rules: Iterable[Rule | str]) -> tuple[tuple[Rule, ...], tuple[str,
 
 
 def _hours(amount: str, unit: str) -> float:
-    return float(amount) * _SECONDS[unit] / _SECONDS["hour"]
+    number = float(amount)
+    return number / 60 if unit == "minute" else number * 24 if unit == "day" else number
 
 
 def _duration(hours: float) -> str:
     """Return a time in the largest unit of which it is a whole number, or else in hours."""
-    for unit, seconds in (("day", 86400.0), ("hour", 3600.0), ("minute", 60.0)):
-        count = round(hours * _SECONDS["hour"] / seconds)
+    for unit, in_an_hour in (("day", 1 / 24), ("hour", 1), ("minute", 60)):
+        count = round(hours * in_an_hour)
         if count and _hours(str(count), unit) == hours:
             return f"{count} {unit}{'s' if count > 1 else ''}"
     return f"{Decimal(repr(hours)):f} hours"  # exactly, and never with an exponent
