@@ -9,6 +9,7 @@ from contextlib import closing, contextmanager
 
 import pytest
 
+from ckptdb import index
 from ckptdb.catalog import fork
 from ckptdb.catalog.catalog import Catalog
 from ckptdb.catalog.engine import Database
@@ -63,7 +64,8 @@ def test_a_save_has_at_most_two_transactions(tmp_path):
 
 
 @pytest.mark.parametrize("kept", [2, 20])
-def test_with_its_pruning_a_save_has_at_most_three_however_many_go(tmp_path, kept):
+def test_with_its_pruning_a_save_has_at_most_three_however_many_go(tmp_path, monkeypatch, kept):
+    monkeypatch.setattr(index, "LISTING_SHARE", 0)
     with make_manager(tmp_path / "run") as manager:
         for step in range(1, kept + 1):
             save(manager, step, 1 / step)
@@ -76,7 +78,8 @@ def test_with_its_pruning_a_save_has_at_most_three_however_many_go(tmp_path, kep
     assert (verbs(found)["BEGIN"], verbs(found)["COMMIT"]) == (3, 3)
 
 
-def test_a_save_that_prunes_one_sends_few_statements(tmp_path):
+def test_a_save_that_prunes_one_sends_few_statements(tmp_path, monkeypatch):
+    monkeypatch.setattr(index, "LISTING_SHARE", 0)  # however slow the machine is
     with make_manager(tmp_path / "run", keep_top_k=2) as manager:
         for step in range(1, 8):
             save(manager, step, 1 / step)
