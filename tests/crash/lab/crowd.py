@@ -7,6 +7,7 @@ what was in flight when it died is known. `history` says what must be true of al
 
 from __future__ import annotations
 
+import faulthandler
 import gc
 import json
 import mmap
@@ -344,11 +345,19 @@ class Supervisor:
 
     def _give_up(self) -> None:
         """End a crowd that hangs; that is a finding, with who it was."""
-        hung = [f"{p.slot}.{p.incarnation}" for p in self.alive.values()
-                if p.hit or not self.this.idle(p.slot)]  # fmt: skip
+        hung = [p for p in self.alive.values() if p.hit or not self.this.idle(p.slot)]
+        for process in hung:
+            os.kill(process.pid, signal.SIGCONT)
+            os.kill(process.pid, signal.SIGUSR1)
+        time.sleep(1)  # until they have written where they are
         for pid in self.alive:
             os.kill(pid, signal.SIGKILL)
-        raise TimeoutError(f"still at work after {PATIENCE_SECONDS} s: {hung}")
+        told = [f"still at work after {PATIENCE_SECONDS} s:"]
+        for process in hung:
+            name = f"{process.slot}.{process.incarnation}"
+            where = (self.this.notes / f"{name}.err").read_text(errors="replace")
+            told.append(f"{name}, hit by {process.hit}:\n{where[-6000:]}")
+        raise TimeoutError("\n".join(told))
 
     def _all_idle(self) -> bool:
         return len(self.alive) == PROCESSES and all(
@@ -433,6 +442,7 @@ def _be_worker(this: Round, slot: int, incarnation: int) -> None:
     errors = os.open(this.notes / f"{name}.err", os.O_WRONLY | os.O_CREAT | os.O_APPEND)
     os.dup2(errors, 2)
     sys.stderr = open(2, "w", buffering=1, closefd=False)  # noqa: SIM115  # until it ends
+    faulthandler.register(signal.SIGUSR1, file=sys.stderr, all_threads=True)
     code = 1
     try:
         # Half of them end in good order when they are told to, the others on the spot.
