@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import cast
 
 from ckptdb.catalog.catalog import Candidate
 from ckptdb.errors import InvalidPolicy
@@ -76,7 +77,7 @@ class Policy:
             found.append(EverySteps(self.save_period))
         if self.ft_keep_latest_k is not None:
             found.append(Latest(self.ft_keep_latest_k))
-        keep, _ = parse_all(self.keep)
+        keep = cast("tuple[Rule, ...]", self.keep)  # parsed when it was made
         return (*found, *(judged_by(rule, self.metric, self.mode) for rule in keep))
 
     @property
