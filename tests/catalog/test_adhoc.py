@@ -337,3 +337,43 @@ def test_an_interrupt_is_not_taken_for_a_timeout():
         assert process.stdout.readline() == "ready\n"
         process.send_signal(signal.SIGINT)
         assert process.communicate(timeout=60)[0] == "interrupted\n"
+
+
+@pytest.mark.parametrize("action", [sqlite3.SQLITE_READ, sqlite3.SQLITE_FUNCTION])
+def test_an_interrupt_is_not_taken_for_a_refusal(database: Database, monkeypatch, action: int):
+    asked = adhoc._Task._authorize
+
+    def interrupted(task, now, *about):
+        if now == action:
+            raise KeyboardInterrupt
+        return asked(task, now, *about)
+
+    monkeypatch.setattr(adhoc._Task, "_authorize", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        query(database, "SELECT count(id) FROM runs")
+
+
+DIES_WRITING = """
+import os, signal, sqlite3, sys
+
+writer = sqlite3.connect(sys.argv[1], isolation_level=None)
+writer.execute("PRAGMA cache_size = 1")
+writer.execute("BEGIN IMMEDIATE")
+row = "INSERT INTO runs (uuid, name, directory) VALUES (?, hex(zeroblob(1000)), '.')"
+writer.executemany(row, [(str(number),) for number in range(200)])
+os.kill(os.getpid(), signal.SIGKILL)
+"""
+
+
+def test_a_query_waits_for_what_a_dying_writer_left_to_be_undone(on_file: Database, monkeypatch):
+    connected, deaths = adhoc._Task._connect, []
+
+    def after_a_death(task):
+        if not deaths:
+            command = [sys.executable, "-c", DIES_WRITING, str(on_file.location.file)]
+            deaths.append(subprocess.run(command, check=False).returncode)
+        return connected(task)
+
+    monkeypatch.setattr(adhoc._Task, "_connect", after_a_death)
+    assert query(on_file, "SELECT COUNT(*) FROM runs").rows == ((0,),)
+    assert deaths == [-signal.SIGKILL]

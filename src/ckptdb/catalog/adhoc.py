@@ -97,11 +97,28 @@ def query(
         QueryTimeout: It ran for too long.
         CatalogError: The catalog itself cannot be read.
     """
-    # Through the ordinary connection first: it completes what a crashed writer left, which a
-    # read-only one cannot, and says what is wrong with the catalog itself.
-    database.revision()
-    task = _Task(database, sql, dict(parameters or {}), limit, timeout_seconds)
-    return task.on_sqlite() if database.dialect_name == "sqlite" else task.on_postgres()
+    deadline = time.monotonic() + timeout_seconds
+    while True:
+        # Through the ordinary connection first: it completes what a crashed writer left, which a
+        # read-only one cannot, and says what is wrong with the catalog itself.
+        database.revision()
+        task = _Task(
+            database,
+            sql,
+            dict(parameters or {}),
+            limit=limit,
+            timeout_seconds=timeout_seconds,
+            deadline=deadline,
+        )
+        try:
+            return task.on_sqlite() if database.dialect_name == "sqlite" else task.on_postgres()
+        except _Unfinished as error:
+            if time.monotonic() > deadline:
+                raise QueryTimeout(timeout_seconds) from error
+
+
+class _Unfinished(Exception):
+    """Since it was last looked at, a writer has died in the middle of a transaction."""
 
 
 def _code(error: Exception) -> int:
@@ -116,15 +133,17 @@ class _Task:
         database: Database,
         sql: str,
         parameters: dict[str, object],
+        *,
         limit: int | None,
         timeout_seconds: float,
+        deadline: float,
     ) -> None:
         self._database = database
         self._sql = sql
         self._parameters = parameters
         self._limit = limit
         self._timeout_seconds = timeout_seconds
-        self._deadline = time.monotonic() + timeout_seconds
+        self._deadline = deadline
         self._refusal: str | None = None
 
     # --- SQLite
@@ -141,6 +160,8 @@ class _Task:
             except (sqlite3.Error, sqlite3.Warning, ValueError, OverflowError) as error:
                 if self._lost_something(error):
                     raise KeyboardInterrupt from error
+                if getattr(error, "sqlite_errorcode", None) == sqlite3.SQLITE_READONLY_ROLLBACK:
+                    raise _Unfinished from error
                 raise self._explain(error) from error
             except MemoryError as error:
                 raise QueryFailed("a value in it is too large for the memory") from error
@@ -178,8 +199,9 @@ class _Task:
         SQLite takes that for a no and loses what was raised: Ctrl-C, or something as final.
         """
         stopped = _code(error) == sqlite3.SQLITE_INTERRUPT and not self._late()
-        denied = _code(error) == sqlite3.SQLITE_AUTH and self._refusal is None
-        return stopped or denied
+        # Of a function it says so in words alone.
+        denied = _code(error) == sqlite3.SQLITE_AUTH or str(error).startswith("not authorized")
+        return stopped or (denied and self._refusal is None)
 
     def _late(self) -> bool:
         return time.monotonic() > self._deadline
