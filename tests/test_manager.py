@@ -491,7 +491,7 @@ def test_a_background_finalization_is_pending_until_it_is_collected(make):
     assert manager.has_pending_finalization
     assert steps(manager) == []
     gate.event.set()
-    manager._background._thread.join()
+    manager._background._finalization.wait()
     assert steps(manager) == [1]
     assert manager.has_pending_finalization, "done, but nobody has collected it"
     manager.finalize_pending()
@@ -584,7 +584,7 @@ def test_an_interrupted_wait_leaves_the_finalization_to_be_collected(make, monke
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr(manager._background._thread, "join", interrupt)
+        patch.setattr(manager._background._finalization, "wait", interrupt)
         manager.finalize_pending()
     assert manager.has_pending_finalization
     gate.event.set()

@@ -279,13 +279,13 @@ def test_a_shutdown_that_is_interrupted_still_has_something_to_save(run, start, 
     trainer = start()
     with open_manager(run) as manager:
         manager.begin_finalization(manager.init_tmp_checkpoint(1, {METRIC: 1}))
-        thread = manager._background._thread
+        finalization = manager._background._finalization
 
         def interrupt():
             raise KeyboardInterrupt
 
         with monkeypatch.context() as patch:
-            patch.setattr(thread, "join", interrupt)
+            patch.setattr(finalization, "wait", interrupt)
             with pytest.raises(KeyboardInterrupt):
                 manager.shutdown()
         assert trainer.do("save(2)").startswith("RunInUse: ")

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import logging
 import threading
+from collections import deque
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from ckptdb.catalog import fork
+from ckptdb.threads import Task
 
 _logger = logging.getLogger("ckptdb")
 
@@ -18,15 +19,18 @@ Work = Callable[[], None]
 class Background:
     """At most one finalization at a time, and a queue that one thread works off.
 
+    A loop that ends without `drain` still gets all of it: the interpreter waits for both.
+
     Attributes:
         pending: What is being finalized, or was and has not been collected.
     """
 
     def __init__(self) -> None:
         self.pending: Path | None = None
-        self._thread: threading.Thread | None = None
-        self._error: BaseException | None = None
-        self._executor: ThreadPoolExecutor | None = None
+        self._finalization: Task | None = None
+        self._queue: deque[Work] = deque()
+        self._guard = threading.Lock()
+        self._worker: Task | None = None
         fork.HEIRS.add(self)
 
     def finalize(self, path: Path, work: Work, *, then: Work) -> None:
@@ -37,12 +41,18 @@ class Background:
             work: Its error is kept for `collect`.
             then: Put into the queue when the work has succeeded.
         """
-        # Not a daemon: a loop that ends without shutdown() still gets its last checkpoint.
-        self._thread = threading.Thread(
-            target=self._run, args=(path, work, then), name="ckptdb-finalize"
-        )
+
+        def finalize() -> None:
+            try:
+                work()
+            except BaseException:
+                _logger.exception("background finalization of %s failed", path)
+                raise
+            self.submit(then)
+
+        task = self._finalization = Task(finalize, lasting=True)
         self.pending = path
-        self._thread.start()
+        _begin(task)
 
     def collect(self) -> None:
         """Wait for the finalization; the queue may go on.
@@ -50,40 +60,52 @@ class Background:
         Raises:
             RuntimeError: It failed, with the reason as its cause; raised once.
         """
-        if self._thread is not None:
+        task = self._finalization
+        if task is not None:
             # An interrupt while waiting leaves it to be collected.
-            self._thread.join()
-        self._thread = self.pending = None
-        error, self._error = self._error, None
-        if error is not None:
-            raise RuntimeError("Background checkpoint finalization failed") from error
+            task.wait()
+        self._finalization = self.pending = None
+        if task is not None and task.error is not None:
+            raise RuntimeError("Background checkpoint finalization failed") from task.error
 
     def submit(self, work: Work) -> None:
         """Put work into the queue."""
-        try:
-            if self._executor is None:
-                self._executor = ThreadPoolExecutor(1, thread_name_prefix="ckptdb")
-            self._executor.submit(work)
-        except RuntimeError:
-            # We or the interpreter are shutting down and take no more work: do it here.
-            work()
+        with self._guard:
+            self._queue.append(work)
+            if self._worker is not None and not self._worker.has_ended:
+                return
+            worker = self._worker = Task(self._work_off, lasting=True)
+        _begin(worker)
 
     def drain(self) -> None:
-        """Wait until the queue is empty, and end its thread."""
-        if self._executor is not None:
-            # Forgotten only then: what the work still hands on must not start another one.
-            self._executor.shutdown(wait=True)
-            self._executor = None
+        """Wait until the queue is empty."""
+        while (worker := self._worker) is not None and not worker.has_ended:
+            worker.give_up()  # one that has not begun may have been kept from it by an interrupt
+            worker.wait()
+        self._work_off()
 
     def after_fork(self) -> None:
         """Begin anew in a child, without the parent's threads and what is theirs to do."""
-        self._thread = self.pending = self._error = self._executor = None
+        self._finalization = self.pending = self._worker = None
+        self._queue = deque()
+        self._guard = threading.Lock()
 
-    def _run(self, path: Path, work: Work, then: Work) -> None:
-        try:
-            work()
-        except BaseException as error:  # raised by whoever collects it
-            _logger.exception("background finalization of %s failed", path)
-            self._error = error
-            return
-        self.submit(then)
+    def _work_off(self) -> None:
+        while True:
+            with self._guard:
+                if not self._queue:
+                    self._worker = None  # whoever brings more finds nobody at work
+                    return
+                work = self._queue.popleft()
+            try:
+                work()
+            except Exception:
+                _logger.exception("work in the background failed")
+
+
+def _begin(task: Task) -> None:
+    try:
+        task.start()
+    except RuntimeError:
+        # The process has too many threads, or the interpreter takes no more: here, then.
+        task.run()

@@ -13,10 +13,11 @@ import os
 import stat
 import uuid
 from collections.abc import Container, Iterator, Mapping
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
+
+from ckptdb.threads import tasks_at
 
 _AT_FDCWD = -100
 _NOREPLACE = 1
@@ -73,11 +74,6 @@ def fsync(path: Path | str) -> None:
         os.close(handle)
 
 
-def _fsync_all(files: Iterator[str]) -> None:
-    for file in files:
-        fsync(file)
-
-
 def fsync_tree(top: Path, *, but: str = "") -> None:
     """Make every regular file below ``top`` durable, then every directory, deepest first.
 
@@ -94,13 +90,22 @@ def fsync_tree(top: Path, *, but: str = "") -> None:
         here = [e for e in entries if e.is_file(follow_symlinks=False)]
         files += [e.path for e in here if folder != top or e.name != but]
     left = iter(files)
-    if len(files) > 2:  # noqa: PLR2004  # starting threads for two files costs more than it saves
-        with ThreadPoolExecutor(max_workers=_FSYNC_THREADS) as pool:
-            # Each takes the next one itself: to be handed them costs as much as flushing.
-            for done in [pool.submit(_fsync_all, left) for _ in range(_FSYNC_THREADS)]:
-                done.result()
-    else:
-        _fsync_all(left)
+
+    def flush() -> None:
+        # Each takes the next one itself: to be handed them costs as much as flushing.
+        for file in left:
+            fsync(file)
+
+    def end() -> None:
+        list(left)  # nobody begins with another one
+
+    # Starting threads for two files costs more than it saves.
+    count = _FSYNC_THREADS - 1 if len(files) > 2 else 0  # noqa: PLR2004
+    with tasks_at(flush, count, end=end) as helpers:
+        flush()
+    for helper in helpers:
+        if helper.error is not None:
+            raise helper.error
     for folder in reversed(folders):
         fsync(folder)
 

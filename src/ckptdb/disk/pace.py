@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import statistics
 import time
-from collections import deque
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
-from itertools import islice
-from typing import TypeVar
+from contextlib import suppress
+from functools import partial
+from queue import Empty, SimpleQueue
+from typing import Any, TypeVar
+
+from ckptdb.threads import tasks_at
 
 _T = TypeVar("_T")
 _R = TypeVar("_R")
@@ -58,14 +60,45 @@ class Pace:
             yield from map(work, _cut(items, tried, _PORTION))
 
 
-def _cut(items: Sequence[_T], begin: int, size: int) -> Iterator[Sequence[_T]]:
-    return (items[at : at + size] for at in range(begin, len(items), size))
+def _cut(items: Sequence[_T], begin: int, size: int) -> list[Sequence[_T]]:
+    return [items[at : at + size] for at in range(begin, len(items), size)]
 
 
-def _at_once(parts: Iterator[Sequence[_T]], work: Callable[[Sequence[_T]], _R]) -> Iterator[_R]:
-    with ThreadPoolExecutor(THREADS) as pool:
+def _at_once(parts: Sequence[Sequence[_T]], work: Callable[[Sequence[_T]], _R]) -> Iterator[_R]:
+    asked: SimpleQueue[int | None] = SimpleQueue()
+    done: SimpleQueue[tuple[int, Any, BaseException | None]] = SimpleQueue()
+
+    def help_out() -> None:
+        for number in iter(asked.get, None):
+            try:
+                done.put((number, work(parts[number]), None))
+            except BaseException as error:  # noqa: BLE001  # raised where it is awaited
+                done.put((number, None, error))
+
+    with tasks_at(help_out, min(THREADS, len(parts)), end=partial(_end, asked)) as helpers:
+        if not helpers:
+            yield from map(work, parts)
+            return
         # Twice as many as there are threads, lest one of them has nothing to do.
-        awaited = deque[Future[_R]](pool.submit(work, part) for part in islice(parts, 2 * THREADS))
-        while awaited:
-            yield awaited.popleft().result()
-            awaited.extend(pool.submit(work, part) for part in islice(parts, 1))
+        ahead = 2 * THREADS
+        for number in range(min(ahead, len(parts))):
+            asked.put(number)
+        came: dict[int, tuple[Any, BaseException | None]] = {}
+        for number in range(len(parts)):
+            while number not in came:
+                which, *found = done.get()
+                came[which] = (found[0], found[1])
+            result, error = came.pop(number)
+            if error is not None:
+                raise error
+            if number + ahead < len(parts):
+                asked.put(number + ahead)
+            yield result
+
+
+def _end(asked: SimpleQueue[int | None]) -> None:
+    with suppress(Empty):
+        while True:
+            asked.get_nowait()
+    for _ in range(THREADS):
+        asked.put(None)
