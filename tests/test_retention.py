@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ckptdb.catalog.catalog import Candidate
+from ckptdb.catalog.candidates import Candidate
 from ckptdb.errors import InvalidPolicy
 from ckptdb.retention import Policy, decide
 

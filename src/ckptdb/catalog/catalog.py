@@ -14,15 +14,14 @@ from typing import Any, cast
 
 from sqlalchemy import Connection, CursorResult, Executable, Row
 
-from ckptdb.catalog import store
+from ckptdb.catalog import candidates, store
+from ckptdb.catalog.candidates import Candidate, Wanted
 from ckptdb.catalog.engine import Database
 from ckptdb.catalog.paths import Paths, readable, storable
 from ckptdb.catalog.statements import (
     ADDED,
     BELONGINGS,
-    BELOW,
     BEST_STEP,
-    CANDIDATES,
     COUNT_LIVE,
     COUNT_RANKED,
     COUNTS,
@@ -32,7 +31,6 @@ from ckptdb.catalog.statements import (
     LATEST_STEP,
     LIVE,
     LIVE_AT_STEPS,
-    LIVE_TAGS,
     METRIC_NAMES,
     METRIC_NAMES_OF_RUN,
     NEWEST,
@@ -46,7 +44,6 @@ from ckptdb.catalog.statements import (
     RUNS_CALLED,
     STEPS_WITHOUT,
     TOP_STEPS,
-    VALUES,
     best_of_runs,
     chunks,
     listing,
@@ -104,27 +101,6 @@ class Recorded:
     gone: Mapping[str, tuple[str | None, str | None, str | None]] = field(default_factory=dict)
     annotations: Mapping[str, Annotations] = field(default_factory=dict)
     contents: Mapping[str, Checkpoint] = field(default_factory=dict)
-
-
-@dataclass(frozen=True, slots=True)
-class Candidate:
-    """A live checkpoint as retention sees it.
-
-    Attributes:
-        values: By metric, of those that were asked for, what is finite.
-        late: Metrics whose value was reported after the save, be it finite or not; what
-            training_info.json says of them does not count.
-        tags: When they were asked for.
-    """
-
-    step: int
-    uuid: str
-    values: Mapping[str, float]
-    pinned: bool = False
-    size_bytes: int | None = None
-    finalized_at: str | None = None
-    late: frozenset[str] = frozenset()
-    tags: frozenset[str] = frozenset()
 
 
 class Catalog:
@@ -186,44 +162,10 @@ class Catalog:
         rows = self._rows(STEPS_WITHOUT, {"run_id": run_id, "name": metric})
         return tuple(row.step for row in rows)
 
-    def candidates(
-        self, run_id: int, metrics: Sequence[str] = (), *, tags: bool = False
-    ) -> tuple[Candidate, ...]:
-        """Return a run's live, trusted checkpoints by step.
-
-        Args:
-            run_id: The run.
-            metrics: Whose values are wanted.
-            tags: Whether tags are wanted.
-        """
+    def candidates(self, run_id: int, wanted: Wanted) -> tuple[Candidate, ...]:
+        """Return a run's live, trusted checkpoints by step, as retention sees them."""
         with self.database.read() as connection:
-            rows = connection.execute(CANDIDATES, {"run_id": run_id}).all()
-            asked = {"run_id": run_id, "names": list(metrics)}
-            found = connection.execute(VALUES, asked).all() if metrics else []
-            marked = connection.execute(LIVE_TAGS, {"run_id": run_id}).all() if tags else []
-        values: dict[int, dict[str, float]] = {}
-        late: dict[int, set[str]] = {}
-        for row_id, name, value, source in found:
-            if value is not None:
-                values.setdefault(row_id, {})[name] = value
-            if source != TRAINING_INFO:
-                late.setdefault(row_id, set()).add(name)
-        named: dict[int, set[str]] = {}
-        for row_id, name in marked:
-            named.setdefault(row_id, set()).add(name)
-        return tuple(
-            Candidate(
-                row.step,
-                row.uuid,
-                values.get(row.id, {}),
-                bool(row.pinned),
-                row.size_bytes,
-                row.finalized_at,
-                frozenset(late.get(row.id, ())),
-                frozenset(named.get(row.id, ())),
-            )
-            for row in rows
-        )
+            return candidates.find(connection, run_id, wanted)
 
     def count_ranked(self, run_id: int, metric: str) -> int:
         """Return how many live, trusted checkpoints of a run have a finite value of a metric."""
@@ -231,19 +173,8 @@ class Catalog:
 
     def below(self, run_id: int, metric: str, mode: Mode, best: int) -> tuple[Candidate, ...]:
         """Return what of a run ranks below its ``best`` best checkpoints, the worst first."""
-        given = {"run_id": run_id, "name": metric, "best": best}
-        return tuple(
-            Candidate(
-                row.step,
-                row.uuid,
-                {metric: row.value},
-                bool(row.pinned),
-                row.size_bytes,
-                row.finalized_at,
-                frozenset() if row.source == TRAINING_INFO else frozenset({metric}),
-            )
-            for row in self._rows(BELOW[mode], given)
-        )
+        with self.database.read() as connection:
+            return candidates.find_below(connection, run_id, metric, mode, best)
 
     def newest_steps(self, run_id: int, count: int) -> tuple[int, ...]:
         """Return the highest steps of a run's trusted checkpoints, the highest first."""

@@ -1,8 +1,14 @@
 """What to keep and why: rules, what a run's configuration says in them, and their verdict."""
 
-from ckptdb.retention.policy import Decision, Policy, decide, decide_below
+from ckptdb.retention.decision import Decision, decide, decide_below
+from ckptdb.retention.plan import Plan, Standing
+from ckptdb.retention.policy import Policy
 from ckptdb.retention.rules import (
+    Ancestors,
+    AtMost,
+    Awaiting,
     Best,
+    Clause,
     EveryHours,
     EverySteps,
     Latest,
@@ -10,21 +16,28 @@ from ckptdb.retention.rules import (
     Rule,
     Steps,
     Tagged,
-    parse,
-    parse_all,
+    Where,
 )
+from ckptdb.retention.text import parse, parse_all
 
 __all__ = [
+    "Ancestors",
+    "AtMost",
+    "Awaiting",
     "Best",
+    "Clause",
     "Decision",
     "EveryHours",
     "EverySteps",
     "Latest",
     "NewerThan",
+    "Plan",
     "Policy",
     "Rule",
+    "Standing",
     "Steps",
     "Tagged",
+    "Where",
     "decide",
     "decide_below",
     "parse",

@@ -1,25 +1,29 @@
-"""What to keep and why. Pure: it looks at records and touches nothing."""
+"""What a run's configuration says about what stays, in rules."""
 
 from __future__ import annotations
 
-import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import cast
 
-from ckptdb.catalog.catalog import Candidate
+from ckptdb.catalog.candidates import Wanted
 from ckptdb.errors import InvalidPolicy
 from ckptdb.records import Mode
 from ckptdb.retention.rules import (
+    Ancestors,
+    AtMost,
+    Awaiting,
     Best,
+    Clause,
     EverySteps,
     Latest,
     Rule,
     Tagged,
+    Where,
     judged_by,
     metrics_of,
-    parse_all,
 )
+from ckptdb.retention.text import parse_all
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,9 +37,11 @@ class Policy:
         keep_top_k: Of the steps divisible by ``save_period``, keep this many of the best by
             ``metric``, of the newest when there is no metric, or all when None.
         ft_keep_latest_k: Keep this many of the newest, whatever their step.
-        metric: What the best are the best by, where a rule does not say so itself.
+        metric: What the best are the best by, where a rule does not say so itself, and what a
+            limit in bytes ranks by; None for the newest.
         mode: Direction of ``metric``; None only without one.
-        keep: What is kept besides: rules, or the texts of rules.
+        keep: What is kept besides: rules, or the texts of rules; and limits in bytes, the lowest
+            of which counts.
 
     Raises:
         InvalidPolicy: Lists everything about it that makes no sense.
@@ -46,7 +52,7 @@ class Policy:
     ft_keep_latest_k: int | None = None
     metric: str | None = None
     mode: Mode | None = None
-    keep: Sequence[Rule | str] = ()
+    keep: Sequence[Clause | str] = ()
 
     def __post_init__(self) -> None:
         least = {"save_period": 1, "keep_top_k": 0, "ft_keep_latest_k": 0}
@@ -77,121 +83,52 @@ class Policy:
             found.append(EverySteps(self.save_period))
         if self.ft_keep_latest_k is not None:
             found.append(Latest(self.ft_keep_latest_k))
-        keep = cast("tuple[Rule, ...]", self.keep)  # parsed when it was made
-        return (*found, *(judged_by(rule, self.metric, self.mode) for rule in keep))
+        rules = (clause for clause in self._clauses if not isinstance(clause, AtMost))
+        return (*found, *(judged_by(rule, self.metric, self.mode) for rule in rules))
+
+    @property
+    def at_most(self) -> AtMost | None:
+        """What the checkpoints that rules keep may take, except for those that never go."""
+        limits = [clause for clause in self._clauses if isinstance(clause, AtMost)]
+        return min(limits, key=lambda limit: limit.size_bytes, default=None)
 
     @property
     def has_limit(self) -> bool:
         """Whether anything can ever go."""
-        return bool(self.rules)
+        return bool(self._clauses) or bool(self.rules)
 
     @property
-    def metrics(self) -> tuple[str, ...]:
-        """What its rules rank by."""
-        return metrics_of(self.rules)
+    def ranked_by(self) -> tuple[str, ...]:
+        """The metrics that decide what goes."""
+        found = dict.fromkeys(metrics_of(self.rules))
+        if self.at_most is not None and self.metric is not None:
+            found[self.metric] = None
+        return tuple(found)
 
     @property
-    def asks_for_tags(self) -> bool:
-        """Whether a rule depends on tags."""
-        return any(isinstance(rule, Tagged) for rule in self.keep)
+    def wanted(self) -> Wanted:
+        """What has to be known of the candidates."""
+        rules = self.rules
+        awaited = [rule.metric for rule in rules if isinstance(rule, Awaiting)]
+        return Wanted(
+            metrics=tuple(dict.fromkeys([*self.ranked_by, *awaited])),
+            conditions=tuple(rule.condition for rule in rules if isinstance(rule, Where)),
+            tags=any(isinstance(rule, Tagged) for rule in rules),
+            ancestors=any(isinstance(rule, Ancestors) for rule in rules),
+        )
 
     def keeps_all(self, count: float) -> bool:
         """Whether nothing can go as long as there are no more than ``count`` checkpoints."""
+        if self.at_most is not None:
+            return False
         return not self.has_limit or any(_keeps_all(rule, count) for rule in self.rules)
+
+    @property
+    def _clauses(self) -> tuple[Clause, ...]:
+        return cast("tuple[Clause, ...]", self.keep)  # parsed when it was made
 
 
 def _keeps_all(rule: Rule, count: float) -> bool:
     if isinstance(rule, EverySteps):
         return rule.steps == 1
     return isinstance(rule, Best | Latest) and rule.period == 1 and rule.count >= count
-
-
-@dataclass(frozen=True, slots=True)
-class Decision:
-    """Whether one checkpoint stays, and the rule that says so."""
-
-    step: int
-    uuid: str
-    keep: bool
-    reason: str
-    size_bytes: int | None = None
-
-
-def decide(
-    candidates: Sequence[Candidate],
-    policy: Policy,
-    *,
-    exclude_latest: bool = True,
-    now: float | None = None,
-) -> tuple[Decision, ...]:
-    """Judge every live checkpoint of a run, by step.
-
-    Args:
-        candidates: All live, trusted checkpoints of the run.
-        policy: The rules.
-        exclude_latest: Always keep the highest step.
-        now: Seconds since the epoch; None for the clock's.
-    """
-    by_step = sorted(candidates, key=lambda c: c.step)
-    kept = _kept(by_step, policy, time.time() if now is None else now)
-    if exclude_latest and policy.has_limit:
-        kept |= {candidate.step: "kept: the latest" for candidate in by_step[-1:]}
-    return _decisions(by_step, kept, policy)
-
-
-def decide_below(
-    candidates: Sequence[Candidate], policy: Policy, newest: Sequence[int], *, exclude_latest: bool
-) -> tuple[Decision, ...]:
-    """Judge the checkpoints of a run that rank below the best ``keep_top_k``, as `decide` does.
-
-    Args:
-        candidates: All that rank there.
-        policy: Of nothing but ``keep_top_k`` by a metric, and the newest.
-        newest: The highest steps of the run, the highest first, as many as the policy keeps of
-            the newest, and at least one.
-        exclude_latest: Always keep the highest step.
-    """
-    latest = Latest(policy.ft_keep_latest_k or 0)
-    kept = dict.fromkeys(newest[: latest.count], f"kept: {latest}")
-    if exclude_latest:
-        kept |= dict.fromkeys(newest[:1], "kept: the latest")
-    return _decisions(candidates, kept, policy)
-
-
-def _kept(by_step: Sequence[Candidate], policy: Policy, now: float) -> dict[int, str]:
-    if not policy.has_limit:
-        return {candidate.step: "kept: no limit is set" for candidate in by_step}
-    kept: dict[int, str] = {}
-    for rule in policy.rules:  # the first that keeps it is the reason
-        for candidate in rule.kept(by_step, now):
-            kept.setdefault(candidate.step, f"kept: {rule}")
-    return kept
-
-
-def _decisions(
-    candidates: Sequence[Candidate], kept: Mapping[int, str], policy: Policy
-) -> tuple[Decision, ...]:
-    return tuple(
-        Decision(
-            c.step,
-            c.uuid,
-            c.pinned or c.step in kept,
-            "kept: pinned" if c.pinned else kept.get(c.step) or _why_not(c, policy),
-            c.size_bytes,
-        )
-        for c in candidates
-    )
-
-
-def _why_not(candidate: Candidate, policy: Policy) -> str:
-    # Of a rule that keeps none there is nothing to say.
-    rules = (rule for rule in policy.rules if getattr(rule, "count", 1))
-    reasons = [f"not {rule}{_shown(rule, candidate)}" for rule in rules]
-    return "retention: " + (", ".join(reasons) or "nothing but the latest is kept")
-
-
-def _shown(rule: Rule, candidate: Candidate) -> str:
-    if not isinstance(rule, Best) or rule.metric is None or candidate.step % rule.period:
-        return ""
-    value = candidate.values.get(rule.metric)
-    return " (no value)" if value is None else f" ({value:.6g})"

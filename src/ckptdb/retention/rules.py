@@ -1,21 +1,20 @@
 """Rules of retention: each keeps some of a run's checkpoints, and what any of them keeps stays.
 
 A rule has one text, e.g. ``best 3 by val:loss min``: it is written so in a config, on the command
-line and in the reasons that are recorded, and `parse` reads it back.
+line and in the reasons that are recorded, and `text.parse` reads it back.
 """
 
 from __future__ import annotations
 
-import re
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime
-from decimal import Decimal
 from typing import Protocol
 
-from ckptdb.catalog.catalog import Candidate
+from ckptdb.catalog.candidates import Candidate
 from ckptdb.errors import InvalidPolicy
 from ckptdb.records import MODES, Mode, rank_key
+from ckptdb.retention import units
 
 _HOUR_SECONDS = 3600.0
 
@@ -123,7 +122,7 @@ class EveryHours:
         _refuse(_positive(hours=self.hours))
 
     def __str__(self) -> str:
-        return f"every {_duration(self.hours)}"
+        return f"every {units.duration(self.hours)}"
 
     def kept(self, candidates: Sequence[Candidate], now: float) -> Iterable[Candidate]:
         """Return those that are far enough from the one kept before."""
@@ -149,7 +148,7 @@ class NewerThan:
         _refuse(_positive(hours=self.hours))
 
     def __str__(self) -> str:
-        return f"newer than {_duration(self.hours)}"
+        return f"newer than {units.duration(self.hours)}"
 
     def kept(self, candidates: Sequence[Candidate], now: float) -> Iterable[Candidate]:
         """Return the young ones."""
@@ -190,7 +189,78 @@ class Tagged:
         return [c for c in candidates if (c.tags if self.name is None else self.name in c.tags)]
 
 
-def metrics_of(rules: Iterable[Rule]) -> tuple[str, ...]:
+@dataclass(frozen=True, slots=True)
+class Awaiting:
+    """Those that lack a metric, for so many hours after they were published.
+
+    A value that is not finite is no longer awaited when it was reported after the save.
+    """
+
+    metric: str
+    hours: float
+
+    def __post_init__(self) -> None:
+        _refuse(_positive(hours=self.hours) + _named(metric=self.metric))
+
+    def __str__(self) -> str:
+        return f"awaiting {self.metric} for {units.duration(self.hours)}"
+
+    def kept(self, candidates: Sequence[Candidate], now: float) -> Iterable[Candidate]:
+        """Return the young ones without it."""
+        return [
+            c
+            for c in NewerThan(self.hours).kept(candidates, now)
+            if self.metric not in c.values and self.metric not in c.late
+        ]
+
+
+@dataclass(frozen=True, slots=True)
+class Ancestors:
+    """Those that training was resumed from, as long as something of what came of it is live."""
+
+    def __str__(self) -> str:
+        return "ancestors"
+
+    def kept(self, candidates: Sequence[Candidate], now: float) -> Iterable[Candidate]:
+        """Return the ancestors."""
+        return [c for c in candidates if c.ancestor]
+
+
+@dataclass(frozen=True, slots=True)
+class Where:
+    """Those for which a condition in SQL holds, over their columns and metrics."""
+
+    condition: str
+
+    def __post_init__(self) -> None:
+        _refuse(_named(condition=self.condition))
+
+    def __str__(self) -> str:
+        return f"where {self.condition}"
+
+    def kept(self, candidates: Sequence[Candidate], now: float) -> Iterable[Candidate]:
+        """Return those that the catalog found."""
+        return [c for c in candidates if self.condition in c.matches]
+
+
+@dataclass(frozen=True, slots=True)
+class AtMost:
+    """No rule but a limit: of what the rules keep, those ranked lowest go until the rest fits."""
+
+    size_bytes: int
+
+    def __post_init__(self) -> None:
+        _refuse(_at_least(0, size_bytes=self.size_bytes))
+
+    def __str__(self) -> str:
+        return f"at most {units.size(self.size_bytes)}"
+
+
+Clause = Rule | AtMost
+"""What a policy is made of."""
+
+
+def metrics_of(rules: Iterable[Clause]) -> tuple[str, ...]:
     """Return the metrics that rules rank by, each once."""
     ranking = (rule for rule in rules if isinstance(rule, Best) and rule.count)
     return tuple(dict.fromkeys(rule.metric for rule in ranking if rule.metric is not None))
@@ -201,73 +271,6 @@ def judged_by(rule: Rule, metric: str | None, mode: Mode | None) -> Rule:
     if isinstance(rule, Best) and rule.metric is None and metric is not None:
         return replace(rule, metric=metric, mode=mode)
     return rule
-
-
-# --- text -------------------------------------------------------------------------------
-
-_NUMBER = r"(\d+)"
-_AMOUNT = r"(\d+(?:\.\d+)?)"
-_UNIT = r"(minute|hour|day)s?"
-_FORMS: Mapping[str, tuple[str, Callable[..., Rule]]] = {
-    "best K [by METRIC min|max] [of every N steps]": (
-        rf"best {_NUMBER}(?: by (.+?) (min|max))?(?: of every {_NUMBER} steps?)?",
-        lambda count, metric, mode, period: Best(int(count), metric, mode, int(period or 1)),
-    ),
-    "latest K [of every N steps]": (
-        rf"latest {_NUMBER}(?: of every {_NUMBER} steps?)?",
-        lambda count, period: Latest(int(count), int(period or 1)),
-    ),
-    "every N steps": (f"every {_NUMBER} steps?", lambda steps: EverySteps(int(steps))),
-    "every N hours": (f"every {_AMOUNT} {_UNIT}", lambda n, unit: EveryHours(_hours(n, unit))),
-    "newer than N hours": (
-        f"newer than {_AMOUNT} {_UNIT}", lambda n, unit: NewerThan(_hours(n, unit))
-    ),
-    "steps N,N,...": (
-        r"steps? (\d+(?:\s*,\s*\d+)*)",
-        lambda listed: Steps(tuple(int(step) for step in listed.split(","))),
-    ),
-    "tagged [NAME]": ("tagged(?: (.+))?", Tagged),
-}  # fmt: skip
-
-
-def parse(text: str) -> Rule:
-    """Read a rule from its text; hours may also be minutes or days.
-
-    Raises:
-        InvalidPolicy: It is none; the message lists what there is.
-    """
-    for pattern, make in _FORMS.values():
-        found = re.fullmatch(pattern, text.strip())
-        if found:
-            return make(*found.groups())
-    forms = "; ".join(_FORMS)
-    raise InvalidPolicy([f"{text!r} is no rule; there are: {forms}"])
-
-
-def parse_all(rules: Iterable[Rule | str]) -> tuple[tuple[Rule, ...], tuple[str, ...]]:
-    """Return rules for rules and texts of rules, and what is wrong with the texts that are none."""
-    found: list[Rule] = []
-    faults: list[str] = []
-    for rule in rules:
-        try:
-            found.append(parse(rule) if isinstance(rule, str) else rule)
-        except InvalidPolicy as error:
-            faults += error.faults
-    return tuple(found), tuple(faults)
-
-
-def _hours(amount: str, unit: str) -> float:
-    number = float(amount)
-    return number / 60 if unit == "minute" else number * 24 if unit == "day" else number
-
-
-def _duration(hours: float) -> str:
-    """Return a time in the largest unit of which it is a whole number, or else in hours."""
-    for unit, in_an_hour in (("day", 1 / 24), ("hour", 1), ("minute", 60)):
-        count = round(hours * in_an_hour)
-        if count and _hours(str(count), unit) == hours:
-            return f"{count} {unit}{'s' if count > 1 else ''}"
-    return f"{Decimal(repr(hours)):f} hours"  # exactly, and never with an exponent
 
 
 def _of_every(period: int) -> str:
@@ -287,6 +290,10 @@ def _at_least(least: int, **named: object) -> list[str]:
         for name, value in named.items()
         if not isinstance(value, int) or isinstance(value, bool) or value < least
     ]
+
+
+def _named(**texts: str) -> list[str]:
+    return [f"{name} must not be empty" for name, text in texts.items() if not text.strip()]
 
 
 def _positive(**named: float) -> list[str]:

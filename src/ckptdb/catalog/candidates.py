@@ -1,0 +1,111 @@
+"""What retention is told of a run's live checkpoints: no more than its rules ask for."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from sqlalchemy import Connection, Row
+
+from ckptdb.catalog.statements import BELOW, CANDIDATES, LIVE_TAGS, VALUES
+from ckptdb.records import TRAINING_INFO, Mode
+
+
+@dataclass(frozen=True, slots=True)
+class Candidate:
+    """A live, trusted checkpoint as retention sees it.
+
+    Attributes:
+        values: By metric, of those that were asked for, what is finite.
+        late: Metrics whose value was reported after the save, be it finite or not; what
+            training_info.json says of them does not count.
+        tags: When they were asked for.
+        matches: Of the conditions that were asked for, those that hold.
+        resumed_at: When training was last resumed from it.
+        ancestor: Whether training was resumed from it and something of what came of that is
+            live, when it was asked for.
+    """
+
+    step: int
+    uuid: str
+    values: Mapping[str, float]
+    pinned: bool = False
+    size_bytes: int | None = None
+    finalized_at: str | None = None
+    late: frozenset[str] = frozenset()
+    tags: frozenset[str] = frozenset()
+    matches: frozenset[str] = frozenset()
+    resumed_at: str | None = None
+    ancestor: bool = False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Wanted:
+    """What has to be known of candidates besides their rows.
+
+    Attributes:
+        metrics: Whose values.
+        conditions: In SQL, to be tried on each.
+        tags: Whether their tags.
+        ancestors: Whether what they are to others.
+    """
+
+    metrics: tuple[str, ...] = ()
+    conditions: tuple[str, ...] = ()
+    tags: bool = False
+    ancestors: bool = False
+
+
+@dataclass(slots=True)
+class _Known:
+    values: dict[str, float] = field(default_factory=dict)
+    late: set[str] = field(default_factory=set)
+    tags: set[str] = field(default_factory=set)
+
+
+def find(connection: Connection, run_id: int, wanted: Wanted) -> tuple[Candidate, ...]:
+    """Return a run's live, trusted checkpoints by step."""
+    rows = connection.execute(CANDIDATES, {"run_id": run_id}).all()
+    known: dict[int, _Known] = {row.id: _Known() for row in rows}
+    nobody = _Known()  # of what has come or gone between two questions
+    if wanted.metrics:
+        asked = {"run_id": run_id, "names": list(wanted.metrics)}
+        for row_id, name, value, source in connection.execute(VALUES, asked):
+            of = known.get(row_id, nobody)
+            if value is not None:
+                of.values[name] = value
+            if source != TRAINING_INFO:
+                of.late.add(name)
+    if wanted.tags:
+        for row_id, name in connection.execute(LIVE_TAGS, {"run_id": run_id}):
+            known.get(row_id, nobody).tags.add(name)
+    return tuple(_candidate(row, known[row.id]) for row in rows)
+
+
+def find_below(
+    connection: Connection, run_id: int, metric: str, mode: Mode, best: int
+) -> tuple[Candidate, ...]:
+    """Return what of a run ranks below its ``best`` best checkpoints, the worst first."""
+    given = {"run_id": run_id, "name": metric, "best": best}
+    rows = connection.execute(BELOW[mode], given).all()
+    return tuple(
+        _candidate(
+            row,
+            _Known({metric: row.value}, set() if row.source == TRAINING_INFO else {metric}),
+        )
+        for row in rows
+    )
+
+
+def _candidate(row: Row[Any], known: _Known) -> Candidate:
+    return Candidate(
+        row.step,
+        row.uuid,
+        known.values,
+        bool(row.pinned),
+        row.size_bytes,
+        row.finalized_at,
+        frozenset(known.late),
+        frozenset(known.tags),
+    )

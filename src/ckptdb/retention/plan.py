@@ -1,0 +1,92 @@
+"""A plan of retention: what of a run stays and goes, and what that makes of best and latest."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Final
+
+from ckptdb.catalog.candidates import Candidate
+from ckptdb.records import Mode, rank_key
+from ckptdb.retention.decision import Decision, decide
+from ckptdb.retention.policy import Policy
+
+_TOP: Final = 3
+
+
+@dataclass(frozen=True, slots=True)
+class Standing:
+    """Which steps of a run are its best, its latest and its top 3; without a metric, the newest."""
+
+    best: int | None
+    latest: int | None
+    top: tuple[int, ...]
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return it for JSON."""
+        return {"best": self.best, "latest": self.latest, "top": list(self.top)}
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """What a policy does to a run at one moment.
+
+    Attributes:
+        decisions: For each live checkpoint whether it stays and why, by step.
+        before: The run as it is.
+        after: The run without what goes.
+    """
+
+    decisions: tuple[Decision, ...] = ()
+    before: Standing = Standing(None, None, ())
+    after: Standing = Standing(None, None, ())
+
+    @property
+    def gone(self) -> tuple[Decision, ...]:
+        """What goes."""
+        return tuple(decision for decision in self.decisions if not decision.keep)
+
+    @property
+    def freed_bytes(self) -> int:
+        """Sum of what goes."""
+        return sum(decision.size_bytes or 0 for decision in self.gone)
+
+
+def make(
+    candidates: Sequence[Candidate],
+    policy: Policy,
+    *,
+    exclude_latest: bool = True,
+    leased: Mapping[str, str] | None = None,
+    now: float | None = None,
+) -> Plan:
+    """Plan what `decide` decides, with the same arguments."""
+    decisions = decide(
+        candidates, policy, exclude_latest=exclude_latest, leased=leased, now=now
+    )
+    staying = {decision.uuid for decision in decisions if decision.keep}
+    return Plan(
+        decisions,
+        standing(candidates, policy.metric, policy.mode),
+        standing([c for c in candidates if c.uuid in staying], policy.metric, policy.mode),
+    )
+
+
+def standing(candidates: Sequence[Candidate], metric: str | None, mode: Mode | None) -> Standing:
+    """Return where a run would stand if these were its checkpoints."""
+    steps = sorted((candidate.step for candidate in candidates), reverse=True)
+    latest = steps[0] if steps else None
+    if metric is None or mode is None:
+        return Standing(latest, latest, tuple(steps[:_TOP]))
+    ranked = sorted(
+        (c for c in candidates if metric in c.values),
+        key=lambda c: rank_key(c.values[metric], c.step, mode),
+    )
+    top = tuple(candidate.step for candidate in ranked[:_TOP])
+    return Standing(top[0] if top else latest, latest, top)
+
+
+def fingerprint(lines: Iterable[str]) -> str:
+    """Return what a plan is known by: another as soon as a line of it is another."""
+    return hashlib.sha256("\n".join(lines).encode(errors="surrogateescape")).hexdigest()[:16]

@@ -1,0 +1,45 @@
+"""Times and sizes as people write them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from decimal import Decimal
+from typing import Final
+
+_MINUTES: Final[Mapping[str, int]] = {"day": 24 * 60, "hour": 60, "minute": 1}
+_BYTES: Final[Mapping[str, int]] = {
+    **{f"{prefix}B": 1000**power for power, prefix in enumerate(("", "K", "M", "G", "T"))},
+    **{f"{prefix}iB": 1024**power for power, prefix in enumerate("KMGT", 1)},
+}
+
+DURATION: Final = r"(\d+(?:\.\d+)?) (minute|hour|day)s?"
+"""A pattern with two groups, which are the arguments of `hours`."""
+
+SIZE: Final = rf"(\d+(?:\.\d+)?) ?({'|'.join(_BYTES)})"
+"""A pattern with two groups, which are the arguments of `size_bytes`."""
+
+
+def hours(amount: str, unit: str) -> float:
+    """Return how many hours so many minutes, hours or days are."""
+    return float(amount) * _MINUTES[unit] / 60
+
+
+def duration(hours: float) -> str:
+    """Return a time in the largest unit of which it is a whole number, or else in hours."""
+    for unit, minutes in _MINUTES.items():
+        count = round(hours * 60 / minutes)
+        if count and count * minutes / 60 == hours:
+            return f"{count} {unit}{'s' if count > 1 else ''}"
+    return f"{Decimal(repr(hours)):f} hours"  # exactly, and never with an exponent
+
+
+def size_bytes(amount: str, unit: str) -> int:
+    """Return how many bytes so many KB, MiB, … are; a part of a byte does not count."""
+    return int(Decimal(amount) * _BYTES[unit])
+
+
+def size(count: int) -> str:
+    """Return a number of bytes in the unit of which it is the smallest whole number."""
+    whole = [(count // each, unit) for unit, each in _BYTES.items() if count % each == 0]
+    number, unit = min(whole)
+    return f"{number} {unit}"
