@@ -25,6 +25,7 @@ from ckptdb.errors import (
     InvalidConfig,
     InvalidStep,
     NoCheckpointHere,
+    PlanChanged,
     SaveFailed,
     StepTaken,
     UnreadableInfo,
@@ -795,20 +796,41 @@ def test_rules_and_the_settings_of_nemo_are_one_union(make):
 
 def test_what_would_go_is_said_before_and_goes_then(make):
     manager = make(metric_name="loss")
-    assert manager.plan_retention() == ()
+    assert manager.plan_retention().decisions == ()
     for step, loss in {1: 0.5, 2: 0.1, 3: 0.9, 4: 0.2}.items():
         save(manager, step, loss=loss)
-    assert {d.reason for d in manager.plan_retention()} == {"kept: no limit is set"}
+    assert {d.reason for d in manager.plan_retention().decisions} == {"kept: no limit is set"}
     manager.keep_top_k = 1
     for exclude_latest, kept in ((True, [2, 4]), (False, [2])):
         plan = manager.plan_retention(exclude_latest=exclude_latest)
-        assert [d.step for d in plan if d.keep] == kept
+        assert [d.step for d in plan.decisions if d.keep] == kept
+        assert (plan.before.top, plan.after.best) == ((2, 4, 1), 2)
         assert steps(manager) == [1, 2, 3, 4]
+    assert (plan.before.latest, plan.after.latest) == (4, 2)
     manager.remove_old_checkpoints()
     assert steps(manager) == [2, 4]
     with Registry.open(manager.checkpoint_dir) as registry:
         gone = {cp.step: cp.deleted_reason for cp in registry.checkpoints(status="deleted")}
-    assert gone == {d.step: d.reason for d in plan if d.step in (1, 3)}
+    assert gone == {d.step: d.reason for d in plan.decisions if d.step in (1, 3)}
+
+
+def test_a_plan_is_applied_as_it_was_told_or_not_at_all(make):
+    manager = make(metric_name="loss")
+    for step, loss in {1: 0.5, 2: 0.1, 3: 0.9, 4: 0.2}.items():
+        save(manager, step, loss=loss)
+    manager.keep = ["best 1"]
+    told = manager.plan_retention(exclude_latest=False)
+    with Registry.open(manager.checkpoint_dir) as registry:
+        registry.pin(None, 3)
+    with pytest.raises(PlanChanged, match="Nothing went"):
+        manager.apply_retention(told)
+    assert steps(manager) == [1, 2, 3, 4]
+    told = manager.plan_retention(exclude_latest=False)
+    assert told.freed_bytes > 0
+    manager.apply_retention(told)
+    assert steps(manager) == [2, 3]
+    manager.apply_retention(manager.plan_retention())
+    assert steps(manager) == [2, 3]
 
 
 def test_a_metric_that_nobody_has_is_told_once_before_the_first_goes(make):

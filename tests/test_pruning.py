@@ -9,6 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from ckptdb.catalog.candidates import Wanted
 from ckptdb.catalog.catalog import Catalog
 from ckptdb.catalog.engine import Database
 from ckptdb.catalog.store import Changes
@@ -60,7 +61,9 @@ def add_run(catalog, values, pinned):
 def test_what_goes_is_the_same(catalog, values, pinned, best, newest, mode, exclude_latest):
     run_id = add_run(catalog, values, pinned)
     policy = Policy(keep_top_k=best, ft_keep_latest_k=newest, metric="loss", mode=mode)
-    every = decide(catalog.candidates(run_id, ["loss"]), policy, exclude_latest=exclude_latest)
+    every = decide(
+        catalog.candidates(run_id, Wanted(metrics=("loss",))), policy, exclude_latest=exclude_latest
+    )
     below = catalog.below(run_id, "loss", mode, best)
     assert len(below) == max(len(values) - best, 0)
     latest = catalog.newest_steps(run_id, max(newest or 0, 1))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from datetime import UTC, datetime
 
 import pytest
@@ -12,16 +13,22 @@ from hypothesis import strategies as st
 from ckptdb.catalog.candidates import Candidate
 from ckptdb.errors import InvalidPolicy
 from ckptdb.retention import (
+    Ancestors,
+    AtMost,
+    Awaiting,
     Best,
     EveryHours,
     EverySteps,
     Latest,
     NewerThan,
     Policy,
+    Standing,
     Steps,
     Tagged,
+    Where,
     decide,
     parse,
+    plan,
 )
 
 NOW = datetime(2026, 11, 23, 12, tzinfo=UTC).timestamp()
@@ -47,9 +54,13 @@ def histories(draw):
             f"uuid {step}",
             draw(values),
             draw(st.booleans()),
-            10,
+            draw(st.sampled_from([None, 0, 10, 25])),
             at(hours),
+            late=frozenset(draw(st.sets(st.sampled_from(["loss", "acc"])))),
             tags=frozenset(draw(st.sets(st.sampled_from(["rc", "demo"])))),
+            matches=frozenset(draw(st.sets(st.sampled_from(["kl < 1", "size > 5"])))),
+            resumed_at=draw(st.none() | st.sampled_from([at(1), at(2)])),
+            ancestor=draw(st.booleans()),
         )
         for step, hours in zip(steps, ago, strict=True)
     ]
@@ -65,14 +76,18 @@ RULES = st.one_of(
     st.builds(NewerThan, st.sampled_from([0.5, 1, 2.5, 7])),
     st.builds(Steps, st.lists(st.integers(0, 40), min_size=1, max_size=4).map(tuple)),
     st.builds(Tagged, st.sampled_from([None, "rc", "demo", "else"])),
+    st.builds(Awaiting, st.sampled_from(["loss", "acc"]), st.sampled_from([0.5, 1, 2.5, 7])),
+    st.just(Ancestors()),
+    st.builds(Where, st.sampled_from(["kl < 1", "size > 5"])),
 )
+LEASES = st.dictionaries(st.integers(0, 40).map("uuid {}".format), st.just("somebody"), max_size=3)
 
 
 def hours_ago(candidate):
     return (NOW - datetime.fromisoformat(candidate.finalized_at).timestamp()) / HOUR
 
 
-def naive(rule, found):  # noqa: PLR0911  # one for each
+def naive(rule, found):  # noqa: C901, PLR0911  # one for each
     """Return the steps that a rule keeps, one by one."""
     periodic = [c for c in found if c.step % getattr(rule, "period", 1) == 0]
     if isinstance(rule, Best):
@@ -95,6 +110,13 @@ def naive(rule, found):  # noqa: PLR0911  # one for each
         return {c.step for c in found if c.tags and rule.name in {None, *c.tags}}
     if isinstance(rule, NewerThan):
         return {c.step for c in found if hours_ago(c) < rule.hours - 1e-9}
+    if isinstance(rule, Awaiting):
+        lacking = [c for c in found if not {rule.metric} & {*c.values, *c.late}]
+        return {c.step for c in lacking if hours_ago(c) < rule.hours - 1e-9}
+    if isinstance(rule, Ancestors):
+        return {c.step for c in found if c.ancestor}
+    if isinstance(rule, Where):
+        return {c.step for c in found if rule.condition in c.matches}
     kept, last = set(), math.inf
     for candidate in sorted(found, key=lambda c: (-hours_ago(c), c.step)):
         if last - hours_ago(candidate) >= rule.hours - 1e-9:
@@ -110,18 +132,89 @@ def test_a_rule_alone_keeps_what_its_text_says(found, rule):
     assert {c.step for c in parse(str(rule)).kept(found, NOW)} == naive(rule, found)
 
 
-@given(histories(), st.lists(RULES, min_size=1, max_size=4))
+def protected(found, leases):
+    kept = {c.step for c in found if c.pinned or c.uuid in leases} | {c.step for c in found[-1:]}
+    resumed = sorted((c.resumed_at, c.step) for c in found if c.resumed_at)
+    return kept | {step for _, step in resumed[-1:]}
+
+
+@given(histories(), st.lists(RULES, min_size=1, max_size=4), LEASES)
 @settings(max_examples=500)
-def test_a_union_keeps_what_any_of_its_rules_keeps(found, rules):
-    decisions = decide(found, Policy(keep=tuple(rules)), now=NOW)
-    expected = {c.step for c in found if c.pinned} | {c.step for c in found[-1:]}
+def test_a_union_keeps_what_any_of_its_rules_keeps(found, rules, leases):
+    decisions = decide(found, Policy(keep=tuple(rules)), leased=leases, now=NOW)
+    expected = protected(found, leases)
     for rule in rules:
         expected |= naive(rule, found)
     assert {d.step for d in decisions if d.keep} == expected
     texts = {f"kept: {rule}" for rule in rules} | {"kept: pinned", "kept: the latest"}
+    texts |= {"kept: leased by somebody", "kept: training was resumed from it"}
     for decision in decisions:
         assert decision.reason in texts or decision.reason.startswith("retention: not")
         assert decision.keep == (decision.reason in texts)
+
+
+@given(
+    found=histories(),
+    rules=st.lists(RULES, max_size=2),
+    limit=st.sampled_from([0, 9, 10, 30, 60, 1000]),
+    ranking=st.sampled_from([(None, None), ("loss", "min"), ("acc", "max")]),
+    leases=LEASES,
+)
+@settings(max_examples=1000)
+def test_a_limit_in_bytes_takes_the_lowest_ranked_until_the_rest_fits(
+    found, rules, limit, ranking, leases
+):
+    metric, mode = ranking
+    policy = Policy(metric=metric, mode=mode, keep=(*rules, AtMost(limit), AtMost(limit + 5)))
+    decisions = decide(found, policy, leased=leases, now=NOW)
+    safe = protected(found, leases)
+    staying = set() if rules else {c.step for c in found}
+    for rule in rules:
+        staying |= naive(rule, found)
+    staying |= safe
+    by_step = {c.step: c for c in found}
+
+    def taken():
+        return sum(by_step[step].size_bytes or 0 for step in staying)
+
+    best_first = Best(len(found), metric, mode)
+    for size in range(len(found), 0, -1):
+        # The last one of all that are left is the one that the next larger "best" does not have.
+        lowest = naive(replace(best_first, count=size), found) - naive(
+            replace(best_first, count=size - 1), found
+        )
+        if taken() > limit and any(by_step[step].size_bytes for step in lowest):
+            staying -= lowest - safe
+    assert {d.step for d in decisions if d.keep} == staying
+    assert taken() <= limit or all(not by_step[s].size_bytes for s in staying - safe)
+
+
+def test_the_reason_of_a_limit_tells_rank_and_value():
+    found = [Candidate(s, f"uuid {s}", {"loss": s / 10}, size_bytes=10) for s in (1, 2, 3, 4)]
+    limited = Policy(metric="loss", mode="min", keep=["at most 25 B"])
+    assert [(d.step, d.reason) for d in decide(found, limited)] == [
+        (1, "kept: at most 25 B"),
+        (2, "retention: at most 25 B, ranked 2 of 4 by loss min (0.2)"),
+        (3, "retention: at most 25 B, ranked 3 of 4 by loss min (0.3)"),
+        (4, "kept: the latest"),
+    ]
+    assert [d.reason for d in decide(found[:3], Policy(keep=["at most 20 B"]))] == [
+        "retention: at most 20 B, ranked 3 of 3 by step",
+        "kept: at most 20 B",
+        "kept: the latest",
+    ]
+
+
+def test_a_plan_tells_what_becomes_of_best_latest_and_top():
+    found = [Candidate(s, f"uuid {s}", {"loss": 1 / s}, size_bytes=10) for s in (1, 2, 3, 4, 5)]
+    by_loss = plan.make(found, Policy(1, 1, None, "loss", "max"), exclude_latest=False)
+    assert by_loss.before == Standing(1, 5, (1, 2, 3))
+    assert by_loss.after == Standing(1, 1, (1,))
+    assert by_loss.freed_bytes == 40
+    nobodys = plan.make(found, Policy(keep=["steps 1,2"]))
+    assert (nobodys.before, nobodys.after) == (Standing(5, 5, (5, 4, 3)), Standing(5, 5, (5, 2, 1)))
+    lost = plan.of(nobodys.decisions, found[2:4], Policy(metric="loss", mode="min"))
+    assert (lost.before, lost.after) == (Standing(4, 4, (4, 3)), Standing(None, None, ()))
 
 
 @given(histories(), st.lists(RULES, min_size=1, max_size=4))
@@ -168,6 +261,13 @@ def test_nemo_settings_and_their_rules_agree(found, period, top, newest, ranking
         ("newer than 1.5 hours", NewerThan(1.5)),
         ("steps 10,20, 30", Steps((10, 20, 30))),
         ("step 7", Steps((7,))),
+        ("awaiting mmlu for 2 hours", Awaiting("mmlu", 2)),
+        ("awaiting a for b for 30 minutes", Awaiting("a for b", 0.5)),
+        ("ancestors", Ancestors()),
+        ("where kl < 0.1 AND step > 5", Where("kl < 0.1 AND step > 5")),
+        ("at most 500 GB", AtMost(500 * 10**9)),
+        ("at most 1.5TiB", AtMost(3 * 2**39)),
+        ("at most 0 B", AtMost(0)),
         ("tagged", Tagged()),
         ("tagged release candidate", Tagged("release candidate")),
         ("  latest 1 ", Latest(1)),
@@ -190,9 +290,13 @@ def test_a_rule_is_read_from_its_text_and_written_back(text, rule):
         (NewerThan(0.001), "newer than 0.001 hours"),
         (NewerThan(1e-05), "newer than 0.00001 hours"),
         (EveryHours(0.123456789), "every 0.123456789 hours"),
+        (AtMost(2 * 10**12), "at most 2 TB"),
+        (AtMost(1500), "at most 1500 B"),
+        (AtMost(3 * 2**30), "at most 3 GiB"),
+        (AtMost(0), "at most 0 B"),
     ],
 )
-def test_a_time_is_told_in_the_unit_that_fits(rule, text):
+def test_a_time_or_a_size_is_told_in_the_unit_that_fits(rule, text):
     assert str(rule) == text
     assert parse(text) == rule
 
@@ -220,7 +324,7 @@ def test_what_is_no_rule_is_refused_in_one_sentence(text, why):
 def test_a_rule_without_a_metric_takes_that_of_the_run():
     policy = Policy(metric="loss", mode="max", keep=(Best(2), Best(1, "acc", "min")))
     assert policy.rules == (Best(2, "loss", "max"), Best(1, "acc", "min"))
-    assert policy.metrics == ("loss", "acc")
+    assert policy.ranked_by == ("loss", "acc")
 
 
 def test_a_policy_takes_texts_and_tells_all_that_are_none():

@@ -11,7 +11,7 @@ from typing import Any, Literal, NotRequired, TypedDict
 
 from ckptdb import caller
 from ckptdb.errors import InvalidConfig
-from ckptdb.retention import Rule, parse_all
+from ckptdb.retention import Clause, parse_all
 
 Durability = Literal["full", "none"]
 
@@ -108,7 +108,7 @@ class Settings:
     catalog: str | os.PathLike[str] | None
     durable: bool
     exclusive: bool
-    keep: tuple[Rule, ...] = ()
+    keep: tuple[Clause, ...] = ()
     attributes: Mapping[str, Any] = field(default_factory=dict)
 
 
@@ -188,7 +188,7 @@ def _check_kinds(values: Mapping[str, Any], faults: list[str]) -> None:
         faults.append(f"catalog must be a path or a database URL, not {catalog!r}")
 
 
-def _rules(value: object, faults: list[str]) -> tuple[Rule, ...]:
+def _rules(value: object, faults: list[str]) -> tuple[Clause, ...]:
     texts = [value] if isinstance(value, str) else [] if value is None else value
     if not isinstance(texts, Sequence) or not all(isinstance(text, str) for text in texts):
         faults.append(f"keep must be rules such as 'latest 3', not {value!r}")

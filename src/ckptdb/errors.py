@@ -140,7 +140,7 @@ class PlanChanged(CkptdbError):
         named = ", ".join(map(repr, runs)) or "the runs that were planned for"
         super().__init__(
             f"What would go from {named} is not what was planned: something has changed since. "
-            "Nothing went; look at a new plan with --dry-run."
+            "Nothing went; look at a new plan (`--dry-run`, `plan_retention()`) and decide again."
         )
 
 

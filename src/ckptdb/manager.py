@@ -26,11 +26,11 @@ from ckptdb.catalog.catalog import Catalog
 from ckptdb.config import CheckpointingConfig, PretrainedCheckpointConfig
 from ckptdb.disk import info, names, scan
 from ckptdb.disk.lease import Lease
-from ckptdb.disk.publish import Publisher
-from ckptdb.errors import CkptdbError, NoCheckpointHere, UnreadableInfo
+from ckptdb.disk.publish import Doomed, Publisher
+from ckptdb.errors import CkptdbError, NoCheckpointHere, PlanChanged, UnreadableInfo
 from ckptdb.index import RunIndex, find_location
 from ckptdb.records import Checkpoint, Mode
-from ckptdb.retention import Decision, Policy, Rule, decide
+from ckptdb.retention import Clause, Plan, Policy
 
 __all__ = [
     "CheckpointManager",
@@ -61,7 +61,7 @@ class CheckpointManager:
     save_period: int
     keep_top_k: int | None
     ft_keep_latest_k: int | None
-    keep: Sequence[Rule | str]
+    keep: Sequence[Clause | str]
     save_optimizer: bool
     model_save_format: str | None
     save_consolidated: bool
@@ -241,29 +241,30 @@ class CheckpointManager:
         """
         policy = self._policy
         doomed = pruning.choose(self._index, self._directory, policy, exclude_latest=exclude_latest)
-        if not doomed:
-            return
-        self._warn_of_unknown_metrics(policy)
-        retired = self._publisher.retire(doomed)
-        for checkpoint in retired.gone:
-            _logger.info("retired %s: %s", checkpoint.path, checkpoint.deleted_reason)
-        self._index.tell(retired.gone, retired.span)
-        self._background.submit(self._empty_trash)
+        if doomed:
+            self._warn_of_unknown_metrics(policy)
+            self._retire(doomed)
 
-    def plan_retention(self, *, exclude_latest: bool = True) -> tuple[Decision, ...]:
-        """Say what `remove_old_checkpoints` would keep and remove now, and why, by step.
+    def plan_retention(self, *, exclude_latest: bool = True) -> Plan:
+        """Say what `remove_old_checkpoints` would keep and remove now, and why.
 
         Args:
             exclude_latest: Always keep the highest step.
         """
-        policy = self._policy
+        return pruning.plan_all(self._index, self._policy, exclude_latest=exclude_latest)
 
-        def find(catalog: Catalog, run_id: int, _: object) -> tuple[Decision, ...]:
-            candidates = catalog.candidates(run_id, policy.metrics, tags=policy.asks_for_tags)
-            return decide(candidates, policy, exclude_latest=exclude_latest)
+    def apply_retention(self, planned: Plan) -> None:
+        """Do what `plan_retention` has said, or nothing.
 
-        nothing: tuple[Decision, ...] = ()
-        return self._index.ask(find, nothing=nothing)
+        Raises:
+            PlanChanged: Something else would go by now.
+        """
+        doomed = pruning.choose(
+            self._index, self._directory, self._policy, exclude_latest=planned.exclude_latest
+        )
+        if {doom.uuid for doom in doomed} != {decision.uuid for decision in planned.gone}:
+            raise PlanChanged([str(self.checkpoint_dir)])
+        self._retire(doomed)
 
     # --- questions ----------------------------------------------------------------------
 
@@ -414,10 +415,19 @@ class CheckpointManager:
             self._warn_if_pinned(replaced)
             self._background.submit(self._empty_trash)
 
-    def _warn_of_unknown_metrics(self, policy: Policy) -> None:
-        if self._looked_for.issuperset(policy.metrics):
+    def _retire(self, doomed: Sequence[Doomed]) -> None:
+        if not doomed:
             return
-        self._looked_for.update(policy.metrics)
+        retired = self._publisher.retire(doomed)
+        for checkpoint in retired.gone:
+            _logger.info("retired %s: %s", checkpoint.path, checkpoint.deleted_reason)
+        self._index.tell(retired.gone, retired.span)
+        self._background.submit(self._empty_trash)
+
+    def _warn_of_unknown_metrics(self, policy: Policy) -> None:
+        if self._looked_for.issuperset(policy.ranked_by):
+            return
+        self._looked_for.update(policy.ranked_by)
         unknown, known = pruning.find_unknown_metrics(self._index, policy)
         for metric in unknown:
             there_are = ", ".join(known) or "none"

@@ -7,13 +7,14 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from ckptdb.catalog.catalog import Candidate, Catalog
+from ckptdb.catalog.candidates import Candidate
+from ckptdb.catalog.catalog import Catalog
 from ckptdb.disk import info, names
 from ckptdb.disk.publish import Doomed
 from ckptdb.errors import UnreadableInfo
 from ckptdb.index import RunIndex
 from ckptdb.records import metrics_of
-from ckptdb.retention import Decision, Policy, decide, decide_below
+from ckptdb.retention import Decision, Plan, Policy, decide, decide_below, plan
 
 _COMPARED = 1000
 
@@ -43,12 +44,20 @@ def choose(
     if all(decision.keep for decision in judged[1]):
         return ()
     followed = index.follow()
-    if followed and followed.is_fresh and _agree_with_files(directory, policy.metrics, judged, 0):
+    if (
+        followed
+        and followed.is_fresh
+        and _agree_with_files(directory, policy.wanted.metrics, judged, 0)
+    ):
         return _doomed(judged)
 
     def by_files(catalog: Catalog, run_id: int, memo: Any) -> Judgement | None:
         judged = judge.wholly(catalog, run_id, memo)
-        return judged if _agree_with_files(directory, policy.metrics, judged, _COMPARED) else None
+        return (
+            judged
+            if _agree_with_files(directory, policy.wanted.metrics, judged, _COMPARED)
+            else None
+        )
 
     none: Judgement | None = _NOTHING
     agreed = index.ask(by_files, nothing=none)
@@ -59,11 +68,21 @@ def choose(
     return _doomed(agreed or _NOTHING)
 
 
+def plan_all(index: RunIndex, policy: Policy, *, exclude_latest: bool) -> Plan:
+    """Plan what `choose` returns, with every checkpoint of the run in it."""
+
+    def find(catalog: Catalog, run_id: int, _: Any) -> Plan:
+        candidates = catalog.candidates(run_id, policy.wanted)
+        return plan.make(candidates, policy, exclude_latest=exclude_latest)
+
+    return index.ask(find, nothing=Plan())
+
+
 def find_unknown_metrics(index: RunIndex, policy: Policy) -> tuple[list[str], tuple[str, ...]]:
     """Return what a policy ranks by and no checkpoint has ever had, and the metrics there are."""
 
     def find(catalog: Catalog, run_id: int, _: Any) -> tuple[list[str], tuple[str, ...]]:
-        missing = [name for name in policy.metrics if not catalog.count_ranked(run_id, name)]
+        missing = [name for name in policy.ranked_by if not catalog.count_ranked(run_id, name)]
         names = catalog.metric_names(run_id) if missing else ()
         return [name for name in missing if name not in names], names
 
@@ -104,10 +123,10 @@ class _Judge:
             followed.at_most = count
         if policy.keeps_all(count):
             return _NOTHING
-        candidates = catalog.candidates(run_id, policy.metrics, tags=policy.asks_for_tags)
+        candidates = catalog.candidates(run_id, policy.wanted)
         if followed:
             followed.ranked_by |= {
-                name for name in policy.metrics if all(name in c.values for c in candidates)
+                name for name in policy.ranked_by if all(name in c.values for c in candidates)
             }
         return candidates, decide(candidates, policy, exclude_latest=self._exclude_latest)
 

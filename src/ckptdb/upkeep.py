@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
-import hashlib
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from ckptdb import retention
 from ckptdb.catalog.catalog import Catalog, Seen
 from ckptdb.disk import identity, journal, manifest, scan
 from ckptdb.disk.publish import Doomed, Publisher
 from ckptdb.errors import PinnedCheckpoint, UnknownCheckpoint, UnknownDirection, UnknownMetric
 from ckptdb.records import Run
-from ckptdb.retention import Best, Decision, Policy, decide
+from ckptdb.retention import Best, Decision, Plan, Policy, Replay, Standing, plan
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,21 +36,25 @@ class Collected:
     """What went, or would go, from one run.
 
     Attributes:
-        decisions: For each live checkpoint whether it stays and why, when there was a policy.
+        retention: What a policy says, or what is deleted by hand; nothing of either without.
         leftovers: Unfinished saves and bytes that were retired before.
     """
 
     run: str
     directory: Path
-    decisions: tuple[Decision, ...]
+    retention: Plan
     leftovers: tuple[Leftover, ...]
     applied: bool
 
     @property
+    def decisions(self) -> tuple[Decision, ...]:
+        """For each checkpoint that was judged whether it stays and why."""
+        return self.retention.decisions
+
+    @property
     def freed_bytes(self) -> int:
         """Sum of what goes."""
-        gone = [d.size_bytes or 0 for d in self.decisions if not d.keep]
-        return sum(gone) + sum(left.size_bytes for left in self.leftovers)
+        return self.retention.freed_bytes + sum(left.size_bytes for left in self.leftovers)
 
     @property
     def plan(self) -> str:
@@ -58,7 +62,7 @@ class Collected:
         told = [str(self.directory)]
         told += [f"{d.uuid} {'keep' if d.keep else 'gone'} {d.size_bytes}" for d in self.decisions]
         told += [f"{left.path} {left.size_bytes}" for left in self.leftovers]
-        return hashlib.sha256("\n".join(told).encode(errors="surrogateescape")).hexdigest()[:16]
+        return plan.fingerprint(told)
 
     def as_dict(self) -> dict[str, Any]:
         """Return the plan for JSON."""
@@ -68,6 +72,8 @@ class Collected:
             "directory": str(self.directory),
             "applied": self.applied,
             "freed_bytes": self.freed_bytes,
+            "before": _standing(self.retention.before),
+            "after": _standing(self.retention.after),
             "checkpoints": [
                 {
                     "step": d.step,
@@ -90,7 +96,7 @@ class Collected:
         }
 
 
-def judge(catalog: Catalog, seen: Seen, policy: Policy) -> tuple[Decision, ...]:
+def judge(catalog: Catalog, seen: Seen, policy: Policy) -> Plan:
     """Say what a retention policy keeps of a run, and why; nothing without limits.
 
     Args:
@@ -103,26 +109,54 @@ def judge(catalog: Catalog, seen: Seen, policy: Policy) -> tuple[Decision, ...]:
         UnknownMetric: The best are to be kept, and no checkpoint has that metric.
     """
     if not policy.has_limit:
-        return ()
-    if policy.metric is None and seen.run.metric_name is not None:
-        policy = replace(policy, metric=seen.run.metric_name, mode=seen.run.mode)
-    candidates = catalog.candidates(seen.id, policy.metrics, tags=policy.asks_for_tags)
-    ranking = [rule for rule in policy.rules if isinstance(rule, Best) and rule.count]
-    if policy.keep_top_k and policy.metric is None:
-        ranking.append(Best(policy.keep_top_k))
-    for rule in ranking if candidates else ():
-        # A loop has chosen to have the newest for the best; somebody who asks by hand has not.
-        if rule.metric is None:
-            raise UnknownDirection(None, run=seen.run.name)
-        if all(rule.metric not in candidate.values for candidate in candidates):
-            known = set(catalog.metric_names(seen.id)) - {rule.metric}
-            raise UnknownMetric(rule.metric, known, run=seen.run.name)
-    return decide(candidates, policy)
+        return Plan()
+    policy = _judged_by_its_own(policy, seen.run)
+    candidates = catalog.candidates(seen.id, policy.wanted)
+    if candidates:
+        there_are = {name for candidate in candidates for name in candidate.values}
+        _refuse_to_guess(catalog, seen, policy, there_are)
+    return plan.make(candidates, policy)
 
 
-def choose(
-    catalog: Catalog, seen: Seen, steps: Sequence[int], *, force: bool
-) -> tuple[Decision, ...]:
+def replay(catalog: Catalog, seen: Seen, policy: Policy) -> Replay:
+    """Say what a policy would have made of a run, had it been the run's from the beginning.
+
+    Args:
+        catalog: Already reconciled with the run.
+        seen: The run.
+        policy: Its metric may be None for the run's own.
+
+    Raises:
+        UnknownDirection: The best are to be kept, and there is no metric to rank by.
+        UnknownMetric: The best are to be kept, and no checkpoint has ever had that metric.
+    """
+    policy = _judged_by_its_own(policy, seen.run)
+    history = catalog.checkpoints(run_id=seen.id)
+    if history:
+        _refuse_to_guess(catalog, seen, policy, set(catalog.metric_names(seen.id)))
+    return retention.replay(seen.run.name, history, policy)
+
+
+def _judged_by_its_own(policy: Policy, run: Run) -> Policy:
+    if policy.metric is not None or run.metric_name is None:
+        return policy
+    return replace(policy, metric=run.metric_name, mode=run.mode)
+
+
+def _refuse_to_guess(
+    catalog: Catalog, seen: Seen, policy: Policy, there_are: Collection[str]
+) -> None:
+    # A loop has chosen to have the newest for the best; somebody who asks by hand has not.
+    rules = (rule for rule in policy.rules if isinstance(rule, Best) and rule.count)
+    if any(rule.metric is None for rule in rules) or (policy.keep_top_k and policy.metric is None):
+        raise UnknownDirection(None, run=seen.run.name)
+    for metric in policy.ranked_by:
+        if metric not in there_are:
+            known = set(catalog.metric_names(seen.id)) - {metric}
+            raise UnknownMetric(metric, known, run=seen.run.name)
+
+
+def choose(catalog: Catalog, seen: Seen, steps: Sequence[int], *, force: bool) -> Plan:
     """Say what goes when the checkpoints at some steps are deleted by hand.
 
     Args:
@@ -142,21 +176,21 @@ def choose(
             raise UnknownCheckpoint(seen.run.name, step)
         if live[step].pinned and not force:
             raise PinnedCheckpoint(seen.run.name, step)
-    return tuple(
+    decisions = tuple(
         Decision(step, cp.uuid, keep=False, reason="by hand", size_bytes=cp.size_bytes)
         for step, cp in sorted(live.items())
     )
+    policy = _judged_by_its_own(Policy(), seen.run)
+    return plan.of(decisions, catalog.candidates(seen.id, policy.wanted), policy)
 
 
-def collect(
-    run: Run, publisher: Publisher, decisions: tuple[Decision, ...], *, dry_run: bool
-) -> Collected:
+def collect(run: Run, publisher: Publisher, judged: Plan, *, dry_run: bool) -> Collected:
     """Carry out what `judge` said, and remove what crashes left behind.
 
     Args:
         run: The run.
         publisher: Of the run.
-        decisions: Without any only leftovers are removed.
+        judged: Without any decision only leftovers are removed.
         dry_run: Only say what would go.
     """
     observed = scan.observe(publisher.directory)
@@ -177,15 +211,15 @@ def collect(
                 reason="discarded: left unfinished, removed by gc",
                 uuid=tmp.checkpoint.uuid,
             )
-        decisions = _retire(publisher, decisions, force=False)
+        judged = _retire(publisher, judged, force=False)
         publisher.empty_trash()
-    return Collected(run.name, publisher.directory, decisions, leftovers, not dry_run)
+    return Collected(run.name, publisher.directory, judged, leftovers, not dry_run)
 
 
 def remove(
     run: Run,
     publisher: Publisher,
-    decisions: tuple[Decision, ...],
+    chosen: Plan,
     *,
     force: bool,
     dry_run: bool,
@@ -195,15 +229,15 @@ def remove(
     Args:
         run: The run.
         publisher: Of the run.
-        decisions: What goes.
+        chosen: What goes.
         force: Also what is pinned by now.
         dry_run: Only say what would go.
     """
     if not dry_run:
         _make_space(publisher)
-        decisions = _retire(publisher, decisions, force=force)
+        chosen = _retire(publisher, chosen, force=force)
         publisher.empty_trash()
-    return Collected(run.name, publisher.directory, decisions, (), not dry_run)
+    return Collected(run.name, publisher.directory, chosen, (), not dry_run)
 
 
 def _make_space(publisher: Publisher) -> None:
@@ -212,18 +246,23 @@ def _make_space(publisher: Publisher) -> None:
         publisher.empty_trash()
 
 
-def _retire(
-    publisher: Publisher, decisions: tuple[Decision, ...], *, force: bool
-) -> tuple[Decision, ...]:
+def _retire(publisher: Publisher, planned: Plan, *, force: bool) -> Plan:
     """Retire what is to go; return what became of each."""
-    doomed = [Doomed(d.step, d.uuid, d.reason, force) for d in decisions if not d.keep]
+    doomed = [Doomed(d.step, d.uuid, d.reason, force) for d in planned.gone]
     gone = {cp.uuid for cp in publisher.retire(doomed).gone} if doomed else set()
-    return tuple(
+    if gone.issuperset(doom.uuid for doom in doomed):
+        return planned
+    decisions = tuple(
         decision
         if decision.keep or decision.uuid in gone
-        else replace(decision, keep=True, reason="kept: changed or pinned meanwhile")
-        for decision in decisions
+        else replace(decision, keep=True, reason="kept: changed, pinned or leased meanwhile")
+        for decision in planned.decisions
     )
+    return replace(planned, decisions=decisions, after=None)
+
+
+def _standing(standing: Standing | None) -> dict[str, Any] | None:
+    return None if standing is None else standing.as_dict()
 
 
 def _leftover(path: Path, step: int, kind: str) -> Leftover:

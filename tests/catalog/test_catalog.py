@@ -6,7 +6,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from sqlalchemy import event
 
-from ckptdb.catalog.catalog import Candidate, Catalog
+from ckptdb.catalog.candidates import Candidate, Wanted
+from ckptdb.catalog.catalog import Catalog
 from ckptdb.catalog.engine import Database
 from ckptdb.catalog.store import Changes
 from ckptdb.errors import IndexStale
@@ -91,8 +92,8 @@ def test_best_latest_and_top_see_only_what_is_live_and_trusted(catalog, run):
     assert [c.step for c in catalog.top(9, "loss", "min", run_id=run_id)] == [7, 3, 1]
     assert [c.step for c in catalog.top(2, "loss", "max")] == [1, 7]
     assert catalog.steps_without(run_id, "loss") == (4,)
-    assert [c.step for c in catalog.candidates(run_id, ["loss"])] == [1, 3, 4, 7]
-    assert catalog.candidates(run_id)[0] == Candidate(
+    assert [c.step for c in catalog.candidates(run_id, Wanted(metrics=("loss",)))] == [1, 3, 4, 7]
+    assert catalog.candidates(run_id, Wanted())[0] == Candidate(
         1, "run-a-1", {}, size_bytes=10, finalized_at="2026-01-01T00:00:01.000Z"
     )
 

@@ -5,6 +5,7 @@ from dataclasses import replace
 
 import pytest
 
+from ckptdb.catalog.candidates import Wanted
 from ckptdb.catalog.catalog import Catalog
 from ckptdb.catalog.engine import Database
 from ckptdb.catalog.store import Changes
@@ -70,7 +71,7 @@ def test_no_look_at_a_run_scans_a_table(catalog, run):
         catalog.find_best_step(run_id, "loss", "min")
         catalog.find_latest_step(run_id)
         catalog.steps_without(run_id, "loss")
-        catalog.candidates(run_id, ["loss"], tags=True)
+        catalog.candidates(run_id, Wanted(metrics=("loss",), tags=True))
         catalog.count_live(run_id)
         catalog.top(5, "loss", "max")
         catalog.top(5, "loss", "max", run_id=run_id)

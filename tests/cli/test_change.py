@@ -12,7 +12,9 @@ def test_rm_deletes_the_named_steps_and_says_what_it_freed(ckptdb, root):
     answer = ckptdb("rm", "1", "3", cwd=root / "alpha")
     assert answer.code == 0
     assert "by hand" in answer.out
-    assert answer.out.splitlines()[-1] == "alpha: 2.1 kB freed."
+    assert answer.out.splitlines()[-1] == (
+        "alpha: 2.1 kB freed. Best stays step 2; latest was step 3 and becomes step 2."
+    )
     assert steps(ckptdb, root / "alpha") == [2]
     assert not (root / "alpha" / "step_1").exists()
 

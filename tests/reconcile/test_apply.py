@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from ckptdb.catalog.candidates import Wanted
 from ckptdb.catalog.catalog import Catalog
 from ckptdb.catalog.engine import Database
 from ckptdb.catalog.location import locate
@@ -179,7 +180,7 @@ def test_checkpoints_of_nemo_rl_are_indexed_and_nothing_is_written(catalog, run)
     assert found[2].metrics == {"loss": None}
     run_id = report.run_id
     assert catalog.find_latest_step(run_id) == 2
-    assert [c.step for c in catalog.candidates(run_id, ["loss"])] == [1, 2]
+    assert [c.step for c in catalog.candidates(run_id, Wanted(metrics=("loss",)))] == [1, 2]
     assert catalog.runs()[0].run.config == {"lr": 0.1}
     assert not (run / ".ckptdb").exists()
 

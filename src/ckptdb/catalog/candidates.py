@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from sqlalchemy import Connection, Row
+from sqlalchemy import Connection
 
 from ckptdb.catalog.statements import BELOW, CANDIDATES, LIVE_TAGS, VALUES
 from ckptdb.records import TRAINING_INFO, Mode
@@ -98,7 +98,7 @@ def find_below(
     )
 
 
-def _candidate(row: Row[Any], known: _Known) -> Candidate:
+def _candidate(row: Any, known: _Known) -> Candidate:
     return Candidate(
         row.step,
         row.uuid,

@@ -13,7 +13,7 @@ from typing import Final, TextIO
 
 import click
 
-from ckptdb.cli import ask, change, database, tend
+from ckptdb.cli import ask, change, database, delete, tend
 from ckptdb.cli.output import clean
 from ckptdb.errors import (
     CatalogForeign,
@@ -66,7 +66,13 @@ def cli(context: click.Context, directory: str, catalog: str | None, *, debug: b
     context.obj = Session(directory, catalog)
 
 
-for command in (*ask.COMMANDS, *change.COMMANDS, *tend.COMMANDS, *database.COMMANDS):
+for command in (
+    *ask.COMMANDS,
+    *change.COMMANDS,
+    *delete.COMMANDS,
+    *tend.COMMANDS,
+    *database.COMMANDS,
+):
     cli.add_command(command)
 
 

@@ -23,7 +23,7 @@ from ckptdb.records import (
     Run,
 )
 from ckptdb.registry.tree import PathLike, Tree
-from ckptdb.retention import Decision, Policy
+from ckptdb.retention import Plan, Policy, Replay
 from ckptdb.upkeep import Collected
 
 _NO_LIMIT = Policy()
@@ -70,6 +70,21 @@ class Deleting(Tree):
                 self._follow(one.directory for one in collected if one.decisions or one.leftovers)
             return collected
 
+    def replay(self, policy: Policy, *, run: PathLike | None = None) -> tuple[Replay, ...]:
+        """Say what a policy would have made of runs, had it been theirs from the beginning.
+
+        Args:
+            policy: Its metric may be None for the run's own.
+            run: Name, path or uuid prefix; None for all, or for the run that was opened.
+
+        Raises:
+            UnknownDirection: The best are to be kept, and a run has no metric.
+            UnknownMetric: No checkpoint of a run has ever had the metric.
+        """
+        scope = self._find_scope(run)
+        found = [scope] if scope else list(self._catalog().runs())
+        return tuple(upkeep.replay(self._catalog(), seen, policy) for seen in found)
+
     def remove(
         self,
         steps: Iterable[int],
@@ -100,12 +115,10 @@ class Deleting(Tree):
                 self._follow([seen.run.directory])
             return removed
 
-    def _judge(
-        self, seen: Seen, policy: Policy, *, dry_run: bool
-    ) -> tuple[Run, tuple[Decision, ...]]:
+    def _judge(self, seen: Seen, policy: Policy, *, dry_run: bool) -> tuple[Run, Plan]:
         catalog, seen, report = self._exact(seen, dry_run=dry_run)
         if report is not None and report.blocked:
-            return seen.run, ()  # what cannot be seen whole is not judged
+            return seen.run, Plan()  # what cannot be seen whole is not judged
         return seen.run, upkeep.judge(catalog, seen, policy)
 
     @contextmanager
@@ -149,7 +162,7 @@ class Deleting(Tree):
         return catalog, catalog.find_run_at(directory) or seen, report
 
 
-def _compare(judged: Sequence[tuple[Run, tuple[Decision, ...]]], plans: set[str]) -> None:
+def _compare(judged: Sequence[tuple[Run, Plan]], plans: set[str]) -> None:
     now = {
         upkeep.collect(run, Publisher(run.directory), which, dry_run=True).plan: run.name
         for run, which in judged

@@ -3,6 +3,7 @@
 from ckptdb.retention.decision import Decision, decide, decide_below
 from ckptdb.retention.plan import Plan, Standing
 from ckptdb.retention.policy import Policy
+from ckptdb.retention.replay import Replay, replay
 from ckptdb.retention.rules import (
     Ancestors,
     AtMost,
@@ -33,6 +34,7 @@ __all__ = [
     "NewerThan",
     "Plan",
     "Policy",
+    "Replay",
     "Rule",
     "Standing",
     "Steps",
@@ -42,4 +44,5 @@ __all__ = [
     "decide_below",
     "parse",
     "parse_all",
+    "replay",
 ]

@@ -65,8 +65,8 @@ def decide_below(
     newest: Sequence[int],
     *,
     exclude_latest: bool,
-    leased: Mapping[str, str],
-    resumed_from: str | None,
+    leased: Mapping[str, str] | None = None,
+    resumed_from: str | None = None,
 ) -> tuple[Decision, ...]:
     """Judge the checkpoints of a run that rank below the best ``keep_top_k``, as `decide` does.
 
@@ -82,7 +82,7 @@ def decide_below(
     latest = Latest(policy.ft_keep_latest_k or 0)
     kept = dict.fromkeys(newest[: latest.count], f"kept: {latest}")
     kept |= {c.step: _RESUMED for c in candidates if c.uuid == resumed_from}
-    kept |= _leased(candidates, leased)
+    kept |= _leased(candidates, leased or {})
     if exclude_latest:
         kept |= dict.fromkeys(newest[:1], _LATEST)
     return _decisions(candidates, kept | _pinned(candidates), policy)

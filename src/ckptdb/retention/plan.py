@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Final
 
 from ckptdb.catalog.candidates import Candidate
@@ -34,13 +34,15 @@ class Plan:
 
     Attributes:
         decisions: For each live checkpoint whether it stays and why, by step.
-        before: The run as it is.
-        after: The run without what goes.
+        before: The run as it is, None when nothing was judged.
+        after: The run without what goes, None when something else has happened meanwhile.
+        exclude_latest: Whether the highest step stays whatever the rules say.
     """
 
     decisions: tuple[Decision, ...] = ()
-    before: Standing = Standing(None, None, ())
-    after: Standing = Standing(None, None, ())
+    before: Standing | None = None
+    after: Standing | None = None
+    exclude_latest: bool = True
 
     @property
     def gone(self) -> tuple[Decision, ...]:
@@ -62,15 +64,22 @@ def make(
     now: float | None = None,
 ) -> Plan:
     """Plan what `decide` decides, with the same arguments."""
-    decisions = decide(
-        candidates, policy, exclude_latest=exclude_latest, leased=leased, now=now
-    )
-    staying = {decision.uuid for decision in decisions if decision.keep}
-    return Plan(
-        decisions,
-        standing(candidates, policy.metric, policy.mode),
-        standing([c for c in candidates if c.uuid in staying], policy.metric, policy.mode),
-    )
+    decisions = decide(candidates, policy, exclude_latest=exclude_latest, leased=leased, now=now)
+    return replace(of(decisions, candidates, policy), exclude_latest=exclude_latest)
+
+
+def of(decisions: tuple[Decision, ...], candidates: Sequence[Candidate], policy: Policy) -> Plan:
+    """Plan what was decided about some of a run's checkpoints.
+
+    Args:
+        decisions: What stays and goes.
+        candidates: All of the run's, with their values of the policy's metric.
+        policy: Says what is best.
+    """
+    gone = {decision.uuid for decision in decisions if not decision.keep}
+    left = [candidate for candidate in candidates if candidate.uuid not in gone]
+    ranked_by = policy.metric, policy.mode
+    return Plan(decisions, standing(candidates, *ranked_by), standing(left, *ranked_by))
 
 
 def standing(candidates: Sequence[Candidate], metric: str | None, mode: Mode | None) -> Standing:

@@ -110,8 +110,9 @@ class Policy:
         """What has to be known of the candidates."""
         rules = self.rules
         awaited = [rule.metric for rule in rules if isinstance(rule, Awaiting)]
+        own = [] if self.metric is None else [self.metric]
         return Wanted(
-            metrics=tuple(dict.fromkeys([*self.ranked_by, *awaited])),
+            metrics=tuple(dict.fromkeys([*own, *self.ranked_by, *awaited])),
             conditions=tuple(rule.condition for rule in rules if isinstance(rule, Where)),
             tags=any(isinstance(rule, Tagged) for rule in rules),
             ancestors=any(isinstance(rule, Ancestors) for rule in rules),

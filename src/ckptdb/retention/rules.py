@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
-from datetime import datetime
 from typing import Protocol
 
 from ckptdb.catalog.candidates import Candidate
@@ -126,7 +125,7 @@ class EveryHours:
 
     def kept(self, candidates: Sequence[Candidate], now: float) -> Iterable[Candidate]:
         """Return those that are far enough from the one kept before."""
-        timed = [(_finalized(c), c) for c in candidates]
+        timed = [(units.seconds(c.finalized_at), c) for c in candidates]
         found = [c for at, c in timed if at is None]
         due = float("-inf")
         for at, candidate in sorted(
@@ -153,7 +152,7 @@ class NewerThan:
     def kept(self, candidates: Sequence[Candidate], now: float) -> Iterable[Candidate]:
         """Return the young ones."""
         since = now - self.hours * _HOUR_SECONDS
-        timed = [(_finalized(c), c) for c in candidates]
+        timed = [(units.seconds(c.finalized_at), c) for c in candidates]
         return [c for at, c in timed if at is None or at > since]
 
 
@@ -275,13 +274,6 @@ def judged_by(rule: Rule, metric: str | None, mode: Mode | None) -> Rule:
 
 def _of_every(period: int) -> str:
     return "" if period == 1 else f" of every {period} steps"
-
-
-def _finalized(candidate: Candidate) -> float | None:
-    try:
-        return datetime.fromisoformat(candidate.finalized_at or "").timestamp()
-    except ValueError:
-        return None  # a damaged catalog may hold anything
 
 
 def _at_least(least: int, **named: object) -> list[str]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from datetime import datetime
 from decimal import Decimal
 from typing import Final
 
@@ -43,3 +44,11 @@ def size(count: int) -> str:
     whole = [(count // each, unit) for unit, each in _BYTES.items() if count % each == 0]
     number, unit = min(whole)
     return f"{number} {unit}"
+
+
+def seconds(at: str | None) -> float | None:
+    """Return a recorded time in seconds since the epoch; None for what other hands may write."""
+    try:
+        return datetime.fromisoformat(at or "").timestamp()
+    except ValueError:
+        return None

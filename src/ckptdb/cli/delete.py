@@ -1,0 +1,203 @@
+"""Commands that delete, and say first what would go: gc, rm."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import click
+
+from ckptdb.cli.ask import Session, metric_option, mode_option, run_option
+from ckptdb.cli.output import clean, echo_json, human_bytes, output_option, print_table
+from ckptdb.records import Mode
+from ckptdb.retention import Policy, Replay
+from ckptdb.upkeep import Collected
+
+_SHOWN = 10
+dry_run_option = click.option("--dry-run", is_flag=True, help="Only say what would go.")
+
+
+@click.command()
+@click.argument("steps", type=click.IntRange(0), nargs=-1, required=True, metavar="STEP...")
+@run_option
+@click.option("--force", is_flag=True, help="Also pinned ones.")
+@dry_run_option
+@output_option("table", "json")
+@click.pass_obj
+def rm(
+    session: Session,
+    steps: tuple[int, ...],
+    run: str | None,
+    form: str,
+    *,
+    force: bool,
+    dry_run: bool,
+) -> None:
+    """Delete the checkpoints at the given steps: all of them, or none."""
+    with session.open() as registry:
+        _print_plans([registry.remove(steps, run=run, force=force, dry_run=dry_run)], form)
+
+
+@click.command()
+@run_option
+@click.option("--keep-top-k", type=click.IntRange(0), help="Keep so many of the best.")
+@click.option(
+    "--keep-latest",
+    type=click.IntRange(0),
+    help="Keep so many of the newest; alone, only these.",
+)
+@click.option(
+    "--save-period",
+    type=click.IntRange(1),
+    help="Rank only steps divisible by this; without --keep-top-k keep all of them.",
+)
+@click.option(
+    "--keep",
+    "rules",
+    multiple=True,
+    metavar="RULE",
+    help='What else to keep, e.g. "every 6 hours"; may be repeated.',
+)
+@metric_option
+@mode_option
+@dry_run_option
+@click.option(
+    "--replay", is_flag=True, help="Only say what the rules would have made of the run so far."
+)
+@click.option(
+    "--plan",
+    "plans",
+    multiple=True,
+    metavar="ID",
+    help="Do what --dry-run has shown under this id, or nothing; one for each run.",
+)
+@output_option("table", "json")
+@click.pass_obj
+def gc(  # noqa: PLR0917  # one parameter an option
+    session: Session,
+    run: str | None,
+    keep_top_k: int | None,
+    keep_latest: int | None,
+    save_period: int | None,
+    rules: tuple[str, ...],
+    metric: str | None,
+    mode: Mode | None,
+    plans: tuple[str, ...],
+    form: str,
+    *,
+    dry_run: bool,
+    replay: bool,
+) -> None:
+    """Remove what crashes left, and what the given limits do not keep.
+
+    Without any of them no published checkpoint goes. What one of them keeps stays; the latest
+    and pinned ones always do. The best are ranked by the run's own metric, or by --metric with
+    --mode, and gc refuses when there is none.
+
+    \b
+    A RULE is one of
+      best K [by METRIC min|max] [of every N steps]
+      latest K [of every N steps]
+      every N steps
+      every N hours
+      newer than N hours
+      awaiting METRIC for N hours
+      steps N,N,...
+      tagged [NAME]
+      ancestors
+      where CONDITION
+      at most N GB
+    """  # noqa: D301  # the backspace is click's sign for lines that stay as they are
+    if keep_top_k is None and keep_latest is None and save_period is not None:
+        raise click.UsageError("--save-period needs --keep-top-k or --keep-latest.")
+    if keep_top_k is None and metric is not None and not rules:
+        raise click.UsageError("--metric needs --keep-top-k: it says which are the best.")
+    if metric is not None and mode is None:
+        raise click.UsageError("--metric needs --mode min or --mode max.")
+    if mode is not None and metric is None:
+        raise click.UsageError("--mode needs --metric: a run's own has its direction.")
+    if keep_latest is not None and save_period is None:
+        # In a training config a missing keep_top_k means all; here nobody has asked for those.
+        keep_top_k = keep_top_k or 0
+    policy = Policy(save_period or 1, keep_top_k, keep_latest, metric, mode, rules)
+    if replay and not policy.has_limit:
+        raise click.UsageError("--replay needs rules to replay: --keep RULE.")
+    with session.open() as registry:
+        if replay:
+            _print_replays(registry.replay(policy, run=run), form)
+            return
+        found = registry.gc(policy, run=run, dry_run=dry_run, plans=plans or None)
+        _print_plans(found, form)
+        if dry_run and form == "table" and found:
+            ids = " ".join(f"--plan {plan.plan}" for plan in found)
+            click.echo(f"To do exactly this or nothing: {ids}")
+
+
+COMMANDS = (rm, gc)
+
+
+def _print_plans(plans: Sequence[Collected], form: str) -> None:
+    if form == "json":
+        echo_json([plan.as_dict() for plan in plans])
+        return
+    for plan in plans:
+        _print_plan(plan)
+
+
+def _print_plan(plan: Collected) -> None:
+    gone = "gone" if plan.applied else "would go"
+    rows = [
+        [str(d.step), "keep" if d.keep else gone, human_bytes(d.size_bytes), d.reason]
+        for d in plan.decisions
+    ]
+    rows += [[str(left.step), gone, human_bytes(left.size_bytes), left.kind]
+             for left in plan.leftovers]  # fmt: skip
+    if rows:
+        print_table(["step", "", "size", "why"], rows)
+    verb = "freed" if plan.applied else "would be freed"
+    click.echo(f"{plan.run}: {human_bytes(plan.freed_bytes)} {verb}.{_becomes(plan)}")
+
+
+def _becomes(plan: Collected) -> str:
+    """Say what a plan makes of best, latest and top."""
+    before, after = plan.retention.before, plan.retention.after
+    if before is None or after is None or before.latest is None:
+        return ""
+    told = [
+        _becomes_of("Best", before.best, after.best),
+        _becomes_of("latest", before.latest, after.latest),
+    ]
+    if len(after.top) > 1:
+        told.append(f"top {len(after.top)}: {', '.join(map(str, after.top))}")
+    return f" {'; '.join(told)}."
+
+
+def _becomes_of(what: str, was: int | None, now: int | None) -> str:
+    if was == now:
+        return f"{what} stays step {now}"
+    return f"{what} was step {was} and becomes {'none' if now is None else f'step {now}'}"
+
+
+def _print_replays(replays: Sequence[Replay], form: str) -> None:
+    if form == "json":
+        echo_json([replayed.as_dict() for replayed in replays])
+        return
+    for found in replays:
+        steps = f" (steps {_listed(found.kept)})" if found.kept else ""
+        click.echo(
+            f"{clean(found.run)}: of {found.saved} saved, {len(found.kept)} would be left{steps}, "
+            f"{human_bytes(found.end_bytes)}; at most {human_bytes(found.peak_bytes)} at once, "
+            f"where {human_bytes(found.recorded_peak_bytes)} is recorded."
+        )
+        if found.best_ever is not None and not found.lost:
+            click.echo(f"  The best ever, step {found.best_ever}, would still be there.")
+        for lost in found.lost[:_SHOWN]:
+            click.echo(
+                f"  Step {lost.step} ({lost.value:.6g}) is better than all that would be left, and "
+                f"would have gone after step {lost.after_step}: {clean(lost.reason)}"
+            )
+        if len(found.lost) > _SHOWN:
+            click.echo(f"  And {len(found.lost) - _SHOWN} more.")
+
+
+def _listed(steps: Sequence[int]) -> str:
+    return ", ".join(map(str, steps[:_SHOWN])) + (", …" if len(steps) > _SHOWN else "")

@@ -1,0 +1,205 @@
+"""What would have become of a run if other rules had been at work from its first save on.
+
+The recorded history is gone through save by save. Every checkpoint comes when it was published, a
+late metric when it was reported, and the rules are asked after each save, as a manager does. What
+has no time on record counts from the beginning: pins, tags, and what a condition in SQL says.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+from ckptdb.catalog.candidates import Candidate
+from ckptdb.records import Checkpoint, metrics_of, rank_key
+from ckptdb.retention import units
+from ckptdb.retention.decision import decide
+from ckptdb.retention.policy import Policy
+
+
+@dataclass(frozen=True, slots=True)
+class Lost:
+    """A checkpoint that rules would have thrown away, and that is better than what they left.
+
+    Attributes:
+        value: Of the metric that the policy ranks by, as it is known today.
+        after_step: The save after which it would have gone.
+    """
+
+    step: int
+    uuid: str
+    value: float
+    after_step: int
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class Replay:
+    """How a run would have gone.
+
+    Attributes:
+        saved: How many checkpoints were published.
+        kept: The steps that would be left.
+        end_bytes: What these take.
+        peak_bytes: What the disk would have held at most, the newest save included.
+        peak_step: The save at which it did.
+        recorded_peak_bytes: What it did hold at most, as far as that is recorded.
+        best_ever: The best step of all; None when the policy ranks by nothing.
+        lost: What is better than the best that would be left, the best first.
+    """
+
+    run: str
+    saved: int = 0
+    kept: tuple[int, ...] = ()
+    end_bytes: int = 0
+    peak_bytes: int = 0
+    peak_step: int | None = None
+    recorded_peak_bytes: int = 0
+    best_ever: int | None = None
+    lost: tuple[Lost, ...] = ()
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return it for JSON."""
+        told = {name: getattr(self, name) for name in self.__slots__}
+        told["kept"] = list(self.kept)
+        told["lost"] = [
+            {name: getattr(lost, name) for name in lost.__slots__} for lost in self.lost
+        ]
+        return told
+
+
+def replay(
+    run: str,
+    history: Sequence[Checkpoint],
+    policy: Policy,
+    *,
+    matches: Mapping[str, frozenset[str]] | None = None,
+    ancestors: frozenset[str] = frozenset(),
+) -> Replay:
+    """Go through a run's history with a policy.
+
+    Args:
+        run: Its name.
+        history: Every checkpoint that it ever had, live or gone.
+        policy: The rules.
+        matches: By uuid, the conditions of the policy that hold.
+        ancestors: The uuids of those that the rule of that name keeps.
+    """
+    saves = sorted(
+        (cp for cp in history if cp.finalized_at is not None and cp.problem is None),
+        key=lambda cp: (_seconds(cp.finalized_at), cp.step),
+    )
+    course = _Course(policy)
+    for checkpoint in saves:
+        course.save(
+            checkpoint,
+            (matches or {}).get(checkpoint.uuid, frozenset()),
+            is_ancestor=checkpoint.uuid in ancestors,
+        )
+    kept = sorted(course.live.values(), key=lambda candidate: candidate.step)
+    ranked = _ranked(saves, policy)
+    return Replay(
+        run=run,
+        saved=len(saves),
+        kept=tuple(candidate.step for candidate in kept),
+        end_bytes=_bytes(kept),
+        peak_bytes=course.peak_bytes,
+        peak_step=course.peak_step,
+        recorded_peak_bytes=_recorded_peak(saves),
+        best_ever=ranked[0].step if ranked else None,
+        lost=_lost(ranked, course, policy),
+    )
+
+
+class _Course:
+    """A run as it goes under a policy."""
+
+    def __init__(self, policy: Policy) -> None:
+        self.live: dict[int, Candidate] = {}
+        self.gone: dict[str, tuple[int, str]] = {}
+        self.peak_bytes = 0
+        self.peak_step: int | None = None
+        self._policy = policy
+        self._records: dict[str, Checkpoint] = {}
+
+    def save(self, checkpoint: Checkpoint, matches: frozenset[str], *, is_ancestor: bool) -> None:
+        now = _seconds(checkpoint.finalized_at)
+        self._records[checkpoint.uuid] = checkpoint
+        self.live[checkpoint.step] = Candidate(
+            checkpoint.step,
+            checkpoint.uuid,
+            {},
+            checkpoint.pinned,
+            checkpoint.size_bytes,
+            checkpoint.finalized_at,
+            tags=frozenset(checkpoint.tags),
+            matches=matches,
+            ancestor=is_ancestor,
+        )
+        self._hear(now)
+        held = _bytes(self.live.values())
+        if held > self.peak_bytes:
+            self.peak_bytes, self.peak_step = held, checkpoint.step
+        for decision in decide(list(self.live.values()), self._policy, now=now):
+            if not decision.keep:
+                del self.live[decision.step]
+                self.gone[decision.uuid] = (checkpoint.step, decision.reason)
+
+    def _hear(self, now: float) -> None:
+        """Give each checkpoint the values that are known by now."""
+        for step, candidate in self.live.items():
+            record = self._records[candidate.uuid]
+            known = {
+                name for name, late in record.late.items() if _seconds(late.reported_at) <= now
+            }
+            if candidate.values and known == candidate.late:
+                continue
+            values = metrics_of(record.info) if record.late else dict(record.metrics)
+            values |= {name: record.late[name].value for name in known}
+            finite = {name: value for name, value in values.items() if value is not None}
+            self.live[step] = replace(candidate, values=finite, late=frozenset(known))
+
+
+def _ranked(saves: Sequence[Checkpoint], policy: Policy) -> list[Checkpoint]:
+    metric, mode = policy.metric, policy.mode
+    if metric is None or mode is None:
+        return []
+    valued = [cp for cp in saves if cp.metrics.get(metric) is not None]
+    return sorted(valued, key=lambda cp: rank_key(cp.metrics[metric], cp.step, mode))
+
+
+def _lost(ranked: Sequence[Checkpoint], course: _Course, policy: Policy) -> tuple[Lost, ...]:
+    metric = policy.metric or ""
+    left = {candidate.uuid for candidate in course.live.values()}
+    best = next((cp.metrics[metric] for cp in ranked if cp.uuid in left), None)
+    found = []
+    for checkpoint in ranked:
+        value = checkpoint.metrics[metric]
+        if value is None or value == best:
+            break
+        # A save that another one of its step has replaced was not thrown away by a rule.
+        if checkpoint.uuid in course.gone:
+            after_step, reason = course.gone[checkpoint.uuid]
+            found.append(Lost(checkpoint.step, checkpoint.uuid, value, after_step, reason))
+    return tuple(found)
+
+
+def _recorded_peak(saves: Sequence[Checkpoint]) -> int:
+    changes = [(_seconds(cp.finalized_at), 0, cp.size_bytes or 0) for cp in saves]
+    changes += [
+        (_seconds(cp.deleted_at), 1, -(cp.size_bytes or 0)) for cp in saves if cp.deleted_at
+    ]
+    held = peak = 0
+    for _, _, change in sorted(changes):
+        held += change
+        peak = max(peak, held)
+    return peak
+
+
+def _bytes(candidates: Any) -> int:
+    return sum(candidate.size_bytes or 0 for candidate in candidates)
+
+
+def _seconds(at: str | None) -> float:
+    return units.seconds(at) or 0.0  # what has no time counts from the beginning
