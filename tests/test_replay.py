@@ -151,7 +151,7 @@ def test_history_is_replayed_with_what_was_deleted(run):
         assert found.recorded_peak_bytes > 3000
         # Nothing has happened.
         assert [cp.step for cp in registry.checkpoints(status="final")] == [2, 4]
-        with pytest.raises(UnknownMetric, match="'los'.*loss"):
+        with pytest.raises(UnknownMetric, match=r"'los'.*loss"):
             registry.replay(Policy(keep=["best 1 by los min"]))
 
 

@@ -11,7 +11,7 @@ from typing import Any, Literal, NotRequired, TypedDict
 
 from ckptdb import caller
 from ckptdb.errors import InvalidConfig
-from ckptdb.retention import Clause, parse_all
+from ckptdb.retention import Clause, parse_all, units
 
 Durability = Literal["full", "none"]
 
@@ -37,6 +37,8 @@ class CheckpointingConfig(TypedDict):
         keep_top_k: How many of the best periodic checkpoints stay; None for all.
         ft_keep_latest_k: How many of the newest stay, whatever their step.
         keep: Rules of what else stays, e.g. ``["best 3 by val:loss min", "every 6 hours"]``.
+        trash_ttl: How long what retention deletes can be undeleted, e.g. ``"2 days"``; its bytes
+            stay on the disk until then.
         catalog: Path or SQLAlchemy URL of the catalog, instead of the one that is found.
         durability: ``"full"`` flushes every step to the disk, ``"none"`` leaves that to chance.
         exclusive: Refuse to save while another process saves into this run, and be the one that
@@ -65,6 +67,7 @@ class CheckpointingConfig(TypedDict):
     durability: NotRequired[Durability]
     exclusive: NotRequired[bool]
     keep: NotRequired[Sequence[str] | str | None]
+    trash_ttl: NotRequired[str | None]
 
 
 _DEFAULTS: dict[str, Any] = {
@@ -82,7 +85,8 @@ _DEFAULTS: dict[str, Any] = {
 }
 """What becomes an attribute of the manager, under the same name."""
 
-_OURS: dict[str, Any] = {"catalog": None, "durability": "full", "exclusive": True, "keep": None}
+_OURS: dict[str, Any] = {"catalog": None, "durability": "full", "exclusive": True, "keep": None,
+                          "trash_ttl": None}  # fmt: skip
 
 _PASSED_BY = frozenset(
     {
@@ -109,6 +113,7 @@ class Settings:
     durable: bool
     exclusive: bool
     keep: tuple[Clause, ...] = ()
+    trash_ttl_seconds: float = 0.0
     attributes: Mapping[str, Any] = field(default_factory=dict)
 
 
@@ -127,6 +132,7 @@ def parse(config: object, options: Mapping[str, Any]) -> Settings:
         values[name] = None if values[name] is None else _whole(values, name, 0, faults)
     _check_kinds(values, faults)
     keep = _rules(values["keep"], faults)
+    trash_ttl_hours = _time(values, "trash_ttl", faults)
     directory = _directory(given, faults)
     if faults:
         raise InvalidConfig(faults)
@@ -136,6 +142,7 @@ def parse(config: object, options: Mapping[str, Any]) -> Settings:
         durable=values["durability"] == "full",
         exclusive=values["exclusive"],
         keep=keep,
+        trash_ttl_seconds=trash_ttl_hours * 3600,
         attributes={name: values[name] for name in _DEFAULTS},
     )
 
@@ -196,6 +203,15 @@ def _rules(value: object, faults: list[str]) -> tuple[Clause, ...]:
     found, wrong = parse_all(texts)
     faults += wrong
     return found
+
+
+def _time(values: Mapping[str, Any], name: str, faults: list[str]) -> float:
+    """Return a time in hours, 0 for none."""
+    value = values[name]
+    found = 0.0 if value is None else units.find_hours(value) if isinstance(value, str) else None
+    if found is None:
+        faults.append(f"{name} must be a time such as '2 days', not {value!r}")
+    return found or 0.0
 
 
 def _directory(given: Mapping[str, Any], faults: list[str]) -> Path:

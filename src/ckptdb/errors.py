@@ -144,6 +144,16 @@ class PlanChanged(CkptdbError):
         )
 
 
+class NotUndeleted(CkptdbError):
+    """A deleted checkpoint cannot come back."""
+
+    def __init__(self, path: Path, why: str) -> None:
+        super().__init__(
+            f"{path} was not undeleted: {why}. Only what was deleted with a trash_ttl that has not "
+            "passed, and whose step is free, can come back."
+        )
+
+
 class PinnedCheckpoint(CkptdbError):
     """A pinned checkpoint was to be removed."""
 

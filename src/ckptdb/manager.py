@@ -83,6 +83,7 @@ class CheckpointManager:
             make_durable=settings.durable,
             # A manager that judges by no metric has nothing to say about the run's.
             metric=None if self.metric_name is None else (self.metric_name, self.higher_is_better),
+            trash_ttl_seconds=settings.trash_ttl_seconds,
         )
         self._index = RunIndex(self._publisher, choice=settings.catalog, durable=settings.durable)
         self._exclusive = settings.exclusive

@@ -22,13 +22,18 @@ class Leftover:
     """What a crash left in a run and `collect` removes.
 
     Attributes:
-        kind: ``"unfinished save"`` or ``"retired"``.
+        kind: ``"unfinished save"`` or ``"retired"``; ``"can be undeleted"`` of what stays yet.
     """
 
     path: Path
     step: int
     kind: str
     size_bytes: int
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return it for JSON."""
+        told = {name: getattr(self, name) for name in self.__slots__}
+        return {**told, "path": str(self.path)}
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,6 +43,8 @@ class Collected:
     Attributes:
         retention: What a policy says, or what is deleted by hand; nothing of either without.
         leftovers: Unfinished saves and bytes that were retired before.
+        waiting: What was deleted before, can be undeleted, and takes its bytes until then.
+        trash_ttl_seconds: For how long that is so of what goes now.
     """
 
     run: str
@@ -45,6 +52,8 @@ class Collected:
     retention: Plan
     leftovers: tuple[Leftover, ...]
     applied: bool
+    waiting: tuple[Leftover, ...] = ()
+    trash_ttl_seconds: float = 0.0
 
     @property
     def decisions(self) -> tuple[Decision, ...]:
@@ -53,8 +62,9 @@ class Collected:
 
     @property
     def freed_bytes(self) -> int:
-        """Sum of what goes."""
-        return self.retention.freed_bytes + sum(left.size_bytes for left in self.leftovers)
+        """Sum of what is on the disk no more."""
+        now = 0 if self.trash_ttl_seconds else self.retention.freed_bytes
+        return now + sum(left.size_bytes for left in self.leftovers)
 
     @property
     def plan(self) -> str:
@@ -72,6 +82,7 @@ class Collected:
             "directory": str(self.directory),
             "applied": self.applied,
             "freed_bytes": self.freed_bytes,
+            "trash_ttl_seconds": self.trash_ttl_seconds,
             "before": _standing(self.retention.before),
             "after": _standing(self.retention.after),
             "checkpoints": [
@@ -84,15 +95,8 @@ class Collected:
                 }
                 for d in self.decisions
             ],
-            "leftovers": [
-                {
-                    "path": str(left.path),
-                    "step": left.step,
-                    "kind": left.kind,
-                    "size_bytes": left.size_bytes,
-                }
-                for left in self.leftovers
-            ],
+            "leftovers": [left.as_dict() for left in self.leftovers],
+            "waiting": [left.as_dict() for left in self.waiting],
         }
 
 
@@ -184,7 +188,9 @@ def choose(catalog: Catalog, seen: Seen, steps: Sequence[int], *, force: bool) -
     return plan.of(decisions, catalog.candidates(seen.id, policy.wanted), policy)
 
 
-def collect(run: Run, publisher: Publisher, judged: Plan, *, dry_run: bool) -> Collected:
+def collect(
+    run: Run, publisher: Publisher, judged: Plan, *, dry_run: bool, empty_trash: bool = False
+) -> Collected:
     """Carry out what `judge` said, and remove what crashes left behind.
 
     Args:
@@ -192,11 +198,16 @@ def collect(run: Run, publisher: Publisher, judged: Plan, *, dry_run: bool) -> C
         publisher: Of the run.
         judged: Without any decision only leftovers are removed.
         dry_run: Only say what would go.
+        empty_trash: Also what can still be undeleted.
     """
     observed = scan.observe(publisher.directory)
     pinned = journal.Pins(identity.hidden(publisher.directory)).find()
     unfinished = [tmp for tmp in observed.tmps.values() if tmp.abandoned]
-    retired = [left for left in observed.trash if left.uuid not in pinned]
+    trash = [left for left in scan.list_trash(publisher.directory) if left.uuid not in pinned]
+    retired = [left for left in trash if empty_trash or left in observed.trash]
+    waiting = tuple(
+        _leftover(left.path, left.step, "can be undeleted") for left in trash if left not in retired
+    )
     leftovers = (
         *(_leftover(tmp.checkpoint.path, tmp.checkpoint.step, "unfinished save")
           for tmp in unfinished),
@@ -212,8 +223,16 @@ def collect(run: Run, publisher: Publisher, judged: Plan, *, dry_run: bool) -> C
                 uuid=tmp.checkpoint.uuid,
             )
         judged = _retire(publisher, judged, force=False)
-        publisher.empty_trash()
-    return Collected(run.name, publisher.directory, judged, leftovers, not dry_run)
+        publisher.empty_trash(everything=empty_trash)
+    return Collected(
+        run.name,
+        publisher.directory,
+        judged,
+        leftovers,
+        not dry_run,
+        waiting,
+        publisher.trash_ttl_seconds,
+    )
 
 
 def remove(
@@ -237,7 +256,14 @@ def remove(
         _make_space(publisher)
         chosen = _retire(publisher, chosen, force=force)
         publisher.empty_trash()
-    return Collected(run.name, publisher.directory, chosen, (), not dry_run)
+    return Collected(
+        run.name,
+        publisher.directory,
+        chosen,
+        (),
+        not dry_run,
+        trash_ttl_seconds=publisher.trash_ttl_seconds,
+    )
 
 
 def _make_space(publisher: Publisher) -> None:

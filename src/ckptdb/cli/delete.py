@@ -1,18 +1,41 @@
-"""Commands that delete, and say first what would go: gc, rm."""
+"""Commands that delete, say first what would go, and bring it back: gc, rm, undelete."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import click
 
 from ckptdb.cli.ask import Session, metric_option, mode_option, run_option
 from ckptdb.cli.output import clean, echo_json, human_bytes, output_option, print_table
 from ckptdb.records import Mode
-from ckptdb.retention import Policy, Replay
+from ckptdb.retention import Policy, Replay, units
 from ckptdb.upkeep import Collected
 
 _SHOWN = 10
+
+
+class _Time(click.ParamType):  # type: ignore[type-arg]  # generic in the newest click only
+    """A time such as ``2 days``, in seconds."""
+
+    name = "time"
+
+    def convert(
+        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
+    ) -> float:
+        hours = units.find_hours(str(value))
+        if hours is None:
+            self.fail(f"{value!r} is not a time such as '2 days' or '12 hours'", param, ctx)
+        return hours * 3600
+
+
+trash_ttl_option = click.option(
+    "--trash-ttl",
+    type=_Time(),
+    metavar="TIME",
+    help='Keep the bytes of what goes for so long, e.g. "2 days"; until then undelete works.',
+)
 dry_run_option = click.option("--dry-run", is_flag=True, help="Only say what would go.")
 
 
@@ -21,12 +44,14 @@ dry_run_option = click.option("--dry-run", is_flag=True, help="Only say what wou
 @run_option
 @click.option("--force", is_flag=True, help="Also pinned ones.")
 @dry_run_option
+@trash_ttl_option
 @output_option("table", "json")
 @click.pass_obj
 def rm(
     session: Session,
     steps: tuple[int, ...],
     run: str | None,
+    trash_ttl: float | None,
     form: str,
     *,
     force: bool,
@@ -34,7 +59,23 @@ def rm(
 ) -> None:
     """Delete the checkpoints at the given steps: all of them, or none."""
     with session.open() as registry:
-        _print_plans([registry.remove(steps, run=run, force=force, dry_run=dry_run)], form)
+        removed = registry.remove(
+            steps, run=run, force=force, dry_run=dry_run, trash_ttl_seconds=trash_ttl or 0.0
+        )
+        _print_plans([removed], form)
+
+
+@click.command()
+@click.argument("step", type=click.IntRange(0))
+@run_option
+@click.pass_obj
+def undelete(session: Session, step: int, run: str | None) -> None:
+    """Bring back the deleted checkpoint at STEP, as long as its bytes are kept (--trash-ttl)."""
+    with session.open() as registry:
+        found = registry.undelete(step, run=run)
+    click.echo(
+        f"{clean(found.run)} step {found.step}: back. Pin it, or retention may take it again."
+    )
 
 
 @click.command()
@@ -70,6 +111,8 @@ def rm(
     metavar="ID",
     help="Do what --dry-run has shown under this id, or nothing; one for each run.",
 )
+@trash_ttl_option
+@click.option("--empty-trash", is_flag=True, help="Also remove what could still be undeleted.")
 @output_option("table", "json")
 @click.pass_obj
 def gc(  # noqa: PLR0917  # one parameter an option
@@ -82,10 +125,12 @@ def gc(  # noqa: PLR0917  # one parameter an option
     metric: str | None,
     mode: Mode | None,
     plans: tuple[str, ...],
+    trash_ttl: float | None,
     form: str,
     *,
     dry_run: bool,
     replay: bool,
+    empty_trash: bool,
 ) -> None:
     """Remove what crashes left, and what the given limits do not keep.
 
@@ -125,14 +170,21 @@ def gc(  # noqa: PLR0917  # one parameter an option
         if replay:
             _print_replays(registry.replay(policy, run=run), form)
             return
-        found = registry.gc(policy, run=run, dry_run=dry_run, plans=plans or None)
+        found = registry.gc(
+            policy,
+            run=run,
+            dry_run=dry_run,
+            plans=plans or None,
+            trash_ttl_seconds=trash_ttl or 0.0,
+            empty_trash=empty_trash,
+        )
         _print_plans(found, form)
         if dry_run and form == "table" and found:
             ids = " ".join(f"--plan {plan.plan}" for plan in found)
             click.echo(f"To do exactly this or nothing: {ids}")
 
 
-COMMANDS = (rm, gc)
+COMMANDS = (rm, undelete, gc)
 
 
 def _print_plans(plans: Sequence[Collected], form: str) -> None:
@@ -154,7 +206,15 @@ def _print_plan(plan: Collected) -> None:
     if rows:
         print_table(["step", "", "size", "why"], rows)
     verb = "freed" if plan.applied else "would be freed"
-    click.echo(f"{plan.run}: {human_bytes(plan.freed_bytes)} {verb}.{_becomes(plan)}")
+    later = ""
+    if plan.trash_ttl_seconds and plan.retention.gone:
+        hours = plan.trash_ttl_seconds / 3600
+        later = f", {human_bytes(plan.retention.freed_bytes)} in {units.duration(hours)}"
+    click.echo(f"{plan.run}: {human_bytes(plan.freed_bytes)} {verb}{later}.{_becomes(plan)}")
+    if plan.waiting:
+        held = human_bytes(sum(left.size_bytes for left in plan.waiting))
+        steps = _listed([left.step for left in plan.waiting])
+        click.echo(f"{held} can still be undeleted (steps {steps}); --empty-trash removes them.")
 
 
 def _becomes(plan: Collected) -> str:

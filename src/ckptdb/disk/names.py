@@ -29,7 +29,9 @@ _TMP = re.compile(rf"tmp_step_{_NUMBER}", re.ASCII)
 _OLD = re.compile(rf"old_step_{_NUMBER}\.([0-9a-f-]{{36}})", re.ASCII)
 _UNRECORDED = ".unrecorded"
 _TRASH = re.compile(
-    rf"step_{_NUMBER}\.([0-9a-f-]{{36}})(?:\.[0-9]+)?(?:{re.escape(_UNRECORDED)})?", re.ASCII
+    rf"step_{_NUMBER}\.([0-9a-f-]{{36}})(?:\.[0-9]+)?(?:\.until-([0-9]{{1,15}}))?"
+    rf"(?:{re.escape(_UNRECORDED)})?",
+    re.ASCII,
 )
 
 
@@ -65,17 +67,21 @@ def old_name(step: int, uuid: str) -> str:
     return f"old_step_{step}.{uuid}"
 
 
-def trash_name(step: int, uuid: str, *, recorded: bool = True, attempt: int = 0) -> str:
+def trash_name(
+    step: int, uuid: str, *, recorded: bool = True, until: int | None = None, attempt: int = 0
+) -> str:
     """Return the name of a retired checkpoint inside the trash.
 
     Args:
         step: The checkpoint's.
         uuid: The checkpoint's.
         recorded: Whether the journal tells its end.
+        until: When its bytes may go, in seconds since the epoch; None for now.
         attempt: How many names were found taken.
     """
     number = f".{attempt}" if attempt else ""
-    return f"step_{step}.{uuid}{number}{'' if recorded else _UNRECORDED}"
+    waits = "" if until is None else f".until-{until}"
+    return f"step_{step}.{uuid}{number}{waits}{'' if recorded else _UNRECORDED}"
 
 
 def find_final_step(name: str) -> int | None:
@@ -100,6 +106,12 @@ def find_old(name: str) -> tuple[int, str] | None:
 def find_trash(name: str) -> tuple[int, str] | None:
     """Return step and uuid of an entry of the trash, or None for any other name."""
     return _step_and_uuid(_TRASH.fullmatch(name))
+
+
+def find_until(name: str) -> int | None:
+    """Return when the bytes of an entry of the trash may go, or None when that has come."""
+    match = _TRASH.fullmatch(name)
+    return int(match[3]) if match and match[3] else None
 
 
 def is_recorded(name: str) -> bool:

@@ -8,6 +8,7 @@ between any two of them loses neither a checkpoint nor the record of a deletion.
 from __future__ import annotations
 
 import errno
+import math
 import os
 import time
 import uuid
@@ -23,7 +24,14 @@ from ckptdb.disk.lease import Lease
 from ckptdb.disk.lock import run_lock
 from ckptdb.disk.manifest import Manifest
 from ckptdb.disk.scan import Leftover, Stamp, Watch
-from ckptdb.errors import NoCheckpointHere, RunLocked, SaveFailed, StepInUse, StepTaken
+from ckptdb.errors import (
+    NoCheckpointHere,
+    NotUndeleted,
+    RunLocked,
+    SaveFailed,
+    StepInUse,
+    StepTaken,
+)
 from ckptdb.records import Checkpoint, utc
 
 _NO_SPACE = frozenset({errno.ENOSPC, errno.EDQUOT})
@@ -115,6 +123,7 @@ class Publisher:
         directory: The run, absolute.
         make_durable: Whether each step is flushed before the next.
         metric: Name and whether higher is better, written to run.json; None leaves it alone.
+        trash_ttl_seconds: How long what is retired can be undeleted.
         clock: Seconds since the epoch.
     """
 
@@ -124,12 +133,14 @@ class Publisher:
         *,
         make_durable: bool = True,
         metric: tuple[str, bool] | None = None,
+        trash_ttl_seconds: float = 0.0,
         clock: Callable[[], float] = time.time,
     ) -> None:
         self.directory = directory
         self._hidden = identity.hidden(directory)
         self._durable = make_durable
         self._metric = metric
+        self.trash_ttl_seconds = trash_ttl_seconds
         self._clock = clock
         self._failed: set[Path] = set()
         self._names_durable = not make_durable
@@ -296,15 +307,21 @@ class Publisher:
 
     # --- the trash ----------------------------------------------------------------------
 
-    def empty_trash(self) -> int:
+    def empty_trash(self, *, everything: bool = False) -> int:
         """Remove the bytes of everything retired; return how many checkpoints that were.
 
         A pinned one, which was replaced by a new save, stays until it is unpinned.
+
+        Args:
+            everything: Also what can still be undeleted.
 
         Raises:
             OSError: Some of it could not be removed; the rest was.
         """
         failed: list[OSError] = []
+        now = math.inf if everything else self._clock()
+        if any(left.is_due(now) for left in scan.list_trash(self.directory)):
+            self._condemn(now)
         removed = self._remove_retired(failed)
         if not all(left.recorded for left in scan.list_trash(self.directory)):
             self._record_late()
@@ -313,8 +330,43 @@ class Publisher:
             raise failed[0]
         return removed
 
+    def undelete(self, step: int) -> Checkpoint:
+        """Give a retired checkpoint its name again; return it.
+
+        Args:
+            step: Of several that were retired there, the last one comes back.
+
+        Raises:
+            NotUndeleted: None can be undeleted, or the step is taken.
+        """
+        with self._changing() as (who, watch):
+            final = self._final(step)
+            trash = scan.list_trash(self.directory)
+            found = [left for left in trash if left.step == step and left.until is not None]
+            if not found:
+                raise NotUndeleted(final, "its bytes are gone")
+            if durable.is_there(final):
+                raise NotUndeleted(final, "another one has its place by now")
+            left = max(found, key=lambda left: left.until or 0)
+            with watch.change(links=1):
+                durable.rename_new(left.path, final)
+            # Here first: what is still in the trash may go.
+            self._sync_directory()
+            self._sync_trash()
+            self._append(watch, [Fact(self._now(), "reappeared", left.uuid)])
+            return scan.load(who, final, step)
+
+    def _condemn(self, now: float) -> None:
+        """Take from what has waited long enough the name by which it can be undeleted."""
+        # Under the lock: nobody may undelete what is being removed, whatever the clocks say.
+        with self._changing() as (_, watch):
+            for left in scan.list_trash(self.directory):
+                if left.is_due(now):
+                    self._to_trash(watch, left.path, left.step, left.uuid)
+
     def _remove_retired(self, failed: list[OSError]) -> int:
-        retired = [left for left in scan.list_trash(self.directory) if left.recorded]
+        trash = scan.list_trash(self.directory)
+        retired = [left for left in trash if left.recorded and left.until is None]
         pinned = self._pins.find() if retired else frozenset()
         doomed = [left for left in retired if left.uuid not in pinned]
         if doomed:
@@ -566,7 +618,13 @@ class Publisher:
         if cp.status == "final" and scan.find_uuid(who, cp.path, cp.step) != cp.uuid:
             return None
         try:
-            return self._to_trash(watch, cp.path, cp.step, cp.uuid, recorded=recorded)
+            # On a full disk nothing waits.
+            until = (
+                int(self._clock() + self.trash_ttl_seconds)
+                if self.trash_ttl_seconds and recorded
+                else None
+            )
+            return self._to_trash(watch, cp.path, cp.step, cp.uuid, recorded=recorded, until=until)
         except FileNotFoundError:
             if durable.is_there(cp.path):
                 raise
@@ -622,11 +680,20 @@ class Publisher:
         self._sync_trash()
 
     def _to_trash(
-        self, watch: Watch, path: Path, step: int, checkpoint_uuid: str, *, recorded: bool = True
+        self,
+        watch: Watch,
+        path: Path,
+        step: int,
+        checkpoint_uuid: str,
+        *,
+        recorded: bool = True,
+        until: int | None = None,
     ) -> Path:
         trash = self._hidden / "trash"
         for attempt in range(1000):
-            name = names.trash_name(step, checkpoint_uuid, recorded=recorded, attempt=attempt)
+            name = names.trash_name(
+                step, checkpoint_uuid, recorded=recorded, until=until, attempt=attempt
+            )
             target = trash / name
             try:
                 with watch.change(links=-1 if path.parent == self.directory else 0):

@@ -192,12 +192,18 @@ class Leftover:
 
     Attributes:
         recorded: False when it was retired on a disk too full for the line in the journal.
+        until: Until when it can be undeleted, in seconds since the epoch.
     """
 
     path: Path
     step: int
     uuid: str
     recorded: bool = True
+    until: int | None = None
+
+    def is_due(self, now: float) -> bool:
+        """Whether it has been kept for long enough for whoever may have wanted it back."""
+        return self.until is not None and self.until <= now
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -208,6 +214,7 @@ class Observation:
         finals: By step; None for one that is exactly as the caller knows it.
         config: Of the highest step that has one, empty when none has; None when the caller
             knows it.
+        trash: What is retired, except for what can be undeleted yet.
         facts: What the journal says, and the trash on its behalf; None when it has not grown
             since the caller read it.
         foreign: Names that look like ours and are not (``step_007``, a file ``step_5``).
@@ -300,7 +307,7 @@ def observe(
         finals=finals,
         tmps=tmps,
         olds=tuple(listing.olds),
-        trash=trash,
+        trash=tuple(left for left in trash if left.until is None or left.is_due(time.time())),
         foreign=tuple(sorted(listing.foreign)),
         facts=facts,
         config=config,
@@ -606,7 +613,9 @@ def list_trash(directory: Path) -> tuple[Leftover, ...]:
         return ()
     parsed = ((name, names.find_trash(name)) for name in entries)
     return tuple(
-        Leftover(trash / name, *found, recorded=names.is_recorded(name))
+        Leftover(
+            trash / name, *found, recorded=names.is_recorded(name), until=names.find_until(name)
+        )
         for name, found in parsed
         if found
     )

@@ -19,9 +19,7 @@ from ckptdb.errors import (
     RunLocked,
 )
 from ckptdb.reconcile import RunReport, reconcile_run
-from ckptdb.records import (
-    Run,
-)
+from ckptdb.records import Checkpoint, Run
 from ckptdb.registry.tree import PathLike, Tree
 from ckptdb.retention import Plan, Policy, Replay
 from ckptdb.upkeep import Collected
@@ -40,6 +38,8 @@ class Deleting(Tree):
         run: PathLike | None = None,
         dry_run: bool = False,
         plans: Collection[str] | None = None,
+        trash_ttl_seconds: float = 0.0,
+        empty_trash: bool = False,
     ) -> tuple[Collected, ...]:
         """Apply a retention policy and remove what crashes left behind.
 
@@ -49,6 +49,8 @@ class Deleting(Tree):
             run: Name, path or uuid prefix; None for all, or for the run that was opened.
             dry_run: Only say what would go.
             plans: What `Collected.plan` said before; anything else is not done.
+            trash_ttl_seconds: How long what goes can be undeleted.
+            empty_trash: Also remove what can still be undeleted.
 
         Raises:
             PlanChanged: Something else would go. Nothing goes.
@@ -60,12 +62,16 @@ class Deleting(Tree):
             found = [scope] if scope else list(self._catalog().runs())
             # All of them are judged before anything goes.
             judged = [self._judge(seen, policy, dry_run=dry_run) for seen in found if _exists(seen)]
+
+            def collect(run: Run, judged: Plan, *, dry_run: bool) -> Collected:
+                publisher = Publisher(run.directory, trash_ttl_seconds=trash_ttl_seconds)
+                return upkeep.collect(
+                    run, publisher, judged, dry_run=dry_run, empty_trash=empty_trash
+                )
+
             if plans is not None:
-                _compare(judged, set(plans))
-            collected = tuple(
-                upkeep.collect(run, Publisher(run.directory), which, dry_run=dry_run)
-                for run, which in judged
-            )
+                _compare([collect(*one, dry_run=True) for one in judged], set(plans))
+            collected = tuple(collect(*one, dry_run=dry_run) for one in judged)
             if not dry_run:
                 self._follow(one.directory for one in collected if one.decisions or one.leftovers)
             return collected
@@ -92,6 +98,7 @@ class Deleting(Tree):
         run: PathLike | None = None,
         force: bool = False,
         dry_run: bool = False,
+        trash_ttl_seconds: float = 0.0,
     ) -> Collected:
         """Delete checkpoints of a run by hand.
 
@@ -100,6 +107,7 @@ class Deleting(Tree):
             run: Name, path or uuid prefix; None for the run that was opened.
             force: Also pinned ones.
             dry_run: Only say what would go.
+            trash_ttl_seconds: How long what goes can be undeleted.
 
         Raises:
             UnknownCheckpoint: A step has no live checkpoint.
@@ -109,11 +117,27 @@ class Deleting(Tree):
         with self._deciding(run):
             catalog, seen, _ = self._exact(self._get_run(run), dry_run=dry_run)
             chosen = upkeep.choose(catalog, seen, wanted, force=force)
-            publisher = Publisher(seen.run.directory)
+            publisher = Publisher(seen.run.directory, trash_ttl_seconds=trash_ttl_seconds)
             removed = upkeep.remove(seen.run, publisher, chosen, force=force, dry_run=dry_run)
             if not dry_run:
                 self._follow([seen.run.directory])
             return removed
+
+    def undelete(self, step: int, *, run: PathLike | None = None) -> Checkpoint:
+        """Bring back a checkpoint that was deleted, as long as its bytes are kept.
+
+        Args:
+            step: Of several that were deleted there, the last one comes back.
+            run: Name, path or uuid prefix; None for the run that was opened.
+
+        Raises:
+            NotUndeleted: Its bytes are gone, or another one has its place.
+        """
+        with self._deciding(run):
+            seen = self._get_run(run)
+            found = Publisher(seen.run.directory).undelete(names.as_step(step))
+            self._follow([seen.run.directory])
+        return found
 
     def _judge(self, seen: Seen, policy: Policy, *, dry_run: bool) -> tuple[Run, Plan]:
         catalog, seen, report = self._exact(seen, dry_run=dry_run)
@@ -162,11 +186,8 @@ class Deleting(Tree):
         return catalog, catalog.find_run_at(directory) or seen, report
 
 
-def _compare(judged: Sequence[tuple[Run, Plan]], plans: set[str]) -> None:
-    now = {
-        upkeep.collect(run, Publisher(run.directory), which, dry_run=True).plan: run.name
-        for run, which in judged
-    }
+def _compare(would: Sequence[Collected], plans: set[str]) -> None:
+    now = {collected.plan: collected.run for collected in would}
     if now.keys() != plans:
         raise PlanChanged([name for plan, name in now.items() if plan not in plans])
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from datetime import datetime
 from decimal import Decimal
@@ -18,6 +19,12 @@ DURATION: Final = r"(\d+(?:\.\d+)?) (minute|hour|day)s?"
 
 SIZE: Final = rf"(\d+(?:\.\d+)?) ?({'|'.join(_BYTES)})"
 """A pattern with two groups, which are the arguments of `size_bytes`."""
+
+
+def find_hours(text: str) -> float | None:
+    """Return how many hours a text such as ``2 days`` says, or None for any other."""
+    found = re.fullmatch(DURATION, text.strip())
+    return hours(*found.groups()) if found else None
 
 
 def hours(amount: str, unit: str) -> float:
