@@ -120,6 +120,8 @@ def test_a_step_that_is_taken_is_not_overwritten(run):
         with pytest.raises(NotUndeleted, match="another one has its place"):
             registry.undelete(3)
         assert registry.get(3).metrics == {"loss": 7.0}
+        with pytest.raises(NotUndeleted, match="it is there"):
+            registry.undelete(4)
     assert len(trash(run)) == 2
 
 

@@ -209,7 +209,7 @@ def _print_plan(plan: Collected) -> None:
     later = ""
     if plan.trash_ttl_seconds and plan.retention.gone:
         hours = plan.trash_ttl_seconds / 3600
-        later = f", {human_bytes(plan.retention.freed_bytes)} in {units.duration(hours)}"
+        later = f" now, {human_bytes(plan.retention.freed_bytes)} after {units.duration(hours)}"
     click.echo(f"{plan.run}: {human_bytes(plan.freed_bytes)} {verb}{later}.{_becomes(plan)}")
     if plan.waiting:
         held = human_bytes(sum(left.size_bytes for left in plan.waiting))

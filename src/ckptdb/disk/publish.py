@@ -343,10 +343,11 @@ class Publisher:
             final = self._final(step)
             trash = scan.list_trash(self.directory)
             found = [left for left in trash if left.step == step and left.until is not None]
+            if durable.is_there(final):
+                why = "another one has its place by now" if found else "it is there"
+                raise NotUndeleted(final, why)
             if not found:
                 raise NotUndeleted(final, "its bytes are gone")
-            if durable.is_there(final):
-                raise NotUndeleted(final, "another one has its place by now")
             left = max(found, key=lambda left: left.until or 0)
             with watch.change(links=1):
                 durable.rename_new(left.path, final)
