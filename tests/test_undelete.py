@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import time
 
 import pytest
 
@@ -38,7 +39,7 @@ def trash(directory):
 
 def later(directory, seconds):
     """A publisher in the future."""
-    import time  # noqa: PLC0415  # `time.time` is a default that a test may not change
+    import time  # `time.time` is a default that a test may not change
 
     return Publisher(directory, clock=lambda: time.time() + seconds)
 
@@ -113,9 +114,9 @@ def test_of_several_at_a_step_the_last_one_comes_back(run):
 
 
 def test_a_step_that_is_taken_is_not_overwritten(run):
-    with CheckpointManager({"checkpoint_dir": run, "durability": "none"}) as manager:
-        with manager.save(3, {"loss": 7.0}):
-            pass
+    manager = CheckpointManager({"checkpoint_dir": run, "durability": "none"})
+    with manager, manager.save(3, {"loss": 7.0}):
+        pass
     with Registry.open(run) as registry:
         with pytest.raises(NotUndeleted, match="another one has its place"):
             registry.undelete(3)
