@@ -39,7 +39,6 @@ def trash(directory):
 
 def later(directory, seconds):
     """A publisher in the future."""
-    import time  # `time.time` is a default that a test may not change
 
     return Publisher(directory, clock=lambda: time.time() + seconds)
 
