@@ -140,8 +140,12 @@ class NoRuns(CkptdbError, LookupError):
 class NothingToChoose(CkptdbError, LookupError):
     """The best or the latest was asked for, and no checkpoint is live."""
 
-    def __init__(self) -> None:
-        super().__init__("There is no checkpoint to choose from; see `ckptdb ls --all`.")
+    def __init__(self, where: str | None = None) -> None:
+        if where is None:
+            message = "There is no checkpoint to choose from; see `ckptdb ls --all`."
+        else:
+            message = f"{where!r} holds for no checkpoint; `ckptdb top` lists what there is."
+        super().__init__(message)
 
 
 class UnknownCheckpoint(CkptdbError, LookupError):

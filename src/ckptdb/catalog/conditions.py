@@ -145,9 +145,8 @@ class _Reader:
     def _refuse_sign(self, sign: str, _: int) -> str:
         if sign in "'\"":
             raise self._refusal(f"a quote is not closed: {sign}")
-        raise self._refusal(
-            f"{sign!r} has no meaning here; a name such as val:loss stands in double quotes"
-        )
+        hint = "; a name such as val:loss stands in double quotes" if sign in ":." else ""
+        raise self._refusal(f"{sign!r} has no meaning here{hint}")
 
     def _refusal(self, why: str) -> InvalidCondition:
         return InvalidCondition(self._text, why)

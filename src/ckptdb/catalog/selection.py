@@ -60,6 +60,16 @@ class Selection:
     ever: bool = False
     at: str | None = None
 
+    @property
+    def is_plain(self) -> bool:
+        """Whether it demands nothing but a metric."""
+        return self == Selection(by=self.by, run_id=self.run_id)
+
+    @property
+    def is_history(self) -> bool:
+        """Whether what is gone may be the answer."""
+        return self.ever or self.at is not None
+
 
 @dataclass(frozen=True, slots=True)
 class Ranked:
@@ -136,8 +146,7 @@ def _known(selection: Selection, dialect: str) -> Subquery:
         null() if by is None else _value(by[0], label, selection.at, dialect)
         for by, label in ((selection.by, "value"), (selection.tie, "tie"))
     )
-    live = not selection.ever and selection.at is None
-    if live and selection.by is not None:
+    if selection.by is not None and not selection.is_history:
         # Begins where best and top-k do, in the index that history is not in.
         value = metrics.c.value
         found = (
@@ -167,7 +176,7 @@ def _known(selection: Selection, dialect: str) -> Subquery:
 
 def _state(selection: Selection) -> Iterator[ColumnElement[bool] | TextClause]:
     """Say which checkpoints count: never those that were not published or cannot be trusted."""
-    if not selection.ever and selection.at is None:
+    if not selection.is_history:
         yield TRUSTED
         return
     yield checkpoints.c.problem.is_(None)
