@@ -17,6 +17,7 @@ from ckptdb.errors import (
     UnknownMetric,
     UnknownName,
 )
+from ckptdb.registry import choosing
 
 LOSS = "val:loss"
 
@@ -150,6 +151,25 @@ def test_what_vanished_is_not_chosen_however_it_was_asked_for(root, registry):
     shutil.rmtree(root / "a" / "step_4")
     assert registry.best(where="kl < 0.25", tie=("kl", "min")).step == 3
     assert steps(registry.pareto(against=("kl", "min"), run="a")) == [3, 1]
+
+
+@pytest.mark.parametrize("ask", ["best", "pareto"])
+def test_what_is_replaced_while_it_is_chosen_is_not_named(root, registry, monkeypatch, ask):
+    ranked = choosing.ranked
+
+    def ranked_too_early(*asked):
+        found = ranked(*asked)
+        monkeypatch.undo()
+        Story(root / "a").save(8, 4, val__loss=0.9, kl=0.9)
+        registry.reconcile()
+        return found
+
+    monkeypatch.setattr(choosing, "ranked", ranked_too_early)
+    if ask == "best":
+        assert registry.best(run="a", where="kl < 0.15").step == 1
+    else:
+        assert steps(registry.pareto(run="a", against=("kl", "min"))) == [3, 1]
+    assert choosing.ranked is ranked
 
 
 # --- ties ---------------------------------------------------------------------------------------

@@ -236,7 +236,8 @@ def test_a_record_as_of_a_moment_has_the_values_that_sql_ranks_by(catalog, birth
 # --- Pareto -------------------------------------------------------------------------------------
 
 
-points = st.tuples(st.integers(0, 4), st.none() | st.integers(0, 4))
+grades = st.integers(0, 4).map(float)
+points = st.tuples(grades, st.none() | grades)
 
 
 @given(st.lists(points, max_size=12), st.sampled_from(["min", "max"]),

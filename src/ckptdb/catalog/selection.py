@@ -6,6 +6,7 @@ the order here.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
@@ -120,21 +121,17 @@ def pareto_front(points: Iterable[Ranked], tie_mode: Mode) -> tuple[Ranked, ...]
         tie_mode: Whether low or high ties are better.
     """
     front: list[Ranked] = []
+    best = math.inf
     for point in points:
-        if point.tie is None:
-            continue
-        # All before it have a better value, or the same and a better tie; of these the last one
-        # on the front has the best tie.
-        last = front[-1] if front else None
-        if last is None or last.tie is None or _is_below(point.tie, last.tie, tie_mode) or (
-            (point.value, point.tie) == (last.value, last.tie)
-        ):  # fmt: skip
+        if not isinstance(point.tie, float):
+            continue  # it has none, or the catalog is damaged
+        # All before it are better in value, or as good and no worse in the tie.
+        tie = point.tie if tie_mode == "min" else -point.tie
+        equal = front and (front[-1].value, front[-1].tie) == (point.value, point.tie)
+        if tie < best or equal:
             front.append(point)
+            best = tie
     return tuple(front)
-
-
-def _is_below(left: float, right: float, mode: Mode) -> bool:
-    return left < right if mode == "min" else left > right
 
 
 # --- the statement ----------------------------------------------------------------------

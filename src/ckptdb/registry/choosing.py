@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable
 from datetime import datetime
 from pathlib import Path
 
@@ -81,7 +80,7 @@ class Choosing(Tree):
         asked = self._selection(by, seen, where=where, tie=tie, ever=ever, at=at)
         found = self._choose(asked, count)
         if not found:
-            self._must_have([by[0]], asked.run_id)
+            self._must_have(by[0], asked.run_id)
         return found
 
     def pareto(
@@ -122,7 +121,7 @@ class Choosing(Tree):
                 # Of a run that is not there nothing is recorded as gone: look behind it.
                 lost |= gone.keys()
         if not front:
-            self._must_have([by[0]], asked.run_id)
+            self._must_have(by[0], asked.run_id)
         return tuple(front.values())
 
     def best_of_runs(
@@ -151,7 +150,7 @@ class Choosing(Tree):
         catalog = self._catalog()
         best = catalog.best_of_runs(metric, mode)
         if not best and metric is not None:
-            self._must_have([metric], None)
+            self._must_have(metric, None)
         here = {cp.run_uuid: cp for cp in best if _is_there(cp)}
         for gone in best:
             if gone.run_uuid not in here:
@@ -182,7 +181,7 @@ class Choosing(Tree):
         modes = {direction for name, direction in own if name == metric}
         if len(modes) == 1:
             return metric, modes.pop()
-        self._must_have([metric], None if seen is None else seen.id)
+        self._must_have(metric, None if seen is None else seen.id)
         raise UnknownDirection(metric)
 
     def _selection(
@@ -203,7 +202,7 @@ class Choosing(Tree):
             metric, mode = tie
             if mode not in MODES:
                 raise InvalidChoice("mode", mode, MODES)
-            self._must_have([metric], run_id)
+            self._must_have(metric, run_id)
         then = None if at is None else moment(at, now=time.time())
         return Selection(by=by, tie=tie, run_id=run_id, where=condition, ever=ever, at=then)
 
@@ -213,10 +212,9 @@ class Choosing(Tree):
             known = map(written, self._catalog().metric_names(run_id))
             raise UnknownName(condition.text, unknown, COLUMNS, known)
 
-    def _must_have(self, metrics: Iterable[str], run_id: int | None) -> None:
-        unknown = self._catalog().find_unknown_metric(metrics, run_id)
-        if unknown is not None:
-            raise UnknownMetric(unknown, self._catalog().metric_names(run_id))
+    def _must_have(self, metric: str, run_id: int | None) -> None:
+        if self._catalog().find_unknown_metric([metric], run_id) is not None:
+            raise UnknownMetric(metric, self._catalog().metric_names(run_id))
 
     # --- what is there ------------------------------------------------------------------
 
@@ -276,7 +274,8 @@ class Choosing(Tree):
 
 
 def _is_there(checkpoint: Checkpoint) -> bool:
-    return scan.is_published(checkpoint.path)
+    # It may have been replaced since it was chosen: then its path is another one's.
+    return checkpoint.status == "final" and scan.is_published(checkpoint.path)
 
 
 def _own_metric(run: Run) -> set[tuple[str, Mode]]:
