@@ -60,7 +60,7 @@ def tree(tmp_path, monkeypatch):
         config = {"checkpoint_dir": results / run, "metric_name": "val:loss", "keep_top_k": 2}
         with CheckpointManager(config) as manager:
             for step, loss in losses.items():
-                with manager.save(step, {"val:loss": loss}) as folder:
+                with manager.save(step, {"val:loss": loss, "kl": loss / 10}) as folder:
                     (folder / "model.bin").write_bytes(bytes(size + step))
     return tmp_path
 

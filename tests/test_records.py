@@ -40,6 +40,59 @@ def test_the_ranking_puts_the_best_finite_value_first(mode, ranked, best_first):
     assert sorted(ranked, key=lambda step: rank_key(ranked[step], step, mode)) == best_first
 
 
+@pytest.mark.parametrize(
+    ("mode", "tie_mode", "ranked", "best_first"),
+    [
+        ("min", "min", {1: (0.5, 0.1), 2: (0.5, 0.2), 3: (0.1, 0.9)}, [3, 1, 2]),
+        ("min", "max", {1: (0.5, 0.1), 2: (0.5, 0.2), 3: (0.1, 0.9)}, [3, 2, 1]),
+        ("max", "min", {1: (0.5, 7), 2: (0.5, 7), 3: (0.5, 8)}, [2, 1, 3]),
+        ("min", "max", {1: (0.5, -9.0), 2: (0.5, None), 3: (0.5, INF)}, [1, 3, 2]),
+        ("min", "min", {1: (None, 1.0), 2: (0.5, None)}, [2, 1]),
+    ],
+    ids=["low", "high", "equal in both", "missing ties", "missing values"],
+)
+def test_a_tie_decides_only_among_equal_values(mode, tie_mode, ranked, best_first):
+    def key(step):
+        value, tie = ranked[step]
+        return rank_key(value, step, mode, tie=tie, tie_mode=tie_mode)
+
+    assert sorted(ranked, key=key) == best_first
+
+
+@pytest.mark.parametrize(
+    ("at", "metrics", "late"),
+    [
+        ("2026-01-01", {"loss": 0.5, "nan": None, "big": None}, []),
+        ("2026-01-02", {"loss": 0.1, "nan": None, "big": None}, ["loss"]),
+        (
+            "2026-01-03",
+            {"loss": 0.1, "mmlu": 0.6, "nan": 1.0, "big": None},
+            ["loss", "mmlu", "nan"],
+        ),
+    ],
+)
+def test_a_record_as_of_a_moment_has_what_had_been_reported(tmp_path, at, metrics, late):
+    said = [
+        Metric("loss", 0.1, "eval", "2026-01-02"),
+        Metric("mmlu", 0.6, "eval", "2026-01-03"),
+        Metric("nan", 1.0, "eval", "2026-01-03"),
+    ]
+    checkpoint = Checkpoint(
+        run_uuid="r", run="r", uuid="u", step=1, path=tmp_path, status="final",
+        created_at="2026-01-01", info={"loss": 0.5, "nan": "NaN", "big": 10**400, "yes": True},
+        metrics={"loss": 0.1, "mmlu": 0.6, "nan": 1.0, "big": None},
+        late={metric.name: metric for metric in said},
+    )  # fmt: skip
+    then = checkpoint.as_of(at)
+
+    assert {name: then.metrics.get(name) for name in metrics} == metrics
+    assert {name for name, value in then.metrics.items() if value is not None} == {
+        name for name, value in metrics.items() if value is not None
+    }
+    assert sorted(then.late) == late
+    assert then.status == "final"
+
+
 @given(
     st.dictionaries(st.integers(0, 50), st.none() | st.floats(), min_size=1),
     st.sampled_from(["min", "max"]),

@@ -81,6 +81,36 @@ class UnknownDirection(CkptdbError, ValueError):
         super().__init__(message)
 
 
+class InvalidCondition(CkptdbError, ValueError):
+    """What was demanded of checkpoints is not one SQL expression over what they have."""
+
+    def __init__(self, condition: str, why: str) -> None:
+        super().__init__(f"The condition {condition!r} cannot be used: {why}.")
+
+
+class UnknownName(InvalidCondition, LookupError):
+    """A condition names what is neither a column nor a metric."""
+
+    def __init__(
+        self, condition: str, name: str, columns: Iterable[str], metrics: Iterable[str]
+    ) -> None:
+        known = ", ".join(metrics)
+        metric = f"a metric ({known})" if known else "a metric, of which there is none"
+        super().__init__(
+            condition, f"{name!r} is neither a column ({', '.join(columns)}) nor {metric}"
+        )
+
+
+class InvalidTime(CkptdbError, ValueError):
+    """A text is no point in time."""
+
+    def __init__(self, text: object) -> None:
+        super().__init__(
+            f"{text!r} is no time: write it like 2026-11-22T16:00:00Z (in UTC when it does not "
+            "say where) or '2 hours ago'."
+        )
+
+
 class UnknownRun(CkptdbError, LookupError):
     """No run goes by that name, path or uuid."""
 
@@ -110,8 +140,12 @@ class NoRuns(CkptdbError, LookupError):
 class NothingToChoose(CkptdbError, LookupError):
     """The best or the latest was asked for, and no checkpoint is live."""
 
-    def __init__(self) -> None:
-        super().__init__("There is no checkpoint to choose from; see `ckptdb ls --all`.")
+    def __init__(self, where: str | None = None) -> None:
+        if where is None:
+            message = "There is no checkpoint to choose from; see `ckptdb ls --all`."
+        else:
+            message = f"{where!r} holds for no checkpoint; `ckptdb top` lists what there is."
+        super().__init__(message)
 
 
 class UnknownCheckpoint(CkptdbError, LookupError):
@@ -339,6 +373,7 @@ class QueryRefused(CkptdbError):
 
     def __init__(self, why: str) -> None:
         super().__init__(f"The query was refused: {why}. Only SELECT and WITH are answered.")
+        self.why = why
 
 
 class QueryFailed(CkptdbError, ValueError):
@@ -346,6 +381,7 @@ class QueryFailed(CkptdbError, ValueError):
 
     def __init__(self, why: str) -> None:
         super().__init__(f"The query failed: {why}. `ckptdb schema` lists tables and columns.")
+        self.why = why
 
 
 class QueryTimeout(CkptdbError, TimeoutError):
@@ -355,6 +391,7 @@ class QueryTimeout(CkptdbError, TimeoutError):
         super().__init__(
             f"The query was stopped after {seconds:g} s; narrow it, or raise --timeout."
         )
+        self.why = f"it was stopped after {seconds:g} s"
 
 
 class IndexStale(CatalogError):

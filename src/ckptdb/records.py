@@ -7,10 +7,10 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any, Literal, Self, get_args
 
 Status = Literal["tmp", "final", "deleted"]
 Mode = Literal["min", "max"]
@@ -23,7 +23,11 @@ TRAINING_INFO = "training_info"
 
 def utc(timestamp: float) -> str:
     """Write a POSIX timestamp (seconds) the way every file and table of ckptdb does."""
-    moment = datetime.fromtimestamp(timestamp, tz=UTC)
+    return in_utc(datetime.fromtimestamp(timestamp, tz=UTC))
+
+
+def in_utc(moment: datetime) -> str:
+    """Write a datetime, which must be in UTC, like `utc`."""
     return f"{moment.isoformat(timespec='milliseconds')[:-6]}Z"
 
 
@@ -110,6 +114,20 @@ class Checkpoint:
     late: Mapping[str, Metric] = field(default_factory=dict)
     fingerprint: str | None = field(default=None, repr=False, compare=False)
 
+    def as_of(self, at: str) -> Self:
+        """Return the record with the metrics that were known at a moment.
+
+        Of a value that was reported more than once, only the first, if it came with the
+        checkpoint, and the last are known.
+        """
+        late = {name: metric for name, metric in self.late.items() if metric.reported_at <= at}
+        if len(late) == len(self.late):
+            return self
+        hidden = self.late.keys() - late.keys()
+        known = {name: value for name, value in self.metrics.items() if name not in hidden}
+        own = {name: value for name, value in metrics_of(self.info).items() if name in hidden}
+        return replace(self, metrics=known | own, late=late)
+
     def as_dict(self) -> dict[str, Any]:
         """Return the record for JSON: its field names, paths as strings."""
         shown = {f.name: getattr(self, f.name) for f in fields(self) if f.name != "fingerprint"}
@@ -157,15 +175,26 @@ class Rows:
         return [dict(zip(self.columns, row, strict=True)) for row in self.rows]
 
 
-def rank_key(value: float | None, step: int, mode: Mode) -> tuple[bool, float, int]:
+def rank_key(
+    value: float | None,
+    step: int,
+    mode: Mode,
+    *,
+    tie: float | None = None,
+    tie_mode: Mode = "min",
+) -> tuple[bool, float, bool, float, int]:
     """Sort key of the one ranking: smallest first is best first.
 
     Only finite values rank; without one a checkpoint comes last, newest first. Equal values
-    go to the higher step.
+    go to the better tie, if there is one, and then to the higher step.
     """
+    return (*_value_key(value, mode), *_value_key(tie, tie_mode), -step)
+
+
+def _value_key(value: float | None, mode: Mode) -> tuple[bool, float]:
     if value is None or not math.isfinite(value):
-        return (True, 0.0, -step)
-    return (False, value if mode == "min" else -value, -step)
+        return (True, 0.0)
+    return (False, value if mode == "min" else -value)
 
 
 def metrics_of(info: Mapping[str, Any]) -> dict[str, float | None]:

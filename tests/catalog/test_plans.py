@@ -6,9 +6,13 @@ from pathlib import Path
 
 import pytest
 
+from ckptdb.catalog import adhoc
 from ckptdb.catalog.catalog import Catalog
+from ckptdb.catalog.conditions import parse
 from ckptdb.catalog.engine import Database
 from ckptdb.catalog.location import locate
+from ckptdb.catalog.selection import Selection, matching, ranked
+from ckptdb.records import Rows
 
 from .test_statements import plans
 
@@ -86,6 +90,7 @@ QUESTIONS = {
     "top of all": (lambda c: c.top(10, "loss", "max"), [BY_METRIC], 4_000),
     "best of every run": (lambda c: c.best_of_runs(), [BY_RUN, "latest USING INDEX"], 10_000),
     "best by one metric": (lambda c: c.best_of_runs("loss", "min"), [BY_RUN], 10_000),
+    "a metric of a run": (lambda c: c.find_unknown_metric(["loss"], 3), [BY_RUN], 200),
     "a run by its name": (
         lambda c: c.find_runs_called("run 3", [Path("/run 3")]),
         ["ix_runs_name", "ix_runs_directory"],
@@ -135,6 +140,10 @@ def test_a_question_goes_through_its_index_and_never_through_history(catalog, as
 @asked
 def test_a_question_looks_at_no_more_than_it_answers_with(catalog, ask, indexes, most):
     del indexes
+    assert 10 < instructions(catalog, ask) < most
+
+
+def instructions(catalog, ask):
     ask(catalog)  # compiled, and the schema read
     done = 0
 
@@ -147,7 +156,63 @@ def test_a_question_looks_at_no_more_than_it_answers_with(catalog, ask, indexes,
     raw.set_progress_handler(count, 1)
     ask(catalog)
     raw.set_progress_handler(None, 0)
-    assert 10 < done < most
+    return done
+
+
+def test_a_metric_that_is_live_anywhere_is_found_at_once(catalog):
+    assert instructions(catalog, lambda c: c.find_unknown_metric(["loss", "reward"])) < 200
+
+
+WHERE = parse("reward < 100 AND step % 2 = 0")
+DEMANDS = {
+    "where": ({"where": WHERE}, BY_RUN),
+    "tie": ({"tie": ("reward", "max")}, BY_RUN),
+    "both, of all runs": ({"where": WHERE, "tie": ("reward", "max"), "run_id": None}, BY_METRIC),
+    "where, by step": ({"by": None, "where": WHERE}, FINALS),
+    "ever": ({"ever": True}, "SEARCH checkpoints USING INDEX"),
+    "ever and where": ({"ever": True, "where": WHERE}, "SEARCH checkpoints USING INDEX"),
+    "at a time": ({"at": AT}, "SEARCH checkpoints USING INDEX"),
+    "at a time and where": ({"at": AT, "where": WHERE}, "SEARCH checkpoints USING INDEX"),
+}
+
+
+@pytest.mark.parametrize(("demanded", "index"), DEMANDS.values(), ids=DEMANDS.keys())
+def test_what_demands_more_goes_through_indexes_too(catalog, monkeypatch, demanded, index):
+    asked, query = [], adhoc.query
+
+    def note(database, sql, parameters, **options):
+        asked.append((sql, parameters))
+        return query(database, sql, parameters, **options)
+
+    monkeypatch.setattr(adhoc, "query", note)
+    selection = Selection(**{"by": ("loss", "min"), "run_id": 3, **demanded})
+    with plans(catalog) as found:
+        assert ranked(catalog.database, selection, 3)
+    found = {sql: plan for sql, plan in found.items() if "AS known" in sql}
+    for sql, parameters in asked:
+        rows = query(catalog.database, f"EXPLAIN QUERY PLAN {sql}", parameters)
+        found[sql] = "\n".join(row[-1] for row in rows)
+    (plan,) = found.values()
+    for line in plan.splitlines():
+        table = line.removeprefix("SEARCH ").split(" ", 1)[0]
+        if line.startswith("SCAN"):
+            assert line.split()[1] == "own"  # the numbers of one training_info
+        elif table.startswith("of_"):
+            assert line.endswith("PRIMARY KEY (checkpoint_id=? AND name=?)")
+        elif table == "checkpoints":
+            assert "(run_id=?" in line or "PRIMARY KEY (rowid=?)" in line
+    assert index in plan
+
+
+def test_a_condition_for_retention_goes_by_what_is_live(catalog, monkeypatch):
+    asked = []
+    monkeypatch.setattr(adhoc, "query", lambda *given, **_: asked.append(given) or Rows((), ()))
+    matching(catalog.database, 3, WHERE)
+    monkeypatch.undo()
+    ((database, sql, parameters),) = asked
+    plan = [row[-1] for row in adhoc.query(database, f"EXPLAIN QUERY PLAN {sql}", parameters)]
+    assert plan[0].endswith(FINALS)
+    assert not any(line.startswith("SCAN") for line in plan)
 
 
 def test_the_whole_leaderboard_and_summary_go_by_run(catalog):

@@ -7,7 +7,7 @@ what is true is decided elsewhere, from the disk.
 from __future__ import annotations
 
 import json
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, cast
@@ -22,11 +22,14 @@ from ckptdb.catalog.statements import (
     ADDED,
     BELONGINGS,
     BEST_STEP,
+    BY_ID,
     COUNT_LIVE,
     COUNT_RANKED,
     COUNTS,
     DELETE_RUN,
     GONE_BY_UUID,
+    HAS_METRIC,
+    HAS_METRIC_OF_RUN,
     HISTORY,
     LATEST_STEP,
     LIVE,
@@ -60,6 +63,7 @@ from ckptdb.records import (
     Mode,
     Run,
     Status,
+    is_storable,
 )
 
 _Value = tuple[str, float | None, str, str]
@@ -201,6 +205,16 @@ class Catalog:
             found = self._load(connection, statement, parameters)
         return tuple(checkpoint for _, checkpoint in found)
 
+    def chosen(self, ids: Sequence[int]) -> dict[int, Checkpoint]:
+        """Return whole records by the ids of their rows, in that order, of those that exist."""
+        with self.database.read() as connection:
+            found = {
+                row_id: checkpoint
+                for chunk in chunks(ids)
+                for row_id, checkpoint in self._load(connection, BY_ID, {"ids": chunk})
+            }
+        return {row_id: found[row_id] for row_id in ids if row_id in found}
+
     def best_of_runs(
         self, metric: str | None = None, mode: Mode | None = None
     ) -> tuple[Checkpoint, ...]:
@@ -259,6 +273,15 @@ class Catalog:
         found = self._rows(statement, _given(run_id=run_id))
         # A damaged catalog may hold a name of any type.
         return tuple(row.name for row in found if isinstance(row.name, str))
+
+    def find_unknown_metric(self, names: Iterable[str], run_id: int | None = None) -> str | None:
+        """Return the first metric that no checkpoint, of a run or at all, has ever had."""
+        statement = HAS_METRIC if run_id is None else HAS_METRIC_OF_RUN
+        for name in names:
+            asked = _given(name=name, run_id=run_id)
+            if not (is_storable(name) and self._number(statement, asked)):
+                return name
+        return None
 
     def pinned_gone(self, run_id: int) -> tuple[str, ...]:
         """Return the uuids of pinned checkpoints that are no longer published."""

@@ -78,6 +78,22 @@ class Dialect(Protocol):
         """Return the error of ours for one of the driver."""
 
 
+OWN_VALUE: Final = {
+    "sqlite": """
+        SELECT CAST(own.value AS REAL) FROM json_each({info}) AS own
+        WHERE own.key = {name} AND own.type IN ('integer', 'real')
+          AND CAST(own.value AS REAL) > -9e999 AND CAST(own.value AS REAL) < 9e999
+    """,
+    "postgresql": """
+        SELECT CASE WHEN abs(CAST(CAST(own.value AS text) AS numeric)) <= 1.7976931348623157e308
+               THEN CAST(CAST(own.value AS text) AS double precision) END
+        FROM json_each(CAST({info} AS json)) AS own
+        WHERE own.key = {name} AND json_typeof(own.value) = 'number'
+    """,
+}
+"""By dialect, the finite number that a training_info has under a name."""
+
+
 _COMPILED: Final = {"compiled_cache": dict[Any, Any]()}
 """What SQLAlchemy has compiled, for all files of this process: that costs more than the answer.
 As many entries as there are statements of ours."""

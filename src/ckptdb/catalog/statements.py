@@ -162,6 +162,23 @@ METRIC_NAMES_OF_RUN = METRIC_NAMES.where(
     metrics.c.checkpoint_id.in_(select(checkpoints.c.id).where(_OF_RUN))
 )
 
+# First where it is found at once, if it is there at all.
+HAS_METRIC = select(
+    or_(
+        exists().where(metrics.c.name == bindparam("name"), RANKED),
+        exists().where(metrics.c.name == bindparam("name")),
+    )
+)
+
+HAS_METRIC_OF_RUN = select(
+    or_(
+        exists().where(_RANKED_OF_RUN),
+        exists()
+        .where(metrics.c.checkpoint_id == checkpoints.c.id, metrics.c.name == bindparam("name"))
+        .where(_OF_RUN),
+    )
+)
+
 
 def _best_step(mode: Mode) -> Select[Any]:
     # The value first, at one end of the index, then the highest step with it at another: in one
@@ -241,15 +258,29 @@ def ranking(mode: Mode, *, of_run: bool) -> Select[Any]:
     if of_run:
         ranked = ranked.where(metrics.c.run_id == bindparam("run_id"))
     # First the few that are asked for, from the index alone; then their rows.
-    best = ranked.order_by(*_best_first(mode, metrics)).limit(bindparam("count")).subquery("best")
+    best = ranked.order_by(*best_first(metrics, mode)).limit(bindparam("count")).subquery("best")
     return _WHOLE.join(best, best.c.checkpoint_id == checkpoints.c.id).order_by(
-        *_best_first(mode, best)
+        *best_first(best, mode)
     )
 
 
-def _best_first(mode: Mode, ranked: FromClause) -> tuple[ColumnElement[Any], ...]:
-    value = ranked.c.value if mode == "min" else ranked.c.value.desc()
-    return value, ranked.c.step.desc(), ranked.c.checkpoint_id.desc()
+def best_first(
+    ranked: FromClause, mode: Mode | None, tie_mode: Mode | None = None
+) -> tuple[ColumnElement[Any], ...]:
+    """Order by ``value``, then by ``tie`` where there is one, as `rank_key` does.
+
+    Args:
+        ranked: Has these columns, ``step`` and ``checkpoint_id``.
+        mode: None to order by step alone.
+        tie_mode: None for no tie.
+    """
+    tie = () if tie_mode is None else (ranked.c.tie.is_(None), _directed(ranked.c.tie, tie_mode))
+    value = () if mode is None else (_directed(ranked.c.value, mode), *tie)
+    return *value, ranked.c.step.desc(), ranked.c.checkpoint_id.desc()
+
+
+def _directed(value: ColumnElement[Any], mode: Mode) -> ColumnElement[Any]:
+    return value if mode == "min" else value.desc()
 
 
 @cache
@@ -265,7 +296,7 @@ def best_of_runs(mode: Mode | None, *, of_metric: bool) -> Select[Any]:
         return (
             select(metrics.c.checkpoint_id)
             .where(metrics.c.run_id == runs.c.id, metrics.c.name == name, RANKED)
-            .order_by(*_best_first(of_mode, metrics))
+            .order_by(*best_first(metrics, of_mode))
             .limit(literal_column("1"))
             .correlate(runs)
             .scalar_subquery()
@@ -278,6 +309,8 @@ def best_of_runs(mode: Mode | None, *, of_metric: bool) -> Select[Any]:
         found = case((runs.c.metric_name.is_(None), _LATEST_ID), else_=found)
     return _WHOLE.where(checkpoints.c.id == found).order_by(runs.c.name, runs.c.directory)
 
+
+BY_ID = _WHOLE.where(checkpoints.c.id.in_(_any("ids")))
 
 LIVE_AT_STEPS = _WHOLE.where(_OF_RUN, NOT_DELETED, checkpoints.c.step.in_(_any("steps")))
 

@@ -1,4 +1,4 @@
-"""Commands that answer questions: ls, show, best, latest, top, sql, schema."""
+"""Commands that answer questions: ls, show, sql, schema."""
 
 from __future__ import annotations
 
@@ -10,10 +10,8 @@ import click
 
 from ckptdb.cli.output import (
     FORMATS,
-    clean,
     describe,
     echo_json,
-    echo_path,
     human_bytes,
     number,
     output_option,
@@ -22,8 +20,7 @@ from ckptdb.cli.output import (
     print_rows,
     print_table,
 )
-from ckptdb.errors import NothingToChoose
-from ckptdb.records import Checkpoint, Mode, Run, Status
+from ckptdb.records import Checkpoint, Run, Status
 from ckptdb.registry import Registry
 
 run_option = click.option(
@@ -72,7 +69,7 @@ def ls(
             return
         wanted = status or (None if everything else "final")
         found = registry.checkpoints(run=run, status=wanted, limit=limit)
-        print_checkpoints(found, form, metric=_metric_of(registry, found))
+        print_checkpoints(found, form, metrics=metric_of(registry, found))
 
 
 @click.command()
@@ -88,61 +85,6 @@ def show(session: Session, step: int, run: str | None, form: str) -> None:
         echo_json(checkpoint.as_dict())
         return
     print_table(["", ""], describe(checkpoint))
-
-
-@click.command()
-@run_option
-@metric_option
-@mode_option
-@click.option("--each", is_flag=True, help="The best of every run, one path a line.")
-@output_option("path", "json")
-@click.pass_obj
-def best(
-    session: Session,
-    run: str | None,
-    metric: str | None,
-    mode: Mode | None,
-    form: str,
-    *,
-    each: bool,
-) -> None:
-    """Print the path of the best checkpoint, alone: cp -r "$(ckptdb best)" elsewhere."""
-    if each and run is not None:
-        raise click.UsageError("--each is about every run; leave out --run.")
-    with session.open() as registry:
-        if each:
-            _print_each(registry.best_of_runs(metric, mode=mode), form)
-            return
-        found = registry.best(metric, mode=mode, run=run)
-        _print_one(found, form)
-        if metric is None and found and _metric_of(registry, (found,)) is None:
-            click.echo(f"{clean(found.run)} has no metric; this is its latest.", err=True)
-
-
-@click.command()
-@run_option
-@output_option("path", "json")
-@click.pass_obj
-def latest(session: Session, run: str | None, form: str) -> None:
-    """Print the path of the latest checkpoint, alone."""
-    with session.open() as registry:
-        _print_one(registry.latest(run=run), form)
-
-
-@click.command()
-@click.argument("count", type=click.IntRange(1), default=10)
-@run_option
-@metric_option
-@mode_option
-@output_option(*FORMATS)
-@click.pass_obj
-def top(  # noqa: PLR0917  # one parameter an option
-    session: Session, count: int, run: str | None, metric: str | None, mode: Mode | None, form: str
-) -> None:
-    """List the COUNT best checkpoints, best first."""
-    with session.open() as registry:
-        found = registry.top(count, metric, mode=mode, run=run)
-        print_checkpoints(found, form, metric=metric or _metric_of(registry, found))
 
 
 @click.command()
@@ -205,26 +147,7 @@ def schema(session: Session, form: str) -> None:
         click.echo(f"{relation.name} ({relation.kind}): {relation.purpose}\n    {columns}\n")
 
 
-COMMANDS = (ls, show, best, latest, top, sql, schema)
-
-
-def _print_one(checkpoint: Checkpoint | None, form: str) -> None:
-    if checkpoint is None:
-        raise NothingToChoose
-    if form == "json":
-        echo_json(checkpoint.as_dict())
-    else:
-        echo_path(checkpoint.path)
-
-
-def _print_each(found: Sequence[Checkpoint], form: str) -> None:
-    if not found:
-        raise NothingToChoose
-    if form == "json":
-        echo_json([checkpoint.as_dict() for checkpoint in found])
-        return
-    for checkpoint in found:
-        echo_path(checkpoint.path)
+COMMANDS = (ls, show, sql, schema)
 
 
 def _print_runs(registry: Registry, form: str) -> None:
@@ -254,12 +177,13 @@ def _run_row(row: dict[str, Any]) -> list[str]:
     ]
 
 
-def _metric_of(registry: Registry, found: tuple[Checkpoint, ...]) -> str | None:
-    """The one metric that the runs of these checkpoints are judged by."""
+def metric_of(registry: Registry, found: Sequence[Checkpoint]) -> tuple[str, ...]:
+    """Return the one metric that the runs of these checkpoints are judged by, if there is one."""
     here = {checkpoint.run_uuid for checkpoint in found}
     runs: list[Run] = [run for run in registry.runs() if run.uuid in here]
     metrics = {run.metric_name for run in runs}
-    return metrics.pop() if len(metrics) == 1 else None
+    name = metrics.pop() if len(metrics) == 1 else None
+    return () if name is None else (name,)
 
 
 def _named(text: str) -> tuple[str, object]:

@@ -140,22 +140,28 @@ def print_table(columns: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
     click.echo("\n".join(line.rstrip() for line in capture.get().splitlines()))
 
 
-def print_checkpoints(found: Sequence[Checkpoint], form: str, *, metric: str | None) -> None:
-    """Print checkpoints: whole records as JSON, the columns people look for in a table."""
+def print_checkpoints(found: Sequence[Checkpoint], form: str, *, metrics: Sequence[str]) -> None:
+    """Print checkpoints: whole records as JSON, the columns people look for in a table.
+
+    Args:
+        found: In this order.
+        form: One of `FORMATS`.
+        metrics: What a table shows; every other form has all of them.
+    """
     if form in ("json", "jsonl"):
         print_records([checkpoint.as_dict() for checkpoint in found], form)
         return
     if form == "table":
-        _print_checkpoint_table(found, metric)
+        _print_checkpoint_table(found, metrics)
         return
-    metrics = sorted({name for checkpoint in found for name in checkpoint.metrics})
+    every = sorted({name for checkpoint in found for name in checkpoint.metrics})
     # Loops like to note the step among the metrics too; two columns need two names.
-    named = (f"metric {name}" if name in _FIELDS else name for name in metrics)
+    named = (f"metric {name}" if name in _FIELDS else name for name in every)
     columns = (*_FIELDS, *named)
     rows = (
         [
             *(_flat(getattr(checkpoint, name)) for name in _FIELDS),
-            *(checkpoint.metrics.get(name) for name in metrics),
+            *(checkpoint.metrics.get(name) for name in every),
         ]
         for checkpoint in found
     )
@@ -191,10 +197,10 @@ def describe(checkpoint: Checkpoint) -> list[tuple[str, str]]:
     return [(name, text) for name, text in lines if text]
 
 
-def _print_checkpoint_table(found: Sequence[Checkpoint], metric: str | None) -> None:
+def _print_checkpoint_table(found: Sequence[Checkpoint], metrics: Sequence[str]) -> None:
     several = len({checkpoint.run_uuid for checkpoint in found}) > 1
     columns = [
-        *(["run"] if several else []), "step", "status", *([metric] if metric else []),
+        *(["run"] if several else []), "step", "status", *metrics,
         "size", "finalized", "marks", "path",
     ]  # fmt: skip
     rows = (
@@ -202,7 +208,7 @@ def _print_checkpoint_table(found: Sequence[Checkpoint], metric: str | None) -> 
             *([checkpoint.run] if several else []),
             str(checkpoint.step),
             checkpoint.status,
-            *([number(checkpoint.metrics.get(metric))] if metric else []),
+            *(number(checkpoint.metrics.get(name)) for name in metrics),
             human_bytes(checkpoint.size_bytes),
             (checkpoint.finalized_at or checkpoint.created_at)[:19].replace("T", " "),
             _marks(checkpoint),

@@ -2,32 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from pathlib import Path
+from collections.abc import Mapping
 
 from ckptdb.catalog import adhoc
 from ckptdb.catalog.adhoc import Relation
-from ckptdb.catalog.catalog import Seen
-from ckptdb.disk import scan
-from ckptdb.errors import (
-    InvalidChoice,
-    UnknownDirection,
-    UnknownMetric,
-)
-from ckptdb.records import (
-    MODES,
-    STATUSES,
-    Checkpoint,
-    Mode,
-    Rows,
-    Run,
-    Status,
-)
+from ckptdb.errors import InvalidChoice
+from ckptdb.records import STATUSES, Checkpoint, Rows, Run, Status
 from ckptdb.registry.tree import PathLike, Tree
 
 
 class Asking(Tree):
-    """Answers from the catalog, about what is on disk."""
+    """Answers from the catalog."""
 
     def runs(self) -> tuple[Run, ...]:
         """Return every run, by name."""
@@ -64,94 +49,6 @@ class Asking(Tree):
         """
         return self._get_at(self._get_run(run), step)
 
-    def best(
-        self, metric: str | None = None, *, mode: Mode | None = None, run: PathLike | None = None
-    ) -> Checkpoint | None:
-        """Return the live checkpoint with the best finite value of a metric.
-
-        Ties go to the higher step. Of a run without a metric the best is the latest.
-
-        Args:
-            metric: As written in training_info.json; None for the run's own.
-            mode: ``"min"`` when lower is better; None when the run says so itself.
-            run: Name, path or uuid prefix; None for all, or for the run that was opened.
-
-        Raises:
-            UnknownMetric: No checkpoint has it; the message lists those that exist.
-            UnknownDirection: Nothing says whether low or high is better.
-            InvalidChoice: The mode is neither.
-        """
-        seen = self._find_scope(run)
-        if metric is None and seen is not None and seen.run.metric_name is None:
-            return self.latest(run=seen.run.directory)
-        found = self.top(1, metric, mode=mode, run=run)
-        return found[0] if found else None
-
-    def top(
-        self,
-        count: int,
-        metric: str | None = None,
-        *,
-        mode: Mode | None = None,
-        run: PathLike | None = None,
-    ) -> tuple[Checkpoint, ...]:
-        """Return the live checkpoints with the best finite values, best first; see `best`."""
-        seen = self._find_scope(run)
-        run_id = None if seen is None else seen.id
-        name, direction = self._ranking(metric, mode, seen)
-
-        def ask(limit: int) -> tuple[Checkpoint, ...]:
-            return self._catalog().top(limit, name, direction, run_id=run_id)
-
-        found = self._existing(ask, count)
-        if not found and name not in self._catalog().metric_names(run_id):
-            raise UnknownMetric(name, self._catalog().metric_names(run_id))
-        return found
-
-    def best_of_runs(
-        self, metric: str | None = None, *, mode: Mode | None = None
-    ) -> tuple[Checkpoint, ...]:
-        """Return the best checkpoint of each run, by the run's name; see `best`.
-
-        A run without any finite value of the metric has none.
-
-        Args:
-            metric: None for each run's own, which may differ.
-            mode: None when the runs say so themselves.
-
-        Raises:
-            UnknownMetric: No run has it; the message lists those that exist.
-            UnknownDirection: Nothing says whether low or high is better.
-            InvalidChoice: The mode is neither.
-        """
-        if self._run is not None:
-            found = self.best(metric, mode=mode)
-            return () if found is None else (found,)
-        if metric is not None:
-            metric, mode = self._ranking(metric, mode, None)
-        elif mode is not None and mode not in MODES:
-            raise InvalidChoice("mode", mode, MODES)
-        catalog = self._catalog()
-        best = catalog.best_of_runs(metric, mode)
-        if not best and metric is not None and metric not in catalog.metric_names():
-            raise UnknownMetric(metric, catalog.metric_names())
-        here = {cp.run_uuid: cp for cp in best if scan.is_published(cp.path)}
-        for gone in best:
-            if gone.run_uuid not in here:
-                here |= self._look_behind(gone, metric, mode)
-        return tuple(here[cp.run_uuid] for cp in best if cp.run_uuid in here)
-
-    def latest(self, *, run: PathLike | None = None) -> Checkpoint | None:
-        """Return the run's checkpoint with the highest step; of all runs, the newest one."""
-        seen = self._find_scope(run)
-        run_id = None if seen is None else seen.id
-
-        def ask(limit: int) -> tuple[Checkpoint, ...]:
-            return self._catalog().newest(limit, run_id=run_id)
-
-        existing = self._existing(ask, 1)
-        return existing[0] if existing else None
-
     def query(
         self,
         sql: str,
@@ -177,66 +74,3 @@ class Asking(Tree):
     def schema(self) -> tuple[Relation, ...]:
         """Return the tables and views that SQL can name."""
         return adhoc.describe(self._catalog().database)
-
-    def _ranking(
-        self, metric: str | None, mode: Mode | None, seen: Seen | None
-    ) -> tuple[str, Mode]:
-        if mode is not None and mode not in MODES:
-            raise InvalidChoice("mode", mode, MODES)
-        if metric is not None and mode is not None:
-            return metric, mode
-        own = self._catalog().own_metrics() if seen is None else _own_metric(seen.run)
-        if metric is None:
-            named = {name for name, _ in own}
-            if len(named) != 1:
-                raise UnknownDirection(None)
-            metric = named.pop()
-        if mode is not None:
-            return metric, mode
-        modes = {direction for name, direction in own if name == metric}
-        if len(modes) == 1:
-            return metric, modes.pop()
-        known = self._catalog().metric_names(None if seen is None else seen.id)
-        if metric not in known:
-            raise UnknownMetric(metric, known)
-        raise UnknownDirection(metric)
-
-    def _look_behind(
-        self, gone: Checkpoint, metric: str | None, mode: Mode | None
-    ) -> dict[str, Checkpoint]:
-        """Return the best that is there of a run whose best in the index is not, by its uuid."""
-        seen = self._catalog().find_run(gone.run_uuid)
-        if seen is None:
-            return {}
-        name, direction = metric or seen.run.metric_name, mode or seen.run.mode
-
-        def ask(limit: int) -> tuple[Checkpoint, ...]:
-            if name is None:
-                return self._catalog().newest(limit, run_id=seen.id)
-            return self._catalog().top(limit, name, direction, run_id=seen.id)
-
-        return {found.run_uuid: found for found in self._existing(ask, 1)}
-
-    def _existing(
-        self, ask: Callable[[int], tuple[Checkpoint, ...]], count: int
-    ) -> tuple[Checkpoint, ...]:
-        """Answer only with checkpoints that are there, healing the runs of those that are not."""
-        limit, healed = count, set[Path]()
-        while True:
-            found = ask(limit)
-            here = [checkpoint for checkpoint in found if scan.is_published(checkpoint.path)]
-            if len(here) == len(found) or len(here) >= count:
-                return tuple(here[:count])
-            stale = {cp.path.parent for cp in found if cp not in here} - healed
-            for directory in stale:
-                self._heal(directory)
-            healed |= stale
-            if not stale:
-                # Of a run that is not there nothing is recorded as gone: look behind it.
-                if len(found) < limit:
-                    return tuple(here)
-                limit *= 2
-
-
-def _own_metric(run: Run) -> set[tuple[str, Mode]]:
-    return set() if run.metric_name is None else {(run.metric_name, run.mode)}

@@ -1,0 +1,228 @@
+"""Rankings that demand more than a metric: a condition, a tie-break, what is gone, another time.
+
+What is asked every day, best and top-k among what is live, is in `statements`, whose order is
+the order here.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, Final
+
+from sqlalchemy import (
+    ColumnElement,
+    Select,
+    Subquery,
+    TextClause,
+    and_,
+    case,
+    literal_column,
+    null,
+    or_,
+    select,
+    text,
+)
+
+from ckptdb.catalog import adhoc
+from ckptdb.catalog.conditions import COLUMNS, Condition
+from ckptdb.catalog.dialects import OWN_VALUE
+from ckptdb.catalog.engine import Database
+from ckptdb.catalog.schema import checkpoints, metrics
+from ckptdb.catalog.statements import DELETED, FINAL, RANKED, TRUSTED, best_first
+from ckptdb.errors import InvalidCondition, QueryFailed, QueryRefused, QueryTimeout
+from ckptdb.records import TRAINING_INFO, Mode
+
+By = tuple[str, Mode]
+"""A metric, and whether low or high is better."""
+
+TIMEOUT_SECONDS: Final = 30.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Selection:
+    """What is ranked, and by what.
+
+    Attributes:
+        by: None for the highest step, which needs no tie.
+        tie: What decides among equal values, before the step does. Without it a checkpoint
+            comes after those that have it.
+        run_id: Only of this run.
+        where: Only those for which it holds.
+        ever: Deleted ones, too.
+        at: What was published and not yet deleted at that moment, by what had been reported.
+    """
+
+    by: By | None
+    tie: By | None = None
+    run_id: int | None = None
+    where: Condition | None = None
+    ever: bool = False
+    at: str | None = None
+
+    @property
+    def is_plain(self) -> bool:
+        """Whether it demands nothing but a metric."""
+        return self == Selection(by=self.by, run_id=self.run_id)
+
+    @property
+    def is_history(self) -> bool:
+        """Whether what is gone may be the answer."""
+        return self.ever or self.at is not None
+
+
+@dataclass(frozen=True, slots=True)
+class Ranked:
+    """The id of a checkpoint, with the finite values that it is ranked by."""
+
+    id: int
+    value: float | None
+    tie: float | None
+
+
+def ranked(
+    database: Database, selection: Selection, count: int | None = None
+) -> tuple[Ranked, ...]:
+    """Return what a selection ranks, best first; at most so many.
+
+    Raises:
+        InvalidCondition: The condition makes no sense to the database, or takes too long.
+    """
+    known = _known(selection, database.dialect_name)
+    found = select(known.c.checkpoint_id, known.c.value, known.c.tie)
+    if selection.by is not None:
+        found = found.where(known.c.value.is_not(None))
+    mode, tie_mode = (None if by is None else by[1] for by in (selection.by, selection.tie))
+    found = found.order_by(*best_first(known, mode, tie_mode))
+    if count is not None:
+        found = found.limit(count)
+    return tuple(Ranked(*row) for row in _answer(database, found, selection.where))
+
+
+def matching(database: Database, run_id: int, condition: Condition) -> frozenset[str]:
+    """Return the uuids of a run's live, trusted checkpoints for which a condition holds.
+
+    A metric that none of them has is no error; the caller knows what to say about that.
+
+    Raises:
+        InvalidCondition: It makes no sense to the database, or takes too long.
+    """
+    known = _known(Selection(by=None, run_id=run_id, where=condition), database.dialect_name)
+    found = select(known.c.uuid)
+    return frozenset(uuid for (uuid,) in _answer(database, found, condition))
+
+
+def pareto_front(points: Iterable[Ranked], tie_mode: Mode) -> tuple[Ranked, ...]:
+    """Return what no other beats in both its value and its tie; equal points stay together.
+
+    Args:
+        points: Best first, as `ranked` returns them; without a tie they are left out.
+        tie_mode: Whether low or high ties are better.
+    """
+    front: list[Ranked] = []
+    best = math.inf
+    for point in points:
+        if not isinstance(point.tie, float):
+            continue  # it has none, or the catalog is damaged
+        # All before it are better in value, or as good and no worse in the tie.
+        tie = point.tie if tie_mode == "min" else -point.tie
+        equal = front and (front[-1].value, front[-1].tie) == (point.value, point.tie)
+        if tie < best or equal:
+            front.append(point)
+            best = tie
+    return tuple(front)
+
+
+# --- the statement ----------------------------------------------------------------------
+
+
+def _known(selection: Selection, dialect: str) -> Subquery:
+    """Select what there is to rank, each with all that a condition or an order looks at."""
+    value, tie = (
+        null() if by is None else _value(by[0], label, selection.at, dialect)
+        for by, label in ((selection.by, "value"), (selection.tie, "tie"))
+    )
+    if selection.by is not None and not selection.is_history:
+        # Begins where best and top-k do, in the index that history is not in.
+        value = metrics.c.value
+        found = (
+            select()
+            .join_from(metrics, checkpoints, checkpoints.c.id == metrics.c.checkpoint_id)
+            .where(metrics.c.name == selection.by[0], RANKED)
+        )
+        of_run = metrics.c.run_id
+    else:
+        found = select().select_from(checkpoints).where(*_state(selection))
+        of_run = checkpoints.c.run_id
+    if selection.run_id is not None:
+        found = found.where(of_run == selection.run_id)
+    mentioned = () if selection.where is None else selection.where.metrics
+    return found.add_columns(
+        checkpoints.c.id.label("checkpoint_id"),
+        checkpoints.c.uuid,
+        *(checkpoints.c[name] for name in COLUMNS),
+        value.label("value"),
+        tie.label("tie"),
+        *(
+            _value(name, f"m{number}", selection.at, dialect).label(f"m{number}")
+            for number, name in enumerate(mentioned)
+        ),
+    ).subquery("known")
+
+
+def _state(selection: Selection) -> Iterator[ColumnElement[bool] | TextClause]:
+    """Say which checkpoints count: never those that were not published or cannot be trusted."""
+    if not selection.is_history:
+        yield TRUSTED
+        return
+    yield checkpoints.c.problem.is_(None)
+    if selection.at is None:
+        yield checkpoints.c.finalized_at.is_not(None)
+    else:
+        yield checkpoints.c.finalized_at <= selection.at
+    if selection.ever or selection.at is None:
+        yield or_(FINAL, DELETED)
+    else:
+        yield or_(FINAL, and_(DELETED, checkpoints.c.deleted_at > selection.at))
+
+
+def _value(name: str, label: str, at: str | None, dialect: str) -> ColumnElement[Any]:
+    """Look up one metric of a checkpoint, as it was known at a moment or as it is now."""
+    found = metrics.alias(f"of_{label}")
+    value: ColumnElement[Any] = found.c.value
+    if at is not None:
+        # A late value hides the one that came with the checkpoint; before, that one counted.
+        own = OWN_VALUE[dialect].format(info="checkpoints.info", name=f"of_{label}.name")
+        value = case(
+            (found.c.reported_at <= at, found.c.value),
+            (found.c.source != TRAINING_INFO, literal_column(f"({own})")),
+        )
+    return (
+        select(value)
+        .where(found.c.checkpoint_id == checkpoints.c.id, found.c.name == name)
+        .correlate(checkpoints)
+        .scalar_subquery()
+    )
+
+
+# --- the answer -------------------------------------------------------------------------
+
+
+def _answer(
+    database: Database, statement: Select[Any], condition: Condition | None
+) -> Sequence[Sequence[Any]]:
+    if condition is None:
+        with database.read() as connection:
+            return connection.execute(statement).all()
+    strings = {f"string{number}": string for number, string in enumerate(condition.strings)}
+    demanded = statement.where(text(f"({condition.sql})").bindparams(**strings)).compile()
+    try:
+        # Somebody else's words: confined like all SQL that is not ours.
+        return adhoc.query(
+            database, str(demanded), demanded.params, limit=None, timeout_seconds=TIMEOUT_SECONDS
+        ).rows
+    except (QueryFailed, QueryRefused, QueryTimeout) as error:
+        incomplete = "syntax error" in error.why
+        why = "it is not one whole expression" if incomplete else error.why
+        raise InvalidCondition(condition.text, why) from error

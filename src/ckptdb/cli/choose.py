@@ -1,0 +1,190 @@
+"""Commands that choose: best, latest, top, pareto."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any, Final, TypeVar
+
+import click
+
+from ckptdb.cli.ask import Session, metric_of, metric_option, mode_option, run_option
+from ckptdb.cli.output import (
+    FORMATS,
+    clean,
+    echo_json,
+    echo_path,
+    number,
+    output_option,
+    print_checkpoints,
+)
+from ckptdb.errors import NothingToChoose
+from ckptdb.records import MODES, Checkpoint
+from ckptdb.registry import Registry
+
+_Function = TypeVar("_Function", bound=Callable[..., Any])
+
+_BY: Final = (str, click.Choice(MODES))
+
+where_option = click.option(
+    "--where",
+    metavar="CONDITION",
+    help="Only those for which this SQL expression holds, e.g. 'kl < 0.1 AND \"val:loss\" < 0.5'.",
+)
+
+
+def demand_options(command: _Function) -> _Function:
+    """Add what a ranking may demand beside a metric."""
+    options = (
+        where_option,
+        click.option(
+            "--tie", type=_BY, metavar="NAME MODE", help="What decides among equals, e.g. kl min."
+        ),
+        click.option("--ever", is_flag=True, help="Deleted ones, too."),
+        click.option(
+            "--at",
+            metavar="TIME",
+            help="As of then: 2026-11-22T16:00 (in UTC unless it says where), '2 hours ago'.",
+        ),
+    )
+    for option in reversed(options):
+        command = option(command)
+    return command
+
+
+@click.command()
+@run_option
+@metric_option
+@mode_option
+@demand_options
+@click.option("--each", is_flag=True, help="The best of every run, one path a line.")
+@output_option("path", "json")
+@click.pass_obj
+def best(session: Session, /, form: str, *, each: bool, **asked: Any) -> None:
+    """Print the path of the best checkpoint, alone: cp -r "$(ckptdb best)" elsewhere.
+
+    With --ever or --at it may be gone; then standard error says so, and which is the best
+    available. As JSON both are the answer.
+    """
+    others = [name for name in ("run", "where", "tie", "ever", "at") if asked[name]]
+    if each and others:
+        raise click.UsageError(f"--each is about every run; leave out --{others[0]}.")
+    with session.open() as registry:
+        if each:
+            _print_each(registry.best_of_runs(asked["metric"], mode=asked["mode"]), form)
+            return
+        found = registry.best(**asked)
+        if found is None:
+            raise NothingToChoose(asked["where"])
+        if asked["ever"] or asked["at"]:
+            _print_beside(registry, found, form, asked)
+        else:
+            _print_one(found, form)
+        if asked["metric"] is None and not metric_of(registry, (found,)):
+            click.echo(f"{clean(found.run)} has no metric; this is its latest.", err=True)
+
+
+@click.command()
+@run_option
+@output_option("path", "json")
+@click.pass_obj
+def latest(session: Session, run: str | None, form: str) -> None:
+    """Print the path of the latest checkpoint, alone."""
+    with session.open() as registry:
+        found = registry.latest(run=run)
+    if found is None:
+        raise NothingToChoose
+    _print_one(found, form)
+
+
+@click.command()
+@click.argument("count", type=click.IntRange(1), default=10)
+@run_option
+@metric_option
+@mode_option
+@demand_options
+@output_option(*FORMATS)
+@click.pass_obj
+def top(session: Session, /, count: int, form: str, **asked: Any) -> None:
+    """List the COUNT best checkpoints, best first."""
+    with session.open() as registry:
+        found = registry.top(count, **asked)
+        _print_list(registry, found, form, asked["metric"], asked["tie"])
+
+
+@click.command()
+@click.option(
+    "--against", type=_BY, metavar="NAME MODE", required=True, help="The other metric, e.g. kl min."
+)
+@run_option
+@metric_option
+@mode_option
+@where_option
+@output_option(*FORMATS)
+@click.pass_obj
+def pareto(session: Session, /, form: str, **asked: Any) -> None:
+    """List the checkpoints that no other one beats in two metrics at once."""
+    with session.open() as registry:
+        found = registry.pareto(**asked)
+        _print_list(registry, found, form, asked["metric"], asked["against"])
+
+
+COMMANDS = (best, latest, top, pareto)
+
+
+def _print_one(checkpoint: Checkpoint, form: str) -> None:
+    if form == "json":
+        echo_json(checkpoint.as_dict())
+    else:
+        echo_path(checkpoint.path)
+
+
+def _print_each(found: Sequence[Checkpoint], form: str) -> None:
+    if not found:
+        raise NothingToChoose
+    if form == "json":
+        echo_json([checkpoint.as_dict() for checkpoint in found])
+        return
+    for checkpoint in found:
+        echo_path(checkpoint.path)
+
+
+def _print_list(
+    registry: Registry,
+    found: Sequence[Checkpoint],
+    form: str,
+    metric: str | None,
+    other: tuple[str, str] | None,
+) -> None:
+    ranked_by = _ranked_by(registry, found, metric)
+    others = () if other is None or other[0] in ranked_by else (other[0],)
+    print_checkpoints(found, form, metrics=(*ranked_by, *others))
+
+
+def _print_beside(registry: Registry, found: Checkpoint, form: str, asked: dict[str, Any]) -> None:
+    """Print what may be gone, and beside it the best that is available now."""
+    available = registry.best(**asked | {"ever": False, "at": None})
+    if form == "json":
+        beside = None if available is None else available.as_dict()
+        echo_json({"best": found.as_dict(), "available": beside})
+        return
+    echo_path(found.path)
+    if found.status != "deleted":
+        return
+    metrics = _ranked_by(registry, (found,), asked["metric"])
+    was = f"Step {found.step} of {found.run}{_values(found, metrics)}"
+    went = f"is gone since {found.deleted_at} ({found.deleted_reason})"
+    if available is None:
+        left = "nothing is available instead"
+    else:
+        left = f"the best available is {available.path}{_values(available, metrics)}"
+    click.echo(clean(f"{was} {went}; {left}."), err=True)
+
+
+def _ranked_by(
+    registry: Registry, found: Sequence[Checkpoint], metric: str | None
+) -> tuple[str, ...]:
+    return metric_of(registry, found) if metric is None else (metric,)
+
+
+def _values(checkpoint: Checkpoint, metrics: Sequence[str]) -> str:
+    return "".join(f" with {name} {number(checkpoint.metrics.get(name))}" for name in metrics)

@@ -1,0 +1,282 @@
+"""Choosing among checkpoints: the best ones, by one metric or by two, and the latest."""
+
+from __future__ import annotations
+
+import time
+from datetime import datetime
+from pathlib import Path
+
+from ckptdb.catalog.catalog import Seen
+from ckptdb.catalog.conditions import COLUMNS, Condition, parse, written
+from ckptdb.catalog.selection import By, Selection, pareto_front, ranked
+from ckptdb.disk import scan
+from ckptdb.errors import InvalidChoice, UnknownDirection, UnknownMetric, UnknownName
+from ckptdb.moments import moment
+from ckptdb.records import MODES, Checkpoint, Mode, Run
+from ckptdb.registry.tree import PathLike, Tree
+
+
+class Choosing(Tree):
+    """Answers with what is on disk, unless history is asked for."""
+
+    def best(
+        self,
+        metric: str | None = None,
+        *,
+        mode: Mode | None = None,
+        run: PathLike | None = None,
+        where: str | None = None,
+        tie: By | None = None,
+        ever: bool = False,
+        at: str | datetime | None = None,
+    ) -> Checkpoint | None:
+        """Return the live checkpoint with the best finite value of a metric.
+
+        Ties go to the higher step. Of a run without a metric the best is the latest.
+
+        Args:
+            metric: As written in training_info.json; None for the run's own.
+            mode: ``"min"`` when lower is better; None when the run says so itself.
+            run: Name, path or uuid prefix; None for all, or for the run that was opened.
+            where: Only those for which this SQL expression holds, over the columns of a
+                checkpoint and its metrics, e.g. ``'kl < 0.1 AND "val:loss" < 0.5'``.
+            tie: A second metric and its mode, which decides among equal values.
+            ever: Deleted ones, too; what is returned may be gone.
+            at: Of what was published and not yet deleted at that moment, by what had been
+                reported until then: ISO-8601, in UTC when it names no zone, or e.g.
+                ``"2 hours ago"``. The record has the metrics of that moment; all else is as it
+                is now. It may be gone.
+
+        Raises:
+            UnknownMetric: No checkpoint has it; the message lists those that exist.
+            UnknownDirection: Nothing says whether low or high is better.
+            InvalidCondition: It is not one expression, or names what nobody has.
+            InvalidTime: That is no point in time.
+            InvalidChoice: The mode is neither.
+        """
+        seen = self._find_scope(run)
+        if metric is None and tie is None and seen is not None and seen.run.metric_name is None:
+            asked = self._selection(None, seen, where=where, ever=ever, at=at)
+            found = self._choose(asked, 1)
+        else:
+            found = self.top(1, metric, mode=mode, run=run, where=where, tie=tie, ever=ever, at=at)
+        return found[0] if found else None
+
+    def top(
+        self,
+        count: int,
+        metric: str | None = None,
+        *,
+        mode: Mode | None = None,
+        run: PathLike | None = None,
+        where: str | None = None,
+        tie: By | None = None,
+        ever: bool = False,
+        at: str | datetime | None = None,
+    ) -> tuple[Checkpoint, ...]:
+        """Return the live checkpoints with the best finite values, best first; see `best`."""
+        seen = self._find_scope(run)
+        by = self._ranking(metric, mode, seen)
+        asked = self._selection(by, seen, where=where, tie=tie, ever=ever, at=at)
+        found = self._choose(asked, count)
+        if not found:
+            self._must_have(by[0], asked.run_id)
+        return found
+
+    def pareto(
+        self,
+        metric: str | None = None,
+        *,
+        against: By,
+        mode: Mode | None = None,
+        run: PathLike | None = None,
+        where: str | None = None,
+    ) -> tuple[Checkpoint, ...]:
+        """Return the live checkpoints that no other one beats in both of two metrics.
+
+        One that is as good in one metric and better in the other does; equal ones stay together.
+        Best first by the first metric. Those that lack a finite value of either are left out.
+
+        Args:
+            metric: See `best`, also for the other arguments and what is raised.
+            against: The second metric and its mode, e.g. ``("kl", "min")``.
+            mode: Of the first metric.
+            run: Only this one.
+            where: Only those for which it holds.
+        """
+        seen = self._find_scope(run)
+        by = self._ranking(metric, mode, seen)
+        asked = self._selection(by, seen, where=where, tie=against)
+        healed, lost = set[Path](), set[int]()
+        while True:
+            catalog = self._catalog()
+            points = [p for p in ranked(catalog.database, asked) if p.id not in lost]
+            front = catalog.chosen([p.id for p in pareto_front(points, against[1])])
+            gone = {row_id: cp.path.parent for row_id, cp in front.items() if not _is_there(cp)}
+            if not gone:
+                break
+            stale = set(gone.values()) - healed
+            healed |= self._heal_all(stale)
+            if not stale:
+                # Of a run that is not there nothing is recorded as gone: look behind it.
+                lost |= gone.keys()
+        if not front:
+            self._must_have(by[0], asked.run_id)
+        return tuple(front.values())
+
+    def best_of_runs(
+        self, metric: str | None = None, *, mode: Mode | None = None
+    ) -> tuple[Checkpoint, ...]:
+        """Return the best checkpoint of each run, by the run's name; see `best`.
+
+        A run without any finite value of the metric has none.
+
+        Args:
+            metric: None for each run's own, which may differ.
+            mode: None when the runs say so themselves.
+
+        Raises:
+            UnknownMetric: No run has it; the message lists those that exist.
+            UnknownDirection: Nothing says whether low or high is better.
+            InvalidChoice: The mode is neither.
+        """
+        if self._run is not None:
+            found = self.best(metric, mode=mode)
+            return () if found is None else (found,)
+        if metric is not None:
+            metric, mode = self._ranking(metric, mode, None)
+        elif mode is not None and mode not in MODES:
+            raise InvalidChoice("mode", mode, MODES)
+        catalog = self._catalog()
+        best = catalog.best_of_runs(metric, mode)
+        if not best and metric is not None:
+            self._must_have(metric, None)
+        here = {cp.run_uuid: cp for cp in best if _is_there(cp)}
+        for gone in best:
+            if gone.run_uuid not in here:
+                here |= self._look_behind(gone, metric, mode)
+        return tuple(here[cp.run_uuid] for cp in best if cp.run_uuid in here)
+
+    def latest(self, *, run: PathLike | None = None) -> Checkpoint | None:
+        """Return the run's checkpoint with the highest step; of all runs, the newest one."""
+        seen = self._find_scope(run)
+        found = self._choose(Selection(by=None, run_id=None if seen is None else seen.id), 1)
+        return found[0] if found else None
+
+    def _ranking(
+        self, metric: str | None, mode: Mode | None, seen: Seen | None
+    ) -> tuple[str, Mode]:
+        if mode is not None and mode not in MODES:
+            raise InvalidChoice("mode", mode, MODES)
+        if metric is not None and mode is not None:
+            return metric, mode
+        own = self._catalog().own_metrics() if seen is None else _own_metric(seen.run)
+        if metric is None:
+            named = {name for name, _ in own}
+            if len(named) != 1:
+                raise UnknownDirection(None)
+            metric = named.pop()
+        if mode is not None:
+            return metric, mode
+        modes = {direction for name, direction in own if name == metric}
+        if len(modes) == 1:
+            return metric, modes.pop()
+        self._must_have(metric, None if seen is None else seen.id)
+        raise UnknownDirection(metric)
+
+    def _selection(
+        self,
+        by: By | None,
+        seen: Seen | None,
+        *,
+        where: str | None = None,
+        tie: By | None = None,
+        ever: bool = False,
+        at: str | datetime | None = None,
+    ) -> Selection:
+        run_id = None if seen is None else seen.id
+        condition = None if where is None else parse(where)
+        if condition is not None:
+            self._must_make_sense(condition, run_id)
+        if tie is not None:
+            metric, mode = tie
+            if mode not in MODES:
+                raise InvalidChoice("mode", mode, MODES)
+            self._must_have(metric, run_id)
+        then = None if at is None else moment(at, now=time.time())
+        return Selection(by=by, tie=tie, run_id=run_id, where=condition, ever=ever, at=then)
+
+    def _must_make_sense(self, condition: Condition, run_id: int | None) -> None:
+        unknown = self._catalog().find_unknown_metric(condition.metrics, run_id)
+        if unknown is not None:
+            known = map(written, self._catalog().metric_names(run_id))
+            raise UnknownName(condition.text, unknown, COLUMNS, known)
+
+    def _must_have(self, metric: str, run_id: int | None) -> None:
+        if self._catalog().find_unknown_metric([metric], run_id) is not None:
+            raise UnknownMetric(metric, self._catalog().metric_names(run_id))
+
+    # --- what is there ------------------------------------------------------------------
+
+    def _choose(self, asked: Selection, count: int) -> tuple[Checkpoint, ...]:
+        if asked.is_history:
+            return self._recall(asked, count)
+        return self._existing(asked, count)
+
+    def _look_behind(
+        self, gone: Checkpoint, metric: str | None, mode: Mode | None
+    ) -> dict[str, Checkpoint]:
+        """Return the best that is there of a run whose best in the index is not, by its uuid."""
+        seen = self._catalog().find_run(gone.run_uuid)
+        if seen is None:
+            return {}
+        name = metric or seen.run.metric_name
+        by = None if name is None else (name, mode or seen.run.mode)
+        found = self._existing(Selection(by=by, run_id=seen.id), 1)
+        return {checkpoint.run_uuid: checkpoint for checkpoint in found}
+
+    def _existing(self, asked: Selection, count: int) -> tuple[Checkpoint, ...]:
+        """Answer only with checkpoints that are there, healing the runs of those that are not."""
+        limit, healed = count, set[Path]()
+        while True:
+            found = self._ask(asked, limit)
+            here = [checkpoint for checkpoint in found if _is_there(checkpoint)]
+            if len(here) == len(found) or len(here) >= count:
+                return tuple(here[:count])
+            stale = {cp.path.parent for cp in found if cp not in here} - healed
+            healed |= self._heal_all(stale)
+            if not stale:
+                # Of a run that is not there nothing is recorded as gone: look behind it.
+                if len(found) < limit:
+                    return tuple(here)
+                limit *= 2
+
+    def _recall(self, asked: Selection, count: int) -> tuple[Checkpoint, ...]:
+        """Answer from history; what is gone from disk is recorded as gone before."""
+        found = self._ask(asked, count)
+        stale = {cp.path.parent for cp in found if cp.status == "final" and not _is_there(cp)}
+        return self._ask(asked, count) if self._heal_all(stale) else found
+
+    def _heal_all(self, runs: set[Path]) -> set[Path]:
+        for directory in runs:
+            self._heal(directory)
+        return runs
+
+    def _ask(self, asked: Selection, count: int) -> tuple[Checkpoint, ...]:
+        catalog = self._catalog()
+        if asked.is_plain and asked.by is None:
+            return catalog.newest(count, run_id=asked.run_id)
+        if asked.is_plain and asked.by is not None:
+            return catalog.top(count, *asked.by, run_id=asked.run_id)
+        ids = [one.id for one in ranked(catalog.database, asked, count)]
+        found = catalog.chosen(ids).values()
+        return tuple(cp if asked.at is None else cp.as_of(asked.at) for cp in found)
+
+
+def _is_there(checkpoint: Checkpoint) -> bool:
+    # It may have been replaced since it was chosen: then its path is another one's.
+    return checkpoint.status == "final" and scan.is_published(checkpoint.path)
+
+
+def _own_metric(run: Run) -> set[tuple[str, Mode]]:
+    return set() if run.metric_name is None else {(run.metric_name, run.mode)}
