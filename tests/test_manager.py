@@ -849,6 +849,30 @@ def test_a_metric_that_nobody_has_is_told_once_before_the_first_goes(make):
     ]
 
 
+def test_a_condition_keeps_that_for_which_it_holds(make):
+    manager = make(metric_name="loss", keep=["where loss < 0.3 AND step % 2 = 0", "latest 1"])
+    for step, loss in {1: 0.1, 2: 0.2, 3: 0.25, 4: 0.5, 5: 0.9}.items():
+        save(manager, step, loss=loss)
+    assert steps(manager) == [2, 5]
+    assert [d.reason for d in manager.plan_retention().decisions] == [
+        "kept: where loss < 0.3 AND step % 2 = 0", "kept: the latest",
+    ]  # fmt: skip
+
+
+def test_a_condition_that_names_no_metric_there_is_tells_so_once(make):
+    manager = make(keep=["where los < 0.3"])
+    with warned() as texts:
+        for step in (1, 2, 3):
+            save(manager, step, loss=0.1)
+    assert steps(manager) == [3]
+    assert texts == [
+        (
+            "No checkpoint has ever had the metric 'los'; a rule that names it keeps none. "
+            "Metrics there are: loss."
+        )
+    ]
+
+
 def test_a_metric_that_one_has_had_is_none_to_tell_of(make):
     manager = make(metric_name="loss", keep=["best 1 by acc max"])
     with warned() as texts:

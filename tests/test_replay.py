@@ -155,6 +155,20 @@ def test_history_is_replayed_with_what_was_deleted(run):
             registry.replay(Policy(keep=["best 1 by los min"]))
 
 
+def test_a_condition_is_tried_on_what_is_gone_too(run):
+    with Registry.open(run) as registry:
+        (found,) = registry.replay(Policy(keep=["where loss > 0.45"]))
+        assert found.kept == (1, 3, 4)
+        assert [(lost.step, lost.reason) for lost in found.lost] == [
+            (2, "retention: not where loss > 0.45")
+        ]
+        assert [
+            d.step
+            for d in registry.gc(Policy(keep=["where loss > 0.2"]), dry_run=True)[0].decisions
+            if d.keep
+        ] == [4]
+
+
 def test_who_asks_for_the_best_of_nothing_is_told(tmp_path):
     with CheckpointManager({"checkpoint_dir": tmp_path / "run"}) as manager, manager.save(1, {}):
         pass

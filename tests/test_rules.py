@@ -58,7 +58,7 @@ def histories(draw):
             at(hours),
             late=frozenset(draw(st.sets(st.sampled_from(["loss", "acc"])))),
             tags=frozenset(draw(st.sets(st.sampled_from(["rc", "demo"])))),
-            matches=frozenset(draw(st.sets(st.sampled_from(["kl < 1", "size > 5"])))),
+            matches=frozenset(draw(st.sets(st.sampled_from(["kl < 1", "step > 5"])))),
             resumed_at=draw(st.none() | st.sampled_from([at(1), at(2)])),
             ancestor=draw(st.booleans()),
         )
@@ -78,7 +78,7 @@ RULES = st.one_of(
     st.builds(Tagged, st.sampled_from([None, "rc", "demo", "else"])),
     st.builds(Awaiting, st.sampled_from(["loss", "acc"]), st.sampled_from([0.5, 1, 2.5, 7])),
     st.just(Ancestors()),
-    st.builds(Where, st.sampled_from(["kl < 1", "size > 5"])),
+    st.builds(Where, st.sampled_from(["kl < 1", "step > 5"])),
 )
 LEASES = st.dictionaries(st.integers(0, 40).map("uuid {}".format), st.just("somebody"), max_size=3)
 

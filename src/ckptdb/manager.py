@@ -426,15 +426,20 @@ class CheckpointManager:
         self._background.submit(self._empty_trash)
 
     def _warn_of_unknown_metrics(self, policy: Policy) -> None:
-        if self._looked_for.issuperset(policy.ranked_by):
+        if self._looked_for.issuperset(policy.named):
             return
-        self._looked_for.update(policy.ranked_by)
+        self._looked_for.update(policy.named)
         unknown, known = pruning.find_unknown_metrics(self._index, policy)
         for metric in unknown:
             there_are = ", ".join(known) or "none"
+            instead = (
+                "the newest are kept in place of the best"
+                if metric in policy.ranked_by
+                else "a rule that names it keeps none"
+            )
             caller.warn(
-                f"No checkpoint has ever had the metric '{metric}'; the newest are kept in place "
-                f"of the best. Metrics there are: {there_are}."
+                f"No checkpoint has ever had the metric '{metric}'; {instead}. Metrics there are: "
+                f"{there_are}."
             )
 
     def _pinned_gone(self) -> tuple[str, ...]:

@@ -82,7 +82,7 @@ def find_unknown_metrics(index: RunIndex, policy: Policy) -> tuple[list[str], tu
     """Return what a policy ranks by and no checkpoint has ever had, and the metrics there are."""
 
     def find(catalog: Catalog, run_id: int, _: Any) -> tuple[list[str], tuple[str, ...]]:
-        missing = [name for name in policy.ranked_by if not catalog.count_ranked(run_id, name)]
+        missing = [name for name in policy.named if not catalog.count_ranked(run_id, name)]
         names = catalog.metric_names(run_id) if missing else ()
         return [name for name in missing if name not in names], names
 

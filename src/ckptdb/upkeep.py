@@ -138,7 +138,8 @@ def replay(catalog: Catalog, seen: Seen, policy: Policy) -> Replay:
     history = catalog.checkpoints(run_id=seen.id)
     if history:
         _refuse_to_guess(catalog, seen, policy, set(catalog.metric_names(seen.id)))
-    return retention.replay(seen.run.name, history, policy)
+    matches = catalog.matching(seen.id, policy.wanted.conditions, ever=True)
+    return retention.replay(seen.run.name, history, policy, matches=matches)
 
 
 def _judged_by_its_own(policy: Policy, run: Run) -> Policy:
@@ -154,7 +155,7 @@ def _refuse_to_guess(
     rules = (rule for rule in policy.rules if isinstance(rule, Best) and rule.count)
     if any(rule.metric is None for rule in rules) or (policy.keep_top_k and policy.metric is None):
         raise UnknownDirection(None, run=seen.run.name)
-    for metric in policy.ranked_by:
+    for metric in policy.named:
         if metric not in there_are:
             known = set(catalog.metric_names(seen.id)) - {metric}
             raise UnknownMetric(metric, known, run=seen.run.name)

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections.abc import Container, Mapping
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from sqlalchemy import Connection
@@ -64,8 +64,20 @@ class _Known:
     tags: set[str] = field(default_factory=set)
 
 
-def find(connection: Connection, run_id: int, wanted: Wanted) -> tuple[Candidate, ...]:
-    """Return a run's live, trusted checkpoints by step."""
+def find(
+    connection: Connection,
+    run_id: int,
+    wanted: Wanted,
+    matches: Mapping[str, Container[str]],
+) -> tuple[Candidate, ...]:
+    """Return a run's live, trusted checkpoints by step.
+
+    Args:
+        connection: To the catalog.
+        run_id: The run.
+        wanted: What has to be known of them.
+        matches: By condition, the uuids of those for which it holds.
+    """
     rows = connection.execute(CANDIDATES, {"run_id": run_id}).all()
     known: dict[int, _Known] = {row.id: _Known() for row in rows}
     nobody = _Known()  # of what has come or gone between two questions
@@ -80,7 +92,15 @@ def find(connection: Connection, run_id: int, wanted: Wanted) -> tuple[Candidate
     if wanted.tags:
         for row_id, name in connection.execute(LIVE_TAGS, {"run_id": run_id}):
             known.get(row_id, nobody).tags.add(name)
-    return tuple(_candidate(row, known[row.id]) for row in rows)
+    return tuple(
+        replace(
+            _candidate(row, known[row.id]),
+            matches=frozenset(text for text, uuids in matches.items() if row.uuid in uuids),
+        )
+        if matches
+        else _candidate(row, known[row.id])
+        for row in rows
+    )
 
 
 def find_below(

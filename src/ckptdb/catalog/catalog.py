@@ -14,7 +14,7 @@ from typing import Any, cast
 
 from sqlalchemy import Connection, CursorResult, Executable, Row
 
-from ckptdb.catalog import candidates, store
+from ckptdb.catalog import candidates, conditions, selection, store
 from ckptdb.catalog.candidates import Candidate, Wanted
 from ckptdb.catalog.engine import Database
 from ckptdb.catalog.paths import Paths, readable, storable
@@ -168,8 +168,28 @@ class Catalog:
 
     def candidates(self, run_id: int, wanted: Wanted) -> tuple[Candidate, ...]:
         """Return a run's live, trusted checkpoints by step, as retention sees them."""
+        # Each on a connection of its own, confined: it is somebody else's SQL.
+        matches = self.matching(run_id, wanted.conditions)
         with self.database.read() as connection:
-            return candidates.find(connection, run_id, wanted)
+            return candidates.find(connection, run_id, wanted, matches)
+
+    def matching(
+        self, run_id: int, texts: Iterable[str], *, ever: bool = False
+    ) -> dict[str, frozenset[str]]:
+        """Return by condition the uuids of a run's trusted checkpoints for which it holds.
+
+        Args:
+            run_id: The run.
+            texts: The conditions.
+            ever: Also of what is gone.
+
+        Raises:
+            InvalidCondition: One makes no sense to the database, or takes too long.
+        """
+        return {
+            text: selection.matching(self.database, run_id, conditions.parse(text), ever=ever)
+            for text in texts
+        }
 
     def count_ranked(self, run_id: int, metric: str) -> int:
         """Return how many live, trusted checkpoints of a run have a finite value of a metric."""

@@ -100,15 +100,24 @@ def ranked(
     return tuple(Ranked(*row) for row in _answer(database, found, selection.where))
 
 
-def matching(database: Database, run_id: int, condition: Condition) -> frozenset[str]:
+def matching(
+    database: Database, run_id: int, condition: Condition, *, ever: bool = False
+) -> frozenset[str]:
     """Return the uuids of a run's live, trusted checkpoints for which a condition holds.
 
     A metric that none of them has is no error; the caller knows what to say about that.
 
+    Args:
+        database: The catalog.
+        run_id: The run.
+        condition: What is demanded.
+        ever: Also of what is gone.
+
     Raises:
         InvalidCondition: It makes no sense to the database, or takes too long.
     """
-    known = _known(Selection(by=None, run_id=run_id, where=condition), database.dialect_name)
+    demanded = Selection(by=None, run_id=run_id, where=condition, ever=ever)
+    known = _known(demanded, database.dialect_name)
     found = select(known.c.uuid)
     return frozenset(uuid for (uuid,) in _answer(database, found, condition))
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import chain
 from typing import cast
 
 from ckptdb.catalog.candidates import Wanted
@@ -99,11 +100,17 @@ class Policy:
 
     @property
     def ranked_by(self) -> tuple[str, ...]:
-        """The metrics that decide what goes."""
+        """The metrics by whose rank it is decided what goes."""
         found = dict.fromkeys(metrics_of(self.rules))
         if self.at_most is not None and self.metric is not None:
             found[self.metric] = None
         return tuple(found)
+
+    @property
+    def named(self) -> tuple[str, ...]:
+        """The metrics that decide what goes, also in conditions."""
+        mentioned = (rule.metrics for rule in self.rules if isinstance(rule, Where))
+        return tuple(dict.fromkeys([*self.ranked_by, *chain.from_iterable(mentioned)]))
 
     @property
     def wanted(self) -> Wanted:
@@ -112,7 +119,7 @@ class Policy:
         awaited = [rule.metric for rule in rules if isinstance(rule, Awaiting)]
         own = [] if self.metric is None else [self.metric]
         return Wanted(
-            metrics=tuple(dict.fromkeys([*own, *self.ranked_by, *awaited])),
+            metrics=tuple(dict.fromkeys([*own, *self.named, *awaited])),
             conditions=tuple(rule.condition for rule in rules if isinstance(rule, Where)),
             tags=any(isinstance(rule, Tagged) for rule in rules),
             ancestors=any(isinstance(rule, Ancestors) for rule in rules),

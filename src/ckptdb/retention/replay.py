@@ -7,12 +7,12 @@ has no time on record counts from the beginning: pins, tags, and what a conditio
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Container, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 from ckptdb.catalog.candidates import Candidate
-from ckptdb.records import Checkpoint, metrics_of, rank_key
+from ckptdb.records import Checkpoint, rank_key
 from ckptdb.retention import units
 from ckptdb.retention.decision import decide
 from ckptdb.retention.policy import Policy
@@ -74,7 +74,7 @@ def replay(
     history: Sequence[Checkpoint],
     policy: Policy,
     *,
-    matches: Mapping[str, frozenset[str]] | None = None,
+    matches: Mapping[str, Container[str]] | None = None,
     ancestors: frozenset[str] = frozenset(),
 ) -> Replay:
     """Go through a run's history with a policy.
@@ -83,7 +83,7 @@ def replay(
         run: Its name.
         history: Every checkpoint that it ever had, live or gone.
         policy: The rules.
-        matches: By uuid, the conditions of the policy that hold.
+        matches: By condition of the policy, the uuids of those for which it holds.
         ancestors: The uuids of those that the rule of that name keeps.
     """
     saves = sorted(
@@ -92,11 +92,8 @@ def replay(
     )
     course = _Course(policy)
     for checkpoint in saves:
-        course.save(
-            checkpoint,
-            (matches or {}).get(checkpoint.uuid, frozenset()),
-            is_ancestor=checkpoint.uuid in ancestors,
-        )
+        held = [text for text, uuids in (matches or {}).items() if checkpoint.uuid in uuids]
+        course.save(checkpoint, held, is_ancestor=checkpoint.uuid in ancestors)
     kept = sorted(course.live.values(), key=lambda candidate: candidate.step)
     ranked = _ranked(saves, policy)
     return Replay(
@@ -123,7 +120,7 @@ class _Course:
         self._policy = policy
         self._records: dict[str, Checkpoint] = {}
 
-    def save(self, checkpoint: Checkpoint, matches: frozenset[str], *, is_ancestor: bool) -> None:
+    def save(self, checkpoint: Checkpoint, matches: Iterable[str], *, is_ancestor: bool) -> None:
         now = _seconds(checkpoint.finalized_at)
         self._records[checkpoint.uuid] = checkpoint
         self.live[checkpoint.step] = Candidate(
@@ -134,10 +131,10 @@ class _Course:
             checkpoint.size_bytes,
             checkpoint.finalized_at,
             tags=frozenset(checkpoint.tags),
-            matches=matches,
+            matches=frozenset(matches),
             ancestor=is_ancestor,
         )
-        self._hear(now)
+        self._hear(checkpoint.finalized_at or "")
         held = _bytes(self.live.values())
         if held > self.peak_bytes:
             self.peak_bytes, self.peak_step = held, checkpoint.step
@@ -146,19 +143,14 @@ class _Course:
                 del self.live[decision.step]
                 self.gone[decision.uuid] = (checkpoint.step, decision.reason)
 
-    def _hear(self, now: float) -> None:
+    def _hear(self, at: str) -> None:
         """Give each checkpoint the values that are known by now."""
         for step, candidate in self.live.items():
-            record = self._records[candidate.uuid]
-            known = {
-                name for name, late in record.late.items() if _seconds(late.reported_at) <= now
-            }
-            if candidate.values and known == candidate.late:
+            record = self._records[candidate.uuid].as_of(at)
+            if candidate.values and record.late.keys() == candidate.late:
                 continue
-            values = metrics_of(record.info) if record.late else dict(record.metrics)
-            values |= {name: record.late[name].value for name in known}
-            finite = {name: value for name, value in values.items() if value is not None}
-            self.live[step] = replace(candidate, values=finite, late=frozenset(known))
+            finite = {name: value for name, value in record.metrics.items() if value is not None}
+            self.live[step] = replace(candidate, values=finite, late=frozenset(record.late))
 
 
 def _ranked(saves: Sequence[Checkpoint], policy: Policy) -> list[Checkpoint]:

@@ -10,8 +10,9 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import Protocol
 
+from ckptdb.catalog import conditions
 from ckptdb.catalog.candidates import Candidate
-from ckptdb.errors import InvalidPolicy
+from ckptdb.errors import InvalidCondition, InvalidPolicy
 from ckptdb.records import MODES, Mode, rank_key
 from ckptdb.retention import units
 
@@ -232,7 +233,15 @@ class Where:
     condition: str
 
     def __post_init__(self) -> None:
-        _refuse(_named(condition=self.condition))
+        try:
+            conditions.parse(self.condition)
+        except InvalidCondition as error:
+            raise InvalidPolicy([str(error).rstrip(".")]) from error
+
+    @property
+    def metrics(self) -> tuple[str, ...]:
+        """The metrics that it mentions."""
+        return conditions.parse(self.condition).metrics
 
     def __str__(self) -> str:
         return f"where {self.condition}"
