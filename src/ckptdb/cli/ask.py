@@ -14,7 +14,6 @@ from ckptdb.cli.output import (
     describe,
     echo_json,
     echo_path,
-    human_bytes,
     number,
     output_option,
     print_checkpoints,
@@ -25,6 +24,7 @@ from ckptdb.cli.output import (
 from ckptdb.errors import NothingToChoose
 from ckptdb.records import Checkpoint, Mode, Run, Status
 from ckptdb.registry import Registry
+from ckptdb.units import human_bytes
 
 run_option = click.option(
     "--run", metavar="RUN", help="Name, path or uuid prefix of a run; default: the one we are in."
