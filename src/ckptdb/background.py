@@ -15,8 +15,55 @@ _logger = logging.getLogger("ckptdb")
 Work = Callable[[], None]
 
 
+class Queue:
+    """Work that one thread does in the order in which it came."""
+
+    def __init__(self, name: str) -> None:
+        self._name = name
+        self._executor: ThreadPoolExecutor | None = None
+        self._worker: int | None = None
+        fork.HEIRS.add(self)
+
+    def submit(self, work: Work) -> None:
+        """Put work into the queue."""
+        try:
+            executor = self._executor
+            if executor is None:
+                executor = ThreadPoolExecutor(1, thread_name_prefix=self._name)
+                self._executor = executor
+            executor.submit(self._do, work)
+        except RuntimeError:
+            # We or the interpreter are shutting down and take no more work: do it here.
+            work()
+
+    def drain(self) -> bool:
+        """Wait until the queue is empty, and end its thread; return whether there was one.
+
+        Work that waits for its own queue does not: it goes on, and so does the queue.
+        """
+        executor = self._executor
+        if executor is None or self._worker == threading.get_ident():
+            return False
+        # Forgotten only then: what the work still hands on must not start another one.
+        executor.shutdown(wait=True)
+        if self._executor is executor:
+            self._executor = None
+        return True
+
+    def after_fork(self) -> None:
+        """Begin anew in a child, without the parent's thread and what is its to do."""
+        self._executor = self._worker = None
+
+    def _do(self, work: Work) -> None:
+        self._worker = threading.get_ident()
+        try:
+            work()
+        finally:
+            self._worker = None
+
+
 class Background:
-    """At most one finalization at a time, and a queue that one thread works off.
+    """At most one finalization at a time, and a queue of small work behind it.
 
     Attributes:
         pending: What is being finalized, or was and has not been collected.
@@ -26,7 +73,7 @@ class Background:
         self.pending: Path | None = None
         self._thread: threading.Thread | None = None
         self._error: BaseException | None = None
-        self._executor: ThreadPoolExecutor | None = None
+        self._queue = Queue("ckptdb")
         fork.HEIRS.add(self)
 
     def finalize(self, path: Path, work: Work, *, then: Work) -> None:
@@ -60,24 +107,22 @@ class Background:
 
     def submit(self, work: Work) -> None:
         """Put work into the queue."""
-        try:
-            if self._executor is None:
-                self._executor = ThreadPoolExecutor(1, thread_name_prefix="ckptdb")
-            self._executor.submit(work)
-        except RuntimeError:
-            # We or the interpreter are shutting down and take no more work: do it here.
-            work()
+        self._queue.submit(work)
 
-    def drain(self) -> None:
-        """Wait until the queue is empty, and end its thread."""
-        if self._executor is not None:
-            # Forgotten only then: what the work still hands on must not start another one.
-            self._executor.shutdown(wait=True)
-            self._executor = None
+    def drain(self) -> bool:
+        """Wait until the queue is empty, as `Queue.drain` does."""
+        return self._queue.drain()
+
+    def wait(self) -> None:
+        """Wait for the finalization and for the queue; an error of it is still to be collected."""
+        thread = self._thread
+        if thread is not None and thread is not threading.current_thread():
+            thread.join()
+        self.drain()
 
     def after_fork(self) -> None:
         """Begin anew in a child, without the parent's threads and what is theirs to do."""
-        self._thread = self.pending = self._error = self._executor = None
+        self._thread = self.pending = self._error = None
 
     def _run(self, path: Path, work: Work, then: Work) -> None:
         try:

@@ -137,6 +137,26 @@ class Annotations:
 NO_ANNOTATIONS = Annotations()
 
 
+Trouble = Literal["save", "discard", "prune", "catalog", "checkpoint"]
+
+
+@dataclass(frozen=True, slots=True)
+class Problem:
+    """Something that went wrong where nobody waits for an error.
+
+    Attributes:
+        what: ``"save"``: one in the background failed; ``"discard"``: what is left of one could
+            not be put away; ``"prune"``: old checkpoints could not be removed; ``"catalog"``: it
+            cannot be used now, training goes on without it; ``"checkpoint"``: one was found that
+            cannot be trusted.
+        where: The directory of the checkpoint, or else of the run.
+    """
+
+    what: Trouble
+    where: Path
+    error: BaseException
+
+
 @dataclass(frozen=True, slots=True)
 class Rows:
     """The answer to an ad hoc query: column names and the rows as tuples."""
