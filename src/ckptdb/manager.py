@@ -328,7 +328,8 @@ class CheckpointManager:
         is_periodic = schedule.is_periodic(number, self.save_period, self.ft_save_period)
         reason = self._timekeeper.ask(is_periodic=is_periodic)
         if reason in ("signal", "deadline"):
-            _logger.info("step %d is to be saved because of a %s", number, reason)
+            cause = self._signals.received if reason == "signal" else reason
+            _logger.info("step %d is to be saved for the last time: %s", number, cause)
         return reason
 
     @property
