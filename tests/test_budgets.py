@@ -3,6 +3,8 @@
 What the second question about a settled run costs is in test_looking.py.
 """
 
+import gc
+import os
 import sqlite3
 from collections import Counter
 from contextlib import closing, contextmanager
@@ -28,6 +30,7 @@ ROWS = 100_000
 def told():
     """Collect what SQLite is told by every connection to a catalog that is open."""
     found = []
+    gc.collect()  # closed ones of other tests
     connections = list(fork.CONNECTIONS)
     for connection in connections:
         connection.set_trace_callback(found.append)
@@ -114,6 +117,43 @@ def test_right_after_a_save_a_question_is_one_listing_more(tmp_path, monkeypatch
         with counted(monkeypatch) as (files, statements, stamps):
             assert manager.get_best_checkpoint_path() == str(run / "step_3")
         assert (files, len(statements), len(stamps)) == ([], 1, 1)
+
+
+@contextmanager
+def asked_for_space(monkeypatch):
+    """Count how often a file system is asked for its free space."""
+    asked, real = [], os.statvfs
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "statvfs", lambda path: asked.append(path) or real(path))
+        yield asked
+
+
+def test_a_save_asks_for_free_space_once_and_never_the_index(tmp_path, monkeypatch):
+    """But for a manager's first save, which asks the index what earlier ones have taken."""
+    run = tmp_path / "run"
+    with make_manager(run) as manager, asked_for_space(monkeypatch) as asked:
+        save(manager, 1, 0.5)
+        assert asked == [], "nothing is known of a new run"
+        save(manager, 2, 0.4)
+        assert asked == [run]
+    with make_manager(run) as manager:
+        manager.get_best_checkpoint_path()  # opens the catalog
+        with counted(monkeypatch) as (files, statements, _):
+            assert manager._recent.largest_bytes
+        assert len(statements) == 3, "the run, its newest, what belongs to them"
+        assert listings(files, run) == []
+    with make_manager(run, check_space=False) as manager, asked_for_space(monkeypatch) as asked:
+        save(manager, 3, 0.3)
+        assert asked == []
+
+
+def test_asking_whether_to_save_costs_no_file_and_no_statement(tmp_path, monkeypatch):
+    with make_manager(tmp_path / "run", checkpoint_must_save_by="01:00:00:00") as manager:
+        manager.should_save(1)
+        with counted(monkeypatch) as (files, statements, stamps):
+            assert manager.should_save(2) == "period"
+            assert not manager.should_stop
+    assert (files, statements, stamps) == ([], [], [])
 
 
 # --- plans and rows -----------------------------------------------------------------------------

@@ -1,4 +1,5 @@
 import os
+import signal
 from pathlib import Path
 from types import MappingProxyType
 from typing import get_type_hints
@@ -9,6 +10,7 @@ import pytest
 
 from ckptdb.config import CheckpointingConfig, parse
 from ckptdb.errors import CkptdbError, InvalidConfig
+from ckptdb.hooks import Hooks
 
 DEFAULTS = {
     "metric_name": None,
@@ -16,6 +18,8 @@ DEFAULTS = {
     "save_period": 1,
     "keep_top_k": None,
     "ft_keep_latest_k": None,
+    "ft_save_period": None,
+    "checkpoint_must_save_by": None,
     "save_optimizer": True,
     "model_save_format": "safetensors",
     "save_consolidated": False,
@@ -32,6 +36,11 @@ def test_only_the_directory_is_required_and_all_else_has_the_documented_default(
     assert settings.durable
     assert settings.exclusive
     assert settings.catalog is None
+    assert settings.enabled
+    assert settings.slurm_deadline
+    assert settings.check_space
+    assert (settings.must_save_by_seconds, settings.signals) == (None, ())
+    assert settings.hooks == Hooks(None, None, None)
 
 
 @pytest.mark.parametrize(
@@ -90,6 +99,23 @@ def test_keywords_win_over_the_config():
         ("durability", None, "durability must be 'full' or 'none', not None"),
         ("durability", [], r"durability must be 'full' or 'none', not \[\]"),
         ("catalog", 3, "catalog must be a path or a database URL, not 3"),
+        ("enabled", "no", "enabled must be a bool, not 'no'"),
+        ("slurm_deadline", None, "slurm_deadline must be a bool, not None"),
+        ("check_space", 1, "check_space must be a bool, not 1"),
+        ("ft_save_period", 0, "ft_save_period must be a whole number of at least 1, not 0"),
+        ("ft_save_period", -1, "ft_save_period must be a whole number of at least 1, not -1"),
+        ("ft_save_period", "5", "ft_save_period must be a whole number of at least 1, not '5'"),
+        ("checkpoint_must_save_by", "", "checkpoint_must_save_by must be 'DD:HH:MM:SS', not ''"),
+        ("checkpoint_must_save_by", "03:45:00", "must be 'DD:HH:MM:SS', not '03:45:00'"),
+        ("checkpoint_must_save_by", "0:0:-1:0", "must be 'DD:HH:MM:SS', not '0:0:-1:0'"),
+        ("checkpoint_must_save_by", 216_000, "'DD:HH:MM:SS', not 216000; put it in quotes"),
+        ("checkpoint_must_save_by", 1.5, "checkpoint_must_save_by must be 'DD:HH:MM:SS', not 1.5"),
+        ("save_on_signals", "SIGFOO", "save_on_signals must be names of signals .*, not 'SIGFOO'"),
+        ("save_on_signals", ["SIGKILL"], "a process can wait for, such as 'SIGTERM' and"),
+        ("save_on_signals", ["SIGTERM", 15], "save_on_signals must be names of signals"),
+        ("save_on_signals", 15, "save_on_signals must be names of signals .*, not 15"),
+        ("on_published", "print", "on_published must be a function, not 'print'"),
+        ("on_problem", 3, "on_problem must be a function, not 3"),
     ],
 )
 def test_a_wrong_value_is_named_with_what_it_must_be(key, value, why):
@@ -147,12 +173,43 @@ VALUES = {
     "save_period": 1,
     "durability": "none",
     "exclusive": False,
+    "slurm_deadline": False,
+    "check_space": False,
 }
 
 
 @pytest.mark.parametrize("key", sorted(get_type_hints(CheckpointingConfig)))
 def test_every_documented_key_is_known(key):
     parse({"checkpoint_dir": "a", key: VALUES.get(key)}, {})
+
+
+@pytest.mark.parametrize(
+    ("text", "seconds"),
+    [
+        ("00:03:45:00", 3 * 3600 + 45 * 60),
+        ("01:00:00:01", 86_401),
+        ("0:0:225:0", 225 * 60),
+        (" 0: 0: 1: 0", 60),
+        (None, None),
+    ],
+)
+def test_when_to_have_saved_by_is_told_as_nemo_rl_takes_it(text, seconds):
+    settings = parse({"checkpoint_dir": "a", "checkpoint_must_save_by": text}, {})
+    assert settings.must_save_by_seconds == seconds
+    assert settings.attributes["checkpoint_must_save_by"] == text
+
+
+@pytest.mark.parametrize(
+    ("value", "signals"),
+    [
+        ("SIGTERM", (signal.SIGTERM,)),
+        (["sigterm", "USR1", signal.SIGTERM], (signal.SIGTERM, signal.SIGUSR1)),
+        ((), ()),
+        (None, ()),
+    ],
+)
+def test_signals_go_by_their_names(value, signals):
+    assert parse({"checkpoint_dir": "a", "save_on_signals": value}, {}).signals == signals
 
 
 def test_durability_none_is_a_choice_in_the_config_and_as_a_keyword():

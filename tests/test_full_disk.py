@@ -1,9 +1,12 @@
 """A full disk can be freed: deleting needs neither space nor a catalog that works."""
 
+import errno
 import json
 import os
 import sqlite3
 import subprocess
+import sys
+import threading
 import warnings
 from contextlib import closing, contextmanager, suppress
 
@@ -12,11 +15,13 @@ import pytest
 from ckptdb import CheckpointManager, Registry
 from ckptdb.catalog import engine
 from ckptdb.disk import identity, scan
-from ckptdb.disk.publish import Publisher
+from ckptdb.disk.publish import Doomed, Publisher
+from ckptdb.errors import NotEnoughSpace
 from ckptdb.retention import Policy
 
 PAGE = 4096
 BYTES = 200_000
+EXTRA = len(json.dumps({"loss": 0.5}))
 LOSSES = {1: 0.5, 2: 0.1, 3: 0.9, 4: 0.3}
 
 
@@ -98,7 +103,7 @@ def warned():
 
 def check(run, live, reasons):
     """The disk, the journal and the index say the same, and a rebuild says it too."""
-    assert sorted(step for step, _ in scan.list_finals(run)) == live
+    assert steps(run) == live
     assert scan.list_trash(run) == ()
     with Registry.open(run) as registry:
         assert [cp.step for cp in registry.checkpoints(status="final")] == live
@@ -157,12 +162,9 @@ def test_a_manager_prunes_on_a_full_disk(full, struck):
 
 
 def test_a_save_that_fills_the_disk_gives_back_what_it_took(full, small_disk, struck):
-    (small_disk / "ballast").unlink()
-    fill(small_disk / "ballast")
-    with (small_disk / "ballast").open("r+b") as ballast:
-        ballast.truncate((small_disk / "ballast").stat().st_size - 20 * PAGE)
+    leave(small_disk, 20)
     with (
-        open_manager(full) as manager,
+        open_manager(full, check_space=False) as manager,
         warned(),
         pytest.raises(OSError, match="No space left"),
         manager.save(9, {"loss": 0.2}) as folder,
@@ -173,6 +175,147 @@ def test_a_save_that_fills_the_disk_gives_back_what_it_took(full, small_disk, st
     assert scan.list_trash(full) == ()
     assert free_bytes(full) > 10 * PAGE
     check(full, [1, 2, 3, 4], {9: "discarded"})
+
+
+# --- a disk with too little for another checkpoint ----------------------------------------------
+
+
+def leave(small_disk, pages):
+    """Leave so many pages of the disk free."""
+    (small_disk / "ballast").unlink(missing_ok=True)
+    fill(small_disk / "ballast")
+    with (small_disk / "ballast").open("r+b") as ballast:
+        ballast.truncate((small_disk / "ballast").stat().st_size - pages * PAGE)
+
+
+def tree(run):
+    return sorted(str(path.relative_to(run)) for path in run.rglob("*"))
+
+
+def test_a_save_that_does_not_fit_is_refused_in_one_sentence_before_it_is_begun(full, small_disk):
+    leave(small_disk, 20)
+    before = tree(full)
+    with open_manager(full) as manager:
+        with pytest.raises(NotEnoughSpace) as caught:
+            manager.init_tmp_checkpoint(9, {"loss": 0.2})
+        assert str(caught.value) == (
+            f"There is no space for step 9: recent checkpoints of {full} take up to 200.0 kB, and "
+            f"{free_bytes(full) / 1000:.1f} kB are free there with the trash emptied; nothing was "
+            "written. Free some (`ckptdb gc` shows what could go) and save again, or pass "
+            "check_space=False if this one takes less."
+        )
+        assert isinstance(caught.value, OSError)
+        assert caught.value.errno == errno.ENOSPC
+        assert caught.value.free_bytes < caught.value.needed_bytes == BYTES + EXTRA
+        assert tree(full) == before
+        leave(small_disk, 100)
+        with manager.save(9, {"loss": 0.2}) as folder:
+            (folder / "model.bin").write_bytes(b"m" * BYTES)
+    check(full, [1, 2, 3, 4, 9], {})
+
+
+def test_a_training_process_gets_its_sentence_and_leaves_what_it_had(small_disk):
+    loop = """
+import sys, warnings
+from ckptdb import CheckpointManager
+with CheckpointManager({"checkpoint_dir": "run"}) as manager:
+    for step in range(1, 100):
+        if manager.should_save(step):
+            with manager.save(step, {"loss": 1 / step}) as folder:
+                (folder / "model.bin").write_bytes(bytes(400_000))
+            print(step, flush=True)
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", loop], cwd=small_disk, capture_output=True, text=True, check=False
+    )
+    saved = [int(line) for line in done.stdout.split()]
+    assert done.returncode == 1
+    assert saved == list(range(1, len(saved) + 1))
+    assert 3 <= len(saved) <= 7
+    said = done.stderr.splitlines()[-1]
+    assert f"NotEnoughSpace: There is no space for step {len(saved) + 1}: recent" in said
+    assert "nothing was written" in said
+    assert sorted(os.listdir(small_disk / "run")) == [".ckptdb", *(f"step_{n}" for n in saved)]
+
+
+def test_condemned_bytes_make_room_for_a_save(full, small_disk):
+    (small_disk / "ballast").unlink()
+    retired = [Doomed(1, uuid_of(full, 1), "retention: by hand")]
+    Publisher(full).retire(retired)  # by somebody who died before removing the bytes
+    leave(small_disk, 20)
+    with open_manager(full) as manager, manager.save(9, {"loss": 0.2}) as folder:
+        assert scan.list_trash(full) == ()
+        (folder / "model.bin").write_bytes(b"m" * BYTES)
+    check(full, [2, 3, 4, 9], {1: "retention"})
+
+
+def test_what_a_killed_save_left_makes_room_for_the_next(full, small_disk):
+    (small_disk / "ballast").unlink()
+    killed = """
+import os, signal
+from ckptdb import CheckpointManager
+manager = CheckpointManager({"checkpoint_dir": "results/run"})
+folder = manager.init_tmp_checkpoint(8, {})
+(folder / "model.bin").write_bytes(bytes(200_000))
+os.kill(os.getpid(), signal.SIGKILL)
+"""
+    assert subprocess.run([sys.executable, "-c", killed], cwd=small_disk, check=False).returncode
+    leave(small_disk, 20)
+    gone = []
+    with (
+        open_manager(full, on_deleted=gone.append) as manager,
+        manager.save(9, {"loss": 0.2}) as folder,
+    ):
+        (folder / "model.bin").write_bytes(b"m" * BYTES)
+    assert [checkpoint.step for checkpoint in gone] == [8]
+    check(full, [1, 2, 3, 4, 9], {8: "discarded"})
+
+
+def test_what_the_limits_do_not_keep_makes_room_for_a_save(full, small_disk):
+    leave(small_disk, 20)
+    with open_manager(full, keep_top_k=2) as manager, manager.save(9, {"loss": 0.2}) as folder:
+        assert steps(full) == [2, 4]
+        (folder / "model.bin").write_bytes(b"m" * BYTES)
+    check(full, [2, 9], dict.fromkeys([1, 3, 4], "retention"))
+
+
+def test_a_save_waits_for_the_removal_that_makes_room_for_it(full, small_disk):
+    """With saves in the background the older ones go only when the next is about to begin."""
+    leave(small_disk, 90)
+    gate = threading.Event()
+    with open_manager(full, keep_top_k=1) as manager:
+        folder = manager.init_tmp_checkpoint(9, {"loss": 0.01})
+        (folder / "model.bin").write_bytes(b"m" * BYTES)
+        manager.begin_finalization(folder, lambda: gate.wait(60))
+        waits = threading.Timer(0.2, gate.set)
+        waits.start()
+        folder = manager.init_tmp_checkpoint(10, {"loss": 0.02})
+        assert steps(full) == [9]
+        (folder / "model.bin").write_bytes(b"m" * BYTES)
+        manager.finalize_checkpoint(folder)
+    check(full, [9, 10], dict.fromkeys(LOSSES, "retention"))
+
+
+def test_a_save_that_takes_less_than_others_may_be_made_all_the_same(full, small_disk):
+    leave(small_disk, 20)
+    with open_manager(full, check_space=False) as manager, manager.save(9, {"loss": 0.2}):
+        pass
+    check(full, [1, 2, 3, 4, 9], {})
+
+
+def test_where_no_checkpoint_has_been_nothing_is_refused(small_disk):
+    leave(small_disk, 60)
+    with open_manager(small_disk / "run") as manager, manager.save(1, {"loss": 0.5}):
+        pass
+    assert steps(small_disk / "run") == [1]
+
+
+def uuid_of(run, step):
+    return json.loads((run / f"step_{step}" / "manifest.json").read_text())["uuid"]
+
+
+def steps(run):
+    return sorted(step for step, _ in scan.list_finals(run))
 
 
 # --- without a catalog that works ---------------------------------------------------------------

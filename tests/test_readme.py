@@ -2,6 +2,7 @@
 
 import os
 import re
+import signal
 import subprocess
 import sys
 import threading
@@ -11,6 +12,7 @@ import click
 import pytest
 
 from ckptdb import CheckpointManager, Registry
+from ckptdb import config as configuration
 from ckptdb.cli.main import EXIT_CODES, cli
 from ckptdb.manager import CheckpointManager as DropIn
 
@@ -87,6 +89,28 @@ def test_the_loop_trains_prunes_and_resumes(tree, capsys):
     assert sorted(path.name for path in Path("results/linear").glob("step_*")) == [
         "step_30", "step_40", "step_50",
     ]  # fmt: skip
+
+
+def test_the_loop_that_asks_saves_by_period_and_in_the_end(tree):
+    before = signal.getsignal(signal.SIGTERM)
+    execute(next(block for block in blocks("python") if "should_stop" in block))
+
+    assert sorted(path.name for path in Path("results/timed").glob("step_*")) == [
+        "step_100", "step_200", "step_250",
+    ]  # fmt: skip
+    assert signal.getsignal(signal.SIGTERM) is before
+
+
+def test_the_hooks_tell(tree, capsys):
+    execute(next(block for block in blocks("python") if "on_problem" in block))
+
+    told = [line.split()[:2] for line in capsys.readouterr().out.splitlines()]
+    assert told == [["published", "10"], ["published", "20"], ["deleted", "10"]]
+
+
+def test_every_key_of_ours_is_documented():
+    for name in configuration._OURS.keys() - {"enabled"}:
+        assert f"`{name}`" in README, name
 
 
 def test_the_alias_serves_an_unchanged_import(tree):

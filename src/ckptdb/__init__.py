@@ -13,7 +13,7 @@ from ckptdb.errors import CkptdbError
 
 if TYPE_CHECKING:
     from ckptdb.manager import CheckpointManager
-    from ckptdb.records import Checkpoint, Metric, Rows, Run, rank_key
+    from ckptdb.records import Checkpoint, Metric, Problem, Rows, Run, rank_key
     from ckptdb.registry import Registry
     from ckptdb.retention import Policy
 
@@ -26,6 +26,7 @@ else:
         "CheckpointManager": "manager",
         "Metric": "records",
         "Policy": "retention",
+        "Problem": "records",
         "Registry": "registry",
         "Rows": "records",
         "Run": "records",
@@ -58,6 +59,7 @@ __all__ = [
     "CkptdbError",
     "Metric",
     "Policy",
+    "Problem",
     "Registry",
     "Rows",
     "Run",

@@ -16,10 +16,63 @@ _logger = logging.getLogger("ckptdb")
 Work = Callable[[], None]
 
 
-class Background:
-    """At most one finalization at a time, and a queue that one thread works off.
+class Queue:
+    """Work that one thread does in the order in which it came.
 
-    A loop that ends without `drain` still gets all of it: the interpreter waits for both.
+    A loop that ends without `drain` still gets all of it: the interpreter waits for it.
+    """
+
+    def __init__(self) -> None:
+        self._waiting: deque[Work] = deque()
+        self._guard = threading.Lock()
+        self._worker: Task | None = None
+        fork.HEIRS.add(self)
+
+    def submit(self, work: Work) -> None:
+        """Put work into the queue."""
+        with self._guard:
+            self._waiting.append(work)
+            if self._worker is not None and not self._worker.has_ended:
+                return
+            worker = self._worker = Task(self._work_off, lasting=True)
+        _begin(worker)
+
+    def drain(self) -> bool:
+        """Wait until the queue is empty; return whether there was anything to wait for.
+
+        Work that waits for its own queue does not: it goes on, and so does the queue.
+        """
+        worker = self._worker
+        if worker is not None and worker.is_here:
+            return False
+        there_was = worker is not None
+        while (worker := self._worker) is not None and not worker.has_ended:
+            worker.give_up()  # one that has not begun may have been kept from it by an interrupt
+            worker.wait()
+        self._work_off()
+        return there_was
+
+    def after_fork(self) -> None:
+        """Begin anew in a child, without the parent's thread and what is its to do."""
+        self._waiting = deque()
+        self._guard = threading.Lock()
+        self._worker = None
+
+    def _work_off(self) -> None:
+        while True:
+            with self._guard:
+                if not self._waiting:
+                    self._worker = None  # whoever brings more finds nobody at work
+                    return
+                work = self._waiting.popleft()
+            try:
+                work()
+            except Exception:
+                _logger.exception("work in the background failed")
+
+
+class Background:
+    """At most one finalization at a time, and a queue of small work behind it.
 
     Attributes:
         pending: What is being finalized, or was and has not been collected.
@@ -28,9 +81,7 @@ class Background:
     def __init__(self) -> None:
         self.pending: Path | None = None
         self._finalization: Task | None = None
-        self._queue: deque[Work] = deque()
-        self._guard = threading.Lock()
-        self._worker: Task | None = None
+        self._queue = Queue()
         fork.HEIRS.add(self)
 
     def finalize(self, path: Path, work: Work, *, then: Work) -> None:
@@ -70,37 +121,22 @@ class Background:
 
     def submit(self, work: Work) -> None:
         """Put work into the queue."""
-        with self._guard:
-            self._queue.append(work)
-            if self._worker is not None and not self._worker.has_ended:
-                return
-            worker = self._worker = Task(self._work_off, lasting=True)
-        _begin(worker)
+        self._queue.submit(work)
 
-    def drain(self) -> None:
-        """Wait until the queue is empty."""
-        while (worker := self._worker) is not None and not worker.has_ended:
-            worker.give_up()  # one that has not begun may have been kept from it by an interrupt
-            worker.wait()
-        self._work_off()
+    def drain(self) -> bool:
+        """Wait until the queue is empty, as `Queue.drain` does."""
+        return self._queue.drain()
+
+    def wait(self) -> None:
+        """Wait for the finalization and for the queue; an error of it is still to be collected."""
+        task = self._finalization
+        if task is not None and not task.is_here:
+            task.wait()
+        self.drain()
 
     def after_fork(self) -> None:
         """Begin anew in a child, without the parent's threads and what is theirs to do."""
-        self._finalization = self.pending = self._worker = None
-        self._queue = deque()
-        self._guard = threading.Lock()
-
-    def _work_off(self) -> None:
-        while True:
-            with self._guard:
-                if not self._queue:
-                    self._worker = None  # whoever brings more finds nobody at work
-                    return
-                work = self._queue.popleft()
-            try:
-                work()
-            except Exception:
-                _logger.exception("work in the background failed")
+        self._finalization = self.pending = None
 
 
 def _begin(task: Task) -> None:

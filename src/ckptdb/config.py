@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import operator
 import os
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any, Literal, NotRequired, TypedDict
 
-from ckptdb import caller
+from ckptdb import caller, schedule, units
 from ckptdb.errors import InvalidConfig
-from ckptdb.retention import Clause, parse_all, units
+from ckptdb.hooks import Hooks
+from ckptdb.records import Checkpoint, Problem
+from ckptdb.retention import Clause, parse_all
+from ckptdb.signals import Number, find_signal
 
 Durability = Literal["full", "none"]
 
@@ -34,6 +37,10 @@ class CheckpointingConfig(TypedDict):
         checkpoint_dir: The run's directory.
         metric_name: Judges checkpoints, e.g. ``"val:loss"``; None for the newest.
         save_period: Steps between periodic checkpoints.
+        ft_save_period: Steps between checkpoints that are there to recover from, besides those.
+        checkpoint_must_save_by: ``"DD:HH:MM:SS"`` from construction on, when `should_save` has to
+            have led to a last checkpoint.
+        enabled: False for a loop that is to save nothing: `should_save` always says so.
         keep_top_k: How many of the best periodic checkpoints stay; None for all.
         ft_keep_latest_k: How many of the newest stay, whatever their step.
         keep: Rules of what else stays, e.g. ``["best 3 by val:loss min", "every 6 hours"]``.
@@ -43,6 +50,13 @@ class CheckpointingConfig(TypedDict):
         durability: ``"full"`` flushes every step to the disk, ``"none"`` leaves that to chance.
         exclusive: Refuse to save while another process saves into this run, and be the one that
             others are refused for; False does neither.
+        save_on_signals: Names of signals, e.g. ``["SIGTERM", "SIGUSR1"]``, for which
+            `should_save` asks for a last checkpoint instead of letting them end the process.
+        slurm_deadline: The end of the SLURM job, when in one, is a deadline, too.
+        check_space: Refuse to begin a save for which the disk has no space.
+        on_published: Called with each checkpoint that has been published.
+        on_deleted: Called with each checkpoint that has been retired, discarded or replaced.
+        on_problem: Called with what went wrong behind the loop.
     """
 
     checkpoint_dir: str | os.PathLike[str]
@@ -68,6 +82,12 @@ class CheckpointingConfig(TypedDict):
     exclusive: NotRequired[bool]
     keep: NotRequired[Sequence[str] | str | None]
     trash_ttl: NotRequired[str | None]
+    save_on_signals: NotRequired[Sequence[str] | str | None]
+    slurm_deadline: NotRequired[bool]
+    check_space: NotRequired[bool]
+    on_published: NotRequired[Callable[[Checkpoint], object] | None]
+    on_deleted: NotRequired[Callable[[Checkpoint], object] | None]
+    on_problem: NotRequired[Callable[[Problem], object] | None]
 
 
 _DEFAULTS: dict[str, Any] = {
@@ -76,6 +96,8 @@ _DEFAULTS: dict[str, Any] = {
     "save_period": 1,
     "keep_top_k": None,
     "ft_keep_latest_k": None,
+    "ft_save_period": None,
+    "checkpoint_must_save_by": None,
     "save_optimizer": True,
     "model_save_format": "safetensors",
     "save_consolidated": False,
@@ -85,14 +107,25 @@ _DEFAULTS: dict[str, Any] = {
 }
 """What becomes an attribute of the manager, under the same name."""
 
-_OURS: dict[str, Any] = {"catalog": None, "durability": "full", "exclusive": True, "keep": None,
-                          "trash_ttl": None}  # fmt: skip
+_OURS: dict[str, Any] = {
+    "catalog": None,
+    "durability": "full",
+    "exclusive": True,
+    "keep": None,
+    "trash_ttl": None,
+    "enabled": True,
+    "save_on_signals": None,
+    "slurm_deadline": True,
+    "check_space": True,
+    "on_published": None,
+    "on_deleted": None,
+    "on_problem": None,
+}
 
 _PASSED_BY = frozenset(
     {
-        "enabled", "ft_save_period", "checkpoint_must_save_by", "pretrained_checkpoint",
-        "peft_config", "is_async", "save_data_plane", "load_replay_buffer",
-        "single_rank_consolidation", "consolidation_timeout_minutes",
+        "pretrained_checkpoint", "peft_config", "is_async", "save_data_plane",
+        "load_replay_buffer", "single_rank_consolidation", "consolidation_timeout_minutes",
     }
 )  # fmt: skip
 """Keys that training loops of some release keep beside ours and read themselves."""
@@ -114,6 +147,12 @@ class Settings:
     exclusive: bool
     keep: tuple[Clause, ...] = ()
     trash_ttl_seconds: float = 0.0
+    enabled: bool = True
+    must_save_by_seconds: int | None = None
+    signals: tuple[Number, ...] = ()
+    slurm_deadline: bool = True
+    check_space: bool = True
+    hooks: Hooks = field(default_factory=Hooks)
     attributes: Mapping[str, Any] = field(default_factory=dict)
 
 
@@ -128,9 +167,14 @@ def parse(config: object, options: Mapping[str, Any]) -> Settings:
     faults: list[str] = []
     values = {name: given.get(name, default) for name, default in {**_DEFAULTS, **_OURS}.items()}
     values["save_period"] = _whole(values, "save_period", 1, faults)
-    for name in ("keep_top_k", "ft_keep_latest_k"):
-        values[name] = None if values[name] is None else _whole(values, name, 0, faults)
+    for name, least in (("keep_top_k", 0), ("ft_keep_latest_k", 0), ("ft_save_period", 1)):
+        values[name] = None if values[name] is None else _whole(values, name, least, faults)
+    if values["enabled"] is None:
+        values["enabled"] = True
     _check_kinds(values, faults)
+    must_save_by = _duration(values["checkpoint_must_save_by"], faults)
+    signals = _signals(values["save_on_signals"], faults)
+    hooks = _hooks(values, faults)
     keep = _rules(values["keep"], faults)
     trash_ttl_hours = _time(values, "trash_ttl", faults)
     directory = _directory(given, faults)
@@ -143,6 +187,12 @@ def parse(config: object, options: Mapping[str, Any]) -> Settings:
         exclusive=values["exclusive"],
         keep=keep,
         trash_ttl_seconds=trash_ttl_hours * 3600,
+        enabled=values["enabled"],
+        must_save_by_seconds=must_save_by,
+        signals=signals,
+        slurm_deadline=values["slurm_deadline"],
+        check_space=values["check_space"],
+        hooks=hooks,
         attributes={name: values[name] for name in _DEFAULTS},
     )
 
@@ -185,7 +235,7 @@ def _check_kinds(values: Mapping[str, Any], faults: list[str]) -> None:
         faults.append(f"metric_name must be a name or None, not {metric!r}")
     faults += [
         f"{name} must be a bool, not {values[name]!r}"
-        for name in ("higher_is_better", "exclusive")
+        for name in ("higher_is_better", "exclusive", "enabled", "slurm_deadline", "check_space")
         if not isinstance(values[name], bool)
     ]
     if values["durability"] not in ("full", "none"):
@@ -212,6 +262,40 @@ def _time(values: Mapping[str, Any], name: str, faults: list[str]) -> float:
     if found is None:
         faults.append(f"{name} must be a time such as '2 days', not {value!r}")
     return found or 0.0
+
+
+def _duration(value: object, faults: list[str]) -> int | None:
+    if value is None:
+        return None
+    try:
+        return schedule.parse_duration(value if isinstance(value, str) else "")
+    except ValueError:
+        # YAML reads 1:00:00:00 as a number to the base of sixty.
+        unquoted = "; put it in quotes" if isinstance(value, int) else ""
+        faults.append(f"checkpoint_must_save_by must be 'DD:HH:MM:SS', not {value!r}{unquoted}")
+        return None
+
+
+def _signals(value: object, faults: list[str]) -> tuple[Number, ...]:
+    names = [value] if isinstance(value, str) else [] if value is None else value
+    found = [find_signal(name) for name in names] if isinstance(names, Sequence) else [None]
+    signals = tuple(dict.fromkeys(number for number in found if number is not None))
+    if None in found:
+        faults.append(
+            "save_on_signals must be names of signals that a process can wait for, such as "
+            f"'SIGTERM' and 'SIGUSR1', not {value!r}"
+        )
+    return signals
+
+
+def _hooks(values: Mapping[str, Any], faults: list[str]) -> Hooks:
+    given = {hook.name: values[hook.name] for hook in fields(Hooks)}
+    faults += [
+        f"{name} must be a function, not {hook!r}"
+        for name, hook in given.items()
+        if hook is not None and not callable(hook)
+    ]
+    return Hooks(**given)
 
 
 def _directory(given: Mapping[str, Any], faults: list[str]) -> Path:

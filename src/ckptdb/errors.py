@@ -6,8 +6,11 @@ Each class takes facts and writes one sentence: what happened, where, what to do
 
 from __future__ import annotations
 
+import errno
 from collections.abc import Iterable, Sequence
 from pathlib import Path
+
+from ckptdb.units import human_bytes
 
 
 class CkptdbError(Exception):
@@ -46,6 +49,16 @@ class InvalidStep(CkptdbError, ValueError):
     def __init__(self, step: object) -> None:
         super().__init__(
             f"{step!r} is not a step: pass a whole number from 0 to 9223372036854775807."
+        )
+
+
+class SignalsElsewhere(CkptdbError, RuntimeError):
+    """Signals were to be waited for in a thread that Python does not let do that."""
+
+    def __init__(self, signals: Sequence[str]) -> None:
+        super().__init__(
+            f"save_on_signals ({', '.join(signals)}) works in the main thread only; call "
+            "should_save there first, or leave save_on_signals out."
         )
 
 
@@ -210,6 +223,13 @@ class UnreadableInfo(CkptdbError, ValueError):
         self.why = why
 
 
+class Untrustworthy(CkptdbError):
+    """A checkpoint was found that cannot be trusted; it is kept and reported."""
+
+    def __init__(self, where: Path, why: str) -> None:
+        super().__init__(f"{where} cannot be trusted: {why}. `ckptdb verify` looks at every file.")
+
+
 class NoCheckpointHere(CkptdbError, FileNotFoundError):
     """A directory that should be published or read is not a checkpoint."""
 
@@ -263,6 +283,21 @@ class SaveFailed(CkptdbError, OSError):
             f"{path} was not published: {cause}. Older checkpoints are untouched; "
             "free space or check the disk, then save again."
         )
+
+
+class NotEnoughSpace(CkptdbError, OSError):
+    """A checkpoint would not fit on the disk; nothing of it was written."""
+
+    def __init__(self, run: Path, step: int, *, needed_bytes: int, free_bytes: int) -> None:
+        super().__init__(
+            f"There is no space for step {step}: recent checkpoints of {run} take up to "
+            f"{human_bytes(needed_bytes)}, and {human_bytes(free_bytes)} are free there with the "
+            "trash emptied; nothing was written. Free some (`ckptdb gc` shows what could go) and "
+            "save again, or pass check_space=False if this one takes less."
+        )
+        self.errno = errno.ENOSPC
+        self.needed_bytes = needed_bytes
+        self.free_bytes = free_bytes
 
 
 # --- the index --------------------------------------------------------------------------

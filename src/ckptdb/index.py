@@ -23,7 +23,7 @@ from ckptdb.catalog.catalog import Catalog
 from ckptdb.catalog.engine import Database
 from ckptdb.catalog.location import Location, locate
 from ckptdb.catalog.store import Changes
-from ckptdb.disk import durable, identity, scan
+from ckptdb.disk import durable, identity, names, scan
 from ckptdb.disk.publish import Publisher, Span
 from ckptdb.disk.scan import Stamp
 from ckptdb.errors import (
@@ -34,9 +34,10 @@ from ckptdb.errors import (
     CatalogReadOnly,
     IndexStale,
     RunLocked,
+    Untrustworthy,
 )
 from ckptdb.reconcile import RunReport, reconcile_run
-from ckptdb.records import Checkpoint
+from ckptdb.records import Checkpoint, Problem
 
 _T = TypeVar("_T")
 _logger = logging.getLogger("ckptdb")
@@ -132,6 +133,8 @@ class RunIndex:
         publisher: Changes the run's directory, for what a crash left there.
         choice: The catalog, when it was chosen explicitly.
         durable: Whether the catalog's own commits are flushed.
+        on_problem: Told of a catalog that is given up, and of checkpoints that were found not to
+            be trustworthy, each once; must not wait.
     """
 
     def __init__(
@@ -140,6 +143,7 @@ class RunIndex:
         *,
         choice: str | os.PathLike[str] | None = None,
         durable: bool = True,
+        on_problem: Callable[[Problem], None] = lambda _: None,
     ) -> None:
         self._publisher = publisher
         self._directory = publisher.directory
@@ -151,6 +155,8 @@ class RunIndex:
         self._retry_at = 0.0
         self._patience = PATIENCE_SECONDS
         self._warned = False
+        self._on_problem = on_problem
+        self._reported: set[tuple[int, str]] = set()
         fork.HEIRS.add(self)
 
     def begin_save(self) -> None:
@@ -179,6 +185,27 @@ class RunIndex:
                 _logger.info("%s cannot be repaired: %s", self._directory, error)
             return self._answer(self._in_memory(), question, nothing, trust_own=trust_own)
 
+    def peek(self, question: Callable[[Catalog, int], _T], *, nothing: _T) -> _T:
+        """Answer from what the catalog holds of the run just now: nothing is listed or repaired.
+
+        Args:
+            question: Gets the catalog, and the run by id.
+            nothing: The answer when the run or the catalog is not there, or it cannot be asked.
+        """
+        with self._mutex:
+            try:
+                stored = self._open(for_writing=False)
+                uuid = identity.identify(self._directory).run.uuid
+                seen = stored.catalog.find_run(uuid) if stored else None
+                return question(stored.catalog, seen.id) if stored and seen else nothing
+            except CatalogError as error:
+                self._give_up(error)
+            except _NONSENSE as error:
+                self._give_up(self._broken(error))
+            except OSError as error:
+                _logger.info("%s cannot be looked at: %s", self._directory, error)
+            return nothing
+
     def follow(self) -> Followed | None:
         """Return what is known of the run if only our own changes have come since it was seen.
 
@@ -201,13 +228,14 @@ class RunIndex:
                 fresh.stamp = fresh.followed = None
                 fresh.memo.clear()
                 try:
-                    reconcile_run(
+                    report = reconcile_run(
                         fresh.catalog,
                         self._directory,
                         depth="full",
                         touch_disk=fresh is self._stored,
                         publisher=self._publisher,
                     )
+                    self._report(report)
                 except (CatalogError, RunLocked, OSError) as error:
                     self._give_up(error)
 
@@ -319,6 +347,7 @@ class RunIndex:
         _logger.warning("catalog given up for now: %s", error)
         if not self._warned:
             self._warned = True
+            self._on_problem(Problem("catalog", self._directory, error))
             caller.warn(
                 f"{error} Checkpoints are saved as usual and questions are answered from disk; "
                 "the catalog is completed when it works again."
@@ -368,6 +397,7 @@ class RunIndex:
             fresh.catalog.database.close()
             fresh.catalog = Catalog(Database.in_memory())
             report = self._reconcile(fresh, assume=trust_own)
+        self._report(report)
         fresh.run_id = report.run_id
         fresh.stamp = report.verified
         now = scan.find_stamp(self._directory)
@@ -386,6 +416,15 @@ class RunIndex:
             assume=assume,
             publisher=self._publisher,
         )
+
+    def _report(self, report: RunReport) -> None:
+        for action in report.actions:
+            if action.kind not in ("unreadable", "damaged") or action.step is None:
+                continue
+            if (action.step, action.what) not in self._reported:
+                self._reported.add((action.step, action.what))
+                path = self._directory / names.final_name(action.step)
+                self._on_problem(Problem("checkpoint", path, Untrustworthy(path, action.what)))
 
     def _is_known(self, fresh: Fresh, stamp: Stamp, *, trust_own: bool) -> bool:
         seen = fresh.catalog.find_run(identity.identify(self._directory).run.uuid)

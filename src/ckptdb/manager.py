@@ -11,26 +11,33 @@ from __future__ import annotations
 import glob  # noqa: F401
 import logging
 import os
+import time
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Literal, Self
 
-from ckptdb import caller, pruning
+from ckptdb import caller, pruning, schedule
 from ckptdb import config as configuration
 from ckptdb.background import Background
 from ckptdb.catalog.catalog import Catalog
 from ckptdb.config import CheckpointingConfig, PretrainedCheckpointConfig
-from ckptdb.disk import info, names, scan
+from ckptdb.disk import info, names, scan, space
 from ckptdb.disk.lease import Lease
 from ckptdb.disk.publish import Doomed, Publisher
 from ckptdb.errors import CkptdbError, NoCheckpointHere, PlanChanged, UnreadableInfo
+from ckptdb.hooks import Teller
 from ckptdb.index import RunIndex, find_location
-from ckptdb.records import Checkpoint, Mode
+from ckptdb.recent import RecentSaves, Save, find_recorded
+from ckptdb.records import Checkpoint, Mode, Problem, Trouble
 from ckptdb.retention import Clause, Plan, Policy
+from ckptdb.schedule import Limits, Reason
+from ckptdb.signals import Signals
+from ckptdb.timekeeper import Timekeeper
 
 __all__ = [
     "CheckpointManager",
@@ -61,6 +68,8 @@ class CheckpointManager:
     save_period: int
     keep_top_k: int | None
     ft_keep_latest_k: int | None
+    ft_save_period: int | None
+    checkpoint_must_save_by: str | None
     keep: Sequence[Clause | str]
     save_optimizer: bool
     model_save_format: str | None
@@ -85,7 +94,13 @@ class CheckpointManager:
             metric=None if self.metric_name is None else (self.metric_name, self.higher_is_better),
             trash_ttl_seconds=settings.trash_ttl_seconds,
         )
-        self._index = RunIndex(self._publisher, choice=settings.catalog, durable=settings.durable)
+        self._hooks = Teller(settings.hooks)
+        self._index = RunIndex(
+            self._publisher,
+            choice=settings.catalog,
+            durable=settings.durable,
+            on_problem=self._hooks.problem,
+        )
         self._exclusive = settings.exclusive
         self.keep = settings.keep
         self._lease: Lease | None = None
@@ -93,6 +108,15 @@ class CheckpointManager:
         self._configs: dict[Path, dict[str, Any]] = {}
         self._looked_for: set[str] = set()
         self._background = Background()
+        self._check_space = settings.check_space
+        none: Sequence[Save] = ()
+        self._recent = RecentSaves(partial(self._index.peek, find_recorded, nothing=none))
+        self._signals = Signals(settings.signals)
+        ends_at: float | None = None
+        if settings.slurm_deadline:
+            ends_at = schedule.find_slurm_end(os.environ, now=time.time())
+        limits = Limits(settings.must_save_by_seconds, ends_at)
+        self._timekeeper = Timekeeper(limits, self._signals, self._recent, saves=settings.enabled)
 
     # --- saving -------------------------------------------------------------------------
 
@@ -109,7 +133,8 @@ class CheckpointManager:
         """
         folder = self.init_tmp_checkpoint(step, metrics, config)
         try:
-            yield folder
+            with self._timekeeper.dropping(folder):
+                yield folder
         except BaseException:
             self._discard(folder)
             raise
@@ -130,6 +155,7 @@ class CheckpointManager:
             InvalidStep: The step is not a whole number from 0.
             UnwritableInfo: Names what cannot be written; no file was opened.
             RunInUse: Another process saves into this run.
+            NotEnoughSpace: The disk has less space than recent checkpoints took.
             StepInUse: Another process is writing this step.
         """
         number = names.as_step(step)
@@ -138,12 +164,17 @@ class CheckpointManager:
         pending = self._background.pending
         if pending is not None and pending.name == names.tmp_name(number):
             self.finalize_pending()
-        if self._exclusive:
-            self._lease = self._publisher.claim()
-        self._index.begin_save()
-        staged = self._publisher.stage(number, content, settings)
+        path = self._directory / names.tmp_name(number)
+        self._timekeeper.begin(path)
+        with self._timekeeper.dropping(path):
+            if self._exclusive:
+                self._lease = self._publisher.claim()
+            self._make_sure_of_space(number)
+            self._index.begin_save()
+            staged = self._publisher.stage(number, content, settings)
         self._index.tell([staged.checkpoint, *staged.adopted, *staged.gone], staged.span)
-        path = staged.checkpoint.path
+        self._hooks.deleted(staged.gone)
+        self._hooks.published(staged.adopted)
         if settings is not None:
             self._configs[path] = info.config_values(run_config)
         return path
@@ -158,7 +189,9 @@ class CheckpointManager:
             NoCheckpointHere: There is no such directory in this run.
             SaveFailed: It could not be made durable; older checkpoints are untouched.
         """
-        self._publish(self._own(checkpoint_path))
+        path = self._own(checkpoint_path)
+        with self._timekeeper.dropping(path):
+            self._publish(path)
         self._prune()
 
     def begin_finalization(
@@ -177,10 +210,16 @@ class CheckpointManager:
         path = self._own(checkpoint_path)
 
         def finalize() -> None:
-            if wait_fn is not None:
-                wait_fn()
-            self._publish(path)
+            try:
+                with self._timekeeper.dropping(path):
+                    if wait_fn is not None:
+                        wait_fn()
+                    self._publish(path)
+            except BaseException as error:
+                self._report("save", path, error)
+                raise
 
+        self._timekeeper.hand_over(path)
         self._background.finalize(path, finalize, then=self._prune)
 
     def finalize_pending(self) -> None:
@@ -205,7 +244,10 @@ class CheckpointManager:
         try:
             self.finalize_pending()
         finally:
-            self._background.drain()
+            # Each may hand work on to the other.
+            while self._background.drain() or self._hooks.drain():
+                pass
+            self._signals.stop()
             self._index.close_quietly()
             # An interrupted wait leaves one that still saves.
             if not self.has_pending_finalization:
@@ -266,6 +308,64 @@ class CheckpointManager:
         if {doom.uuid for doom in doomed} != {decision.uuid for decision in planned.gone}:
             raise PlanChanged([str(self.checkpoint_dir)])
         self._retire(doomed)
+
+    # --- when to save -------------------------------------------------------------------
+
+    def should_save(self, step: int) -> Reason | None:
+        """Say whether the step that has just ended is to be saved, and why; ask once for each.
+
+        ``"signal"`` and ``"deadline"`` ask for the last save; when that has been made, neither
+        asks again and `should_stop` is true.
+
+        Args:
+            step: Training step, from 0.
+
+        Raises:
+            InvalidStep: The step is not a whole number from 0.
+            SignalsElsewhere: There are signals to wait for, and this is not the main thread.
+        """
+        number = names.as_step(step)
+        self._signals.start()
+        is_periodic = schedule.is_periodic(number, self.save_period, self.ft_save_period)
+        reason = self._timekeeper.ask(is_periodic=is_periodic)
+        if reason in ("signal", "deadline"):
+            cause = self._signals.received if reason == "signal" else reason
+            _logger.info("step %d is to be saved for the last time: %s", number, cause)
+        return reason
+
+    @property
+    def should_stop(self) -> bool:
+        """Whether a deadline or a signal ends the loop now: all that it has learnt is saved."""
+        return self._timekeeper.is_over
+
+    def _make_sure_of_space(self, step: int) -> None:
+        needed = self._recent.largest_bytes if self._check_space else None
+        if not needed:
+            return
+
+        def empty_trash() -> None:
+            self._background.wait()
+            self._empty_trash()
+
+        def discard_unfinished() -> None:
+            for tmp in scan.observe(self._directory).tmps.values():
+                if tmp.abandoned:
+                    reason = "discarded: left unfinished, and another save had no space"
+                    self._discard(tmp.checkpoint.path, reason=reason, uuid=tmp.checkpoint.uuid)
+            self._background.wait()
+
+        def prune() -> None:
+            self._prune()
+            self._background.wait()
+
+        def empty_wholly() -> None:
+            self._empty_trash(everything=True)
+
+        remedies = (empty_trash, discard_unfinished, prune, empty_wholly)
+        space.make_sure(self._directory, step, needed_bytes=needed, remedies=remedies)
+
+    def _report(self, what: Trouble, where: Path, error: BaseException) -> None:
+        self._hooks.problem(Problem(what, where, error))
 
     # --- questions ----------------------------------------------------------------------
 
@@ -405,13 +505,18 @@ class CheckpointManager:
 
     def _publish(self, path: Path) -> None:
         published = self._publisher.publish(path, parent=self._parent)
+        self._timekeeper.end(path, published.checkpoint.size_bytes)
         self._parent = published.checkpoint.uuid
         replaced = published.replaced
         gone = [replaced] if replaced else []
         config = self._configs.pop(path, None)
-        if published.checkpoint.status != "final":
+        there = [published.checkpoint] if published.checkpoint.status == "final" else []
+        if not there:
             config = None
         self._index.tell([*gone, published.checkpoint], published.span, config=config)
+        # In this order: whoever goes by the step alone must not take the new one for the old.
+        self._hooks.deleted(gone)
+        self._hooks.published(there)
         if replaced is not None:
             self._warn_if_pinned(replaced)
             self._background.submit(self._empty_trash)
@@ -423,6 +528,7 @@ class CheckpointManager:
         for checkpoint in retired.gone:
             _logger.info("retired %s: %s", checkpoint.path, checkpoint.deleted_reason)
         self._index.tell(retired.gone, retired.span)
+        self._hooks.deleted(retired.gone)
         self._background.submit(self._empty_trash)
 
     def _warn_of_unknown_metrics(self, policy: Policy) -> None:
@@ -464,6 +570,7 @@ class CheckpointManager:
             future.set_result(None)
         except Exception as error:  # noqa: BLE001  # a failed prune must not break a save
             future.set_exception(error)
+            self._report("prune", self._directory, error)
         self._warn_on_delete_failure(future)
 
     @staticmethod
@@ -476,22 +583,28 @@ class CheckpointManager:
                 "`ckptdb gc` shows what could go."
             )
 
-    def _empty_trash(self) -> None:
+    def _empty_trash(self, *, everything: bool = False) -> None:
         try:
-            self._publisher.empty_trash()
+            self._publisher.empty_trash(everything=everything)
         except OSError as error:
+            self._report("prune", self._directory, error)
             caller.warn(
                 f"Failed to prune old checkpoints: {error!r}. They are out of sight in "
                 f"{self._directory}/.ckptdb/trash; `ckptdb gc` tries again."
             )
 
-    def _discard(self, path: Path) -> None:
+    def _discard(
+        self, path: Path, *, reason: str = "discarded: the save raised an error",
+        uuid: str | None = None,
+    ) -> None:  # fmt: skip
         try:
-            retired = self._publisher.discard(path, reason="discarded: the save raised an error")
+            retired = self._publisher.discard(path, reason=reason, uuid=uuid)
             self._index.tell(retired.gone, retired.span)
+            self._hooks.deleted(retired.gone)
             self._background.submit(self._empty_trash)
         except (OSError, CkptdbError) as error:
             _logger.warning("%s could not be discarded: %s", path, error)
+            self._report("discard", path, error)
 
 
 def _find_without(

@@ -26,6 +26,14 @@ def utc(timestamp: float) -> str:
     return in_utc(datetime.fromtimestamp(timestamp, tz=UTC))
 
 
+def seconds(at: str | None) -> float | None:
+    """Return a recorded time as a POSIX timestamp; None for what other hands may write."""
+    try:
+        return datetime.fromisoformat(at or "").timestamp()
+    except ValueError:
+        return None
+
+
 def in_utc(moment: datetime) -> str:
     """Write a datetime, which must be in UTC, like `utc`."""
     return f"{moment.isoformat(timespec='milliseconds')[:-6]}Z"
@@ -153,6 +161,26 @@ class Annotations:
 
 
 NO_ANNOTATIONS = Annotations()
+
+
+Trouble = Literal["save", "discard", "prune", "catalog", "checkpoint"]
+
+
+@dataclass(frozen=True, slots=True)
+class Problem:
+    """Something that went wrong where nobody waits for an error.
+
+    Attributes:
+        what: ``"save"``: one in the background failed; ``"discard"``: what is left of one could
+            not be put away; ``"prune"``: old checkpoints could not be removed; ``"catalog"``: it
+            cannot be used now, training goes on without it; ``"checkpoint"``: one was found that
+            cannot be trusted.
+        where: The directory of the checkpoint, or else of the run.
+    """
+
+    what: Trouble
+    where: Path
+    error: BaseException
 
 
 @dataclass(frozen=True, slots=True)

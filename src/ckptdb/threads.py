@@ -36,10 +36,16 @@ class Task:
         self.error: BaseException | None = None
         self._work = work
         self._is_lasting = lasting
+        self._ident: int | None = None
         # Each is set once and never taken back, so that no interrupt finds them half changed.
         self._has_begun = self._has_ended = self._is_unwanted = False
         self._at_work = _thread.allocate_lock()
         self._at_work.acquire()
+
+    @property
+    def is_here(self) -> bool:
+        """Whether this thread is at work on it."""
+        return self._ident == _thread.get_ident() and not self._has_ended
 
     @property
     def has_ended(self) -> bool:
@@ -65,6 +71,7 @@ class Task:
 
     def run(self) -> None:
         """Do the work in this thread, unless it was given up."""
+        self._ident = _thread.get_ident()
         # Before it looks: whoever gives it up looks after that.
         self._has_begun = True
         try:

@@ -12,7 +12,6 @@ from ckptdb.cli.output import (
     FORMATS,
     describe,
     echo_json,
-    human_bytes,
     number,
     output_option,
     print_checkpoints,
@@ -22,6 +21,7 @@ from ckptdb.cli.output import (
 )
 from ckptdb.records import Checkpoint, Run, Status
 from ckptdb.registry import Registry
+from ckptdb.units import human_bytes
 
 run_option = click.option(
     "--run", metavar="RUN", help="Name, path or uuid prefix of a run; default: the one we are in."

@@ -7,10 +7,12 @@ from typing import Any
 
 import click
 
+from ckptdb import units
 from ckptdb.cli.ask import Session, metric_option, mode_option, run_option
-from ckptdb.cli.output import clean, echo_json, human_bytes, output_option, print_table
+from ckptdb.cli.output import clean, echo_json, output_option, print_table
 from ckptdb.records import Mode
-from ckptdb.retention import Policy, Replay, units
+from ckptdb.retention import Policy, Replay
+from ckptdb.units import human_bytes
 from ckptdb.upkeep import Collected
 
 _SHOWN = 10

@@ -12,8 +12,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from ckptdb.catalog.candidates import Candidate
-from ckptdb.records import Checkpoint, rank_key
-from ckptdb.retention import units
+from ckptdb.records import Checkpoint, rank_key, seconds
 from ckptdb.retention.decision import decide
 from ckptdb.retention.policy import Policy
 
@@ -194,4 +193,4 @@ def _bytes(candidates: Any) -> int:
 
 
 def _seconds(at: str | None) -> float:
-    return units.seconds(at) or 0.0  # what has no time counts from the beginning
+    return seconds(at) or 0.0  # what has no time counts from the beginning

@@ -10,11 +10,11 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import Protocol
 
+from ckptdb import units
 from ckptdb.catalog import conditions
 from ckptdb.catalog.candidates import Candidate
 from ckptdb.errors import InvalidCondition, InvalidPolicy
-from ckptdb.records import MODES, Mode, rank_key
-from ckptdb.retention import units
+from ckptdb.records import MODES, Mode, rank_key, seconds
 
 _HOUR_SECONDS = 3600.0
 
@@ -126,7 +126,7 @@ class EveryHours:
 
     def kept(self, candidates: Sequence[Candidate], now: float) -> Iterable[Candidate]:
         """Return those that are far enough from the one kept before."""
-        timed = [(units.seconds(c.finalized_at), c) for c in candidates]
+        timed = [(seconds(c.finalized_at), c) for c in candidates]
         found = [c for at, c in timed if at is None]
         due = float("-inf")
         for at, candidate in sorted(
@@ -153,7 +153,7 @@ class NewerThan:
     def kept(self, candidates: Sequence[Candidate], now: float) -> Iterable[Candidate]:
         """Return the young ones."""
         since = now - self.hours * _HOUR_SECONDS
-        timed = [(units.seconds(c.finalized_at), c) for c in candidates]
+        timed = [(seconds(c.finalized_at), c) for c in candidates]
         return [c for at, c in timed if at is None or at > since]
 
 

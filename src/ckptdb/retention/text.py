@@ -5,8 +5,8 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterable, Mapping
 
+from ckptdb import units
 from ckptdb.errors import InvalidPolicy
-from ckptdb.retention import units
 from ckptdb.retention.rules import (
     Ancestors,
     AtMost,

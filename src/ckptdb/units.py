@@ -1,13 +1,13 @@
-"""Times and sizes as people write them."""
+"""Times and sizes as people write and read them."""
 
 from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from datetime import datetime
 from decimal import Decimal
 from typing import Final
 
+_UNITS: Final = ("B", "kB", "MB", "GB", "TB", "PB")
 _MINUTES: Final[Mapping[str, int]] = {"day": 24 * 60, "hour": 60, "minute": 1}
 _BYTES: Final[Mapping[str, int]] = {
     **{f"{prefix}B": 1000**power for power, prefix in enumerate(("", "K", "M", "G", "T"))},
@@ -19,6 +19,16 @@ DURATION: Final = r"(\d+(?:\.\d+)?) (minute|hour|day)s?"
 
 SIZE: Final = rf"(\d+(?:\.\d+)?) ?({'|'.join(_BYTES)})"
 """A pattern with two groups, which are the arguments of `size_bytes`."""
+
+
+def human_bytes(size: float | None) -> str:
+    """Return a size in bytes with a decimal unit, e.g. ``1.2 GB``."""
+    if size is None:
+        return ""
+    unit = 0
+    while size >= 1000 and unit < len(_UNITS) - 1:  # noqa: PLR2004  # decimal units
+        size, unit = size / 1000, unit + 1
+    return f"{size:.0f} B" if unit == 0 else f"{size:.1f} {_UNITS[unit]}"
 
 
 def find_hours(text: str) -> float | None:
@@ -51,11 +61,3 @@ def size(count: int) -> str:
     whole = [(count // each, unit) for unit, each in _BYTES.items() if count % each == 0]
     number, unit = min(whole)
     return f"{number} {unit}"
-
-
-def seconds(at: str | None) -> float | None:
-    """Return a recorded time in seconds since the epoch; None for what other hands may write."""
-    try:
-        return datetime.fromisoformat(at or "").timestamp()
-    except ValueError:
-        return None
