@@ -151,10 +151,10 @@ def upgrade() -> None:
     op.create_table(
         "resumes",
         sa.Column("checkpoint_id", sa.Integer, nullable=False),
-        sa.Column("run_id", sa.Integer, nullable=False),
         sa.Column("resumed_at", sa.Text, nullable=False),
         sa.Column("host", sa.Text, nullable=False),
         sa.Column("pid", sa.BigInteger, nullable=False),
+        sa.Column("run_id", sa.Integer, nullable=False),
         sa.PrimaryKeyConstraint("checkpoint_id", "resumed_at", "host", "pid", name="pk_resumes"),
         sa.ForeignKeyConstraint(
             ["checkpoint_id"],

@@ -276,6 +276,7 @@ def test_training_is_followed_back_to_where_it_began(catalog, run):
         ("run-a-2", resumed(number).resumed_at) for number in (1, 3)
     )
     assert catalog.ancestors_of_live(run_id) == {"run-a-1", "run-a-2", "run-a-3"}
+    assert catalog.database.integrity() == "ok"
     catalog.apply(Changes(run=run, checkpoints=[gone(other[1]), gone(line[2])]))
     assert catalog.ancestors_of_live(run_id) == {"run-a-1", "run-a-2"}
     with catalog.database.read() as connection:

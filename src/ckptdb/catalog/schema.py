@@ -177,11 +177,12 @@ resumes: Final = Table(
     "resumes",
     metadata,
     Column("checkpoint_id", ForeignKey("checkpoints.id", ondelete="CASCADE"), nullable=False),
-    # The checkpoint's own, repeated as in `metrics`.
-    Column("run_id", Integer, nullable=False),
     Column("resumed_at", Text, nullable=False),
     Column("host", Text, nullable=False),
     Column("pid", BigInteger, nullable=False),
+    # The checkpoint's own, repeated as in `metrics`. Behind the key: where it stands before a part
+    # of it, SQLite 3.40 takes a table without rowid for damaged.
+    Column("run_id", Integer, nullable=False),
     PrimaryKeyConstraint("checkpoint_id", "resumed_at", "host", "pid"),
     Index(None, "run_id", "resumed_at"),
     info={"with_rowid": False},
