@@ -10,7 +10,7 @@ from typing import Any, Literal, get_args
 
 from ckptdb import caller
 from ckptdb.catalog.catalog import Catalog
-from ckptdb.disk import identity, info, scan
+from ckptdb.disk import checksums, identity, info, manifest, scan
 from ckptdb.disk.journal import Fact
 from ckptdb.disk.publish import Publisher
 from ckptdb.errors import CkptdbError, ConfigChanged, InvalidChoice, NoCheckpointHere
@@ -32,12 +32,16 @@ class Options:
     Attributes:
         config: What training will run with, None not to compare it.
         on_change: What to do when the checkpoint was saved with another configuration.
+        checksums: Whether to read the files that have checksums, not only to ask for their sizes.
     """
 
     config: object = None
     on_change: OnChange = "warn"
+    checksums: bool = False
 
     def __post_init__(self) -> None:
+        if self.checksums:
+            checksums.require()
         if self.on_change not in _ON_CHANGE:
             raise InvalidChoice("on_change", self.on_change, _ON_CHANGE)
 
@@ -132,6 +136,8 @@ class Resuming:
         who = identity.identify(self._publisher.directory)
         try:
             found = scan.load(who, known.path, known.step, verify=True)
+            if self._options.checksums and found.problem is None:
+                found = _with_contents(found)
         except FileNotFoundError:
             return known, "it is not there any more"
         except OSError as error:
@@ -187,6 +193,13 @@ class Resuming:
 
     def _append(self, kind: str, checkpoint: Checkpoint, details: Mapping[str, Any]) -> None:
         self._publisher.record([Fact(utc(time.time()), kind, checkpoint.uuid, details)])
+
+
+def _with_contents(found: Checkpoint) -> Checkpoint:
+    content = manifest.find(found.path)
+    return (
+        found if content is None else replace(found, problem=checksums.verify(found.path, content))
+    )
 
 
 def legible(reason: str) -> str:
