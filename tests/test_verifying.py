@@ -10,18 +10,12 @@ from ckptdb import Registry, verifying
 from ckptdb.disk import manifest
 from ckptdb.errors import InvalidChoice
 
-from .test_contents import DIFFERS, flip, open_manager, save, warned
+from .test_contents import DIFFERS, flip, save_all, warned
 
 
 @pytest.fixture
 def run(tmp_path):
     return tmp_path / "results" / "run"
-
-
-def save_all(run, steps=(1, 2, 3)):
-    with open_manager(run) as manager:
-        for step in steps:
-            save(manager, step)
 
 
 def test_a_flipped_bit_is_found_remembered_and_cleared(run):
