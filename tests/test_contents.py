@@ -104,7 +104,7 @@ def test_without_being_asked_for_there_are_none(run):
 def test_one_that_was_replaced_or_pruned_while_it_was_read_is_let_be(run, monkeypatch):
     read, real = threading.Event(), checksums.compute
     monkeypatch.setattr(checksums, "compute", lambda *given: read.wait(30) and real(*given))
-    with open_manager(run, keep_top_k=0) as manager, warned() as texts:
+    with warned() as texts, open_manager(run, keep_top_k=0) as manager:
         save(manager, 1)
         save(manager, 2)
         save(manager, 3, b"first")
@@ -117,7 +117,7 @@ def test_one_that_was_replaced_or_pruned_while_it_was_read_is_let_be(run, monkey
 
 
 def test_a_crash_before_leaves_a_checkpoint_without(run, monkeypatch):
-    with open_manager(run) as manager, monkeypatch.context() as patch, warned() as texts:
+    with warned() as texts, monkeypatch.context() as patch, open_manager(run) as manager:
         real = durable.write_json
 
         def write(path, content, **options):
@@ -185,7 +185,7 @@ def test_without_the_library_a_manager_that_wants_them_is_not_made(run, monkeypa
 
 
 def test_a_payload_like_the_one_before_is_told_once(run):
-    with open_manager(run) as manager, warned() as texts:
+    with warned() as texts, open_manager(run) as manager:
         for step, content in ((1, b"a"), (2, b"b"), (3, b"b"), (4, b"b"), (5, b"c"), (6, b"c")):
             save(manager, step, content)
     told = "holds bit for bit what step"
@@ -197,14 +197,14 @@ def test_a_payload_like_the_one_before_is_told_once(run):
 def test_after_resuming_the_first_is_compared_with_what_training_continued_from(run):
     with open_manager(run) as manager:
         save(manager, 1, b"a")
-    with open_manager(run) as manager, warned() as texts:
+    with warned() as texts, open_manager(run) as manager:
         assert manager.resume().step == 1
         save(manager, 2, b"a")
     assert texts == ["Step 2 holds bit for bit what step 1 holds; is the model being updated?"]
 
 
 def test_a_checkpoint_without_a_payload_is_like_no_other(run):
-    with open_manager(run) as manager, warned() as texts:
+    with warned() as texts, open_manager(run) as manager:
         for step in (1, 2):
             manager.finalize_checkpoint(manager.init_tmp_checkpoint(step, {LOSS: 1}))
     assert texts == []
@@ -213,7 +213,7 @@ def test_a_checkpoint_without_a_payload_is_like_no_other(run):
 def test_resuming_reads_the_files_when_it_is_asked_to(run):
     save_all(run)
     flip(run / "step_3" / "model.bin")
-    with open_manager(run) as manager, warned() as texts:
+    with warned() as texts, open_manager(run) as manager:
         assert manager.resume().step == 3
         assert manager.resume(checksums=True).step == 2
         assert manager.get_best_checkpoint_path() == str(run / "step_2")

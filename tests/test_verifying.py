@@ -42,13 +42,14 @@ def test_without_the_library_sizes_are_compared_and_one_warning_says_so(run, mon
     save_all(run)
     flip(run / "step_3" / "model.bin")
     with Registry.open(run) as registry:
-        registry.verify()
+        before = registry.verify().oldest_at
         monkeypatch.setitem(sys.modules, "xxhash", None)
         with warned() as texts:
             found = registry.verify()
     assert len(texts) == 1
     assert texts[0].startswith("Only sizes are compared. Checksums need the package xxhash")
     assert [cp.step for cp in found if cp.problem] == [3], "what was known is kept"
+    assert (found.done, found.oldest_at) == (3, before), "what was not read is not noted"
 
 
 # --- a little at a time -------------------------------------------------------------------------
@@ -106,6 +107,16 @@ def test_however_little_time_there_is_one_file_is_looked_at(run, monkeypatch, cl
         for done in (0, 0, 0, 1):
             assert registry.verify(max_seconds=0).done == done
     assert len(looked) == 4
+
+
+def test_what_has_no_manifest_takes_its_time_too(tmp_path, monkeypatch, clock):
+    for step in (1, 2, 3):
+        folder = tmp_path / "run" / f"step_{step}"
+        folder.mkdir(parents=True)
+        (folder / "training_info.json").write_text("{}")
+    with Registry.open(tmp_path / "run") as registry:
+        assert registry.verify(max_seconds=0).done == 1
+        assert registry.verify(max_seconds=1).done == 3  # no file of theirs is looked at
 
 
 def test_damage_is_told_before_all_files_have_been_looked_at(run, clock):

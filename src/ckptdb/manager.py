@@ -292,9 +292,13 @@ class CheckpointManager:
         Raises:
             ChecksumsUnavailable: Checksums are to be compared, and cannot be here.
             ConfigChanged: The configuration is another one, and that is refused.
+            RuntimeError: An earlier background finalization failed.
             InvalidChoice: There is no such ``on_change``.
         """
-        return self._continue_from(self._resuming.find(Options(config, on_change, checksums)))
+        options = Options(config, on_change, checksums)
+        # What is still being finalized may be the newest, and must not become the parent later.
+        self.finalize_pending()
+        return self._continue_from(self._resuming.find(options))
 
     def reject(self, checkpoint: Checkpoint, reason: str) -> Checkpoint | None:
         """Put aside a checkpoint that could not be loaded; return the next one, as `resume` does.

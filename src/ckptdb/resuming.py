@@ -87,7 +87,7 @@ class Resuming:
         directory = self._publisher.directory
         if checkpoint.run_uuid != identity.identify(directory).run.uuid:
             raise NoCheckpointHere(checkpoint.path, f"is not a checkpoint of {directory}")
-        why = legible(reason)
+        why = legible(str(reason))  # in an exception handler nobody wants another one
         self._rejected[checkpoint.uuid] = why
         try:
             self._append("rejected", checkpoint, {"reason": why})
@@ -188,8 +188,11 @@ class Resuming:
             )
             return True
         # Looked at after the record: from then on it is known that somebody needs it.
-        who = identity.identify(self._publisher.directory)
-        return scan.find_uuid(who, found.path, found.step) == found.uuid
+        try:
+            who = identity.identify(self._publisher.directory)
+            return scan.find_uuid(who, found.path, found.step) == found.uuid
+        except OSError:
+            return True  # whoever loads it will see
 
     def _append(self, kind: str, checkpoint: Checkpoint, details: Mapping[str, Any]) -> None:
         self._publisher.record([Fact(utc(time.time()), kind, checkpoint.uuid, details)])

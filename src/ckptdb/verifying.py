@@ -127,10 +127,13 @@ class Verifier:
             if not finished:
                 return
             found = replace(found, problem=manifest.damage(faults))
+        self._begun = True
         self._done += 1
-        notes.at[known.uuid] = utc(time.time())
+        read = content is not None and self._reads(content)
+        if read or self._depth == "sizes" or not (content and content.checksums):
+            notes.at[known.uuid] = utc(time.time())
         notes.unfinished.pop(known.uuid, None)
-        self._tell(seen, known, found, read=content is not None and self._reads(content))
+        self._tell(seen, known, found, read=read)
 
     def _faults(
         self, found: Checkpoint, content: Manifest, notes: Verified
