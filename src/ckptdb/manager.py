@@ -314,6 +314,7 @@ class CheckpointManager:
             NoCheckpointHere: It is of another run.
             ConfigChanged: As `resume`.
         """
+        self._parent = None  # should the next one be refused
         return self._continue_from(self._resuming.reject(checkpoint, reason))
 
     def _continue_from(self, found: Checkpoint | None) -> Checkpoint | None:

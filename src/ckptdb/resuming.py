@@ -13,7 +13,13 @@ from ckptdb.catalog.catalog import Catalog
 from ckptdb.disk import checksums, identity, info, manifest, scan
 from ckptdb.disk.journal import Fact
 from ckptdb.disk.publish import Publisher
-from ckptdb.errors import CkptdbError, ConfigChanged, InvalidChoice, NoCheckpointHere
+from ckptdb.errors import (
+    CkptdbError,
+    ConfigChanged,
+    InvalidChoice,
+    NoCheckpointHere,
+    UnreadableInfo,
+)
 from ckptdb.index import RunIndex
 from ckptdb.records import Checkpoint, utc
 
@@ -110,13 +116,17 @@ class Resuming:
 
     def _newest_first(self) -> Iterator[Checkpoint]:
         """Yield what is published, whether it can be trusted or not."""
-        count, before = _FIRST_LOOK, 0
+        count, yielded = _FIRST_LOOK, set[str]()
         while True:
             found = self._list(count)
-            yield from found[before:]
+            # By uuid: meanwhile some may have come or gone.
+            for checkpoint in found:
+                if checkpoint.uuid not in yielded:
+                    yielded.add(checkpoint.uuid)
+                    yield checkpoint
             if len(found) < count:
                 return
-            before, count = len(found), count * _GROWTH
+            count *= _GROWTH
 
     def _list(self, count: int) -> Sequence[Checkpoint]:
         def find(catalog: Catalog, run_id: int, _: object) -> tuple[Checkpoint, ...]:
@@ -140,8 +150,8 @@ class Resuming:
                 found = _with_contents(found)
         except FileNotFoundError:
             return known, "it is not there any more"
-        except OSError as error:
-            return known, f"it cannot be read ({error.strerror or error})"
+        except (OSError, UnreadableInfo) as error:
+            return known, f"it cannot be read ({getattr(error, 'strerror', None) or error})"
         if found.uuid != known.uuid:
             return found, found.problem  # replaced in between, and as good as the other
         if found.problem is None:
