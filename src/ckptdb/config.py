@@ -80,6 +80,7 @@ class CheckpointingConfig(TypedDict):
     catalog: NotRequired[str | os.PathLike[str] | None]
     durability: NotRequired[Durability]
     exclusive: NotRequired[bool]
+    checksums: NotRequired[bool]
     keep: NotRequired[Sequence[str] | str | None]
     trash_ttl: NotRequired[str | None]
     save_on_signals: NotRequired[Sequence[str] | str | None]
@@ -111,6 +112,7 @@ _OURS: dict[str, Any] = {
     "catalog": None,
     "durability": "full",
     "exclusive": True,
+    "checksums": False,
     "keep": None,
     "trash_ttl": None,
     "enabled": True,
@@ -145,6 +147,7 @@ class Settings:
     catalog: str | os.PathLike[str] | None
     durable: bool
     exclusive: bool
+    checksums: bool = False
     keep: tuple[Clause, ...] = ()
     trash_ttl_seconds: float = 0.0
     enabled: bool = True
@@ -185,6 +188,7 @@ def parse(config: object, options: Mapping[str, Any]) -> Settings:
         catalog=values["catalog"],
         durable=values["durability"] == "full",
         exclusive=values["exclusive"],
+        checksums=values["checksums"],
         keep=keep,
         trash_ttl_seconds=trash_ttl_hours * 3600,
         enabled=values["enabled"],
@@ -235,7 +239,14 @@ def _check_kinds(values: Mapping[str, Any], faults: list[str]) -> None:
         faults.append(f"metric_name must be a name or None, not {metric!r}")
     faults += [
         f"{name} must be a bool, not {values[name]!r}"
-        for name in ("higher_is_better", "exclusive", "enabled", "slurm_deadline", "check_space")
+        for name in (
+            "higher_is_better",
+            "exclusive",
+            "checksums",
+            "enabled",
+            "slurm_deadline",
+            "check_space",
+        )  # fmt: skip
         if not isinstance(values[name], bool)
     ]
     if values["durability"] not in ("full", "none"):

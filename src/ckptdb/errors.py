@@ -27,6 +27,15 @@ class InvalidConfig(CkptdbError, ValueError):
         super().__init__("The checkpointing config is not usable: " + "; ".join(faults) + ".")
 
 
+class ChecksumsUnavailable(CkptdbError, ImportError):
+    """Checksums were asked for, and the library that makes them is not installed."""
+
+    def __init__(self) -> None:
+        super().__init__(
+            "Checksums need the package xxhash: pip install 'ckptdb[checksums]', or do without."
+        )
+
+
 class InvalidPolicy(CkptdbError, ValueError):
     """A retention policy makes no sense; the message lists every fault at once."""
 
@@ -235,6 +244,22 @@ class NoCheckpointHere(CkptdbError, FileNotFoundError):
 
     def __init__(self, path: Path, why: str) -> None:
         super().__init__(f"{path} {why}.")
+
+
+class ConfigChanged(CkptdbError, ValueError):
+    """Training would continue with another configuration than the checkpoint was saved with.
+
+    Attributes:
+        changes: What differs, one line each.
+    """
+
+    _told = 20
+
+    def __init__(self, path: Path, changes: Sequence[str]) -> None:
+        more = len(changes) - self._told
+        shown = "; ".join(changes[: self._told]) + (f"; and {more} more" if more > 0 else "")
+        super().__init__(f"The configuration is not the one that {path} was saved with: {shown}.")
+        self.changes = tuple(changes)
 
 
 class StepTaken(CkptdbError, FileExistsError):

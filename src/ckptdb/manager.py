@@ -26,6 +26,7 @@ from ckptdb import config as configuration
 from ckptdb.background import Background
 from ckptdb.catalog.catalog import Catalog
 from ckptdb.config import CheckpointingConfig, PretrainedCheckpointConfig
+from ckptdb.contents import Contents
 from ckptdb.disk import info, names, scan, space
 from ckptdb.disk.lease import Lease
 from ckptdb.disk.publish import Doomed, Publisher
@@ -34,6 +35,7 @@ from ckptdb.hooks import Teller
 from ckptdb.index import RunIndex, find_location
 from ckptdb.recent import RecentSaves, Save, find_recorded
 from ckptdb.records import Checkpoint, Mode, Problem, Trouble
+from ckptdb.resuming import OnChange, Options, Resuming
 from ckptdb.retention import Clause, Plan, Policy
 from ckptdb.schedule import Limits, Reason
 from ckptdb.signals import Signals
@@ -117,6 +119,10 @@ class CheckpointManager:
             ends_at = schedule.find_slurm_end(os.environ, now=time.time())
         limits = Limits(settings.must_save_by_seconds, ends_at)
         self._timekeeper = Timekeeper(limits, self._signals, self._recent, saves=settings.enabled)
+        self._resuming = Resuming(self._index, self._publisher)
+        self._contents = Contents(self._publisher) if settings.checksums else None
+        queues = (self._background, self._contents, self._hooks)
+        self._queues = [queue for queue in queues if queue is not None]
 
     # --- saving -------------------------------------------------------------------------
 
@@ -244,8 +250,8 @@ class CheckpointManager:
         try:
             self.finalize_pending()
         finally:
-            # Each may hand work on to the other.
-            while self._background.drain() or self._hooks.drain():
+            # Each may hand work on to another.
+            while any([queue.drain() for queue in self._queues]):
                 pass
             self._signals.stop()
             self._index.close_quietly()
@@ -366,6 +372,58 @@ class CheckpointManager:
 
     def _report(self, what: Trouble, where: Path, error: BaseException) -> None:
         self._hooks.problem(Problem(what, where, error))
+
+    # --- resuming -----------------------------------------------------------------------
+
+    def resume(
+        self, *, config: object = None, on_change: OnChange = "warn", checksums: bool = False
+    ) -> Checkpoint | None:
+        """Return the newest checkpoint that is whole, to continue from; None to begin afresh.
+
+        Every file is compared with its manifest; what was written without one only has to have
+        a training_info.json. What is newer and passed over is told in a warning each, and what
+        was found damaged counts no more for best, latest and retention. That training continues
+        there is recorded, and the next save has it as its parent.
+
+        Args:
+            config: What training will run with, a mapping or pydantic model, to be compared with
+                what the checkpoint was saved with; None not to.
+            on_change: ``"warn"`` names the changed keys, ``"refuse"`` raises an error that does.
+            checksums: Also read the files that have checksums, all of them.
+
+        Raises:
+            ChecksumsUnavailable: Checksums are to be compared, and cannot be here.
+            ConfigChanged: The configuration is another one, and that is refused.
+            RuntimeError: An earlier background finalization failed.
+            InvalidChoice: There is no such ``on_change``.
+        """
+        options = Options(config, on_change, checksums)
+        # What is still being finalized may be the newest, and must not become the parent later.
+        self.finalize_pending()
+        return self._continue_from(self._resuming.find(options))
+
+    def reject(self, checkpoint: Checkpoint, reason: str) -> Checkpoint | None:
+        """Put aside a checkpoint that could not be loaded; return the next one, as `resume` does.
+
+        It is kept on disk and reported, and is neither best nor latest, nor counted or deleted
+        by retention; ``ckptdb unreject`` undoes that.
+
+        Args:
+            checkpoint: What `resume` has returned.
+            reason: E.g. ``repr(error)``.
+
+        Raises:
+            NoCheckpointHere: It is of another run.
+            ConfigChanged: As `resume`.
+        """
+        self._parent = None  # should the next one be refused
+        return self._continue_from(self._resuming.reject(checkpoint, reason))
+
+    def _continue_from(self, found: Checkpoint | None) -> Checkpoint | None:
+        self._parent = None if found is None else found.uuid
+        if self._contents and found:
+            self._contents.begin_after(found)
+        return found
 
     # --- questions ----------------------------------------------------------------------
 
@@ -507,6 +565,8 @@ class CheckpointManager:
         published = self._publisher.publish(path, parent=self._parent)
         self._timekeeper.end(path, published.checkpoint.size_bytes)
         self._parent = published.checkpoint.uuid
+        if self._contents:
+            self._contents.add(published.checkpoint)
         replaced = published.replaced
         gone = [replaced] if replaced else []
         config = self._configs.pop(path, None)

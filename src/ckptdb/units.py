@@ -61,3 +61,11 @@ def size(count: int) -> str:
     whole = [(count // each, unit) for unit, each in _BYTES.items() if count % each == 0]
     number, unit = min(whole)
     return f"{number} {unit}"
+
+
+def human_age(seconds: float) -> str:
+    """Return a time in the unit that fits, e.g. ``3.2 days``."""
+    for unit, length in (("days", 86400.0), ("hours", 3600.0), ("minutes", 60.0)):
+        if seconds >= length:
+            return f"{seconds / length:.1f} {unit}"
+    return f"{max(seconds, 0):.0f} seconds"

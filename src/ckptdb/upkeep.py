@@ -16,6 +16,8 @@ from ckptdb.errors import PinnedCheckpoint, UnknownCheckpoint, UnknownDirection,
 from ckptdb.records import Run
 from ckptdb.retention import Best, Decision, Plan, Policy, Replay, Standing, plan
 
+_MEANWHILE = "kept: changed, pinned, leased or rejected meanwhile"
+
 
 @dataclass(frozen=True, slots=True)
 class Leftover:
@@ -223,7 +225,7 @@ def collect(
                 reason="discarded: left unfinished, removed by gc",
                 uuid=tmp.checkpoint.uuid,
             )
-        judged = _retire(publisher, judged, force=False)
+        judged = _retire(publisher, judged)
         publisher.empty_trash(everything=empty_trash)
     return Collected(
         run.name,
@@ -255,7 +257,7 @@ def remove(
     """
     if not dry_run:
         _make_space(publisher)
-        chosen = _retire(publisher, chosen, force=force)
+        chosen = _retire(publisher, chosen, force=force, by_hand=True)
         publisher.empty_trash()
     return Collected(
         run.name,
@@ -273,16 +275,18 @@ def _make_space(publisher: Publisher) -> None:
         publisher.empty_trash()
 
 
-def _retire(publisher: Publisher, planned: Plan, *, force: bool) -> Plan:
+def _retire(
+    publisher: Publisher, planned: Plan, *, force: bool = False, by_hand: bool = False
+) -> Plan:
     """Retire what is to go; return what became of each."""
-    doomed = [Doomed(d.step, d.uuid, d.reason, force) for d in planned.gone]
+    doomed = [Doomed(d.step, d.uuid, d.reason, force, by_hand) for d in planned.gone]
     gone = {cp.uuid for cp in publisher.retire(doomed).gone} if doomed else set()
     if gone.issuperset(doom.uuid for doom in doomed):
         return planned
     decisions = tuple(
         decision
         if decision.keep or decision.uuid in gone
-        else replace(decision, keep=True, reason="kept: changed, pinned or leased meanwhile")
+        else replace(decision, keep=True, reason=_MEANWHILE)
         for decision in planned.decisions
     )
     return replace(planned, decisions=decisions, after=None)

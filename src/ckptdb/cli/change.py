@@ -1,4 +1,4 @@
-"""Commands that add to what is known: pin, tag, log and their undoing; forget."""
+"""Commands that add to what is known: pin, tag, reject, log and their undoing; forget."""
 
 from __future__ import annotations
 
@@ -55,6 +55,27 @@ def untag(session: Session, step: int, name: str, run: str | None) -> None:
 
 @click.command()
 @step_argument
+@click.argument("reason")
+@run_option
+@click.pass_obj
+def reject(session: Session, step: int, reason: str, run: str | None) -> None:
+    """Put the checkpoint at STEP aside, for a REASON: kept, but neither ranked nor counted."""
+    with session.open() as registry:
+        _say(registry.reject(run, step, reason), "rejected")
+
+
+@click.command()
+@step_argument
+@run_option
+@click.pass_obj
+def unreject(session: Session, step: int, run: str | None) -> None:
+    """Let the checkpoint at STEP count again."""
+    with session.open() as registry:
+        _say(registry.unreject(run, step), "not rejected any more")
+
+
+@click.command()
+@step_argument
 @click.argument("values", nargs=-1, required=True, metavar="NAME=VALUE...")
 @click.option("--source", default="cli", show_default=True, help="Who measured it.")
 @run_option
@@ -77,7 +98,7 @@ def forget(session: Session, run: str) -> None:
     click.echo(f"{gone.name} is out of the catalog; {gone.directory} was not touched.")
 
 
-COMMANDS = (pin, unpin, tag, untag, log, forget)
+COMMANDS = (pin, unpin, tag, untag, reject, unreject, log, forget)
 
 
 def _say(checkpoint: Checkpoint, what: str) -> None:

@@ -12,7 +12,7 @@ import math
 import os
 import time
 import uuid
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -82,12 +82,14 @@ class Doomed:
 
     Attributes:
         force: Even when it is pinned; its pin ends with it.
+        by_hand: Even when it is rejected, which no rule may take away.
     """
 
     step: int
     uuid: str
     reason: str
     force: bool = False
+    by_hand: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -243,15 +245,22 @@ class Publisher:
     def retire(self, doomed: Iterable[Doomed]) -> Retired:
         """Record the end of published checkpoints and take them out of sight.
 
-        One that is no longer the checkpoint that was judged, or has been pinned since, is left
-        alone. The bytes stay in the trash until `empty_trash`; on a full disk they go at once.
+        One that is no longer the checkpoint that was judged, or has been pinned or rejected since,
+        is left alone. The bytes stay in the trash until `empty_trash`; on a full disk they go at
+        once.
         """
         with self._changing() as (who, watch):
             failed: list[OSError] = []
             found = list(self._unchanged(who, doomed, failed))
             # By the journal: whoever judged may not have known of the latest pin.
             pinned = self._pins.find() if found else frozenset()
-            leaving = [(cp, doom) for cp, doom in found if doom.force or cp.uuid not in pinned]
+            rejected = self._pins.find_rejected() if found else frozenset()
+            leaving = [
+                (cp, doom)
+                for cp, doom in found
+                if (doom.force or cp.uuid not in pinned)
+                and (doom.by_hand or cp.uuid not in rejected)
+            ]
             at = self._now()
             facts = [journal.gone(cp, "deleted", doom.reason, at) for cp, doom in leaving]
             gone = self._put_away(who, watch, [checkpoint for checkpoint, _ in leaving], facts)
@@ -266,6 +275,23 @@ class Publisher:
             if failed:
                 raise failed[0]
             return Retired(tuple(ended), watch.span)
+
+    def add_checksums(self, step: int, uuid: str, checksums: Mapping[str, str]) -> bool:
+        """Put checksums into a published checkpoint's manifest; tell whether it was still there.
+
+        A crash before leaves it without any. The run's stamp does not move: to the index
+        nothing has changed, but for the fingerprint, which costs one look.
+        """
+        with self._changing() as (who, _):
+            final = self._final(step)
+            if scan.find_uuid(who, final, step) != uuid:
+                return False
+            found = manifest.find(final)
+            if found is None:
+                return False
+            said = replace(found, checksums=checksums)
+            manifest.write(final, said, make_durable=self._durable)
+            return True
 
     def record(self, facts: Sequence[Fact]) -> Span:
         """Append facts to the run's journal."""

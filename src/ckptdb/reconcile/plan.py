@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, Final, Literal
 
 from ckptdb.catalog.catalog import Recorded, Seen
-from ckptdb.disk import names
+from ckptdb.disk import manifest, names
 from ckptdb.disk.identity import Identity
 from ckptdb.disk.journal import Facts
 from ckptdb.disk.scan import Leftover, Observation, Tmp
@@ -37,6 +37,7 @@ Kind = Literal[
     "live tmp",
     "unreadable",
     "damaged",
+    "rejected",
     "duplicate",
     "foreign",
 ]
@@ -44,7 +45,7 @@ Kind = Literal[
 OF_A_RUN: Final = frozenset({"new run", "moved run", "changed run"})
 REPAIRS: Final = frozenset({"complete tmp", "orphan old", "unfinished removal"})
 REPORTED: Final = frozenset(
-    {"abandoned tmp", "live tmp", "unreadable", "damaged", "duplicate", "foreign"}
+    {"abandoned tmp", "live tmp", "unreadable", "damaged", "rejected", "duplicate", "foreign"}
 )
 
 
@@ -114,6 +115,7 @@ def plan(observed: Observation, recorded: Recorded) -> Plan:
         *_run(observed, recorded),
         *_finals(both),
         *_unreadable(observed, recorded),
+        *_rejected(both),
         *_tmps(both),
         *_missing(both),
         *_unwritten(both),
@@ -235,6 +237,17 @@ def _unreadable(observed: Observation, recorded: Recorded) -> Iterator[Action]:
         yield Action("unreadable", f"{problem}; kept, not ranked", _step_of(name))
 
 
+def _rejected(both: _Both) -> Iterator[Action]:
+    """What somebody has put aside."""
+    facts = both.observed.facts
+    said = both.recorded.annotations if facts is None else facts.annotations
+    why = {uuid: found.rejected for uuid, found in said.items() if found.rejected is not None}
+    for step, checkpoint in both.observed.finals.items() if why else ():
+        uuid = checkpoint.uuid if checkpoint else both.recorded.finals[step][0]
+        if uuid in why:
+            yield Action("rejected", f"{why[uuid]}; kept, not ranked", step)
+
+
 def _unjudged(observed: Observation) -> set[int | None]:
     """Steps of which something cannot be read: it may be what seems to be missing."""
     return {_step_of(name) for name in observed.unreadable}
@@ -271,12 +284,20 @@ def compare(
     return Action("changed", "differs from the catalog", step, checkpoint, uuid)
 
 
-def keep_damage(checkpoint: Checkpoint, recorded: Recorded) -> Checkpoint:
-    """Return a checkpoint with the damage that only looking at every file can tell is gone."""
+def keep_damage(checkpoint: Checkpoint, recorded: Recorded, *, sizes_verified: bool) -> Checkpoint:
+    """Return a checkpoint with the damage that only a closer look can tell is gone.
+
+    Args:
+        checkpoint: As it was read.
+        recorded: What the index holds.
+        sizes_verified: Whether the sizes of its files were compared; contents never are here.
+    """
     known = recorded.problems.get(checkpoint.uuid)
-    if known and known.startswith("damaged") and checkpoint.problem is None:
-        return replace(checkpoint, problem=known)
-    return checkpoint
+    if known is None or not known.startswith("damaged") or checkpoint.problem is not None:
+        return checkpoint
+    if sizes_verified and manifest.DIFFERS not in known:
+        return checkpoint
+    return replace(checkpoint, problem=known)
 
 
 def _content(checkpoint: Checkpoint, late: Container[str]) -> tuple[Any, ...]:
@@ -395,7 +416,7 @@ def _annotations(both: _Both) -> Iterator[Action]:
     for uuid in {*told, *known}:
         now = told.get(uuid, NO_ANNOTATIONS)
         if uuid in both.known and now != known.get(uuid, NO_ANNOTATIONS):
-            what = "pins, tags, notes or late metrics differ from the journal"
+            what = "what was added to it differs from the journal"
             yield Action("annotated", what, uuid=uuid, annotations=now)
 
 

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from ckptdb.catalog import adhoc
 from ckptdb.catalog.adhoc import Relation
 from ckptdb.errors import InvalidChoice
-from ckptdb.records import STATUSES, Checkpoint, Rows, Run, Status
+from ckptdb.records import STATUSES, Ancestor, Checkpoint, Rows, Run, Status
 from ckptdb.registry.tree import PathLike, Tree
 
 
@@ -48,6 +48,18 @@ class Asking(Tree):
             UnknownCheckpoint: There never was one.
         """
         return self._get_at(self._get_run(run), step)
+
+    def lineage(self, step: int, *, run: PathLike | None = None) -> tuple[Ancestor, ...]:
+        """Return the checkpoint at a step and those it descends from, the nearest first.
+
+        The first save after `CheckpointManager.resume` has the one that it returned as its
+        parent; any later one the save before it.
+
+        Raises:
+            UnknownCheckpoint: There never was one.
+        """
+        seen = self._get_run(run)
+        return self._catalog().lineage(seen.id, self._get_at(seen, step).uuid)
 
     def query(
         self,
