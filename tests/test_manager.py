@@ -849,6 +849,38 @@ def test_a_metric_that_nobody_has_is_told_once_before_the_first_goes(make):
     ]
 
 
+def test_what_training_was_resumed_from_stays_until_it_is_resumed_from_another(make):
+    options = {"metric_name": "loss", "keep_top_k": 1}
+    with make(**options) as manager:
+        save(manager, 1, loss=0.9)
+    with make(**options) as manager:
+        assert manager.resume().step == 1
+        for step, loss in {2: 0.5, 3: 0.4, 4: 0.45, 5: 0.46}.items():
+            save(manager, step, loss=loss)
+            assert 1 in steps(manager)
+        assert steps(manager) == [1, 3, 5]
+        assert [d.reason for d in manager.plan_retention().decisions] == [
+            "kept: training was resumed from it", "kept: best 1 by loss min", "kept: the latest",
+        ]  # fmt: skip
+    with make(**options) as manager:
+        assert manager.resume().step == 5
+        save(manager, 6, loss=0.6)
+        assert steps(manager) == [3, 5, 6]
+
+
+def test_ancestors_stay_while_something_that_came_of_them_lives(make):
+    for step in (1, 2, 3):
+        with make(keep=["ancestors"]) as manager:
+            manager.resume()
+            save(manager, 10 * step, loss=step)
+            save(manager, 10 * step + 1, loss=step)
+    # From 11 came 20 and 21, from 21 what is the latest now; 10, 20 and 30 nobody resumed from.
+    with make(keep=["ancestors"]) as manager:
+        assert steps(manager) == [11, 21, 31]
+        reasons = {d.step: d.reason for d in manager.plan_retention().decisions}
+    assert reasons[11] == "kept: ancestors"
+
+
 def test_a_condition_keeps_that_for_which_it_holds(make):
     manager = make(metric_name="loss", keep=["where loss < 0.3 AND step % 2 = 0", "latest 1"])
     for step, loss in {1: 0.1, 2: 0.2, 3: 0.25, 4: 0.5, 5: 0.9}.items():

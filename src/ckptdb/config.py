@@ -124,6 +124,8 @@ _OURS: dict[str, Any] = {
     "on_problem": None,
 }
 
+_BOOLS = ("higher_is_better", "exclusive", "checksums", "enabled", "slurm_deadline", "check_space")
+
 _PASSED_BY = frozenset(
     {
         "pretrained_checkpoint", "peft_config", "is_async", "save_data_plane",
@@ -239,14 +241,7 @@ def _check_kinds(values: Mapping[str, Any], faults: list[str]) -> None:
         faults.append(f"metric_name must be a name or None, not {metric!r}")
     faults += [
         f"{name} must be a bool, not {values[name]!r}"
-        for name in (
-            "higher_is_better",
-            "exclusive",
-            "checksums",
-            "enabled",
-            "slurm_deadline",
-            "check_space",
-        )  # fmt: skip
+        for name in _BOOLS
         if not isinstance(values[name], bool)
     ]
     if values["durability"] not in ("full", "none"):

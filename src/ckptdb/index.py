@@ -99,6 +99,7 @@ class Followed:
         listing_seconds: How long that took.
         at_most: How many published checkpoints it has, or more; infinite when not counted.
         ranked_by: Metrics of which each of them has a value.
+        resumed_from: uuid of what training was last resumed from, when that was asked.
     """
 
     stamp: Stamp
@@ -106,6 +107,7 @@ class Followed:
     listing_seconds: float = 0.0
     at_most: float = math.inf
     ranked_by: frozenset[str] = frozenset()
+    resumed_from: str | None = None
 
     @property
     def is_fresh(self) -> bool:

@@ -251,7 +251,7 @@ class CheckpointManager:
             self.finalize_pending()
         finally:
             # Each may hand work on to another.
-            while any([queue.drain() for queue in self._queues]):
+            while any(queue.drain() for queue in self._queues):
                 pass
             self._signals.stop()
             self._index.close_quietly()

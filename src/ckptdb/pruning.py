@@ -14,7 +14,15 @@ from ckptdb.disk.publish import Doomed
 from ckptdb.errors import UnreadableInfo
 from ckptdb.index import RunIndex
 from ckptdb.records import metrics_of
-from ckptdb.retention import Decision, Plan, Policy, decide, decide_below, plan
+from ckptdb.retention import (
+    Decision,
+    Plan,
+    Policy,
+    decide,
+    decide_below,
+    find_resumed_from,
+    plan,
+)
 
 _COMPARED = 1000
 
@@ -113,7 +121,14 @@ class _Judge:
             followed.at_most = catalog.count_ranked(run_id, metric)
             return _NOTHING
         newest = catalog.newest_steps(run_id, max(policy.ft_keep_latest_k or 0, 1))
-        return below, decide_below(below, policy, newest, exclude_latest=self._exclude_latest)
+        decisions = decide_below(
+            below,
+            policy,
+            newest,
+            exclude_latest=self._exclude_latest,
+            resumed_from=followed.resumed_from,
+        )
+        return below, decisions
 
     def wholly(self, catalog: Catalog, run_id: int, _: Any) -> Judgement:
         """Judge all, unless there are so few that nothing can go."""
@@ -128,6 +143,8 @@ class _Judge:
             followed.ranked_by |= {
                 name for name in policy.ranked_by if all(name in c.values for c in candidates)
             }
+            last = find_resumed_from(candidates)
+            followed.resumed_from = None if last is None else last.uuid
         return candidates, decide(candidates, policy, exclude_latest=self._exclude_latest)
 
 

@@ -141,7 +141,11 @@ def replay(catalog: Catalog, seen: Seen, policy: Policy) -> Replay:
     if history:
         _refuse_to_guess(catalog, seen, policy, set(catalog.metric_names(seen.id)))
     matches = catalog.matching(seen.id, policy.wanted.conditions, ever=True)
-    return retention.replay(seen.run.name, history, policy, matches=matches)
+    ancestors: frozenset[str] = frozenset()
+    if policy.wanted.ancestors:
+        resumed = {uuid for uuid, _ in catalog.resumed(seen.id)}
+        ancestors = catalog.ancestors_of_live(seen.id) & resumed
+    return retention.replay(seen.run.name, history, policy, matches=matches, ancestors=ancestors)
 
 
 def _judged_by_its_own(policy: Policy, run: Run) -> Policy:

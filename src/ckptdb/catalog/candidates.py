@@ -8,7 +8,14 @@ from typing import Any
 
 from sqlalchemy import Connection
 
-from ckptdb.catalog.statements import BELOW, CANDIDATES, LIVE_TAGS, VALUES
+from ckptdb.catalog.statements import (
+    ANCESTORS_OF_LIVE,
+    BELOW,
+    CANDIDATES,
+    LIVE_TAGS,
+    RESUMED,
+    VALUES,
+)
 from ckptdb.records import TRAINING_INFO, Mode
 
 
@@ -78,7 +85,12 @@ def find(
         wanted: What has to be known of them.
         matches: By condition, the uuids of those for which it holds.
     """
-    rows = connection.execute(CANDIDATES, {"run_id": run_id}).all()
+    of_run = {"run_id": run_id}
+    rows = connection.execute(CANDIDATES, of_run).all()
+    resumed = {row.uuid: row.resumed_at for row in connection.execute(RESUMED, of_run)}
+    ancestors: Container[str] = ()
+    if wanted.ancestors and resumed:
+        ancestors = {uuid for (uuid,) in connection.execute(ANCESTORS_OF_LIVE, of_run)}
     known: dict[int, _Known] = {row.id: _Known() for row in rows}
     nobody = _Known()  # of what has come or gone between two questions
     if wanted.metrics:
@@ -90,16 +102,19 @@ def find(
             if source != TRAINING_INFO:
                 of.late.add(name)
     if wanted.tags:
-        for row_id, name in connection.execute(LIVE_TAGS, {"run_id": run_id}):
+        for row_id, name in connection.execute(LIVE_TAGS, of_run):
             known.get(row_id, nobody).tags.add(name)
+    found = tuple(_candidate(row, known[row.id]) for row in rows)
+    if not matches and not resumed:
+        return found
     return tuple(
         replace(
-            _candidate(row, known[row.id]),
-            matches=frozenset(text for text, uuids in matches.items() if row.uuid in uuids),
+            candidate,
+            matches=frozenset(text for text, uuids in matches.items() if candidate.uuid in uuids),
+            resumed_at=resumed.get(candidate.uuid),
+            ancestor=candidate.uuid in resumed and candidate.uuid in ancestors,
         )
-        if matches
-        else _candidate(row, known[row.id])
-        for row in rows
+        for candidate in found
     )
 
 

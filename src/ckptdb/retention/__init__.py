@@ -1,6 +1,6 @@
 """What to keep and why: rules, what a run's configuration says in them, and their verdict."""
 
-from ckptdb.retention.decision import Decision, decide, decide_below
+from ckptdb.retention.decision import Decision, decide, decide_below, find_resumed_from
 from ckptdb.retention.plan import Plan, Standing
 from ckptdb.retention.policy import Policy
 from ckptdb.retention.replay import Replay, replay
@@ -42,6 +42,7 @@ __all__ = [
     "Where",
     "decide",
     "decide_below",
+    "find_resumed_from",
     "parse",
     "parse_all",
     "replay",

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from ckptdb.catalog.candidates import Candidate
@@ -96,13 +96,18 @@ def _protected(
     by_step: Sequence[Candidate], leased: Mapping[str, str], *, exclude_latest: bool
 ) -> dict[int, str]:
     """Return what no rule and no limit takes away, by step, and why."""
-    resumed = [c for c in by_step if c.resumed_at is not None]
-    last = max(resumed, key=lambda c: (c.resumed_at or "", c.step), default=None)
+    last = find_resumed_from(by_step)
     kept = {} if last is None else {last.step: _RESUMED}
     kept |= _leased(by_step, leased)
     if exclude_latest:
         kept |= {candidate.step: _LATEST for candidate in by_step[-1:]}
     return kept | _pinned(by_step)
+
+
+def find_resumed_from(candidates: Iterable[Candidate]) -> Candidate | None:
+    """Return what of a run training was last resumed from."""
+    resumed = [candidate for candidate in candidates if candidate.resumed_at is not None]
+    return max(resumed, key=lambda c: (c.resumed_at or "", c.step), default=None)
 
 
 def _leased(candidates: Sequence[Candidate], leased: Mapping[str, str]) -> dict[int, str]:
