@@ -108,10 +108,11 @@ def test_show_tells_everything_about_one_checkpoint(ckptdb, root):
 
 def test_show_lineage_goes_back_to_the_first(ckptdb, root):
     run = root / "alpha"
-    with CheckpointManager({"checkpoint_dir": run, "keep_top_k": 0}) as manager:
+    with CheckpointManager({"checkpoint_dir": run}) as manager:
         assert manager.resume().step == 3
         with manager.save(4, {"val:loss": 0.1}):
             pass
+    ckptdb("rm", "3", cwd=run)
     line = ckptdb("show", "4", "--lineage", "-o", "json", cwd=run).json
     assert [(one["step"], one["status"]) for one in line] == [(4, "final"), (3, "deleted")]
     assert line[0]["resumed_at"] is None
