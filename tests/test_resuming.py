@@ -163,7 +163,7 @@ def test_a_load_that_fails_and_is_rejected_leads_to_the_next_one(run, maybe_brok
             registry.reconcile()
     with Registry.open(run) as registry:
         assert registry.get(3).rejected == "shape mismatch"
-        assert [cp.step for cp in registry.top(9)] == [4]
+        assert {cp.step for cp in registry.top(9)} == {1, 4}
         assert [one.step for one in registry.lineage(4)] == [4, 1]
 
 
