@@ -12,15 +12,16 @@ import json
 import math
 import os
 import stat
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, BinaryIO, Literal, cast
+from typing import Any, BinaryIO, Generic, Literal, TypeVar, cast
 
 from ckptdb.disk import durable, names
 from ckptdb.disk.info import MAX_BYTES
 from ckptdb.records import Annotations, Checkpoint, Metric, Run, is_storable
 
+_Key = TypeVar("_Key")
 Gone = Literal["deleted", "replaced", "discarded", "vanished"]
 _GONE = ("deleted", "replaced", "discarded", "vanished")
 _NAME = "journal.jsonl"
@@ -41,7 +42,7 @@ class Fact:
     Attributes:
         at: When (UTC).
         kind: ``deleted``, ``replaced``, ``discarded``, ``vanished``, ``reappeared``,
-            ``metric``, ``tag``, ``untag``, ``pin``, ``unpin`` or ``note``.
+            ``metric``, ``tag``, ``untag``, ``pin``, ``unpin``, ``note`` or ``evaluated``.
         details: What the kind needs: ``reason`` and ``record``, ``name`` and ``value``, …
     """
 
@@ -132,12 +133,10 @@ def read(hidden: Path, run: Run) -> Facts:
 
 
 class Pins:
-    """Which checkpoints of a run are pinned; of a journal that has grown it reads the new lines."""
+    """Which checkpoints of a run are pinned."""
 
     def __init__(self, hidden: Path) -> None:
-        self._hidden = hidden
-        # In one piece: another thread may be asking too.
-        self._known: tuple[int, int, Mapping[str, bool]] = (0, 0, {})
+        self._marks = _Marks(hidden, b'pin"', _find_pin)
 
     def find(self) -> frozenset[str]:
         """Return the uuids that are pinned, understanding no more than that takes.
@@ -145,26 +144,74 @@ class Pins:
         Raises:
             OSError: The journal is there and cannot be read.
         """
+        return frozenset(self._marks.standing())
+
+
+class Evaluated:
+    """Which checkpoints of a run have been evaluated, by the name of the evaluation."""
+
+    def __init__(self, hidden: Path) -> None:
+        self._marks = _Marks(hidden, b'"evaluated"', _find_evaluation)
+
+    def find(self, name: str) -> frozenset[str]:
+        """Return the uuids of those that an evaluation is done with.
+
+        Raises:
+            OSError: The journal is there and cannot be read.
+        """
+        return frozenset(uuid for uuid, done in self._marks.standing() if done == name)
+
+
+class _Marks(Generic[_Key]):
+    """Which marks of one kind stand; of a journal that has grown it reads the new lines.
+
+    Args:
+        hidden: The run's ``.ckptdb`` folder.
+        word: Is in every line that sets such a mark or takes it away.
+        find: Returns which mark a fact is about, and whether it stands from then on.
+    """
+
+    def __init__(
+        self, hidden: Path, word: bytes, find: Callable[[Fact], tuple[_Key, bool] | None]
+    ) -> None:
+        self._hidden = hidden
+        self._word = word
+        self._find = find
+        # In one piece: another thread may be asking too.
+        self._known: tuple[int, int, Mapping[_Key, bool]] = (0, 0, {})
+
+    def standing(self) -> list[_Key]:
         inode, read_bytes, known = self._known
         try:
             handle = _open(self._hidden / _NAME, os.O_RDONLY)
         except (FileNotFoundError, NotADirectoryError):
-            return frozenset()
+            return []
         with os.fdopen(handle, "rb", _PART_BYTES) as file:
             now = os.fstat(handle)
             if now.st_ino != inode or now.st_size < read_bytes:
                 read_bytes, known = 0, {}
-            pinned = dict(known)
+            marks = dict(known)
             file.seek(read_bytes)
             for line in _lines(file):
-                fact = _parse(line) if b'pin"' in line else None
-                if fact and fact.kind in ("pin", "unpin"):
-                    pinned[fact.uuid] = fact.kind == "pin"
+                fact = _parse(line) if self._word in line else None
+                if fact and (found := self._find(fact)):
+                    marks[found[0]] = found[1]
                 # What is torn, or is just being written, is looked at again.
                 if line.endswith(b"\n"):
                     read_bytes = file.tell()
-        self._known = (now.st_ino, read_bytes, pinned)
-        return frozenset(uuid for uuid, holds in pinned.items() if holds)
+        self._known = (now.st_ino, read_bytes, marks)
+        return [key for key, stands in marks.items() if stands]
+
+
+def _find_pin(fact: Fact) -> tuple[str, bool] | None:
+    return (fact.uuid, fact.kind == "pin") if fact.kind in ("pin", "unpin") else None
+
+
+def _find_evaluation(fact: Fact) -> tuple[tuple[str, str], bool] | None:
+    name = fact.details.get("name")
+    if fact.kind != "evaluated" or not isinstance(name, str):
+        return None
+    return (fact.uuid, name), True
 
 
 def annotated(checkpoint: Checkpoint, annotations: Annotations) -> Checkpoint:
