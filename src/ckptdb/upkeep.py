@@ -10,9 +10,15 @@ from pathlib import Path
 from typing import Any
 
 from ckptdb.catalog.catalog import Catalog, Seen
-from ckptdb.disk import identity, journal, manifest, scan
+from ckptdb.disk import claims, identity, journal, manifest, scan
 from ckptdb.disk.publish import Doomed, Publisher
-from ckptdb.errors import PinnedCheckpoint, UnknownCheckpoint, UnknownDirection, UnknownMetric
+from ckptdb.errors import (
+    LeasedCheckpoint,
+    PinnedCheckpoint,
+    UnknownCheckpoint,
+    UnknownDirection,
+    UnknownMetric,
+)
 from ckptdb.records import Run
 from ckptdb.retention import Best, Decision, Policy, decide
 
@@ -129,19 +135,23 @@ def choose(
         catalog: Already reconciled with the run.
         seen: The run.
         steps: All of them, or nothing goes.
-        force: Also pinned ones.
+        force: Also pinned and leased ones.
 
     Raises:
         UnknownCheckpoint: A step has no live checkpoint.
         PinnedCheckpoint: One is pinned.
+        LeasedCheckpoint: One is being evaluated.
     """
     rows = catalog.checkpoints(run_id=seen.id, status="final", steps=sorted(set(steps)))
     live = {checkpoint.step: checkpoint for checkpoint in rows}
+    leased = {} if force else claims.find_leased(identity.hidden(seen.run.directory))
     for step in steps:
         if step not in live:
             raise UnknownCheckpoint(seen.run.name, step)
         if live[step].pinned and not force:
             raise PinnedCheckpoint(seen.run.name, step)
+        if live[step].uuid in leased:
+            raise LeasedCheckpoint(seen.run.name, step, leased[live[step].uuid])
     return tuple(
         Decision(step, cp.uuid, keep=False, reason="by hand", size_bytes=cp.size_bytes)
         for step, cp in sorted(live.items())
@@ -162,7 +172,8 @@ def collect(
     observed = scan.observe(publisher.directory)
     pinned = journal.Pins(identity.hidden(publisher.directory)).find()
     unfinished = [tmp for tmp in observed.tmps.values() if tmp.abandoned]
-    retired = [left for left in observed.trash if left.uuid not in pinned]
+    kept = pinned | observed.leased
+    retired = [left for left in observed.trash if left.uuid not in kept]
     leftovers = (
         *(_leftover(tmp.checkpoint.path, tmp.checkpoint.step, "unfinished save")
           for tmp in unfinished),
@@ -196,7 +207,7 @@ def remove(
         run: The run.
         publisher: Of the run.
         decisions: What goes.
-        force: Also what is pinned by now.
+        force: Also what is pinned or leased by now.
         dry_run: Only say what would go.
     """
     if not dry_run:
@@ -221,7 +232,7 @@ def _retire(
     return tuple(
         decision
         if decision.keep or decision.uuid in gone
-        else replace(decision, keep=True, reason="kept: changed or pinned meanwhile")
+        else replace(decision, keep=True, reason="kept: changed, pinned or leased meanwhile")
         for decision in decisions
     )
 

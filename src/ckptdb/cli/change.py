@@ -76,7 +76,7 @@ def log(session: Session, step: int, values: tuple[str, ...], source: str, run: 
 @click.command()
 @click.argument("steps", type=click.IntRange(0), nargs=-1, required=True, metavar="STEP...")
 @run_option
-@click.option("--force", is_flag=True, help="Also pinned ones.")
+@click.option("--force", is_flag=True, help="Also pinned and leased ones.")
 @dry_run_option
 @output_option("table", "json")
 @click.pass_obj

@@ -14,9 +14,10 @@ import uuid
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
-from ckptdb.disk import durable, identity, info, journal, lease, manifest, names, scan
+from ckptdb.disk import claims, durable, identity, info, journal, lease, manifest, names, scan
 from ckptdb.disk.identity import Identity, Writer
 from ckptdb.disk.journal import Fact
 from ckptdb.disk.lease import Lease
@@ -73,7 +74,7 @@ class Doomed:
     """A checkpoint that may be retired, if it is still the one that was judged.
 
     Attributes:
-        force: Even when it is pinned; its pin ends with it.
+        force: Even when it is pinned or leased; pin and leases end with it.
     """
 
     step: int
@@ -232,15 +233,18 @@ class Publisher:
     def retire(self, doomed: Iterable[Doomed]) -> Retired:
         """Record the end of published checkpoints and take them out of sight.
 
-        One that is no longer the checkpoint that was judged, or has been pinned since, is left
-        alone. The bytes stay in the trash until `empty_trash`; on a full disk they go at once.
+        One that is no longer the checkpoint that was judged, or has been pinned or leased since,
+        is left alone. The bytes stay in the trash until `empty_trash`; on a full disk they go at
+        once.
         """
         with self._changing() as (who, watch):
             failed: list[OSError] = []
             found = list(self._unchanged(who, doomed, failed))
             # By the journal: whoever judged may not have known of the latest pin.
             pinned = self._pins.find() if found else frozenset()
-            leaving = [(cp, doom) for cp, doom in found if doom.force or cp.uuid not in pinned]
+            leases = claims.settle(self._hidden) if found else ()
+            kept = pinned.union(claim.uuid for claim in leases)
+            leaving = [(cp, doom) for cp, doom in found if doom.force or cp.uuid not in kept]
             at = self._now()
             facts = [journal.gone(cp, "deleted", doom.reason, at) for cp, doom in leaving]
             gone = self._put_away(who, watch, [checkpoint for checkpoint, _ in leaving], facts)
@@ -248,6 +252,9 @@ class Publisher:
             if forced:  # only now: what could not be moved keeps its pin
                 self._append(watch, [Fact(at, "unpin", known) for known in forced])
             reasons = {cp.uuid: doom.reason for cp, doom in leaving}
+            for claim in leases:
+                if claim.uuid in {cp.uuid for cp in gone}:
+                    claims.remove(claim)
             ended = (
                 replace(cp, status="deleted", deleted_at=at, deleted_reason=reasons[cp.uuid])
                 for cp in gone
@@ -261,6 +268,12 @@ class Publisher:
         with self._changing() as (_, watch):
             self._append(watch, facts)
             return watch.span
+
+    @contextmanager
+    def alone(self) -> Iterator[tuple[Identity, Callable[[Sequence[Fact]], None]]]:
+        """Hold the run's lock; yields who the run is, and what appends facts to its journal."""
+        with self._changing() as (who, watch):
+            yield who, partial(self._append, watch)
 
     # --- after a crash ------------------------------------------------------------------
 
@@ -299,7 +312,7 @@ class Publisher:
     def empty_trash(self) -> int:
         """Remove the bytes of everything retired; return how many checkpoints that were.
 
-        A pinned one, which was replaced by a new save, stays until it is unpinned.
+        One that was replaced by a new save while it was pinned or leased stays as long as it is.
 
         Raises:
             OSError: Some of it could not be removed; the rest was.
@@ -315,8 +328,8 @@ class Publisher:
 
     def _remove_retired(self, failed: list[OSError]) -> int:
         retired = [left for left in scan.list_trash(self.directory) if left.recorded]
-        pinned = self._pins.find() if retired else frozenset()
-        doomed = [left for left in retired if left.uuid not in pinned]
+        kept = self._find_kept() if retired else frozenset()
+        doomed = [left for left in retired if left.uuid not in kept]
         if doomed:
             # Who retired them may not have come to this: a name that comes back must be whole.
             self._sync_directory()
@@ -330,6 +343,10 @@ class Publisher:
             except OSError as error:
                 failed.append(error)  # one that will not go must not keep the others
         return removed
+
+    def _find_kept(self) -> frozenset[str]:
+        leased = claims.find_leased(self._hidden, now=claims.tell_time(self._hidden))
+        return self._pins.find().union(leased)
 
     # --- the steps ----------------------------------------------------------------------
 

@@ -17,7 +17,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
-from ckptdb.disk import durable, identity, info, journal, manifest, names, reading
+from ckptdb.disk import claims, durable, identity, info, journal, manifest, names, reading
 from ckptdb.disk.identity import Identity, Writer
 from ckptdb.disk.journal import Facts
 from ckptdb.disk.manifest import Manifest
@@ -213,6 +213,7 @@ class Observation:
         foreign: Names that look like ours and are not (``step_007``, a file ``step_5``).
         unreadable: By name, why a directory could not be read that is there. Which checkpoint
             it is cannot be told, so nothing of its step may be taken for deleted.
+        leased: uuids in the trash whose bytes an evaluator is still using.
         unsure: Something could not be read now, and may be readable at the next look without
             anything having moved the stamp.
         errors: What else could not be read, in words; while there are any, nothing at all that
@@ -231,6 +232,7 @@ class Observation:
     config: Mapping[str, Any] | None
     errors: tuple[str, ...]
     unreadable: Mapping[str, str] = field(default_factory=dict)
+    leased: frozenset[str] = frozenset()
     unsure: bool = False
 
 
@@ -306,6 +308,7 @@ def observe(
         config=config,
         errors=tuple(trouble.errors),
         unreadable=trouble.unreadable,
+        leased=_find_leased(directory, trash),
         unsure=trouble.unsure,
     )
 
@@ -457,6 +460,15 @@ def _ends(who: Identity, unrecorded: Sequence[Leftover]) -> dict[str, Checkpoint
         with suppress(FileNotFoundError):  # recorded and removed while we looked
             ends[left.uuid] = load_retired(who, left)
     return ends
+
+
+def _find_leased(directory: Path, trash: Sequence[Leftover]) -> frozenset[str]:
+    if not trash:
+        return frozenset()
+    try:
+        return frozenset(claims.find_leased(identity.hidden(directory)))
+    except OSError:
+        return frozenset(left.uuid for left in trash)  # it may be: nothing of it is removed now
 
 
 def _fate(
