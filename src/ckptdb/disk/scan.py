@@ -516,15 +516,15 @@ def find_uuid(who: Identity, path: Path, step: int) -> str | None:
 
 def is_run(directory: Path) -> bool:
     """Tell whether a directory holds checkpoints, ours or NeMo-RL's."""
-    return _has_identity(directory) or _sort_folders(directory)[0]
+    return _has_identity(directory) or sort_folders(directory)[0]
 
 
 def _has_identity(directory: Path) -> bool:
     return (identity.hidden(directory) / "run.json").is_file()
 
 
-def _sort_folders(top: Path) -> tuple[bool, list[str]]:
-    """Whether a directory is a run, and the names below it that may lead to other runs."""
+def sort_folders(top: Path) -> tuple[bool, list[str]]:
+    """Tell whether a directory is a run, and which names below it may lead to other runs."""
     below, found = [], _has_identity(top)
     try:
         listing = os.scandir(top)
@@ -635,7 +635,7 @@ def find_runs(top: Path, *, other_roots: bool = False) -> Iterator[Path]:
         top: Where to begin.
         other_roots: Also search the trees of other roots.
     """
-    found, below = _sort_folders(top)
+    found, below = sort_folders(top)
     if found:
         yield top
     for name in below:
