@@ -13,7 +13,7 @@ from typing import Final, TextIO
 
 import click
 
-from ckptdb.cli import ask, change, database, tend
+from ckptdb.cli import ask, change, database, tend, watch
 from ckptdb.cli.output import clean
 from ckptdb.errors import (
     CatalogForeign,
@@ -66,8 +66,9 @@ def cli(context: click.Context, directory: str, catalog: str | None, *, debug: b
     context.obj = Session(directory, catalog)
 
 
-for command in (*ask.COMMANDS, *change.COMMANDS, *tend.COMMANDS, *database.COMMANDS):
-    cli.add_command(command)
+for room in (ask, change, tend, watch, database):
+    for command in room.COMMANDS:
+        cli.add_command(command)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

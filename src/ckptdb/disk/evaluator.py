@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import signal
 import threading
 import time
 from contextlib import suppress
@@ -145,6 +146,8 @@ class Turn:
 
 def _keep(claim: Claim, ended: threading.Event) -> None:
     """Renew a lease until it has ended; outside of `Turn`, which must not live as long."""
+    # Signals are for the main thread; one that came here would not wake it.
+    signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
     while not ended.wait(claim.seconds / RENEWALS):
         try:
             if not claims.renew(claim):

@@ -39,6 +39,8 @@ _RETRY_SECONDS = 10.0
 _QUIET = (CatalogMissing, CatalogOutdated, CatalogReadOnly)
 
 _T = TypeVar("_T")
+_Question = Callable[[Catalog, int], _T]
+"""Asks a catalog about a run, by id."""
 _logger = logging.getLogger("ckptdb")
 
 
@@ -137,35 +139,42 @@ class _Answers:
         self._memory: Catalog | None = None
         self._retry_at = 0.0
 
-    def ask(
-        self, directory: Path, question: Callable[[Catalog, int], _T]
-    ) -> tuple[Seen, _T] | None:
+    def ask(self, directory: Path, question: _Question[_T]) -> tuple[Seen, _T] | None:
         """Return where a run stands in the index, and the answer; None when it is not there."""
         try:
             if time.monotonic() >= self._retry_at:
-                stored = self._open()
-                if stored.database.replaced():
-                    self._close()
-                    stored = self._open()
+                stored = self._open_current()
                 self._heal(directory)
-                if (seen := stored.find_run_at(directory)) is not None:
-                    return seen, question(stored, seen.id)
+                if answer := _put(question, stored, directory):
+                    return answer
         except (CatalogError, RunLocked, OSError) as error:
             self._give_up(error)
+        if self._memory is None:
+            self._memory = Catalog(Database.in_memory())
         try:
-            return self._ask_memory(directory, question)
+            reconcile_run(self._memory, directory, depth="changes", touch_disk=False)
         except OSError as error:
             _logger.info("%s cannot be looked at now: %s", directory, error)
             return None
+        return _put(question, self._memory, directory)
 
-    def _ask_memory(
-        self, directory: Path, question: Callable[[Catalog, int], _T]
-    ) -> tuple[Seen, _T] | None:
-        if self._memory is None:
-            self._memory = Catalog(Database.in_memory())
-        reconcile_run(self._memory, directory, depth="changes", touch_disk=False)
-        seen = self._memory.find_run_at(directory)
-        return None if seen is None else (seen, question(self._memory, seen.id))
+    def recall(self, directory: Path, question: _Question[_T]) -> _T | None:
+        """Return the answer as it was when somebody looked last."""
+        try:
+            usable = time.monotonic() >= self._retry_at
+            catalog = self._open_current() if usable else self._memory
+            answer = None if catalog is None else _put(question, catalog, directory)
+        except CatalogError as error:
+            self._give_up(error)
+            return None
+        return answer[1] if answer else None
+
+    def _open_current(self) -> Catalog:
+        opened = self._open()
+        if not opened.database.replaced():
+            return opened
+        self._close()
+        return self._open()
 
     def _give_up(self, error: Exception) -> None:
         self._retry_at = time.monotonic() + _RETRY_SECONDS
@@ -173,6 +182,11 @@ class _Answers:
         _logger.info("the catalog is given up for now: %s", error)
         if self._memory is None and not isinstance(error, _QUIET):
             caller.warn(f"{error} Checkpoints are found by looking at the directories.")
+
+
+def _put(question: _Question[_T], to: Catalog, directory: Path) -> tuple[Seen, _T] | None:
+    seen = to.find_run_at(directory)
+    return None if seen is None else (seen, question(to, seen.id))
 
 
 @dataclass(frozen=True, slots=True)
@@ -205,14 +219,16 @@ class _Looker:
                 yield here
 
     def load(self, one: Waiting) -> Checkpoint | None:
-        """Return the record of a checkpoint as it is now, None when it is not there any more."""
+        """Return the record of a checkpoint, None when it is not there any more."""
 
         def find(catalog: Catalog, run_id: int) -> Checkpoint | None:
             found = catalog.checkpoints(run_id=run_id, status="final", steps=[one.step])
             return next((cp for cp in found if cp.uuid == one.uuid and cp.problem is None), None)
 
-        answer = self._answers.ask(one.directory, find)
-        return answer[1] if answer and _is_there(one) else None
+        found = self._answers.recall(one.directory, find)
+        if found is None and (answer := self._answers.ask(one.directory, find)):
+            found = answer[1]
+        return found if _is_there(one) else None
 
     def _look_at(self, directory: Path) -> tuple[Waiting, ...]:
         stamp = scan.find_stamp(directory)
