@@ -6,6 +6,7 @@ import shutil
 import tempfile
 import warnings
 from contextlib import contextmanager, suppress
+from itertools import islice
 from pathlib import Path
 
 import pytest
@@ -18,8 +19,8 @@ from hypothesis.stateful import (
     run_state_machine_as_test,
 )
 
-from ckptdb.disk import durable, identity, journal, names, publish, scan
-from ckptdb.errors import CatalogMissing, PinnedCheckpoint, UnknownMetric
+from ckptdb.disk import claims, durable, identity, journal, names, publish, scan
+from ckptdb.errors import CatalogMissing, LeasedCheckpoint, PinnedCheckpoint, UnknownMetric
 from ckptdb.manager import CheckpointManager
 from ckptdb.registry import Registry
 from ckptdb.retention import Policy
@@ -37,6 +38,7 @@ CONFIGS = st.sampled_from([None, None, {"lr": 0.1}, {"lr": 0.2, "deep": {"er": [
 STEPS = st.sampled_from([0, 1, 2, 3, 5, 8])
 PICK = st.integers(0, 2**16)
 TAGS = st.sampled_from(["release", "v1", "naïve"])
+EVALUATIONS = st.sampled_from(["mmlu", "gsm8k"])
 LATE = st.dictionaries(st.sampled_from(["mmlu", METRIC]), st.sampled_from([0.25, 7]), min_size=1)
 CHANGERS = (
     (durable, "rename_new"),
@@ -94,6 +96,7 @@ class Rebuild(RuleBasedStateMachine):
         self.catalog = self.root / ".ckptdb" / "catalog.db"
         self.opened = Registry.open(self.root)
         self.ever = set()
+        self.evaluated = set()
 
     def teardown(self):
         if hasattr(self, "top"):
@@ -211,6 +214,29 @@ class Rebuild(RuleBasedStateMachine):
             with self.registry() as registry:
                 registry.unpin(*found)
 
+    @rule(pick=PICK, name=EVALUATIONS, count=st.integers(1, 4))
+    def evaluate(self, pick, name, count):
+        if found := self.draw(pick, "final"):
+            with self.registry() as registry:
+                watching = registry.watch(found[0], lease=name, poll_seconds=None)
+                taken = [(cp.run_uuid, cp.uuid, name) for cp in islice(watching, count)]
+                watching.close()
+            assert self.evaluated.isdisjoint(taken), "evaluated twice"
+            # Nobody has said of the last one that it is done, unless there was no other.
+            self.evaluated.update(taken if len(taken) < count else taken[:-1])
+
+    @rule(pick=PICK, name=EVALUATIONS, alive=st.booleans())
+    def leave_a_lease(self, pick, name, alive):
+        if found := self.draw(pick, "final"):
+            path = found[0] / names.final_name(found[1])
+            hidden = identity.hidden(found[0])
+            with self.publisher(found[0].name).alone() as (who, _):
+                uuid = scan.find_uuid(who, path, found[1])
+                claim = claims.write(hidden, uuid, name, seconds=300, since="then")
+            if not alive:
+                content = json.loads(claim.path.read_text())
+                claim.path.write_text(json.dumps({**content, "started": 0}))
+
     @rule(pick=PICK, tag=TAGS, on=st.booleans())
     def tag_or_untag(self, pick, tag, on):
         if found := self.draw(pick, None):
@@ -232,7 +258,7 @@ class Rebuild(RuleBasedStateMachine):
             with self.registry() as registry:
                 try:
                     registry.remove([found[1]], run=found[0], force=force)
-                except PinnedCheckpoint:
+                except (PinnedCheckpoint, LeasedCheckpoint):
                     assert not force
 
     @rule(keep=st.none() | st.integers(0, 2))

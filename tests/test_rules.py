@@ -147,7 +147,7 @@ def test_a_union_keeps_what_any_of_its_rules_keeps(found, rules, leases):
         expected |= naive(rule, found)
     assert {d.step for d in decisions if d.keep} == expected
     texts = {f"kept: {rule}" for rule in rules} | {"kept: pinned", "kept: the latest"}
-    texts |= {"kept: leased by somebody", "kept: training was resumed from it"}
+    texts |= {"kept: leased for somebody", "kept: training was resumed from it"}
     for decision in decisions:
         assert decision.reason in texts or decision.reason.startswith("retention: not")
         assert decision.keep == (decision.reason in texts)

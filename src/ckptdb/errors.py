@@ -52,6 +52,13 @@ class InvalidChoice(CkptdbError, ValueError):
         super().__init__(f"{what} must be {', '.join(first)} or {last}, not {value!r}.")
 
 
+class InvalidWatch(CkptdbError, ValueError):
+    """Checkpoints cannot be watched like that; the message lists every fault at once."""
+
+    def __init__(self, faults: Sequence[str]) -> None:
+        super().__init__(f"Nothing is watched: {'; '.join(faults)}.")
+
+
 class InvalidStep(CkptdbError, ValueError):
     """A step is not an integer from 0 to 2**63 - 1."""
 
@@ -217,6 +224,15 @@ class PinnedCheckpoint(CkptdbError):
         super().__init__(
             f"Step {step} of {run!r} is pinned; `ckptdb unpin {step} --run {run}` first, "
             "or pass --force."
+        )
+
+
+class LeasedCheckpoint(CkptdbError):
+    """A checkpoint that is being evaluated was to be removed."""
+
+    def __init__(self, run: str, step: int, who: str) -> None:
+        super().__init__(
+            f"Step {step} of {run!r} is leased for {who}; wait until that is done, or pass --force."
         )
 
 

@@ -300,7 +300,9 @@ class CheckpointManager:
         Args:
             exclude_latest: Always keep the highest step.
         """
-        return pruning.plan_all(self._index, self._policy, exclude_latest=exclude_latest)
+        return pruning.plan_all(
+            self._index, self._directory, self._policy, exclude_latest=exclude_latest
+        )
 
     def apply_retention(self, planned: Plan) -> None:
         """Do what `plan_retention` has said, or nothing.

@@ -9,7 +9,7 @@ from typing import Any
 
 from ckptdb.catalog.candidates import Candidate
 from ckptdb.catalog.catalog import Catalog
-from ckptdb.disk import info, names
+from ckptdb.disk import claims, identity, info, names
 from ckptdb.disk.publish import Doomed
 from ckptdb.errors import UnreadableInfo
 from ckptdb.index import RunIndex
@@ -45,7 +45,7 @@ def choose(
     followed = index.follow()
     if not policy.has_limit or (followed and policy.keeps_all(followed.at_most)):
         return ()
-    judge = _Judge(index, policy, exclude_latest=exclude_latest)
+    judge = _Judge(index, directory, policy, exclude_latest=exclude_latest)
     # A stamp that only we advanced may hide what somebody did by hand in between. It is good
     # enough to see that nothing has to go. To choose what goes, the listing must not be old.
     judged = index.ask(judge.quickly, nothing=_NOTHING, trust_own=True)
@@ -76,12 +76,13 @@ def choose(
     return _doomed(agreed or _NOTHING)
 
 
-def plan_all(index: RunIndex, policy: Policy, *, exclude_latest: bool) -> Plan:
+def plan_all(index: RunIndex, directory: Path, policy: Policy, *, exclude_latest: bool) -> Plan:
     """Plan what `choose` returns, with every checkpoint of the run in it."""
 
     def find(catalog: Catalog, run_id: int, _: Any) -> Plan:
         candidates = catalog.candidates(run_id, policy.wanted)
-        return plan.make(candidates, policy, exclude_latest=exclude_latest)
+        leased = _find_leased(directory)
+        return plan.make(candidates, policy, exclude_latest=exclude_latest, leased=leased)
 
     return index.ask(find, nothing=Plan())
 
@@ -101,8 +102,11 @@ def find_unknown_metrics(index: RunIndex, policy: Policy) -> tuple[list[str], tu
 class _Judge:
     """Asks the index what a policy keeps of a run."""
 
-    def __init__(self, index: RunIndex, policy: Policy, *, exclude_latest: bool) -> None:
+    def __init__(
+        self, index: RunIndex, directory: Path, policy: Policy, *, exclude_latest: bool
+    ) -> None:
         self._index = index
+        self._directory = directory
         self._policy = policy
         self._exclude_latest = exclude_latest
 
@@ -126,6 +130,7 @@ class _Judge:
             policy,
             newest,
             exclude_latest=self._exclude_latest,
+            leased=_find_leased(self._directory),
             resumed_from=followed.resumed_from,
         )
         return below, decisions
@@ -145,7 +150,17 @@ class _Judge:
             }
             last = find_resumed_from(candidates)
             followed.resumed_from = None if last is None else last.uuid
-        return candidates, decide(candidates, policy, exclude_latest=self._exclude_latest)
+        decisions = decide(
+            candidates,
+            policy,
+            exclude_latest=self._exclude_latest,
+            leased=_find_leased(self._directory),
+        )
+        return candidates, decisions
+
+
+def _find_leased(directory: Path) -> dict[str, str]:
+    return claims.find_leased(identity.hidden(directory))
 
 
 def _doomed(judged: Judgement) -> tuple[Doomed, ...]:

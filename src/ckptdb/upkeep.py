@@ -10,9 +10,15 @@ from typing import Any
 
 from ckptdb import retention
 from ckptdb.catalog.catalog import Catalog, Seen
-from ckptdb.disk import identity, journal, manifest, scan
+from ckptdb.disk import claims, identity, journal, manifest, scan
 from ckptdb.disk.publish import Doomed, Publisher
-from ckptdb.errors import PinnedCheckpoint, UnknownCheckpoint, UnknownDirection, UnknownMetric
+from ckptdb.errors import (
+    LeasedCheckpoint,
+    PinnedCheckpoint,
+    UnknownCheckpoint,
+    UnknownDirection,
+    UnknownMetric,
+)
 from ckptdb.records import Run
 from ckptdb.retention import Best, Decision, Plan, Policy, Replay, Standing, plan
 
@@ -121,7 +127,8 @@ def judge(catalog: Catalog, seen: Seen, policy: Policy) -> Plan:
     if candidates:
         there_are = {name for candidate in candidates for name in candidate.values}
         _refuse_to_guess(catalog, seen, policy, there_are)
-    return plan.make(candidates, policy)
+    leased = claims.find_leased(identity.hidden(seen.run.directory))
+    return plan.make(candidates, policy, leased=leased)
 
 
 def replay(catalog: Catalog, seen: Seen, policy: Policy) -> Replay:
@@ -174,19 +181,23 @@ def choose(catalog: Catalog, seen: Seen, steps: Sequence[int], *, force: bool) -
         catalog: Already reconciled with the run.
         seen: The run.
         steps: All of them, or nothing goes.
-        force: Also pinned ones.
+        force: Also pinned and leased ones.
 
     Raises:
         UnknownCheckpoint: A step has no live checkpoint.
         PinnedCheckpoint: One is pinned.
+        LeasedCheckpoint: One is being evaluated.
     """
     rows = catalog.checkpoints(run_id=seen.id, status="final", steps=sorted(set(steps)))
     live = {checkpoint.step: checkpoint for checkpoint in rows}
+    leased = {} if force else claims.find_leased(identity.hidden(seen.run.directory))
     for step in steps:
         if step not in live:
             raise UnknownCheckpoint(seen.run.name, step)
         if live[step].pinned and not force:
             raise PinnedCheckpoint(seen.run.name, step)
+        if live[step].uuid in leased:
+            raise LeasedCheckpoint(seen.run.name, step, leased[live[step].uuid])
     decisions = tuple(
         Decision(step, cp.uuid, keep=False, reason="by hand", size_bytes=cp.size_bytes)
         for step, cp in sorted(live.items())
@@ -210,7 +221,8 @@ def collect(
     observed = scan.observe(publisher.directory)
     pinned = journal.Pins(identity.hidden(publisher.directory)).find()
     unfinished = [tmp for tmp in observed.tmps.values() if tmp.abandoned]
-    trash = [left for left in scan.list_trash(publisher.directory) if left.uuid not in pinned]
+    kept = pinned | observed.leased
+    trash = [left for left in scan.list_trash(publisher.directory) if left.uuid not in kept]
     retired = [left for left in trash if empty_trash or left in observed.trash]
     waiting = tuple(
         _leftover(left.path, left.step, "can be undeleted") for left in trash if left not in retired
@@ -256,7 +268,7 @@ def remove(
         run: The run.
         publisher: Of the run.
         chosen: What goes.
-        force: Also what is pinned by now.
+        force: Also what is pinned or leased by now.
         dry_run: Only say what would go.
     """
     if not dry_run:

@@ -259,6 +259,14 @@ def test_another_process_is_alive_until_it_dies(child):
     assert writer.is_alive is False
 
 
+def test_a_dead_process_whose_parent_has_not_asked_is_not_alive(child):
+    writer = writer_of(child.pid)
+    child.send_signal(signal.SIGKILL)
+    os.waitid(os.P_PID, child.pid, os.WEXITED | os.WNOWAIT)
+    assert Path(f"/proc/{child.pid}/stat").exists()
+    assert writer.is_alive is False
+
+
 def test_a_reused_pid_is_not_the_writer(child):
     writer = replace(writer_of(child.pid), started=1)
     assert writer.is_alive is False

@@ -435,3 +435,42 @@ def test_pins_are_found_without_understanding_the_rest(run, hidden, seed):
     assert pins.find() == {uuid for uuid, found in told.items() if found.pinned}
     rejected = {uuid for uuid, found in told.items() if found.rejected is not None}
     assert pins.find_rejected() == rejected
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_what_was_evaluated_is_found_by_name_as_the_journal_grows(run, hidden, seed):
+    chance = random.Random(seed)
+    evaluated, done = journal.Evaluated(hidden), {"mmlu": set(), "gsm8k": set()}
+    assert evaluated.find("mmlu") == frozenset()
+    for number in range(12):
+        kind = chance.choice(["evaluated", "evaluated", "tag", "pin"])
+        uuid, name = chance.choice([UUID, OTHER]), chance.choice(["mmlu", "gsm8k"])
+        note(Fact(time(number), kind, uuid, {"name": name}), hidden=hidden)
+        if kind == "evaluated":
+            done[name].add(uuid)
+        if chance.random() < 0.5:  # else several lines at once
+            assert evaluated.find(name) == done[name]
+    assert {name: evaluated.find(name) for name in done} == done
+    assert {name: journal.Evaluated(hidden).find(name) for name in done} == done
+
+
+@pytest.mark.parametrize("name", [None, 1, ["mmlu"], {"a": 1}], ids=repr)
+def test_an_evaluation_without_a_name_counts_for_nothing(hidden, name):
+    note(Fact(time(0), "evaluated", UUID, {"name": name}), hidden=hidden)
+    note(Fact(time(0), "evaluated", OTHER, {"name": "mmlu"}), hidden=hidden)
+    assert journal.Evaluated(hidden).find("mmlu") == {OTHER}
+
+
+def test_of_a_journal_that_was_restored_everything_is_read_again(hidden):
+    evaluated = journal.Evaluated(hidden)
+    for uuid in (UUID, OTHER):
+        note(Fact(time(0), "evaluated", uuid, {"name": "mmlu"}), hidden=hidden)
+    assert evaluated.find("mmlu") == {UUID, OTHER}
+    path = hidden / "journal.jsonl"
+    path.write_bytes(path.read_bytes().splitlines(keepends=True)[0])
+    assert evaluated.find("mmlu") == {UUID}
+
+
+def test_that_something_was_evaluated_is_no_annotation(run, hidden):
+    note(Fact(time(0), "evaluated", UUID, {"name": "mmlu"}), hidden=hidden)
+    assert journal.read(hidden, run) == journal.Facts({}, {})

@@ -78,13 +78,21 @@ def unreject(session: Session, step: int, run: str | None) -> None:
 @step_argument
 @click.argument("values", nargs=-1, required=True, metavar="NAME=VALUE...")
 @click.option("--source", default="cli", show_default=True, help="Who measured it.")
+@click.option("--uuid", help="Which one, should STEP have been saved again meanwhile.")
 @run_option
 @click.pass_obj
-def log(session: Session, step: int, values: tuple[str, ...], source: str, run: str | None) -> None:
+def log(  # noqa: PLR0917  # one parameter an option
+    session: Session,
+    step: int,
+    values: tuple[str, ...],
+    source: str,
+    uuid: str | None,
+    run: str | None,
+) -> None:
     """Record metrics measured after the save: ckptdb log 100 mmlu=0.61 --source lm-eval."""
     numbers = dict(_number(text) for text in values)
     with session.open() as registry:
-        found = registry.log_metrics(run, step, numbers, source=source)
+        found = registry.log_metrics(run, step, numbers, source=source, uuid=uuid)
         _say(found, "has " + ", ".join(values))
 
 

@@ -13,7 +13,7 @@ from typing import Final, TextIO
 
 import click
 
-from ckptdb.cli import ask, change, choose, database, delete, tend
+from ckptdb.cli import ask, change, choose, database, delete, tend, watch
 from ckptdb.cli.output import clean
 from ckptdb.errors import (
     CatalogForeign,
@@ -66,7 +66,7 @@ def cli(context: click.Context, directory: str, catalog: str | None, *, debug: b
     context.obj = Session(directory, catalog)
 
 
-for room in (ask, choose, change, delete, tend, database):
+for room in (ask, choose, change, delete, tend, watch, database):
     for command in room.COMMANDS:
         cli.add_command(command)
 

@@ -379,7 +379,9 @@ def _started(pid: int) -> int | None:
     try:
         # The command's name is in parentheses and may hold anything, spaces included.
         line = Path(f"/proc/{pid}/stat").read_text(errors="replace")
-        return int(line.rpartition(")")[2].split()[19])
+        fields = line.rpartition(")")[2].split()
+        # A zombie is dead; only its parent has not asked yet how it ended.
+        return None if fields[0] == "Z" else int(fields[19])
     except (OSError, IndexError, ValueError):
         return None
 

@@ -12,15 +12,16 @@ import json
 import math
 import os
 import stat
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, BinaryIO, Literal, cast
+from typing import Any, BinaryIO, Generic, Literal, TypeVar, cast
 
 from ckptdb.disk import durable, names
 from ckptdb.disk.info import MAX_BYTES
 from ckptdb.records import Annotations, Checkpoint, Metric, Resumption, Run, is_storable
 
+_Key = TypeVar("_Key")
 Gone = Literal["deleted", "replaced", "discarded", "vanished"]
 _GONE = ("deleted", "replaced", "discarded", "vanished")
 _NAME = "journal.jsonl"
@@ -42,7 +43,7 @@ class Fact:
         at: When (UTC).
         kind: ``deleted``, ``replaced``, ``discarded``, ``vanished``, ``reappeared``,
             ``metric``, ``tag``, ``untag``, ``pin``, ``unpin``, ``note``, ``rejected``,
-            ``unrejected`` or ``resumed``.
+            ``unrejected``, ``resumed`` or ``evaluated``.
         details: What the kind needs: ``reason`` and ``record``, ``name`` and ``value``, …
     """
 
@@ -133,12 +134,10 @@ def read(hidden: Path, run: Run) -> Facts:
 
 
 class Pins:
-    """Which checkpoints of a run are held; of a journal that has grown it reads the new lines."""
+    """Which checkpoints of a run are held: pinned, or rejected."""
 
     def __init__(self, hidden: Path) -> None:
-        self._hidden = hidden
-        # In one piece: another thread may be asking too.
-        self._known: tuple[int, int, Mapping[tuple[str, str], bool]] = (0, 0, {})
+        self._marks = _Marks(hidden, (b'pin"', b'rejected"'), _find_hold)
 
     def find(self) -> frozenset[str]:
         """Return the uuids that are pinned, understanding no more than that takes.
@@ -153,31 +152,75 @@ class Pins:
         return self._find("rejected")
 
     def _find(self, kind: str) -> frozenset[str]:
-        held = self._read()
-        return frozenset(uuid for (what, uuid), holds in held.items() if holds and what == kind)
+        return frozenset(uuid for what, uuid in self._marks.standing() if what == kind)
 
-    def _read(self) -> Mapping[tuple[str, str], bool]:
+
+class Evaluated:
+    """Which checkpoints of a run have been evaluated, by the name of the evaluation."""
+
+    def __init__(self, hidden: Path) -> None:
+        self._marks = _Marks(hidden, (b'"evaluated"',), _find_evaluation)
+
+    def find(self, name: str) -> frozenset[str]:
+        """Return the uuids of those that an evaluation is done with.
+
+        Raises:
+            OSError: The journal is there and cannot be read.
+        """
+        return frozenset(uuid for uuid, done in self._marks.standing() if done == name)
+
+
+class _Marks(Generic[_Key]):
+    """Which marks of one kind stand; of a journal that has grown it reads the new lines.
+
+    Args:
+        hidden: The run's ``.ckptdb`` folder.
+        words: One of them is in every line that sets such a mark or takes it away.
+        find: Returns which mark a fact is about, and whether it stands from then on.
+    """
+
+    def __init__(
+        self, hidden: Path, words: Sequence[bytes], find: Callable[[Fact], tuple[_Key, bool] | None]
+    ) -> None:
+        self._hidden = hidden
+        self._words = words
+        self._find = find
+        # In one piece: another thread may be asking too.
+        self._known: tuple[int, int, Mapping[_Key, bool]] = (0, 0, {})
+
+    def standing(self) -> list[_Key]:
         inode, read_bytes, known = self._known
         try:
             handle = _open(self._hidden / _NAME, os.O_RDONLY)
         except (FileNotFoundError, NotADirectoryError):
-            return {}
+            return []
         with os.fdopen(handle, "rb", _PART_BYTES) as file:
             now = os.fstat(handle)
             if now.st_ino != inode or now.st_size < read_bytes:
                 read_bytes, known = 0, {}
-            held = dict(known)
+            marks = dict(known)
             file.seek(read_bytes)
             for line in _lines(file):
-                fact = _parse(line) if b'pin"' in line or b'rejected"' in line else None
-                if fact and _counts(fact):
-                    kind = fact.kind.removeprefix("un")
-                    held[kind, fact.uuid] = kind == fact.kind
+                fact = _parse(line) if any(word in line for word in self._words) else None
+                if fact and (found := self._find(fact)):
+                    marks[found[0]] = found[1]
                 # What is torn, or is just being written, is looked at again.
                 if line.endswith(b"\n"):
                     read_bytes = file.tell()
-        self._known = (now.st_ino, read_bytes, held)
-        return held
+        self._known = (now.st_ino, read_bytes, marks)
+        return [key for key, stands in marks.items() if stands]
+
+
+def _find_hold(fact: Fact) -> tuple[tuple[str, str], bool] | None:
+    kind = fact.kind.removeprefix("un")
+    return ((kind, fact.uuid), kind == fact.kind) if _counts(fact) else None
+
+
+def _find_evaluation(fact: Fact) -> tuple[tuple[str, str], bool] | None:
+    name = fact.details.get("name")
+    if fact.kind != "evaluated" or not isinstance(name, str):
+        return None
+    return (fact.uuid, name), True
 
 
 def annotated(checkpoint: Checkpoint, annotations: Annotations) -> Checkpoint:

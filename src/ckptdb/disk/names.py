@@ -10,8 +10,10 @@ from __future__ import annotations
 import operator
 import re
 from pathlib import Path
+from urllib.parse import quote, unquote
 
 from ckptdb.errors import InvalidStep, NoCheckpointHere
+from ckptdb.records import is_storable
 
 HIDDEN = ".ckptdb"
 INFO = "training_info.json"
@@ -33,6 +35,9 @@ _TRASH = re.compile(
     rf"(?:{re.escape(_UNRECORDED)})?",
     re.ASCII,
 )
+_LEASE = re.compile(r"([0-9a-f-]{36})\.(.+)", re.ASCII)
+_LONGEST_EVALUATION = 150
+"""With two uuids, its own and that of the file it is written to first, a name still fits."""
 
 
 def as_step(step: object) -> int:
@@ -117,6 +122,28 @@ def find_until(name: str) -> int | None:
 def is_recorded(name: str) -> bool:
     """Whether the journal is sure to tell the end of an entry of the trash."""
     return not name.endswith(_UNRECORDED)
+
+
+def can_name_a_lease(evaluation: object) -> bool:
+    """Whether a text is a line that people can read and a file name can hold."""
+    return (
+        isinstance(evaluation, str)
+        and bool(evaluation.strip())
+        and evaluation.isprintable()
+        and is_storable(evaluation)
+        and len(quote(evaluation, safe="")) <= _LONGEST_EVALUATION
+    )
+
+
+def lease_name(uuid: str, evaluation: str) -> str:
+    """Return the name of an evaluator's lease on a checkpoint."""
+    return f"{uuid}.{quote(evaluation, safe='')}"
+
+
+def find_lease(name: str) -> tuple[str, str] | None:
+    """Return uuid and evaluation of a lease, or None for any other name."""
+    match = _LEASE.fullmatch(name)
+    return (match[1], unquote(match[2])) if match else None
 
 
 def get_tmp_step(path: Path) -> int:

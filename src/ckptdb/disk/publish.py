@@ -15,9 +15,10 @@ import uuid
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
-from ckptdb.disk import durable, identity, info, journal, lease, manifest, names, scan
+from ckptdb.disk import claims, durable, identity, info, journal, lease, manifest, names, scan
 from ckptdb.disk.identity import Identity, Writer
 from ckptdb.disk.journal import Fact
 from ckptdb.disk.lease import Lease
@@ -81,7 +82,7 @@ class Doomed:
     """A checkpoint that may be retired, if it is still the one that was judged.
 
     Attributes:
-        force: Even when it is pinned; its pin ends with it.
+        force: Even when it is pinned or leased; pin and leases end with it.
         by_hand: Even when it is rejected, which no rule may take away.
     """
 
@@ -245,9 +246,9 @@ class Publisher:
     def retire(self, doomed: Iterable[Doomed]) -> Retired:
         """Record the end of published checkpoints and take them out of sight.
 
-        One that is no longer the checkpoint that was judged, or has been pinned or rejected since,
-        is left alone. The bytes stay in the trash until `empty_trash`; on a full disk they go at
-        once.
+        One that is no longer the checkpoint that was judged, or has been pinned, leased or
+        rejected since, is left alone. The bytes stay in the trash until `empty_trash`; on a full
+        disk they go at once.
         """
         with self._changing() as (who, watch):
             failed: list[OSError] = []
@@ -255,11 +256,12 @@ class Publisher:
             # By the journal: whoever judged may not have known of the latest pin.
             pinned = self._pins.find() if found else frozenset()
             rejected = self._pins.find_rejected() if found else frozenset()
+            leases = claims.settle(self._hidden) if found else ()
+            kept = pinned.union(claim.uuid for claim in leases)
             leaving = [
                 (cp, doom)
                 for cp, doom in found
-                if (doom.force or cp.uuid not in pinned)
-                and (doom.by_hand or cp.uuid not in rejected)
+                if (doom.force or cp.uuid not in kept) and (doom.by_hand or cp.uuid not in rejected)
             ]
             at = self._now()
             facts = [journal.gone(cp, "deleted", doom.reason, at) for cp, doom in leaving]
@@ -268,6 +270,9 @@ class Publisher:
             if forced:  # only now: what could not be moved keeps its pin
                 self._append(watch, [Fact(at, "unpin", known) for known in forced])
             reasons = {cp.uuid: doom.reason for cp, doom in leaving}
+            for claim in leases:
+                if claim.uuid in {cp.uuid for cp in gone}:
+                    claims.remove(claim)
             ended = (
                 replace(cp, status="deleted", deleted_at=at, deleted_reason=reasons[cp.uuid])
                 for cp in gone
@@ -298,6 +303,12 @@ class Publisher:
         with self._changing() as (_, watch):
             self._append(watch, facts)
             return watch.span
+
+    @contextmanager
+    def alone(self) -> Iterator[tuple[Identity, Callable[[Sequence[Fact]], None]]]:
+        """Hold the run's lock; yields who the run is, and what appends facts to its journal."""
+        with self._changing() as (who, watch):
+            yield who, partial(self._append, watch)
 
     # --- after a crash ------------------------------------------------------------------
 
@@ -336,7 +347,7 @@ class Publisher:
     def empty_trash(self, *, everything: bool = False) -> int:
         """Remove the bytes of everything retired; return how many checkpoints that were.
 
-        A pinned one, which was replaced by a new save, stays until it is unpinned.
+        One that was replaced by a new save while it was pinned or leased stays as long as it is.
 
         Args:
             everything: Also what can still be undeleted.
@@ -394,8 +405,8 @@ class Publisher:
     def _remove_retired(self, failed: list[OSError]) -> int:
         trash = scan.list_trash(self.directory)
         retired = [left for left in trash if left.recorded and left.until is None]
-        pinned = self._pins.find() if retired else frozenset()
-        doomed = [left for left in retired if left.uuid not in pinned]
+        kept = self._find_kept() if retired else frozenset()
+        doomed = [left for left in retired if left.uuid not in kept]
         if doomed:
             # Who retired them may not have come to this: a name that comes back must be whole.
             self._sync_directory()
@@ -409,6 +420,10 @@ class Publisher:
             except OSError as error:
                 failed.append(error)  # one that will not go must not keep the others
         return removed
+
+    def _find_kept(self) -> frozenset[str]:
+        leased = claims.find_leased(self._hidden, now=claims.tell_time(self._hidden))
+        return self._pins.find().union(leased)
 
     # --- the steps ----------------------------------------------------------------------
 

@@ -17,7 +17,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
-from ckptdb.disk import durable, identity, info, journal, manifest, names, reading
+from ckptdb.disk import claims, durable, identity, info, journal, manifest, names, reading
 from ckptdb.disk.identity import Identity, Writer
 from ckptdb.disk.journal import Facts
 from ckptdb.disk.manifest import Manifest
@@ -220,6 +220,7 @@ class Observation:
         foreign: Names that look like ours and are not (``step_007``, a file ``step_5``).
         unreadable: By name, why a directory could not be read that is there. Which checkpoint
             it is cannot be told, so nothing of its step may be taken for deleted.
+        leased: uuids in the trash whose bytes an evaluator is still using.
         unsure: Something could not be read now, and may be readable at the next look without
             anything having moved the stamp.
         errors: What else could not be read, in words; while there are any, nothing at all that
@@ -238,6 +239,7 @@ class Observation:
     config: Mapping[str, Any] | None
     errors: tuple[str, ...]
     unreadable: Mapping[str, str] = field(default_factory=dict)
+    leased: frozenset[str] = frozenset()
     unsure: bool = False
 
 
@@ -313,6 +315,7 @@ def observe(
         config=config,
         errors=tuple(trouble.errors),
         unreadable=trouble.unreadable,
+        leased=_find_leased(directory, trash),
         unsure=trouble.unsure,
     )
 
@@ -466,6 +469,15 @@ def _ends(who: Identity, unrecorded: Sequence[Leftover]) -> dict[str, Checkpoint
     return ends
 
 
+def _find_leased(directory: Path, trash: Sequence[Leftover]) -> frozenset[str]:
+    if not trash:
+        return frozenset()
+    try:
+        return frozenset(claims.find_leased(identity.hidden(directory)))
+    except OSError:
+        return frozenset(left.uuid for left in trash)  # it may be: nothing of it is removed now
+
+
 def _fate(
     who: Identity, path: Path, step: int, found: Manifest | None, uuid: str
 ) -> Literal["publish", "trash"] | None:
@@ -511,15 +523,15 @@ def find_uuid(who: Identity, path: Path, step: int) -> str | None:
 
 def is_run(directory: Path) -> bool:
     """Tell whether a directory holds checkpoints, ours or NeMo-RL's."""
-    return _has_identity(directory) or _sort_folders(directory)[0]
+    return _has_identity(directory) or sort_folders(directory)[0]
 
 
 def _has_identity(directory: Path) -> bool:
     return (identity.hidden(directory) / "run.json").is_file()
 
 
-def _sort_folders(top: Path) -> tuple[bool, list[str]]:
-    """Whether a directory is a run, and the names below it that may lead to other runs."""
+def sort_folders(top: Path) -> tuple[bool, list[str]]:
+    """Tell whether a directory is a run, and which names below it may lead to other runs."""
     below, found = [], _has_identity(top)
     try:
         listing = os.scandir(top)
@@ -632,7 +644,7 @@ def find_runs(top: Path, *, other_roots: bool = False) -> Iterator[Path]:
         top: Where to begin.
         other_roots: Also search the trees of other roots.
     """
-    found, below = _sort_folders(top)
+    found, below = sort_folders(top)
     if found:
         yield top
     for name in below:

@@ -429,5 +429,7 @@ def _leftovers(observed: Observation) -> Iterator[Action]:
     for gone in observed.trash:
         if observed.facts.annotations.get(gone.uuid, NO_ANNOTATIONS).pinned:
             continue
+        if gone.uuid in observed.leased:
+            continue
         what = "is retired, its bytes are not removed yet"
         yield Action("unfinished removal", what, gone.step, uuid=gone.uuid, leftover=gone)

@@ -27,7 +27,13 @@ class Annotating(Tree):
     """Writes facts into the journals of runs, and lets the catalog follow."""
 
     def log_metrics(
-        self, run: PathLike | None, step: int, values: Mapping[str, Any], *, source: str
+        self,
+        run: PathLike | None,
+        step: int,
+        values: Mapping[str, Any],
+        *,
+        source: str,
+        uuid: str | None = None,
     ) -> Checkpoint:
         """Record metrics measured after the save; on disk first. Best and top-k see them.
 
@@ -37,6 +43,12 @@ class Annotating(Tree):
             values: Numbers by name; scalars of numpy and torch too. A value that is not
                 finite is recorded and never ranked.
             source: Who measured it, e.g. ``"lm-eval"``.
+            uuid: Which one was measured, when the step may have been saved again meanwhile; None
+                for the one that is there now.
+
+        Raises:
+            InvalidAnnotation: A value is no number, or the source no text.
+            UnknownCheckpoint: There never was that one.
         """
         plain = info.plain_numbers(values)
         if set(metrics_of(plain)) != set(plain) or not plain:
@@ -47,7 +59,7 @@ class Annotating(Tree):
             raise InvalidAnnotation(f"{TRAINING_INFO!r} is the source of the save itself")
         numbers = metrics_of(plain)
         details = [{"name": n, "value": v, "source": source} for n, v in numbers.items()]
-        return self._annotate(run, step, [("metric", detail) for detail in details])
+        return self._annotate(run, step, [("metric", detail) for detail in details], uuid=uuid)
 
     def pin(self, run: PathLike | None, step: int, *, note: str | None = None) -> Checkpoint:
         """Keep a checkpoint whatever retention says, with an optional note.
@@ -93,10 +105,15 @@ class Annotating(Tree):
         return self._annotate(run, step, [("unrejected", {})])
 
     def _annotate(
-        self, run: PathLike | None, step: int, facts: Sequence[tuple[str, dict[str, Any]]]
+        self,
+        run: PathLike | None,
+        step: int,
+        facts: Sequence[tuple[str, dict[str, Any]]],
+        *,
+        uuid: str | None = None,
     ) -> Checkpoint:
         seen = self._get_run(run)
-        return self._record(seen, self._get_at(seen, step), facts)
+        return self._record(seen, self._get_at(seen, step, uuid=uuid), facts)
 
     def _record(
         self, seen: Seen, found: Checkpoint, facts: Sequence[tuple[str, dict[str, Any]]]

@@ -105,13 +105,14 @@ class Deleting(Tree):
         Args:
             steps: All of them, or nothing goes.
             run: Name, path or uuid prefix; None for the run that was opened.
-            force: Also pinned ones.
+            force: Also pinned and leased ones.
             dry_run: Only say what would go.
             trash_ttl_seconds: How long what goes can be undeleted.
 
         Raises:
             UnknownCheckpoint: A step has no live checkpoint.
             PinnedCheckpoint: One is pinned.
+            LeasedCheckpoint: One is being evaluated.
         """
         wanted = [names.as_step(step) for step in steps]
         with self._deciding(run):

@@ -159,8 +159,9 @@ class Tree:
         self._heal(seen.run.directory)
         return self._catalog().find_run(seen.run.uuid) or seen
 
-    def _get_at(self, seen: Seen, step: int) -> Checkpoint:
+    def _get_at(self, seen: Seen, step: int, *, uuid: str | None = None) -> Checkpoint:
         found = self._catalog().checkpoints(run_id=seen.id, steps=[names.as_step(step)])
+        found = tuple(checkpoint for checkpoint in found if uuid in (None, checkpoint.uuid))
         if not found:
             raise UnknownCheckpoint(seen.run.name, step)
         return found[-1]

@@ -40,7 +40,7 @@ def decide(
         candidates: All live, trusted checkpoints of the run.
         policy: The rules.
         exclude_latest: Always keep the highest step.
-        leased: By uuid, who is at work on it.
+        leased: By uuid, for what and by whom.
         now: Seconds since the epoch; None for the clock's.
     """
     by_step = sorted(candidates, key=lambda c: c.step)
@@ -76,7 +76,7 @@ def decide_below(
         newest: The highest steps of the run, the highest first, as many as the policy keeps of
             the newest, and at least one.
         exclude_latest: Always keep the highest step.
-        leased: By uuid, who is at work on it.
+        leased: By uuid, for what and by whom.
         resumed_from: uuid of what training was last resumed from.
     """
     latest = Latest(policy.ft_keep_latest_k or 0)
@@ -111,7 +111,7 @@ def find_resumed_from(candidates: Iterable[Candidate]) -> Candidate | None:
 
 
 def _leased(candidates: Sequence[Candidate], leased: Mapping[str, str]) -> dict[int, str]:
-    return {c.step: f"kept: leased by {leased[c.uuid]}" for c in candidates if c.uuid in leased}
+    return {c.step: f"kept: leased for {leased[c.uuid]}" for c in candidates if c.uuid in leased}
 
 
 def _pinned(candidates: Sequence[Candidate]) -> dict[int, str]:

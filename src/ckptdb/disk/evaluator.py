@@ -1,0 +1,157 @@
+"""One of several that share the evaluation of a run's checkpoints."""
+
+from __future__ import annotations
+
+import logging
+import os
+import signal
+import threading
+import time
+from contextlib import suppress
+from pathlib import Path
+
+from ckptdb.disk import claims, durable, identity, journal, names, scan
+from ckptdb.disk.claims import Claim
+from ckptdb.disk.journal import Fact
+from ckptdb.disk.publish import Publisher
+from ckptdb.errors import CkptdbError
+from ckptdb.records import utc
+
+RENEWALS = 5
+"""How often a lease is renewed in the time that it would hold without."""
+
+_logger = logging.getLogger("ckptdb")
+
+
+class Evaluator:
+    """Takes checkpoints of one run for an evaluation that others may be doing, too.
+
+    Args:
+        directory: The run.
+        evaluation: Its name, the same for all who share it; see `names.can_name_a_lease`.
+        lease_seconds: How long a lease holds after its holder has been heard of last.
+    """
+
+    def __init__(
+        self, directory: Path, evaluation: str, *, lease_seconds: float = claims.SECONDS
+    ) -> None:
+        self._directory = directory
+        self._evaluation = evaluation
+        self._seconds = lease_seconds
+        self._publisher = Publisher(directory)
+        self._evaluated = journal.Evaluated(identity.hidden(directory))
+
+    def find_done(self) -> frozenset[str]:
+        """Return the uuids of the checkpoints that somebody has evaluated.
+
+        Raises:
+            OSError: It cannot be told now.
+        """
+        return self._evaluated.find(self._evaluation)
+
+    def take(self, step: int, uuid: str) -> Turn | None:
+        """Lease a checkpoint; None when it is done, or gone, or somebody else has it.
+
+        Raises:
+            OSError: The lease cannot be written.
+            RunLocked: Another process keeps the run's lock.
+        """
+        final = self._directory / names.final_name(step)
+        if not durable.is_folder(final):
+            return None
+        hidden = identity.hidden(self._directory)
+        with self._publisher.alone() as (who, _):
+            held = claims.settle(hidden)
+            if any((c.uuid, c.evaluation) == (uuid, self._evaluation) for c in held):
+                return None
+            if uuid in self.find_done() or scan.find_uuid(who, final, step) != uuid:
+                return None
+            claim = claims.write(
+                hidden, uuid, self._evaluation, seconds=self._seconds, since=utc(time.time())
+            )
+        return Turn(self, claim)
+
+    def finish(self, claim: Claim) -> bool:
+        """Record that the evaluation is done, unless somebody else has had it meanwhile."""
+        if not durable.is_folder(identity.hidden(self._directory)):
+            return False  # the run has been moved or removed
+        with self._publisher.alone() as (_, record):
+            current = claims.find_current(claim)
+            if current is None:
+                # It has ended, say while this process was suspended; perhaps nobody has noticed.
+                is_ours = claim.uuid not in self.find_done()
+            else:
+                is_ours = current.token == claim.token
+            if is_ours:
+                details = {"name": self._evaluation, **identity.this_process()}
+                record([Fact(utc(time.time()), "evaluated", claim.uuid, details)])
+                claims.remove(claim)
+        self._free(claim)
+        return is_ours
+
+    def give_up(self, claim: Claim) -> None:
+        """Let somebody else have it."""
+        if not durable.is_folder(identity.hidden(self._directory)):
+            return
+        with self._publisher.alone():
+            current = claims.find_current(claim)
+            if current is not None and current.token == claim.token:
+                claims.remove(claim)
+        self._free(claim)
+
+    def _free(self, claim: Claim) -> None:
+        """Remove the bytes of what was replaced, and was kept only as long as it was leased."""
+        with suppress(OSError):  # whoever empties the trash next comes to it
+            if any(left.uuid == claim.uuid for left in scan.list_trash(self._directory)):
+                self._publisher.empty_trash()
+
+
+class Turn:
+    """A lease that this process has, renewed until it is given back.
+
+    A forked child has no part in it.
+    """
+
+    def __init__(self, evaluator: Evaluator, claim: Claim) -> None:
+        self._evaluator = evaluator
+        self._claim = claim
+        self._process = os.getpid()
+        self._ended = threading.Event()
+        threading.Thread(
+            target=_keep, args=(claim, self._ended), name="ckptdb-lease", daemon=True
+        ).start()
+
+    def finish(self) -> bool:
+        """Give it back done; False when somebody else has had it meanwhile.
+
+        Raises:
+            OSError: That it is done cannot be recorded; the lease will expire.
+            RunLocked: Another process keeps the run's lock; the lease will expire.
+        """
+        if os.getpid() != self._process:
+            return False
+        self._ended.set()
+        return self._evaluator.finish(self._claim)
+
+    def give_up(self) -> None:
+        """Give it back undone; where that cannot be said, it will expire."""
+        if os.getpid() != self._process:
+            return
+        self._ended.set()
+        try:
+            self._evaluator.give_up(self._claim)
+        except (OSError, CkptdbError) as error:
+            _logger.warning("the lease %s is left to expire: %s", self._claim.path, error)
+
+
+def _keep(claim: Claim, ended: threading.Event) -> None:
+    """Renew a lease until it has ended; outside of `Turn`, which must not live as long."""
+    # Signals are for the main thread; one that came here would not wake it.
+    signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
+    while not ended.wait(claim.seconds / RENEWALS):
+        try:
+            if not claims.renew(claim):
+                _logger.warning("somebody else has the lease %s by now", claim.path)
+                return
+        except OSError as error:
+            _logger.info("the lease %s is not renewed for now: %s", claim.path, error)

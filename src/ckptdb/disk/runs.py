@@ -1,0 +1,62 @@
+"""The runs below a directory, looked for again and again."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from ckptdb.disk import identity, reading, scan
+
+
+@dataclass(frozen=True, slots=True)
+class _Folder:
+    """What a directory held when it was listed."""
+
+    mtime_ns: int
+    is_settled: bool
+    is_run: bool
+    below: list[str]
+
+
+class Runs:
+    """Finds the runs at or below a directory; what has not changed since is not listed again.
+
+    Args:
+        top: Where to begin; it need not be there yet.
+        other_roots: Also search the trees of other roots.
+    """
+
+    def __init__(self, top: Path, *, other_roots: bool = False) -> None:
+        self._top = top
+        self._other_roots = other_roots
+        self._folders: dict[Path, _Folder] = {}
+
+    def find(self) -> tuple[Path, ...]:
+        """Return them as `scan.find_runs` does, in order of path."""
+        before, self._folders = self._folders, {}
+        return tuple(self._search(self._top, before))
+
+    def _search(self, top: Path, before: Mapping[Path, _Folder]) -> Iterator[Path]:
+        folder = _look(top, before.get(top))
+        if folder is None:
+            return
+        self._folders[top] = folder
+        if folder.is_run:
+            yield top
+        elif top != self._top and not self._other_roots and identity.is_root(top):
+            return
+        for name in folder.below:
+            yield from self._search(top / name, before)
+
+
+def _look(path: Path, before: _Folder | None) -> _Folder | None:
+    try:
+        mtime_ns = os.stat(path).st_mtime_ns
+        if before is not None and before.is_settled and before.mtime_ns == mtime_ns:
+            return before
+        is_settled = reading.is_settled(mtime_ns)
+        return _Folder(mtime_ns, is_settled, *scan.sort_folders(path))
+    except OSError:
+        return None  # removed meanwhile, or not for us to see
