@@ -8,6 +8,7 @@ import signal
 import threading
 import time
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 
 from ckptdb.disk import claims, durable, identity, journal, names, scan
@@ -16,6 +17,7 @@ from ckptdb.disk.journal import Fact
 from ckptdb.disk.publish import Publisher
 from ckptdb.errors import CkptdbError
 from ckptdb.records import utc
+from ckptdb.threads import Task
 
 RENEWALS = 5
 """How often a lease is renewed in the time that it would hold without."""
@@ -116,10 +118,11 @@ class Turn:
         self._evaluator = evaluator
         self._claim = claim
         self._process = os.getpid()
-        self._ended = threading.Event()
-        threading.Thread(
-            target=_keep, args=(claim, self._ended), name="ckptdb-lease", daemon=True
-        ).start()
+        # Held as long as it is to be renewed. No event: an interrupt may leave that one locked.
+        held = threading.Lock()
+        held.acquire()
+        self._held: threading.Lock | None = held
+        Task(partial(_keep, claim, held)).start()
 
     def finish(self) -> bool:
         """Give it back done; False when somebody else has had it meanwhile.
@@ -130,25 +133,30 @@ class Turn:
         """
         if os.getpid() != self._process:
             return False
-        self._ended.set()
+        self._end()
         return self._evaluator.finish(self._claim)
 
     def give_up(self) -> None:
         """Give it back undone; where that cannot be said, it will expire."""
         if os.getpid() != self._process:
             return
-        self._ended.set()
+        self._end()
         try:
             self._evaluator.give_up(self._claim)
         except (OSError, CkptdbError) as error:
             _logger.warning("the lease %s is left to expire: %s", self._claim.path, error)
 
+    def _end(self) -> None:
+        held, self._held = self._held, None
+        if held is not None:
+            held.release()
 
-def _keep(claim: Claim, ended: threading.Event) -> None:
-    """Renew a lease until it has ended; outside of `Turn`, which must not live as long."""
+
+def _keep(claim: Claim, held: threading.Lock) -> None:
+    """Renew a lease as long as the lock is held; outside of `Turn`, which must not live as long."""
     # Signals are for the main thread; one that came here would not wake it.
     signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
-    while not ended.wait(claim.seconds / RENEWALS):
+    while not held.acquire(timeout=claim.seconds / RENEWALS):
         try:
             if not claims.renew(claim):
                 _logger.warning("somebody else has the lease %s by now", claim.path)
