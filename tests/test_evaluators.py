@@ -63,7 +63,11 @@ print("ready", flush=True)
 watching = registry.watch(lease="mmlu", poll_seconds=0.1, stop=told)
 for number, checkpoint in enumerate(watching, start=1):
     print("begin", checkpoint.uuid, flush=True)
-    handle = os.open(checkpoint.path, os.O_RDONLY)
+    try:
+        handle = os.open(checkpoint.path, os.O_RDONLY)
+    except FileNotFoundError:
+        print("missing", checkpoint.uuid, flush=True)
+        continue
     if number == held_at:
         print("held", checkpoint.uuid, flush=True)
         threading.Event().wait()

@@ -269,10 +269,11 @@ class Publisher:
             forced = [cp.uuid for cp in gone if cp.uuid in pinned]
             if forced:  # only now: what could not be moved keeps its pin
                 self._append(watch, [Fact(at, "unpin", known) for known in forced])
-            reasons = {cp.uuid: doom.reason for cp, doom in leaving}
+            gone_uuids = {cp.uuid for cp in gone}
             for claim in leases:
-                if claim.uuid in {cp.uuid for cp in gone}:
+                if claim.uuid in gone_uuids:
                     claims.remove(claim)
+            reasons = {cp.uuid: doom.reason for cp, doom in leaving}
             ended = (
                 replace(cp, status="deleted", deleted_at=at, deleted_reason=reasons[cp.uuid])
                 for cp in gone

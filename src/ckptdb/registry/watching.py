@@ -7,6 +7,7 @@ import reprlib
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -179,7 +180,8 @@ class _Answers:
 
     def _give_up(self, error: Exception) -> None:
         self._retry_at = time.monotonic() + _RETRY_SECONDS
-        self._close()
+        with suppress(CatalogError):
+            self._close()
         _logger.info("the catalog is given up for now: %s", error)
         if self._memory is None and not isinstance(error, _QUIET):
             caller.warn(f"{error} Checkpoints are found by looking at the directories.")

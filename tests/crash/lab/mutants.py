@@ -20,7 +20,7 @@ from typing import Any
 from unittest.mock import patch
 
 import ckptdb
-from ckptdb.disk import durable, identity, lease, manifest, names, scan
+from ckptdb.disk import claims, durable, identity, lease, manifest, names, scan
 from ckptdb.disk.journal import Pins
 from ckptdb.disk.manifest import Manifest
 from ckptdb.disk.publish import Publisher
@@ -476,6 +476,10 @@ _RACES = (
     Mutant("nobody's name on a save", ("saved by two",), patch=_of(identity, write_writer=_never)),
     Mutant("pins not read before the trash is emptied", ("pinned, replaced, emptied",),
            patch=_of(Pins, find=lambda *_: hit() or frozenset())),
+    Mutant("leases not read before retiring", ("judged, then leased",),
+           patch=_of(claims, settle=lambda *_: hit() or ())),
+    Mutant("leases not read before the trash is emptied", ("leased, replaced, emptied",),
+           patch=_of(claims, find_leased=lambda *_, **__: hit() or {})),
 )  # fmt: skip
 sites()  # now: the lines of what was just imported
 MUTANTS = (*_FLUSHES, *_ORDERS, *_RECOVERIES, *_RACES)

@@ -11,6 +11,7 @@ from typing import Any
 from unittest.mock import patch
 
 from ckptdb.disk import journal, lock, manifest
+from ckptdb.disk.evaluator import Evaluator
 from ckptdb.disk.journal import Fact
 from ckptdb.disk.publish import Doomed, Publisher
 from ckptdb.errors import CkptdbError, RunInUse, StepInUse
@@ -122,6 +123,29 @@ def pinned_replaced_emptied(run: Path) -> str | None:
     Publisher(run).empty_trash()
     left = any(old in entry.name for entry in (run / ".ckptdb" / "trash").iterdir())
     return None if left else "the bytes of a pinned checkpoint are gone"
+
+
+def judged_then_leased(run: Path) -> str | None:
+    """A checkpoint is judged, and an evaluator leases it before it goes."""
+    judged = Doomed(_STEP, _uuid(run), "judged")
+    turn = Evaluator(run, "mmlu").take(_STEP, judged.uuid)
+    Publisher(run).retire([judged])
+    left = (run / f"step_{_STEP}").exists()
+    if turn is not None:
+        turn.give_up()
+    return None if turn and left else "a checkpoint that is being evaluated is gone"
+
+
+def leased_replaced_emptied(run: Path) -> str | None:
+    """A leased checkpoint is replaced, and somebody empties the trash."""
+    old = _uuid(run)
+    turn = Evaluator(run, "mmlu").take(_STEP, old)
+    _save(run)
+    Publisher(run).empty_trash()
+    left = any(old in entry.name for entry in (run / ".ckptdb" / "trash").iterdir())
+    if turn is not None:
+        turn.give_up()
+    return None if turn and left else "the bytes of what is being evaluated are gone"
 
 
 def _uuid(run: Path) -> str:

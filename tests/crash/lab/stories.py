@@ -765,5 +765,7 @@ _ALL = (
     Story("two trainers", "races", ("two_trainers",), ("save",)),
     Story("saved by two", "races", ("saved_by_two",), ("save",)),
     Story("pinned, replaced, emptied", "races", ("pinned_replaced_emptied",), ("save",)),
+    Story("judged, then leased", "races", ("judged_then_leased",), ("save",)),
+    Story("leased, replaced, emptied", "races", ("leased_replaced_emptied",), ("save",)),
 )  # fmt: skip
 STORIES = {story.name: story for story in _ALL}
