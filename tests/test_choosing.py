@@ -8,7 +8,8 @@ import pytest
 
 from ckptdb import Registry
 from ckptdb.disk import identity
-from ckptdb.disk.publish import Doomed, Publisher
+from ckptdb.disk.publish import Publisher
+from ckptdb.disk.retiring import Doomed
 from ckptdb.errors import (
     InvalidChoice,
     InvalidCondition,

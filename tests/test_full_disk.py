@@ -15,7 +15,8 @@ import pytest
 from ckptdb import CheckpointManager, Registry
 from ckptdb.catalog import engine
 from ckptdb.disk import identity, scan
-from ckptdb.disk.publish import Doomed, Publisher
+from ckptdb.disk.publish import Publisher
+from ckptdb.disk.retiring import Doomed
 from ckptdb.errors import NotEnoughSpace
 from ckptdb.retention import Policy
 

@@ -24,7 +24,8 @@ from ckptdb.catalog.engine import Database
 from ckptdb.catalog.location import Location, locate
 from ckptdb.catalog.store import Changes
 from ckptdb.disk import durable, identity, names, scan
-from ckptdb.disk.publish import Publisher, Span
+from ckptdb.disk.changing import Span
+from ckptdb.disk.publish import Publisher
 from ckptdb.disk.scan import Stamp
 from ckptdb.errors import (
     CatalogBroken,

@@ -29,7 +29,8 @@ from ckptdb.config import CheckpointingConfig, PretrainedCheckpointConfig
 from ckptdb.contents import Contents
 from ckptdb.disk import info, names, scan, space
 from ckptdb.disk.lease import Lease
-from ckptdb.disk.publish import Doomed, Publisher
+from ckptdb.disk.publish import Publisher
+from ckptdb.disk.retiring import Doomed
 from ckptdb.errors import CkptdbError, NoCheckpointHere, PlanChanged, UnreadableInfo
 from ckptdb.hooks import Teller
 from ckptdb.index import RunIndex, find_location

@@ -10,7 +10,7 @@ from typing import Any
 from ckptdb.catalog.candidates import Candidate
 from ckptdb.catalog.catalog import Catalog
 from ckptdb.disk import claims, identity, info, names
-from ckptdb.disk.publish import Doomed
+from ckptdb.disk.retiring import Doomed
 from ckptdb.errors import UnreadableInfo
 from ckptdb.index import RunIndex
 from ckptdb.records import metrics_of

@@ -32,7 +32,7 @@ class Task:
         error: What the work has raised.
     """
 
-    def __init__(self, work: Callable[[], None], *, lasting: bool = False) -> None:
+    def __init__(self, work: Callable[[], object], *, lasting: bool = False) -> None:
         self.error: BaseException | None = None
         self._work = work
         self._is_lasting = lasting
@@ -98,7 +98,7 @@ class Task:
 
 @contextmanager
 def tasks_at(
-    work: Callable[[], None], count: int, *, end: Callable[[], None]
+    work: Callable[[], object], count: int, *, end: Callable[[], object]
 ) -> Iterator[Sequence[Task]]:
     """Give some tasks that do the same; on leaving, wait until all have ended.
 

@@ -11,7 +11,8 @@ from typing import Any
 from ckptdb import retention
 from ckptdb.catalog.catalog import Catalog, Seen
 from ckptdb.disk import claims, identity, journal, manifest, scan
-from ckptdb.disk.publish import Doomed, Publisher
+from ckptdb.disk.publish import Publisher
+from ckptdb.disk.retiring import Doomed
 from ckptdb.errors import (
     LeasedCheckpoint,
     PinnedCheckpoint,

@@ -12,7 +12,8 @@ import pytest
 
 from ckptdb.disk import claims, identity, journal, lock, scan
 from ckptdb.disk.evaluator import Evaluator
-from ckptdb.disk.publish import Doomed, Publisher
+from ckptdb.disk.publish import Publisher
+from ckptdb.disk.retiring import Doomed
 from ckptdb.errors import RunLocked
 
 # Takes step 1, says so, and does with it what the next line says; at the end of its input it dies.
@@ -258,7 +259,7 @@ def test_what_cannot_be_given_up_is_left_to_expire(run, uuid, monkeypatch, caplo
             turn.finish()
     assert "is left to expire" in caplog.text
     assert leases(run) == [f"{uuid}.mmlu"]
-    assert turn._ended.is_set()  # and is not renewed any more
+    assert turn._held is None  # and is not renewed any more
 
 
 def test_a_run_that_was_removed_is_not_begun_anew(run, uuid):

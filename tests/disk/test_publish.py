@@ -19,7 +19,8 @@ from ckptdb.disk import durable, identity, journal, lock, manifest, scan
 from ckptdb.disk.durable import ExchangeUnsupported
 from ckptdb.disk.identity import Writer
 from ckptdb.disk.lock import run_lock
-from ckptdb.disk.publish import Doomed, Publisher
+from ckptdb.disk.publish import Publisher
+from ckptdb.disk.retiring import Doomed
 from ckptdb.disk.scan import Leftover
 from ckptdb.errors import NoCheckpointHere, RunLocked, SaveFailed, StepInUse, StepTaken
 from ckptdb.reconcile import reconcile_run

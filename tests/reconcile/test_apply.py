@@ -17,7 +17,8 @@ from ckptdb.catalog.engine import Database
 from ckptdb.catalog.location import locate
 from ckptdb.disk import durable, identity, info, journal, scan
 from ckptdb.disk.journal import Fact
-from ckptdb.disk.publish import Doomed, Publisher
+from ckptdb.disk.publish import Publisher
+from ckptdb.disk.retiring import Doomed
 from ckptdb.errors import RunLocked
 from ckptdb.reconcile import apply, held, reconcile_run, reconcile_tree
 

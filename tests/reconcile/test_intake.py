@@ -17,7 +17,8 @@ from ckptdb.catalog.engine import Database
 from ckptdb.catalog.store import Changes
 from ckptdb.disk import identity, journal, pace, reading, scan
 from ckptdb.disk.journal import Fact
-from ckptdb.disk.publish import Doomed, Publisher
+from ckptdb.disk.publish import Publisher
+from ckptdb.disk.retiring import Doomed
 from ckptdb.errors import CatalogLocked
 from ckptdb.reconcile import intake, reconcile_run
 from ckptdb.records import Checkpoint

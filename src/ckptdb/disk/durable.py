@@ -14,6 +14,7 @@ import stat
 import uuid
 from collections.abc import Container, Iterator, Mapping
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -74,6 +75,11 @@ def fsync(path: Path | str) -> None:
         os.close(handle)
 
 
+def _fsync_all(files: Iterator[str]) -> None:
+    for file in files:
+        fsync(file)
+
+
 def fsync_tree(top: Path, *, but: str = "") -> None:
     """Make every regular file below ``top`` durable, then every directory, deepest first.
 
@@ -89,20 +95,13 @@ def fsync_tree(top: Path, *, but: str = "") -> None:
         folders.append(folder)
         here = [e for e in entries if e.is_file(follow_symlinks=False)]
         files += [e.path for e in here if folder != top or e.name != but]
+    # Each takes the next one itself: to be handed them costs as much as flushing. In the end
+    # there is none left for anybody to begin with.
     left = iter(files)
-
-    def flush() -> None:
-        # Each takes the next one itself: to be handed them costs as much as flushing.
-        for file in left:
-            fsync(file)
-
-    def end() -> None:
-        list(left)  # nobody begins with another one
-
     # Starting threads for two files costs more than it saves.
     count = _FSYNC_THREADS - 1 if len(files) > 2 else 0  # noqa: PLR2004
-    with tasks_at(flush, count, end=end) as helpers:
-        flush()
+    with tasks_at(partial(_fsync_all, left), count, end=partial(list, left)) as helpers:
+        _fsync_all(left)
     for helper in helpers:
         if helper.error is not None:
             raise helper.error

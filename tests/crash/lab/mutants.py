@@ -334,7 +334,7 @@ def _unlocked() -> Iterator[None]:
         hit()
         yield
 
-    with patch("ckptdb.disk.publish.run_lock", run_lock):
+    with patch("ckptdb.disk.changing.run_lock", run_lock):
         yield
 
 
@@ -351,7 +351,7 @@ def _both(*patches: Callable[[], AbstractContextManager[object]]) -> Iterator[No
 
 
 _BYTES, _NAME = "durable.write_new/fsync/1", "durable.write_json/fsync/1"
-_ESTABLISHING = ("publish._establish_locked/establish/1", "identity.establish/write_json/1")
+_ESTABLISHING = ("changing._establish_locked/establish/1", "identity.establish/write_json/1")
 _SEALING = ("publish._seal/write/1", "manifest.write/write_json/1")
 
 _FLUSHES = (
@@ -359,7 +359,7 @@ _FLUSHES = (
     Mutant("a save: its files and folders", ("first save",), ("publish._seal/fsync_tree/1",)),
     Mutant("a save: its files", ("first save",), ("durable._fsync_all/fsync/1",)),
     Mutant("a save: its files, when they are many", ("first save",),
-           ("durable.fsync_tree/submit/1",)),
+           ("durable.fsync_tree/partial/1",)),
     Mutant("a save: its files, when they are few", ("no files",),
            ("durable.fsync_tree/_fsync_all/1",)),
     Mutant("a save: its folders", ("many files",), ("durable.fsync_tree/fsync/1",)),
@@ -386,25 +386,26 @@ _FLUSHES = (
     Mutant("the commit point of a replacement", ("replaced for certain",),
            ("publish._swap/_sync_directory/1",)),
     Mutant("any flush of the run's directory", ("first save",),
-           ("publish._sync_directory/fsync/1",)),
+           ("changing._sync_directory/fsync/1",)),
     Mutant("replaced: the trash", ("pinned and replaced", "repaired"),
-           ("publish._set_aside/_sync_trash/1", "publish._sync_trash/fsync/1")),
+           ("retiring._set_aside/_sync_trash/1", "retiring._sync_trash/fsync/1")),
+    Mutant("undeleted: the name", ("undeleted",), ("retiring.undelete/_sync_directory/1",)),
     Mutant("put back: the name", ("put back",), ("publish.put_back/_sync_directory/1",)),
     Mutant("retired or discarded: the old name", ("pruned", "discarded"),
-           ("publish._put_away/_sync_directory/1",)),
+           ("retiring._put_away/_sync_directory/1",)),
     Mutant("retired on a full disk: the trash", ("freed",),
-           ("publish._put_away/_sync_trash/1", "publish._sync_trash/fsync/1")),
+           ("retiring._put_away/_sync_trash/1", "retiring._sync_trash/fsync/1")),
     Mutant("retired by one who died: the old name", ("retired, then emptied",),
-           ("publish._remove_retired/_sync_directory/1",)),
+           ("retiring._remove_retired/_sync_directory/1",)),
     Mutant("freed by one who died: the trash", ("freed, then emptied",),
-           ("publish._record_late/_sync_trash/1",)),
+           ("retiring._record_late/_sync_trash/1",)),
     Mutant("freed by one who died: the old name", ("freed, then emptied",),
-           ("publish._record_late/_sync_directory/1",), redundant=(
+           ("retiring._record_late/_sync_directory/1",), redundant=(
         "The trash has just been flushed, and a directory has but one name. It is there for file "
         "systems that may bring the old name back all the same, over bytes that are gone.")),
     Mutant("adopted: its files and folders", ("adopted, unflushed",),
            ("publish._adopt/fsync_tree/1",)),
-    Mutant("the journal: lines", ("annotated",), ("publish._append/append/1",)),
+    Mutant("the journal: lines", ("annotated",), ("changing._append/append/1",)),
     Mutant("the journal: bytes", ("annotated",), ("journal.append/fsync/1",)),
     Mutant("the journal: name", ("annotated",), ("journal.append/fsync/2",)),
     Mutant("run.json", ("first save",), _ESTABLISHING),
@@ -417,13 +418,13 @@ _FLUSHES = (
            ("identity.mark_root/make_directories/1", "durable.make_directories/fsync/1")),
     Mutant("new folders, by the lease", ("a new run",), ("publish.claim/make_directories/1",)),
     Mutant("new folders, without a lease", ("a new run without a lease",),
-           ("publish._changing/make_directories/1",)),
+           ("changing._changing/make_directories/1",)),
     Mutant("names that a dead process made: run.json", ("begun, then saved",),
-           ("publish._make_names_durable/fsync/1",)),
+           ("changing._make_names_durable/fsync/1",)),
     Mutant("names that a dead process made: .ckptdb", ("begun, then annotated",),
-           ("publish._make_names_durable/fsync/2",)),
+           ("changing._make_names_durable/fsync/2",)),
     Mutant("names that a dead process made: the run", ("begun anew, then saved",),
-           ("publish._make_names_durable/fsync/3",)),
+           ("changing._make_names_durable/fsync/3",)),
 )  # fmt: skip
 
 _ORDERS = (

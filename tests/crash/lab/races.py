@@ -13,7 +13,8 @@ from unittest.mock import patch
 from ckptdb.disk import journal, lock, manifest
 from ckptdb.disk.evaluator import Evaluator
 from ckptdb.disk.journal import Fact
-from ckptdb.disk.publish import Doomed, Publisher
+from ckptdb.disk.publish import Publisher
+from ckptdb.disk.retiring import Doomed
 from ckptdb.errors import CkptdbError, RunInUse, StepInUse
 from lab import loop
 

@@ -18,18 +18,18 @@ import signal
 import tempfile
 import traceback
 from collections.abc import Callable, Iterator
-from concurrent.futures import Future
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal, Self
+from typing import Any, Literal
 from unittest.mock import patch
 
 from ckptdb.background import Background
 from ckptdb.catalog.catalog import Catalog
 from ckptdb.catalog.engine import Database
 from ckptdb.disk import checksums, durable, identity, journal, manifest, names
-from ckptdb.disk.publish import Doomed, Publisher
+from ckptdb.disk.publish import Publisher
+from ckptdb.disk.retiring import Doomed
 from ckptdb.errors import CkptdbError, SaveFailed
 from ckptdb.reconcile import reconcile_run
 from lab import check, loop, power, races, replay, shim
@@ -189,11 +189,19 @@ class Actor(loop.Loop):
         self._bare()
         shutil.rmtree(self._run / ".ckptdb")
 
-    def _retire_newest(self) -> None:
+    def _retire_newest(self, **options: Any) -> None:
         step = self.ledger.newest
         listed = manifest.find(self._run / names.final_name(step))
         assert listed
-        self._publisher().retire([Doomed(step, listed.uuid, "by hand")])
+        publisher = Publisher(self._run, metric=(METRIC, False), **options)
+        publisher.retire([Doomed(step, listed.uuid, "by hand")])
+
+    def _retire_for_a_time(self) -> None:
+        self._retire_newest(trash_ttl_seconds=1e6)
+
+    def _undelete(self) -> None:
+        token = max(self.ledger.gone, key=lambda token: int(token.rpartition("-")[2]))
+        self._publisher().undelete(int(token.split("-")[1]))
 
     def _die_naming(self) -> None:
         """Die after making the run's own files, before their names are flushed."""
@@ -273,10 +281,10 @@ class Actor(loop.Loop):
 _SAVING = frozenset({"save", "async", "bare", "adopt", "foreign"})
 _REPLACING = frozenset({"replace", "bare_replace", "adopt_over", "die_replacing"})
 # Who dies retiring has acknowledged nothing; who empties the trash then makes it certain.
-_RETIRING = frozenset({"retire_newest", "free", "empty_trash"})
+_RETIRING = frozenset({"retire_newest", "retire_for_a_time", "free", "empty_trash"})
 
 
-def after(ledger: Ledger, act: str) -> Ledger:
+def after(ledger: Ledger, act: str) -> Ledger:  # noqa: PLR0911  # one for each kind
     """Return what holds when an act has been acknowledged."""
     if act in _SAVING:
         return ledger.saved(ledger.next_step)
@@ -293,6 +301,10 @@ def after(ledger: Ledger, act: str) -> Ledger:
         token = ledger.live[ledger.newest]
         live = {step: other for step, other in ledger.live.items() if other != token}
         return replace(ledger, live=live, gone={**ledger.gone, token: "deleted"})
+    if act == "undelete":
+        token = max(ledger.gone, key=lambda token: int(token.rpartition("-")[2]))
+        gone = {other: how for other, how in ledger.gone.items() if other != token}
+        return replace(ledger, live={**ledger.live, int(token.split("-")[1]): token}, gone=gone)
     return ledger.after(act) if act in OPERATIONS else ledger  # type: ignore[arg-type]
 
 
@@ -688,26 +700,16 @@ def _in_order() -> Iterator[list[Callable[[], None]]]:
     later: list[Callable[[], None]] = []
     with (
         patch.object(Background, "submit", lambda _, work: later.append(work)),
-        patch.object(durable, "ThreadPoolExecutor", _Here),
+        patch.object(durable, "tasks_at", _here),
     ):
         yield later
 
 
-class _Here:
-    def __init__(self, **_: object) -> None:
-        pass
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        pass
-
-    @staticmethod
-    def submit(work: Callable[[Iterator[str]], None], files: Iterator[str]) -> Future[None]:
-        done = Future[None]()
-        done.set_result(work(files))
-        return done
+@contextmanager
+def _here(work: Callable[[], object], count: int, **_: object) -> Iterator[tuple[()]]:
+    if count:
+        work()
+    yield ()
 
 
 def _nothing(_: str) -> bool:
@@ -742,6 +744,8 @@ _ALL = (
           kept=1),
     Story("freed", "power", ("free",), ("save", "save")),
     Story("freed, then emptied", "power", ("die_freeing", "empty_trash"), ("save", "save"), kept=1),
+    Story("undeleted", "power", ("undelete",), ("save", "save", "retire_for_a_time")),
+    Story("killed, undeleting", "kills", ("undelete",), ("save", "save", "retire_for_a_time")),
     Story("summed", "power", ("sum",), ("save", "save")),
     Story("killed, summing", "kills", ("sum",), ("save", "save")),
     Story("measured otherwise", "power", ("other_metric",), ("save",)),

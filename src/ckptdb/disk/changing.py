@@ -1,0 +1,120 @@
+"""Changing a run: under its lock, with durable names, and so that its stamp tells of it."""
+
+from __future__ import annotations
+
+import errno
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
+from functools import partial
+from pathlib import Path
+
+from ckptdb.disk import durable, identity, journal, names
+from ckptdb.disk.identity import Identity
+from ckptdb.disk.journal import Fact
+from ckptdb.disk.lock import run_lock
+from ckptdb.disk.scan import Stamp, Watch
+from ckptdb.records import utc
+
+NO_SPACE = frozenset({errno.ENOSPC, errno.EDQUOT})
+
+Span = tuple[Stamp, Stamp] | None
+"""The run's stamp before and after an operation; None when somebody else came between."""
+
+
+class Changing:
+    """What every change of a run needs.
+
+    Args:
+        directory: The run, absolute.
+        make_durable: Whether each step is flushed before the next.
+        metric: Name and whether higher is better, written to run.json; None leaves it alone.
+        trash_ttl_seconds: How long what is retired can be undeleted.
+        clock: Seconds since the epoch.
+    """
+
+    def __init__(
+        self,
+        directory: Path,
+        *,
+        make_durable: bool = True,
+        metric: tuple[str, bool] | None = None,
+        trash_ttl_seconds: float = 0.0,
+        clock: Callable[[], float] = time.time,
+    ) -> None:
+        self.directory = directory
+        self._hidden = identity.hidden(directory)
+        self._durable = make_durable
+        self._metric = metric
+        self.trash_ttl_seconds = trash_ttl_seconds
+        self._clock = clock
+        self._names_durable = not make_durable
+
+    def record(self, facts: Sequence[Fact]) -> Span:
+        """Append facts to the run's journal."""
+        with self._changing() as (_, watch):
+            self._append(watch, facts)
+            return watch.span
+
+    @contextmanager
+    def alone(self) -> Iterator[tuple[Identity, Callable[[Sequence[Fact]], None]]]:
+        """Hold the run's lock; yields who the run is, and what appends facts to its journal."""
+        with self._changing() as (who, watch):
+            yield who, partial(self._append, watch)
+
+    def establish(self) -> Identity:
+        """Make the run's identity permanent without changing anything else."""
+        with self._changing() as (who, _):
+            return who
+
+    @contextmanager
+    def _changing(self, *, first: bool = False) -> Iterator[tuple[Identity, Watch]]:
+        # With the trash: when the disk is full, there may be no space for another directory.
+        durable.make_directories(self._hidden / "trash", durable=self._durable)
+        with run_lock(self._hidden):
+            self._make_names_durable()
+            yield self._establish_locked(first=first), Watch(self.directory)
+
+    def _make_names_durable(self) -> None:
+        """Once, flush the names that all others hang on: who made them may not have come to it."""
+        if self._names_durable:
+            return
+        durable.fsync(self._hidden)
+        durable.fsync(self.directory)
+        # One that is not to be read, we cannot have written.
+        with suppress(PermissionError):
+            durable.fsync(self.directory.parent)
+        self._names_durable = True
+
+    def _establish_locked(self, *, first: bool) -> Identity:
+        metric_name, higher_is_better = self._metric or (None, False)
+        try:
+            return identity.establish(
+                self.directory,
+                metric_name=metric_name,
+                higher_is_better=higher_is_better,
+                keep_metric=self._metric is None,
+                make_durable=self._durable,
+                first=first,
+            )
+        except OSError as error:
+            if first or error.errno not in NO_SPACE:
+                raise
+            # A copy that has filled the disk can be freed as what it will be.
+            return identity.identify(self.directory)
+
+    def _append(self, watch: Watch, facts: Sequence[Fact]) -> None:
+        if facts:
+            with watch.change():
+                journal.append(self._hidden, facts, make_durable=self._durable)
+
+    def _sync_directory(self) -> None:
+        # The commit point: only after it may anything older be removed.
+        if self._durable:
+            durable.fsync(self.directory)
+
+    def _final(self, step: int) -> Path:
+        return self.directory / names.final_name(step)
+
+    def _now(self) -> str:
+        return utc(self._clock())
