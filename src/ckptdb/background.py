@@ -47,7 +47,8 @@ class Queue:
             return False
         there_was = worker is not None
         while (worker := self._worker) is not None and not worker.has_ended:
-            worker.give_up()  # one that has not begun may have been kept from it by an interrupt
+            if not worker.is_under_way:
+                worker.give_up()  # an interrupt may have kept it from being started
             worker.wait()
         self._work_off()
         return there_was

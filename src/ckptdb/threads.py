@@ -38,7 +38,7 @@ class Task:
         self._is_lasting = lasting
         self._ident: int | None = None
         # Each is set once and never taken back, so that no interrupt finds them half changed.
-        self._has_begun = self._has_ended = self._is_unwanted = False
+        self._is_started = self._has_begun = self._has_ended = self._is_unwanted = False
         self._at_work = _thread.allocate_lock()
         self._at_work.acquire()
 
@@ -46,6 +46,11 @@ class Task:
     def is_here(self) -> bool:
         """Whether this thread is at work on it."""
         return self._ident == _thread.get_ident() and not self._has_ended
+
+    @property
+    def is_under_way(self) -> bool:
+        """Whether it will end by itself: started, and not given up."""
+        return self._is_started and not self.has_ended
 
     @property
     def has_ended(self) -> bool:
@@ -63,6 +68,7 @@ class Task:
             if self._is_lasting:
                 _lasting.add(self)
             _thread.start_new_thread(self.run, ())
+            self._is_started = True
         except RuntimeError:
             raise
         except BaseException:

@@ -194,7 +194,7 @@ def test_what_is_rejected_counts_as_one_with_a_problem(catalog, run):
     assert [c.step for c in catalog.newest(9)] == [2, 1]
     assert [c.step for c in catalog.best_of_runs()] == [2]
     assert catalog.newest_steps(run_id, 9) == (2, 1)
-    assert [c.step for c in catalog.candidates(run_id)] == [1, 2]
+    assert [c.step for c in catalog.candidates(run_id, Wanted())] == [1, 2]
     assert [c.step for c in catalog.top(9, "loss", "min")] == [2, 1]
     with catalog.database.read() as connection:
         asked = "SELECT problems, best_step, latest_step FROM run_summary"

@@ -296,7 +296,7 @@ def test_a_condition_that_takes_too_long_is_stopped(catalog, monkeypatch):
     monkeypatch.setattr(selecting, "TIMEOUT_SECONDS", 0.02)
     live = [make(RUNS[0], step, 0.5, notes="x") for step in range(300)]
     run_id = catalog.apply(Changes(run=RUNS[0], checkpoints=live))
-    said = {cp.uuid: Annotations(notes="a" * 1000) for cp in live}
+    said = {cp.uuid: Annotations(notes="a" * 20_000) for cp in live}
     catalog.apply(Changes(run=RUNS[0], annotations=said))
     slow = " OR ".join(["upper(lower(" * 5 + "notes" + "))" * 5 + " = 'x'"] * 60)
     with pytest.raises(InvalidCondition, match=r"it was stopped after 0\.02 s"):

@@ -1,9 +1,9 @@
 import json
 import os
-import select
 import signal
 import subprocess
 import sys
+import threading
 from contextlib import contextmanager
 
 import pytest
@@ -26,10 +26,21 @@ def leases(run):
     return sorted(path.name for path in folder.iterdir()) if folder.exists() else []
 
 
+# Whoever runs the tests in the background has some of them ignored.
+MAIN = """
+import signal
+signal.signal(signal.SIGINT, signal.default_int_handler)
+for number in (signal.SIGHUP, signal.SIGTERM):
+    signal.signal(number, signal.SIG_DFL)
+from ckptdb.cli.main import main
+main()
+"""
+
+
 @contextmanager
 def started(*arguments, cwd):
     """Start the real thing, in the foreground of nobody."""
-    command = [sys.executable, "-c", "from ckptdb.cli.main import main; main()", *arguments]
+    command = [sys.executable, "-c", MAIN, *arguments]
     pipe = subprocess.PIPE
     with subprocess.Popen(
         command, cwd=cwd, stdin=subprocess.DEVNULL, stdout=pipe, stderr=pipe, text=True
@@ -41,9 +52,12 @@ def started(*arguments, cwd):
 
 
 def read_line(process):
-    ready, _, _ = select.select([process.stdout], [], [], SECONDS)
-    assert ready, "nothing came"
-    return process.stdout.readline()
+    watchdog = threading.Timer(SECONDS, process.kill)
+    watchdog.start()
+    line = process.stdout.readline()
+    watchdog.cancel()
+    assert line, "nothing came"
+    return line
 
 
 def stop(process, number=signal.SIGTERM):
