@@ -10,12 +10,9 @@ import click
 
 from ckptdb.cli.output import (
     FORMATS,
-    clean,
     describe,
     echo_json,
     echo_path,
-    human_bytes,
-    number,
     output_option,
     print_checkpoints,
     print_records,
@@ -25,6 +22,7 @@ from ckptdb.cli.output import (
 from ckptdb.errors import NothingToChoose
 from ckptdb.records import Checkpoint, Mode, Run, Status
 from ckptdb.registry import Registry
+from ckptdb.shown import clean, human_bytes, number
 
 run_option = click.option(
     "--run", metavar="RUN", help="Name, path or uuid prefix of a run; default: the one we are in."
@@ -42,8 +40,8 @@ class Session(Protocol):
 
     directory: str
 
-    def open(self) -> Registry:
-        """Open the registry that the command is about."""
+    def open(self, path: str = "") -> Registry:
+        """Open the registry that the command is about, or another one as seen from there."""
 
 
 @click.command()

@@ -7,9 +7,10 @@ from collections.abc import Sequence
 import click
 
 from ckptdb.cli.ask import Session, metric_option, mode_option, run_option
-from ckptdb.cli.output import echo_json, human_bytes, output_option, print_table
+from ckptdb.cli.output import echo_json, output_option, print_table
 from ckptdb.records import Checkpoint, Mode
 from ckptdb.retention import Policy
+from ckptdb.shown import human_bytes
 from ckptdb.upkeep import Collected
 
 step_argument = click.argument("step", type=click.IntRange(0))

@@ -5,7 +5,8 @@ from __future__ import annotations
 import click
 
 from ckptdb.cli.ask import Session
-from ckptdb.cli.output import echo_json, echo_path, human_bytes, output_option, print_table
+from ckptdb.cli.output import echo_json, echo_path, output_option, print_table
+from ckptdb.shown import human_bytes
 
 
 @click.group()

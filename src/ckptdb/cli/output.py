@@ -17,13 +17,13 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import click
 
 from ckptdb.records import Checkpoint
+from ckptdb.shown import clean, human_bytes, number
 
 if TYPE_CHECKING:
     from rich.console import Console
 
 FORMATS = ("table", "json", "jsonl", "csv", "tsv", "md")
 _Function = TypeVar("_Function", bound=Callable[..., Any])
-_UNITS = ("B", "kB", "MB", "GB", "TB", "PB")
 _UNWRAPPED_COLUMNS = 100_000
 _FIELDS = (
     "run", "step", "status", "path", "size_bytes", "file_count", "created_at", "finalized_at",
@@ -44,29 +44,6 @@ def output_option(*forms: str) -> Callable[[_Function], _Function]:
         show_default=True,
         help="How to print the answer.",
     )
-
-
-def clean(value: object) -> str:
-    """Return a value as text that no terminal obeys: control characters are spelled out."""
-    text = "" if value is None else str(value)
-    return "".join(
-        c if c.isprintable() else c.encode("unicode_escape", "surrogatepass").decode() for c in text
-    )
-
-
-def human_bytes(size: float | None) -> str:
-    """Return a size in bytes with a decimal unit, e.g. ``1.2 GB``."""
-    if size is None:
-        return ""
-    unit = 0
-    while size >= 1000 and unit < len(_UNITS) - 1:  # noqa: PLR2004  # decimal units
-        size, unit = size / 1000, unit + 1
-    return f"{size:.0f} B" if unit == 0 else f"{size:.1f} {_UNITS[unit]}"
-
-
-def number(value: object) -> str:
-    """Return a metric's value short enough for a table."""
-    return "" if value is None else f"{value:.6g}" if isinstance(value, float) else clean(value)
 
 
 def console(*, stderr: bool = False, fold: bool = True) -> Console:
