@@ -1,18 +1,15 @@
 """Trees to look at, a browser to look with, and a server to look at them through."""
 
-import contextlib
 import os
 import re
 import shutil
-import subprocess
-import sys
 from dataclasses import dataclass, field
-from pathlib import Path
 
 import pytest
 from playwright.sync_api import sync_playwright
 
 from web.planting import plant, plant_hostile
+from web.serving import serving
 
 
 @pytest.fixture(scope="session")
@@ -26,39 +23,6 @@ def hostile(tmp_path_factory):
 
 
 # --- the server -------------------------------------------------------------------------------
-
-
-@dataclass
-class Served:
-    """A running `ckptdb serve`."""
-
-    address: str
-    process: subprocess.Popen
-
-    @property
-    def base(self):
-        return self.address.partition("?")[0].rstrip("/")
-
-
-@contextlib.contextmanager
-def serving(tree, *options, home):
-    script = Path(sys.executable).with_name("ckptdb")
-    command = [script, "serve", tree, "--port", "0", *options]
-    with (home / "log").open("w+") as log:
-        process = subprocess.Popen(
-            command, stdout=subprocess.PIPE, stderr=log, text=True,
-            env=os.environ | {"HOME": str(home)},
-        )  # fmt: skip
-        try:
-            address = process.stdout.readline().strip()
-            log.seek(0)
-            assert address.startswith("http://"), log.read()
-            yield Served(address, process)
-        finally:
-            process.terminate()
-            process.communicate(timeout=30)
-        log.seek(0)
-        assert "Traceback" not in log.read()
 
 
 @pytest.fixture(scope="session")

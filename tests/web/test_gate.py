@@ -115,8 +115,9 @@ def test_the_token_is_exchanged_for_a_cookie_and_gone_from_the_address():
     assert knock(LOCKED, cookie=f"other={morsel.value}")[0] == 403
 
 
-def test_the_token_leads_to_no_other_machine():
-    headers = knock(LOCKED, f"//evil.example/x?token={TOKEN}")[1]
+@pytest.mark.parametrize("path", ["//evil.example/x", "/\\evil.example/x", "/\\/evil.example/x"])
+def test_the_token_leads_to_no_other_machine(path):
+    headers = knock(LOCKED, f"{path}?token={TOKEN}")[1]
 
     assert headers["location"] == "/evil.example/x"
 

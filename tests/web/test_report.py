@@ -1,4 +1,5 @@
 import json
+import os
 import re
 import subprocess
 import sys
@@ -39,6 +40,22 @@ def test_the_report_is_one_file_that_names_no_other(tree, tmp_path):
     assert re.findall(r"""(?:src|href|action)=["'](?!#)(.*?)["']""", text) == ["data:,"]
     assert "url(" not in text
     assert [path.name for path in tmp_path.iterdir()] == ["r.html"]
+
+
+def test_what_is_no_file_is_written_to_and_not_replaced(tree, tmp_path):
+    os.mkfifo(tmp_path / "pipe")
+    with subprocess.Popen([CKPTDB, "-C", tree, "report", "-o", tmp_path / "pipe"]) as process:
+        assert (tmp_path / "pipe").read_text().startswith("<!doctype html>")
+        assert process.wait(timeout=60) == 0
+    assert (tmp_path / "pipe").is_fifo()
+
+
+def test_a_link_is_followed(tree, tmp_path):
+    (tmp_path / "report.html").symlink_to(tmp_path / "elsewhere.html")
+
+    assert run("-C", tree, "report", "-o", tmp_path / "report.html").returncode == 0
+    assert (tmp_path / "report.html").is_symlink()
+    assert (tmp_path / "elsewhere.html").read_text().startswith("<!doctype html>")
 
 
 def test_the_report_goes_to_standard_output_too(tree):
@@ -117,6 +134,7 @@ def test_without_the_libraries_one_sentence_says_what_to_install(tree, tmp_path)
         ("jinja2", "report", "report"),
         ("plotly", "report", "report"),
         ("jinja2", "serve", "web"),
+        ("datasette", "serve", "web"),
         ("uvicorn", "serve", "web"),
     ):
         done = subprocess.run(

@@ -19,8 +19,8 @@ import pytest
 from ckptdb import Registry
 from ckptdb.errors import NotServable
 from ckptdb.web.serve import AUTO, open_door
-from web.conftest import serving
 from web.planting import HOSTILE_RUNS, plant, save
+from web.serving import serving
 
 CKPTDB = Path(sys.executable).with_name("ckptdb")
 ENDLESS = "with recursive c(x) as (select 1 union all select x+1 from c) select count(*) from c"
@@ -46,6 +46,21 @@ def test_the_plugins_are_exactly_ours(server):
     listed = json.loads(ask(f"{server.base}/-/plugins.json")[1])
 
     assert [plugin["name"] for plugin in listed] == ["ckptdb"]
+
+
+def test_no_other_plugin_is_even_imported(tree, tmp_path, monkeypatch):
+    site = tmp_path / "site"
+    (site / "nosy-1.0.dist-info").mkdir(parents=True)
+    (site / "nosy-1.0.dist-info" / "METADATA").write_text("Name: nosy\nVersion: 1.0\n")
+    (site / "nosy-1.0.dist-info" / "entry_points.txt").write_text("[datasette]\nnosy = nosy\n")
+    (site / "nosy.py").write_text(f"open({str(tmp_path / 'seen')!r}, 'w').close()")
+    monkeypatch.setenv("PYTHONPATH", str(site))
+    with serving(tree, home=tmp_path) as served:
+        assert "nosy" not in ask(f"{served.base}/-/plugins.json?all=1")[1]
+    assert not (tmp_path / "seen").exists()
+
+    subprocess.run([sys.executable, "-c", "import datasette.app"], check=True)
+    assert (tmp_path / "seen").exists()  # any other Datasette has it
 
 
 def test_a_name_that_is_not_its_own_is_refused(server):
@@ -283,6 +298,16 @@ def test_the_token_may_come_from_the_environment_where_no_neighbour_sees_it(
     with serving(tree, home=tmp_path) as served:
         assert served.address.endswith("/?token=known")
         assert ask(served.base)[0] == 403
+
+
+def test_any_token_may_stand_in_the_address():
+    with open_door("127.0.0.1", 0, "a&b=c #d") as door:
+        assert door.address.endswith("/?token=a%26b%3Dc%20%23d")
+
+
+def test_an_empty_token_is_none():
+    with open_door("127.0.0.1", 0, "") as door:
+        assert door.token is None
 
 
 @pytest.mark.parametrize("host", ["0.0.0.0", "::"])

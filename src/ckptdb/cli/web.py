@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
-from contextlib import contextmanager
 from functools import partial
-from importlib import import_module
+from importlib.util import find_spec
 from pathlib import Path
 
 import click
@@ -28,25 +26,18 @@ from ckptdb.errors import ExtraMissing
 @click.pass_obj
 def report(session: Session, file: str) -> None:
     """Write what there is to see into one HTML file that needs no network."""
-    with _extra("report", "report"):
-        from ckptdb.web.report import write_report
+    _need("report", "report", "jinja2", "plotly")
     from ckptdb.web.data import take_snapshot
+    from ckptdb.web.report import write_report
 
     with session.open() as registry:
         snapshot = take_snapshot(registry)
-    with _extra("report", "report"):
-        content = write_report(snapshot)
+    content = write_report(snapshot)
     if file == "-":
         click.echo(content, nl=False)
         return
-    path = Path(session.directory, file)
-    # Whoever has the old one open in a browser sees all of it or all of the new one.
-    unfinished = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        unfinished.write_text(content, encoding="utf-8")
-        unfinished.replace(path)
-    finally:
-        unfinished.unlink(missing_ok=True)
+    path = Path("" if "://" in session.directory else session.directory, file)
+    _write(path, content)
     click.echo(f"{path} shows {len(snapshot.runs)} run(s); open it in a browser.")
 
 
@@ -63,9 +54,7 @@ def serve(session: Session, path: str, host: str, port: int, token: str | None) 
 
     PATH is a root, a run or a catalog. Only reads. Ends with Ctrl-C.
     """
-    with _extra("serve", "web"):
-        import_module("uvicorn")  # comes with Datasette, which `serve` imports in its own way
-        import_module("ckptdb.web.report").read("plotly.min.js")
+    _need("serve", "web", "datasette", "jinja2", "plotly", "uvicorn")
     from ckptdb.web.serve import open_door, serve
 
     with open_door(host, port, token) as door:
@@ -73,14 +62,23 @@ def serve(session: Session, path: str, host: str, port: int, token: str | None) 
         serve(reopen, door, lambda: click.echo(door.address))
 
 
-@contextmanager
-def _extra(command: str, extra: str) -> Iterator[None]:
+def _write(path: Path, content: str) -> None:
+    path = Path(os.path.realpath(path))
+    if path.exists() and not path.is_file():
+        path.write_text(content, encoding="utf-8")  # a device or a pipe is not replaced
+        return
+    # Whoever opens it meanwhile sees all of the old one or all of the new one.
+    unfinished = path.with_name(f".{path.name}.{os.getpid()}")
     try:
-        yield
-    except ModuleNotFoundError as error:
-        if (error.name or "").partition(".")[0] == "ckptdb":
-            raise
-        raise ExtraMissing(command, extra) from error
+        unfinished.write_text(content, encoding="utf-8")
+        unfinished.replace(path)
+    finally:
+        unfinished.unlink(missing_ok=True)
+
+
+def _need(command: str, extra: str, *libraries: str) -> None:
+    if not all(map(find_spec, libraries)):
+        raise ExtraMissing(command, extra)
 
 
 COMMANDS = (report, serve)

@@ -1,4 +1,4 @@
-"""What the report and the page show: one reading of the catalog, frozen.
+"""Reading what the report and the page show.
 
 Everything comes from a few questions over all runs, however many there are; details are asked for
 only of the checkpoints that are drawn.
@@ -8,14 +8,13 @@ from __future__ import annotations
 
 import time
 from collections import Counter, defaultdict
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
 from datetime import datetime
-from pathlib import Path, PurePosixPath
 from typing import Any, Final, NamedTuple
 
 from ckptdb.records import Run, Status, rank_key, utc
 from ckptdb.registry import Registry
+from ckptdb.web.snapshot import Deletion, Point, RunShown, Saves, Snapshot
 from ckptdb.web.thin import thin
 
 NUMBERS: Final = 120_000
@@ -31,117 +30,6 @@ _WIDTHS: Final = (
     *(n * _DAY for n in (1, 2, 7, 30, 91, 365)),
 )  # fmt: skip
 _MOST_BARS: Final = 60
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Point:
-    """One checkpoint that is drawn.
-
-    Attributes:
-        at: When it was saved.
-        metrics: Finite values by name.
-    """
-
-    step: int
-    status: Status
-    at: str
-    path: Path
-    size_bytes: int | None
-    metrics: Mapping[str, float]
-    reason: str | None = None
-    problem: str | None = None
-    pinned: bool = False
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class RunShown:
-    """One run: its counts, and the points that are drawn of it.
-
-    Attributes:
-        label: Its name; with its directory when another one has the same.
-        best: By the run's own metric and direction; the latest when it has no metric.
-        points: By step, thinned; ``total`` says how many there are.
-    """
-
-    run: Run
-    label: str
-    final: int
-    tmp: int
-    deleted: int
-    problems: int
-    bytes_on_disk: int
-    last_activity: str | None
-    best: Point | None
-    latest: Point | None
-    points: tuple[Point, ...]
-    total: int
-
-
-@dataclass(frozen=True, slots=True)
-class Saves:
-    """How many checkpoints were saved in one stretch of time, and how many of them are kept."""
-
-    since: str
-    kept: int
-    deleted: int
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Deletion:
-    """One checkpoint that went, and why."""
-
-    run: str
-    step: int
-    at: str | None
-    reason: str | None
-    size_bytes: int | None
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Snapshot:
-    """Everything that the page shows.
-
-    Attributes:
-        metric: The one that most runs are judged by, None when none is.
-        metrics: All names among the points, that one first.
-        saves_every_seconds: How long each of ``saves`` is.
-        deletions: The newest; ``deleted`` says how many there are.
-    """
-
-    where: str
-    made_at: str
-    runs: tuple[RunShown, ...]
-    metric: str | None
-    metrics: tuple[str, ...]
-    saves: tuple[Saves, ...]
-    saves_every_seconds: int
-    deletions: tuple[Deletion, ...]
-    freed_bytes: int
-
-    @property
-    def final(self) -> int:
-        """How many checkpoints are on disk."""
-        return sum(run.final for run in self.runs)
-
-    @property
-    def tmp(self) -> int:
-        """How many saves are unfinished: being written, or left by a crash."""
-        return sum(run.tmp for run in self.runs)
-
-    @property
-    def deleted(self) -> int:
-        """How many checkpoints have gone."""
-        return sum(run.deleted for run in self.runs)
-
-    @property
-    def problems(self) -> int:
-        """How many checkpoints on disk cannot be trusted."""
-        return sum(run.problems for run in self.runs)
-
-    @property
-    def bytes_on_disk(self) -> int:
-        """What those on disk take."""
-        return sum(run.bytes_on_disk for run in self.runs)
 
 
 def take_snapshot(registry: Registry, *, now: float | None = None) -> Snapshot:
@@ -322,7 +210,7 @@ class _Reading:
                 step=row.step,
                 status=row.status,
                 at=row.at,
-                path=run.directory / PurePosixPath(path).name,
+                path=run.directory / path.rpartition("/")[2],
                 size_bytes=row.size_bytes,
                 metrics=values[row.id],
                 reason=reason,

@@ -116,7 +116,7 @@ class Gate:
     def _let_in(self, scope: Scope) -> Iterable[tuple[bytes, bytes]]:
         rest = urlencode([pair for pair in _query(scope) if pair[0] != "token"])
         # One slash, or the browser would take what follows for another machine.
-        path = "/" + scope.get("raw_path", b"/").decode("ascii", "replace").lstrip("/")
+        path = "/" + scope.get("raw_path", b"/").decode("ascii", "replace").lstrip("/\\")
         location = path.partition("?")[0] + (f"?{rest}" if rest else "")
         cookie = f"{self._cookie}={self._ticket()}; Path=/; HttpOnly; SameSite=Strict"
         return ((b"location", location.encode()), (b"set-cookie", cookie.encode()))

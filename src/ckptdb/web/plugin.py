@@ -37,6 +37,9 @@ _TYPES: Final = {
     report.PLOTLY: "text/javascript; charset=utf-8",
     report.STYLE: "text/css; charset=utf-8",
 }
+_PATIENCE_SECONDS: Final = 5.0
+"""How long a table waits for whoever has locked the catalog."""
+
 _LOG = logging.getLogger(__name__)
 _Answer = TypeVar("_Answer")
 
@@ -134,12 +137,9 @@ class CatalogFile(Database):  # type: ignore[misc]  # Datasette is untyped
     that has been replaced, or finds what another one has left.
     """
 
-    def __init__(
-        self, datasette: Any, catalog: engine.Database, *, patience_seconds: float
-    ) -> None:
+    def __init__(self, datasette: Any, catalog: engine.Database) -> None:
         super().__init__(datasette, path=str(catalog.location.file), is_mutable=True)
         self._catalog = catalog
-        self._patience_seconds = patience_seconds
 
     def connect(self, write: bool = False) -> sqlite3.Connection:  # noqa: FBT001, FBT002  # as it is called
         """Open a connection that reads; there is no other."""
@@ -151,7 +151,7 @@ class CatalogFile(Database):  # type: ignore[misc]  # Datasette is untyped
             # Never `immutable`: a training writes, and SQLite must look for its lock and journal.
             sqlite_uri(location.file, mode="ro"),
             uri=True,
-            timeout=self._patience_seconds,
+            timeout=_PATIENCE_SECONDS,
             check_same_thread=False,
             factory=_Connection,
         )

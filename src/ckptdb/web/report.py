@@ -23,7 +23,7 @@ from markupsafe import Markup
 
 from ckptdb.records import Run
 from ckptdb.shown import clean, copyable, human_bytes, number
-from ckptdb.web.data import Point, RunShown, Snapshot
+from ckptdb.web.snapshot import Point, RunShown, Snapshot
 
 SCRIPT: Final = "page.js"
 STYLE: Final = "page.css"
@@ -114,7 +114,7 @@ def _drawn_run(shown: RunShown, metrics: Sequence[str]) -> Mapping[str, Any]:
         "bytes": shown.bytes_on_disk,
         "final": shown.final,
         "total": shown.total,
-        "active": shown.last_activity or "",
+        "active": _milliseconds(shown.last_activity or "") or 0,
         "step": [point.step for point in points],
         "at": [_milliseconds(point.at) for point in points],
         "status": "".join(_LETTERS[point.status] for point in points),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import gc
 import hashlib
 import importlib
 import ipaddress
@@ -13,6 +14,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from typing import Any, Final
+from urllib.parse import quote
 
 from ckptdb.catalog import engine
 from ckptdb.catalog.schema import PURPOSES, VERSION_TABLE
@@ -23,9 +25,6 @@ from ckptdb.web.gate import LOOPBACK, App, Gate, Rules, standard
 AUTO: Final = "auto"
 """Stands for a token that nobody had to think of."""
 
-PATIENCE_SECONDS: Final = 5.0
-"""How long a page waits for whoever has locked the catalog."""
-
 SETTINGS: Final = {
     "allow_download": False,
     "default_cache_ttl": 0,
@@ -35,6 +34,7 @@ SETTINGS: Final = {
     "sql_time_limit_ms": 2_000,
 }
 
+# Plotly styles what it draws by `style=` and a `<style>` of its own.
 _PAGE_POLICY: Final = (
     "default-src 'none'; script-src 'self'; style-src 'self' 'unsafe-inline'; img-src data:; "
     "base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
@@ -64,7 +64,7 @@ class Door:
     def address(self) -> str:
         """What to open in a browser, token included."""
         name = socket.gethostname() if _is_any(self.host) else _bracketed(self.host)
-        key = "" if self.token is None else f"?token={self.token}"
+        key = "" if self.token is None else f"?token={quote(self.token, safe='')}"
         return f"http://{name}:{self.port}/{key}"
 
 
@@ -80,6 +80,7 @@ def open_door(host: str, port: int, token: str | None) -> Iterator[Door]:
     Raises:
         NotServable: There is no such host here, or the port is taken.
     """
+    token = token or None  # an empty variable is none
     if token == AUTO or (token is None and not _is_loopback(host)):
         token = secrets.token_urlsafe(24)
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
@@ -102,13 +103,18 @@ def serve(reopen: Callable[[], Registry], door: Door, ready: Callable[[], None])
     """
     import uvicorn
 
+    class Server(uvicorn.Server):
+        async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+            await super().startup(sockets)
+            ready()
+
     with catalog_of(reopen) as catalog:
         app = make_app(reopen, catalog, door)
         # Its log of requests would hold the token.
-        config = uvicorn.Config(app, log_level="warning", access_log=False, server_header=False)
-        ready()  # who comes now waits in the listener's queue
+        config = uvicorn.Config(app, log_level="warning", access_log=False, proxy_headers=False)
+        gc.freeze()  # what is imported stays: no collection during a page need look at it
         with suppress(KeyboardInterrupt):  # that is how it ends
-            uvicorn.Server(config).run(sockets=[door.listener])
+            Server(config).run(sockets=[door.listener])
 
 
 @contextmanager
@@ -132,13 +138,7 @@ def catalog_of(reopen: Callable[[], Registry]) -> Iterator[engine.Database]:
         catalog.close()
 
 
-def make_app(
-    reopen: Callable[[], Registry],
-    catalog: engine.Database,
-    door: Door,
-    *,
-    patience_seconds: float = PATIENCE_SECONDS,
-) -> App:
+def make_app(reopen: Callable[[], Registry], catalog: engine.Database, door: Door) -> App:
     """Return the application behind its gate."""
     datasette_app = _import_datasette()
     plugin = importlib.import_module("ckptdb.web.plugin")
@@ -150,8 +150,7 @@ def make_app(
     views.csv = plugin.InertCsv
     datasette = datasette_app.Datasette(files=[], settings=SETTINGS, metadata=_metadata())
     datasette.remove_database("_memory")
-    shown = plugin.CatalogFile(datasette, catalog, patience_seconds=patience_seconds)
-    datasette.add_database(shown, name=plugin.NAME)
+    datasette.add_database(plugin.CatalogFile(datasette, catalog), name=plugin.NAME)
     loader = datasette.jinja_env.loader
     names = ("_close_open_menus.html", "_codemirror_foot.html", "table.html")
     sources = [loader.get_source(datasette.jinja_env, name)[0] for name in names]
@@ -185,10 +184,8 @@ def _metadata() -> dict[str, Any]:
     tables["runs"]["label_column"] = "name"
     tables[VERSION_TABLE]["hidden"] = True
     about = "Times are UTC. abspath(path) makes a path absolute."
-    return {
-        "title": "Checkpoints",
-        "databases": {"catalog": {"description": about, "tables": tables}},
-    }
+    databases = {"catalog": {"description": about, "tables": tables}}
+    return {"title": "Checkpoints", "databases": databases}
 
 
 def _names(door: Door) -> frozenset[str]:

@@ -211,7 +211,7 @@
 
   /* --- what is chosen ------------------------------------------------------------------- */
 
-  const recent = runs.map((_, i) => i).sort((a, b) => (runs[a].active < runs[b].active ? 1 : -1));
+  const recent = runs.map((_, i) => i).sort((a, b) => runs[b].active - runs[a].active || a - b);
   let visible = new Set(runs.length > SHOWN_AT_FIRST ? recent.slice(0, SHOWN_AT_FIRST) : recent);
   const measured = data.metrics.map((_, m) => m).filter((m) => runs.some((run) => run.value[m]));
   const chosen = { metric: measured.length ? measured[0] : null, other: measured.length > 1 ? measured[1] : null };
@@ -291,7 +291,7 @@
     $("others").hidden = chosen.other === null;
     const drawn = runs.reduce((sum, run) => sum + run.step.length, 0);
     const total = runs.reduce((sum, run) => sum + run.total, 0);
-    if (drawn < total) $("thinned").textContent = `${drawn.toLocaleString("en")} of ${total.toLocaleString("en")} points drawn; no peak is left out`;
+    if (drawn < total) $("thinned").textContent = `${drawn.toLocaleString("en")} of ${total.toLocaleString("en")} points are drawn, the outstanding ones always`;
     drawAll();
     matchMedia("(prefers-color-scheme: dark)").addEventListener("change", drawAll);
     document.body.dataset.drawn = "yes";
