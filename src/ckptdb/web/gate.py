@@ -28,7 +28,7 @@ _PRIVATE = re.compile(r"/-/(?!ckptdb/|static/|(plugins|versions|settings|databas
 """What a Datasette has for those who run it: debugging, logging in and out."""
 
 _ASSETS = ("/-/ckptdb/", "/-/static/")
-"""Scripts and styles, which are the same for everybody, and say themselves how long they are."""
+"""Scripts and styles, which are the same for everybody and may be kept."""
 
 _ALWAYS: Final = (
     (b"cross-origin-opener-policy", b"same-origin"),
@@ -44,7 +44,7 @@ class Rules:
     """What is let through.
 
     Attributes:
-        hosts: Names with ports beside those of `LOOPBACK`, `standard`.
+        hosts: What it may be called beside `LOOPBACK`, with its port, as `standard` writes it.
         token: What a visitor must know, None when whoever reaches the port may come in.
         port: Tells the cookies of two servers on one machine apart.
         page_policy: The content security policy of ``/``.
