@@ -236,6 +236,22 @@ class LeasedCheckpoint(CkptdbError):
         )
 
 
+class ExtraMissing(CkptdbError, ImportError):
+    """A command needs libraries that ckptdb is installed without."""
+
+    def __init__(self, command: str, extra: str) -> None:
+        super().__init__(
+            f"`ckptdb {command}` needs more libraries: `pip install 'ckptdb[{extra}]'`."
+        )
+
+
+class NotServable(CkptdbError):
+    """The page cannot be served as asked."""
+
+    def __init__(self, why: str) -> None:
+        super().__init__(f"The page cannot be served: {why}.")
+
+
 # --- what is on disk --------------------------------------------------------------------
 
 

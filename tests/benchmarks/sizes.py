@@ -22,6 +22,8 @@ class Size:
         catalog: Checkpoints of the large catalog.
         runs: Runs of the large catalog.
         peers: Checkpoints that other libraries keep.
+        shown_runs: Runs of the catalog that is looked at.
+        shown_each: Checkpoints of each of them.
     """
 
     name: str
@@ -37,6 +39,8 @@ class Size:
     catalog: int
     runs: int
     peers: int
+    shown_runs: int
+    shown_each: int
 
 
 FULL = Size(
@@ -53,6 +57,8 @@ FULL = Size(
     catalog=1_000_000,
     runs=500,
     peers=100,
+    shown_runs=60,
+    shown_each=1_000,
 )
 
 QUICK = Size(
@@ -69,4 +75,6 @@ QUICK = Size(
     catalog=10_000,
     runs=50,
     peers=10,
+    shown_runs=6,
+    shown_each=100,
 )

@@ -341,14 +341,14 @@ def test_an_interrupt_is_not_taken_for_a_timeout():
 
 @pytest.mark.parametrize("action", [sqlite3.SQLITE_READ, sqlite3.SQLITE_FUNCTION])
 def test_an_interrupt_is_not_taken_for_a_refusal(database: Database, monkeypatch, action: int):
-    asked = adhoc._Task._authorize
+    asked = adhoc.Authorizer.__call__
 
-    def interrupted(task, now, *about):
+    def interrupted(authorizer, now, *about):
         if now == action:
             raise KeyboardInterrupt
-        return asked(task, now, *about)
+        return asked(authorizer, now, *about)
 
-    monkeypatch.setattr(adhoc._Task, "_authorize", interrupted)
+    monkeypatch.setattr(adhoc.Authorizer, "__call__", interrupted)
     with pytest.raises(KeyboardInterrupt):
         query(database, "SELECT count(id) FROM runs")
 

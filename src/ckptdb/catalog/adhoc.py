@@ -26,6 +26,8 @@ _MIB: Final = 1 << 20
 LONGEST_VALUE_BYTES: Final = 16 * _MIB
 """No string or blob may be longer, not even in between: ``zeroblob(1e9)`` is a typo."""
 
+_LONG: Final = (str, bytes)
+
 LARGEST_ANSWER_BYTES: Final = 256 * _MIB
 """Text and blobs of an answer are cut after this much, whatever the number of rows."""
 
@@ -144,14 +146,17 @@ class _Task:
         self._limit = limit
         self._timeout_seconds = timeout_seconds
         self._deadline = deadline
-        self._refusal: str | None = None
+        self._authorizer = Authorizer()
 
     # --- SQLite
 
     def on_sqlite(self) -> Rows:
         # A connection of its own: whatever the query does to it ends with it.
         with in_use(self._database.location.file), closing(self._connect()) as raw:
-            self._confine(raw)
+            confine(raw, self._database.location.base, self._authorizer)
+            # Asked every hundred steps of SQLite's machine: a few microseconds, unless a step
+            # calls a function on something huge.
+            raw.set_progress_handler(self._late, 100)
             try:
                 with closing(raw.execute(self._sql, self._parameters)) as cursor:
                     return self._collect(cursor)
@@ -178,21 +183,6 @@ class _Task:
             original.backup(copy)
         return copy
 
-    def _confine(self, raw: sqlite3.Connection) -> None:
-        raw.text_factory = lambda found: found.decode(errors="replace")
-        raw.create_function("abspath", 1, _absolute(self._database.location.base))
-        raw.execute("PRAGMA trusted_schema = OFF")
-        raw.execute("PRAGMA mmap_size = 0")
-        raw.execute("PRAGMA query_only = ON")
-        raw.setlimit(sqlite3.SQLITE_LIMIT_LENGTH, LONGEST_VALUE_BYTES)
-        # A pattern takes time exponential in its length, within a single step.
-        raw.setlimit(sqlite3.SQLITE_LIMIT_LIKE_PATTERN_LENGTH, 200)
-        raw.setlimit(sqlite3.SQLITE_LIMIT_ATTACHED, 0)
-        raw.set_authorizer(self._authorize)
-        # Asked every hundred steps of SQLite's machine: a few microseconds, unless a step
-        # calls a function on something huge.
-        raw.set_progress_handler(self._late, 100)
-
     def _lost_something(self, error: Exception) -> bool:
         """Whether a signal's handler raised while SQLite asked us something.
 
@@ -201,27 +191,14 @@ class _Task:
         stopped = _code(error) == sqlite3.SQLITE_INTERRUPT and not self._late()
         # Of a function it says so in words alone.
         denied = _code(error) == sqlite3.SQLITE_AUTH or str(error).startswith("not authorized")
-        return stopped or (denied and self._refusal is None)
+        return stopped or (denied and self._authorizer.refusal is None)
 
     def _late(self) -> bool:
         return time.monotonic() > self._deadline
 
-    def _authorize(self, action: int, first: str | None, second: str | None, *_: str | None) -> int:
-        if action in _READING or (action == sqlite3.SQLITE_FUNCTION and second not in _UNSAFE):
-            return sqlite3.SQLITE_OK
-        if action == sqlite3.SQLITE_PRAGMA and _only_tells(str(first).lower(), second):
-            return sqlite3.SQLITE_OK
-        if action == sqlite3.SQLITE_UPDATE and first == "sqlite_master":
-            # What SQLite asks when json_each() is first used. A true UPDATE of it comes no
-            # further: "table sqlite_master may not be modified".
-            return sqlite3.SQLITE_OK
-        if self._refusal is None:
-            self._refusal = _refusal(action, first, second)
-        return sqlite3.SQLITE_DENY
-
     def _explain(self, error: Exception) -> CkptdbError:
-        if self._refusal is not None:
-            return QueryRefused(self._refusal)
+        if self._authorizer.refusal is not None:
+            return QueryRefused(self._authorizer.refusal)
         why = str(error)
         if "one statement at a time" in why:
             return QueryRefused("it holds more than one statement")
@@ -230,7 +207,7 @@ class _Task:
             return QueryTimeout(self._timeout_seconds)
         if code == sqlite3.SQLITE_READONLY:
             return QueryRefused("it would write")
-        if code in _NOT_ITS_FAULT:
+        if code in NOT_ITS_FAULT:
             return self._database.explain(error)
         return QueryFailed(why.rstrip("."))
 
@@ -272,17 +249,63 @@ class _Task:
             if room <= 0 or (self._limit is not None and len(rows) >= self._limit):
                 return Rows(columns, tuple(rows), truncated=True)
             rows.append(tuple(row))
-            room -= sum(len(value) for value in row if isinstance(value, str | bytes))
+            # A loop: a generator and a union of types for each of very many rows take as long
+            # as SQLite does.
+            for value in row:
+                if isinstance(value, _LONG):
+                    room -= len(value)
         return Rows(columns, tuple(rows))
 
 
 # --- what SQLite may do ---------------------------------------------------------------------
 
+
+class Authorizer:
+    """What SQLite asks before a statement does anything; it remembers what it first refused."""
+
+    def __init__(self) -> None:
+        self.refusal: str | None = None
+
+    def __call__(self, action: int, first: str | None, second: str | None, *_: str | None) -> int:
+        """Answer SQLITE_OK to what only reads."""
+        if action in _READING or (action == sqlite3.SQLITE_FUNCTION and second not in _UNSAFE):
+            return sqlite3.SQLITE_OK
+        if action == sqlite3.SQLITE_PRAGMA and _only_tells(str(first).lower(), second):
+            return sqlite3.SQLITE_OK
+        if action == sqlite3.SQLITE_UPDATE and first == "sqlite_master":
+            # What SQLite asks when json_each() is first used. A true UPDATE of it comes no
+            # further: "table sqlite_master may not be modified".
+            return sqlite3.SQLITE_OK
+        if self.refusal is None:
+            self.refusal = _refusal(action, first, second)
+        return sqlite3.SQLITE_DENY
+
+
+def confine(raw: sqlite3.Connection, base: Path | None, authorizer: Authorizer) -> None:
+    """Leave to a connection nothing but reading the catalog that it was opened on.
+
+    Args:
+        raw: Best opened with ``mode=ro``, too.
+        base: What ``abspath(path)`` prepends.
+        authorizer: Of its own: it remembers.
+    """
+    raw.text_factory = lambda found: found.decode(errors="replace")
+    raw.create_function("abspath", 1, _absolute(base))
+    raw.execute("PRAGMA trusted_schema = OFF")
+    raw.execute("PRAGMA mmap_size = 0")
+    raw.execute("PRAGMA query_only = ON")
+    raw.setlimit(sqlite3.SQLITE_LIMIT_LENGTH, LONGEST_VALUE_BYTES)
+    # A pattern takes time exponential in its length, within a single step.
+    raw.setlimit(sqlite3.SQLITE_LIMIT_LIKE_PATTERN_LENGTH, 200)
+    raw.setlimit(sqlite3.SQLITE_LIMIT_ATTACHED, 0)
+    raw.set_authorizer(authorizer)
+
+
 _READING: Final = {sqlite3.SQLITE_SELECT, sqlite3.SQLITE_READ, sqlite3.SQLITE_RECURSIVE}
 
 _UNSAFE: Final = {"load_extension", "fts3_tokenizer"}
 
-_NOT_ITS_FAULT: Final = {
+NOT_ITS_FAULT: Final = {
     sqlite3.SQLITE_BUSY,
     sqlite3.SQLITE_LOCKED,
     sqlite3.SQLITE_CORRUPT,
@@ -291,6 +314,7 @@ _NOT_ITS_FAULT: Final = {
     sqlite3.SQLITE_IOERR,
     sqlite3.SQLITE_FULL,
 }
+"""What SQLite says when a query is fine and its catalog is not."""
 
 _PRAGMAS_WITH_ARGUMENT: Final = {
     "foreign_key_list",

@@ -12,7 +12,6 @@ from ckptdb.cli.output import (
     FORMATS,
     describe,
     echo_json,
-    number,
     output_option,
     print_checkpoints,
     print_lineage,
@@ -22,6 +21,7 @@ from ckptdb.cli.output import (
 )
 from ckptdb.records import Checkpoint, Run, Status
 from ckptdb.registry import Registry
+from ckptdb.shown import number
 from ckptdb.units import human_bytes
 
 run_option = click.option(
@@ -40,8 +40,8 @@ class Session(Protocol):
 
     directory: str
 
-    def open(self) -> Registry:
-        """Open the registry that the command is about."""
+    def open(self, path: str = "") -> Registry:
+        """Open the registry that the command is about, or another one as seen from there."""
 
 
 @click.command()

@@ -10,16 +10,15 @@ import click
 from ckptdb.cli.ask import Session, metric_of, metric_option, mode_option, run_option
 from ckptdb.cli.output import (
     FORMATS,
-    clean,
     echo_json,
     echo_path,
-    number,
     output_option,
     print_checkpoints,
 )
 from ckptdb.errors import NothingToChoose
 from ckptdb.records import MODES, Checkpoint
 from ckptdb.registry import Registry
+from ckptdb.shown import clean, number
 
 _Function = TypeVar("_Function", bound=Callable[..., Any])
 

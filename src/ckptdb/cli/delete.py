@@ -9,9 +9,10 @@ import click
 
 from ckptdb import units
 from ckptdb.cli.ask import Session, metric_option, mode_option, run_option
-from ckptdb.cli.output import clean, echo_json, output_option, print_table
+from ckptdb.cli.output import echo_json, output_option, print_table
 from ckptdb.records import Mode
 from ckptdb.retention import Policy, Replay
+from ckptdb.shown import clean
 from ckptdb.units import human_bytes
 from ckptdb.upkeep import Collected
 

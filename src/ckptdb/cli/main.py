@@ -13,8 +13,7 @@ from typing import Final, TextIO
 
 import click
 
-from ckptdb.cli import ask, change, choose, database, delete, tend, watch
-from ckptdb.cli.output import clean
+from ckptdb.cli import ask, change, choose, database, delete, tend, watch, web
 from ckptdb.errors import (
     CatalogForeign,
     CatalogLocked,
@@ -24,6 +23,7 @@ from ckptdb.errors import (
     RunLocked,
 )
 from ckptdb.registry import Registry
+from ckptdb.shown import clean
 
 EXIT_CODES: Final[dict[type[CkptdbError], int]] = {
     CatalogMissing: 10,
@@ -42,9 +42,11 @@ class Session:
     directory: str
     catalog: str | None
 
-    def open(self) -> Registry:
-        """Open the registry that the command is about."""
-        return Registry.open(self.directory, catalog=self.catalog)
+    def open(self, path: str = "") -> Registry:
+        """Open the registry that the command is about, or another one as seen from there."""
+        if path and "://" not in path:
+            path = os.path.join(self.directory, path)
+        return Registry.open(path or self.directory, catalog=self.catalog)
 
 
 @click.group(
@@ -66,7 +68,7 @@ def cli(context: click.Context, directory: str, catalog: str | None, *, debug: b
     context.obj = Session(directory, catalog)
 
 
-for room in (ask, choose, change, delete, tend, watch, database):
+for room in (ask, choose, change, delete, tend, watch, web, database):
     for command in room.COMMANDS:
         cli.add_command(command)
 

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import click
 
 from ckptdb.records import Ancestor, Checkpoint
+from ckptdb.shown import clean, number
 from ckptdb.units import human_bytes
 
 if TYPE_CHECKING:
@@ -44,19 +45,6 @@ def output_option(*forms: str) -> Callable[[_Function], _Function]:
         show_default=True,
         help="How to print the answer.",
     )
-
-
-def clean(value: object) -> str:
-    """Return a value as text that no terminal obeys: control characters are spelled out."""
-    text = "" if value is None else str(value)
-    return "".join(
-        c if c.isprintable() else c.encode("unicode_escape", "surrogatepass").decode() for c in text
-    )
-
-
-def number(value: object) -> str:
-    """Return a metric's value short enough for a table."""
-    return "" if value is None else f"{value:.6g}" if isinstance(value, float) else clean(value)
 
 
 def console(*, stderr: bool = False, fold: bool = True) -> Console:

@@ -12,10 +12,11 @@ from pathlib import Path
 import click
 
 from ckptdb.cli.ask import Session, run_option
-from ckptdb.cli.output import clean, console, echo_json, output_option, print_table
+from ckptdb.cli.output import console, echo_json, output_option, print_table
 from ckptdb.disk.verified import Depth
 from ckptdb.reconcile import ReconcileReport, RunReport
 from ckptdb.registry import Registry
+from ckptdb.shown import clean
 from ckptdb.units import human_age
 from ckptdb.verifying import Verification
 

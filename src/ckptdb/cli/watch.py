@@ -14,12 +14,13 @@ from types import FrameType
 import click
 
 from ckptdb.cli.ask import Session
-from ckptdb.cli.output import clean, echo_path, output_option
+from ckptdb.cli.output import echo_path, output_option
 from ckptdb.cli.tend import PARTLY
 from ckptdb.errors import CatalogError, CatalogMissing
 from ckptdb.records import Checkpoint
 from ckptdb.registry import Registry
 from ckptdb.registry.watching import POLL_SECONDS
+from ckptdb.shown import clean
 
 _SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 

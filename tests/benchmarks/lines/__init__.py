@@ -17,6 +17,7 @@ from tests.benchmarks.lines import (
     scale,
     slow,
     stall,
+    web,
 )
 from tests.benchmarks.results import Findings
 from tests.benchmarks.sizes import Size
@@ -31,5 +32,6 @@ ALL: Final[Mapping[str, Callable[[Size, Path], Findings]]] = {
     "slow": slow.measure,
     "scale": scale.measure,
     "processes": processes.measure,
+    "web": web.measure,
     "peers": peers.measure,
 }

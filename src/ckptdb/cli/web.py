@@ -1,0 +1,84 @@
+"""Commands for people who want to look: report, serve."""
+
+from __future__ import annotations
+
+import os
+from functools import partial
+from importlib.util import find_spec
+from pathlib import Path
+
+import click
+
+from ckptdb.cli.ask import Session
+from ckptdb.errors import ExtraMissing
+
+
+@click.command()
+@click.option(
+    "-o",
+    "--output",
+    "file",
+    default="report.html",
+    show_default=True,
+    type=click.Path(dir_okay=False),
+    help="Where to; `-` is standard output.",
+)
+@click.pass_obj
+def report(session: Session, file: str) -> None:
+    """Write what there is to see into one HTML file that needs no network."""
+    _need("report", "report", "jinja2", "plotly")
+    from ckptdb.web.data import take_snapshot
+    from ckptdb.web.report import write_report
+
+    with session.open() as registry:
+        snapshot = take_snapshot(registry)
+    content = write_report(snapshot)
+    if file == "-":
+        click.echo(content, nl=False)
+        return
+    path = Path("" if "://" in session.directory else session.directory, file)
+    _write(path, content)
+    click.echo(f"{path} shows {len(snapshot.runs)} run(s); open it in a browser.")
+
+
+@click.command()
+@click.argument("path", default="")
+@click.option("--host", default="127.0.0.1", show_default=True, help="Where to listen.")
+@click.option("--port", default=8001, show_default=True, type=click.IntRange(0, 65535),
+              help="Which port; 0 for any that is free.")  # fmt: skip
+@click.option("--token", envvar="CKPTDB_TOKEN", metavar="TEXT|auto",
+              help="Let in only who knows it; `auto` makes one up.")  # fmt: skip
+@click.pass_obj
+def serve(session: Session, path: str, host: str, port: int, token: str | None) -> None:
+    """Serve the report as a page, fresh at every load, with tables and SQL beside it.
+
+    PATH is a root, a run or a catalog. Only reads. Ends with Ctrl-C.
+    """
+    _need("serve", "web", "datasette", "jinja2", "plotly", "uvicorn")
+    from ckptdb.web.serve import open_door, serve
+
+    with open_door(host, port, token) as door:
+        reopen = partial(session.open, path)
+        serve(reopen, door, lambda: click.echo(door.address))
+
+
+def _write(path: Path, content: str) -> None:
+    path = Path(os.path.realpath(path))
+    if path.exists() and not path.is_file():
+        path.write_text(content, encoding="utf-8")  # a device or a pipe is not replaced
+        return
+    # Whoever opens it meanwhile sees all of the old one or all of the new one.
+    unfinished = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        unfinished.write_text(content, encoding="utf-8")
+        unfinished.replace(path)
+    finally:
+        unfinished.unlink(missing_ok=True)
+
+
+def _need(command: str, extra: str, *libraries: str) -> None:
+    if not all(map(find_spec, libraries)):
+        raise ExtraMissing(command, extra)
+
+
+COMMANDS = (report, serve)

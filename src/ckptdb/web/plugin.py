@@ -1,0 +1,245 @@
+"""Our part of Datasette: the page, cells that are what they show, and errors that say what to do.
+
+Registered by `ckptdb serve` alone, in its own process; no other Datasette sees it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import csv
+import logging
+import sqlite3
+import sys
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import closing
+from typing import Any, Final, TypeVar
+
+from datasette import hookimpl
+from datasette.database import Database
+from datasette.utils.asgi import Base400, NotFound, Response
+from datasette.views.base import DatasetteError
+from markupsafe import Markup
+
+from ckptdb.catalog import adhoc, engine
+from ckptdb.catalog.dialects import sqlite_uri
+from ckptdb.errors import CkptdbError
+from ckptdb.registry import Registry
+from ckptdb.shown import clean, inert
+from ckptdb.web import report
+from ckptdb.web.data import take_snapshot
+
+NAME: Final = "catalog"
+"""What the database is called in every address, wherever the file is."""
+
+ASSETS: Final = "/-/ckptdb/"
+_TYPES: Final = {
+    report.SCRIPT: "text/javascript; charset=utf-8",
+    report.PLOTLY: "text/javascript; charset=utf-8",
+    report.STYLE: "text/css; charset=utf-8",
+}
+_PATIENCE_SECONDS: Final = 5.0
+"""How long a table waits for whoever has locked the catalog."""
+
+_LOG = logging.getLogger(__name__)
+_Answer = TypeVar("_Answer")
+
+
+class Plugin:
+    """What Datasette asks us."""
+
+    # Datasette lists a plugin by it, and looks there for templates, of which we have none for it.
+    __name__ = "ckptdb"
+
+    def __init__(self, reopen: Callable[[], Registry]) -> None:
+        """Show what ``reopen`` gives, anew at every load."""
+        self._reopen = reopen
+
+    @hookimpl
+    def register_routes(self) -> list[tuple[str, Callable[..., Any]]]:
+        """Put the page where Datasette has its list of databases."""
+        return [(r"^/$", self._page), (rf"^{ASSETS}(?P<name>[a-z.]+)$", _asset)]
+
+    @hookimpl
+    def prepare_jinja2_environment(self, env: Any) -> None:
+        """Let no text in any table, heading or field hide something or turn its line around."""
+        env.finalize = _spelled
+
+    @hookimpl
+    def handle_exception(self, datasette: Any, request: Any, exception: Exception) -> Any:
+        """Answer with one sentence; only what nobody expected goes to the log."""
+
+        async def answer() -> Response:
+            status, title, sentence = _explain(exception)
+            if request.path.partition("?")[0].endswith(".json"):
+                told = {"ok": False, "error": sentence, "status": status, "title": title}
+                return Response.json(told, status=status)
+            template = datasette.jinja_env.select_template([f"{status}.html", "error.html"])
+            content = {
+                "ok": False, "error": sentence, "status": status, "title": title,
+                "urls": datasette.urls, "app_css_hash": datasette.app_css_hash(),
+                "menu_links": list,
+            }  # fmt: skip
+            return Response.html(await template.render_async(content), status=status)
+
+        return answer
+
+    async def _page(self, datasette: Any) -> Response:
+        loop = asyncio.get_running_loop()
+        return Response.html(await loop.run_in_executor(datasette.executor, self._render))
+
+    def _render(self) -> str:
+        with self._reopen() as registry:
+            snapshot = take_snapshot(registry)
+        return report.render_page(snapshot, assets=ASSETS, tables=f"/{NAME}")
+
+
+def _spelled(value: object) -> object:
+    if not isinstance(value, str) or value.isprintable():
+        return value
+    shown = "".join(c if c in "\n\r\t\xa0" else clean(c) for c in value)
+    return Markup(shown) if isinstance(value, Markup) else shown  # noqa: S704  # as it was
+
+
+async def _asset(request: Any) -> Response:
+    name = request.url_vars["name"]
+    if name not in _TYPES:
+        raise NotFound(f"There is no {name}")
+    # Its address changes with it. Through a tunnel the largest takes seconds, packed one.
+    headers = {"cache-control": "private, max-age=31536000, immutable", "vary": "accept-encoding"}
+    body: str | bytes = report.read(name)
+    if "gzip" in request.headers.get("accept-encoding", ""):
+        body = report.packed(name)
+        headers["content-encoding"] = "gzip"
+    return Response(body, headers=headers, content_type=_TYPES[name])
+
+
+def _explain(error: Exception) -> tuple[int, str | None, str]:
+    if isinstance(error, CkptdbError):
+        return 503, "Not now", str(error)
+    if isinstance(error, DatasetteError) and error.message_is_html:
+        # The only such: it quotes the query inside HTML.
+        return error.status, error.title, "The query was stopped: it ran for too long. Narrow it."
+    if isinstance(error, DatasetteError):
+        return error.status, error.title, str(error.message)
+    if isinstance(error, Base400):
+        return error.status, None, str(error.args[0] if error.args else error)
+    _LOG.error("A page could not be made", exc_info=error)
+    return 500, "A bug in ckptdb or Datasette", "What went wrong is in the log of the server."
+
+
+# --- the database -----------------------------------------------------------------------------
+
+
+class CatalogFile(Database):  # type: ignore[misc]  # Datasette is untyped
+    """A catalog as Datasette sees it: reading, and nothing else.
+
+    Every question has a connection of its own, so that none keeps a writer waiting, sees a file
+    that has been replaced, or finds what another one has left.
+    """
+
+    def __init__(self, datasette: Any, catalog: engine.Database) -> None:
+        super().__init__(datasette, path=str(catalog.location.file), is_mutable=True)
+        self._catalog = catalog
+
+    def connect(self, write: bool = False) -> sqlite3.Connection:  # noqa: FBT001, FBT002  # as it is called
+        """Open a connection that reads; there is no other."""
+        if write:
+            raise PermissionError("A catalog is only read here.")
+        location = self._catalog.location
+        assert location.file is not None  # noqa: S101  # `serve` has looked
+        raw = sqlite3.connect(
+            # Never `immutable`: a training writes, and SQLite must look for its lock and journal.
+            sqlite_uri(location.file, mode="ro"),
+            uri=True,
+            timeout=_PATIENCE_SECONDS,
+            check_same_thread=False,
+            factory=_Connection,
+        )
+        try:
+            self.ds._prepare_connection(raw, self.name)  # noqa: SLF001  # what its own do
+            adhoc.confine(raw, location.base, adhoc.Authorizer())
+        except BaseException:
+            raw.close()
+            raise
+        return raw
+
+    async def execute_fn(self, fn: Callable[[sqlite3.Connection], _Answer]) -> _Answer:
+        """Answer in one of Datasette's threads."""
+        loop = asyncio.get_running_loop()
+        return await loop.run_in_executor(self.ds.executor, self._answer, fn)
+
+    def _answer(self, fn: Callable[[sqlite3.Connection], _Answer]) -> _Answer:
+        try:
+            return self._answer_once(fn)
+        except sqlite3.DatabaseError as error:
+            if getattr(error, "sqlite_errorcode", None) != sqlite3.SQLITE_READONLY_ROLLBACK:
+                raise
+        # A writer died in the middle of a transaction. An ordinary connection undoes it.
+        self._catalog.revision()
+        return self._answer_once(fn)
+
+    def _answer_once(self, fn: Callable[[sqlite3.Connection], _Answer]) -> _Answer:
+        try:
+            with closing(self.connect()) as raw:
+                return fn(raw)
+        except sqlite3.DatabaseError as error:
+            code = getattr(error, "sqlite_errorcode", None) or sqlite3.SQLITE_ERROR
+            if code & 0xFF in adhoc.NOT_ITS_FAULT:
+                raise self._catalog.explain(error) from error
+            raise
+
+
+class _Cursor(sqlite3.Cursor):
+    """Stops before an answer takes all memory: rows are counted by Datasette, bytes by nobody."""
+
+    def fetchmany(self, size: int | None = 1) -> list[Any]:
+        """Return so many rows."""
+        rows, room = list[Any](), adhoc.LARGEST_ANSWER_BYTES
+        while len(rows) < (size or 1) and (row := self.fetchone()) is not None:
+            room -= sum(len(value) for value in row if isinstance(value, str | bytes))
+            if room < 0:
+                raise sqlite3.OperationalError("the answer is too large")
+            rows.append(row)
+        return rows
+
+    def fetchall(self) -> list[Any]:
+        """Return all rows."""
+        return self.fetchmany(sys.maxsize)
+
+
+class _Connection(sqlite3.Connection):
+    def cursor(self, factory: Any = _Cursor) -> Any:
+        """Return a cursor that counts."""
+        return super().cursor(factory)
+
+
+# --- what is downloaded -----------------------------------------------------------------------
+
+
+class InertCsv:
+    """Stands for the module ``csv`` where Datasette writes: no text becomes a formula."""
+
+    class writer:  # noqa: N801  # as it is called there
+        """Like `csv.writer`."""
+
+        def __init__(self, target: Any) -> None:
+            self._inner = csv.writer(target)
+
+        def writerow(self, row: Iterable[object]) -> Any:
+            """Write a row; what the target returns is returned, and may have to be awaited."""
+            return self._inner.writerow([inert(value) for value in row])
+
+
+def inline_scripts(sources: Sequence[str]) -> tuple[str, ...]:
+    """Return the scripts that stand inside templates of Datasette."""
+    found = []
+    for source in sources:
+        for part in source.split("<script>")[1:]:
+            script = part.partition("</script>")[0]
+            variants = [script]
+            if "{{ datasette_allow_facet }}" in script:
+                variants = [
+                    script.replace("{{ datasette_allow_facet }}", v) for v in ("true", "false")
+                ]
+            found += variants
+    return tuple(script for script in found if "{{" not in script)

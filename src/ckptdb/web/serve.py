@@ -1,0 +1,218 @@
+"""The served page: a Datasette of our own, behind a gate, in the process of the command."""
+
+from __future__ import annotations
+
+import base64
+import gc
+import hashlib
+import importlib
+import ipaddress
+import secrets
+import socket
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from typing import Any, Final
+from urllib.parse import quote
+
+from ckptdb.catalog import engine
+from ckptdb.catalog.schema import PURPOSES, VERSION_TABLE
+from ckptdb.errors import NotServable
+from ckptdb.registry import Registry
+from ckptdb.web.gate import LOOPBACK, App, Gate, Rules, standard
+
+AUTO: Final = "auto"
+"""Stands for a token that nobody had to think of."""
+
+SETTINGS: Final = {
+    "allow_download": False,
+    "default_cache_ttl": 0,
+    "max_csv_mb": 100,
+    "max_returned_rows": 1_000,
+    "num_sql_threads": 4,
+    "sql_time_limit_ms": 2_000,
+}
+
+# Plotly styles what it draws by `style=` and a `<style>` of its own.
+_PAGE_POLICY: Final = (
+    "default-src 'none'; script-src 'self'; style-src 'self' 'unsafe-inline'; img-src data:; "
+    "base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
+)
+# Datasette colours its headings by `style=` and names columns on telephones by `<style>`.
+_TABLE_POLICY: Final = (
+    "default-src 'none'; script-src 'self' {scripts}; style-src 'self' 'unsafe-inline'; "
+    "img-src 'self' data:; connect-src 'self'; base-uri 'none'; form-action 'self'; "
+    "frame-ancestors 'none'"
+)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Door:
+    """Where the page is served, and to whom."""
+
+    listener: socket.socket
+    host: str
+    token: str | None
+
+    @property
+    def port(self) -> int:
+        """The port, chosen by the system when 0 was asked for."""
+        return int(self.listener.getsockname()[1])
+
+    @property
+    def address(self) -> str:
+        """What to open in a browser, token included."""
+        name = socket.gethostname() if _is_any(self.host) else _bracketed(self.host)
+        key = "" if self.token is None else f"?token={quote(self.token, safe='')}"
+        return f"http://{name}:{self.port}/{key}"
+
+
+@contextmanager
+def open_door(host: str, port: int, token: str | None) -> Iterator[Door]:
+    """Listen for as long as this is entered.
+
+    Args:
+        host: An address or a name of this machine.
+        port: 0 for any that is free.
+        token: `AUTO` to have one made, which is also done when others can reach the host.
+
+    Raises:
+        NotServable: There is no such host here, or the port is taken.
+    """
+    token = token or None  # an empty variable is none
+    if token == AUTO or (token is None and not _is_loopback(host)):
+        token = secrets.token_urlsafe(24)
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    try:
+        listener = socket.create_server((host, port), family=family)
+    except OSError as error:
+        why = f"{host}:{port} cannot be listened on ({error.strerror or error}); see --port"
+        raise NotServable(why) from error
+    with listener:
+        yield Door(listener=listener, host=host, token=token)
+
+
+def serve(reopen: Callable[[], Registry], door: Door, ready: Callable[[], None]) -> None:
+    """Serve until somebody interrupts.
+
+    Args:
+        reopen: Opens what is shown, anew at every load.
+        door: From `open_door`.
+        ready: Called when visitors may come.
+    """
+    import uvicorn
+
+    class Server(uvicorn.Server):
+        async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+            await super().startup(sockets)
+            ready()
+
+    with catalog_of(reopen) as catalog:
+        app = make_app(reopen, catalog, door)
+        # Its log of requests would hold the token.
+        config = uvicorn.Config(app, log_level="warning", access_log=False, proxy_headers=False)
+        gc.freeze()  # what is imported stays: no collection during a page need look at it
+        with suppress(KeyboardInterrupt):  # that is how it ends
+            Server(config).run(sockets=[door.listener])
+
+
+@contextmanager
+def catalog_of(reopen: Callable[[], Registry]) -> Iterator[engine.Database]:
+    """Enter the catalog that is to be served.
+
+    Raises:
+        CatalogError: There is none, or it cannot be read.
+        NotServable: It is no SQLite file.
+    """
+    with reopen() as registry:
+        location = registry.location
+        if location.file is None:
+            raise NotServable(f"{location} is not a SQLite file; `ckptdb report` shows any catalog")
+        if not registry.status().exists:
+            raise registry.explain_missing()
+    catalog = engine.Database.open(location)
+    try:
+        yield catalog
+    finally:
+        catalog.close()
+
+
+def make_app(reopen: Callable[[], Registry], catalog: engine.Database, door: Door) -> App:
+    """Return the application behind its gate."""
+    datasette_app = _import_datasette()
+    plugin = importlib.import_module("ckptdb.web.plugin")
+    manager = datasette_app.pm
+    # It prints a traceback with all local variables for every mistyped query; ours answers.
+    manager.unregister(name="datasette.handle_exception")
+    manager.register(plugin.Plugin(reopen), "ckptdb")
+    views: Any = importlib.import_module("datasette.views.base")
+    views.csv = plugin.InertCsv
+    datasette = datasette_app.Datasette(files=[], settings=SETTINGS, metadata=_metadata())
+    datasette.remove_database("_memory")
+    datasette.add_database(plugin.CatalogFile(datasette, catalog), name=plugin.NAME)
+    loader = datasette.jinja_env.loader
+    names = ("_close_open_menus.html", "_codemirror_foot.html", "table.html")
+    sources = [loader.get_source(datasette.jinja_env, name)[0] for name in names]
+    scripts = " ".join(map(_hash, plugin.inline_scripts(sources)))
+    rules = Rules(
+        hosts=_names(door),
+        token=door.token,
+        port=door.port,
+        page_policy=_PAGE_POLICY,
+        table_policy=_TABLE_POLICY.format(scripts=scripts),
+    )
+    return Gate(datasette.app(), rules)
+
+
+def _import_datasette() -> Any:
+    """Import Datasette without the plugins that happen to be installed beside it."""
+    if "datasette.plugins" in sys.modules:
+        # Somebody else's, with somebody else's plugins.
+        raise NotServable("Datasette runs in this process already; start `ckptdb serve` by itself")
+    # The one switch that this version has.
+    switch: Any = sys
+    switch._called_from_test = True  # noqa: SLF001
+    try:
+        return importlib.import_module("datasette.app")
+    finally:
+        del switch._called_from_test  # noqa: SLF001
+
+
+def _metadata() -> dict[str, Any]:
+    tables: dict[str, Any] = {name: {"description": text} for name, text in PURPOSES.items()}
+    tables["runs"]["label_column"] = "name"
+    tables[VERSION_TABLE]["hidden"] = True
+    about = "Times are UTC. abspath(path) makes a path absolute."
+    databases = {"catalog": {"description": about, "tables": tables}}
+    return {"title": "Checkpoints", "databases": databases}
+
+
+def _names(door: Door) -> frozenset[str]:
+    """Return what a browser may call this server, beside the names of `LOOPBACK`."""
+    names = {socket.gethostname(), socket.getfqdn()} if _is_any(door.host) else {door.host}
+    return frozenset(standard(f"{_bracketed(name.lower())}:{door.port}") for name in names)
+
+
+def _is_loopback(host: str) -> bool:
+    if _bracketed(host.lower()) in LOOPBACK:
+        return True
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False
+
+
+def _is_any(host: str) -> bool:
+    try:
+        return ipaddress.ip_address(host).is_unspecified
+    except ValueError:
+        return False
+
+
+def _bracketed(host: str) -> str:
+    return f"[{host}]" if ":" in host else host
+
+
+def _hash(script: str) -> str:
+    return f"'sha256-{base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()}'"

@@ -1,0 +1,42 @@
+"""A server as its user starts it."""
+
+import contextlib
+import os
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+
+@dataclass
+class Served:
+    """A running `ckptdb serve`."""
+
+    address: str
+    process: subprocess.Popen
+
+    @property
+    def base(self):
+        return self.address.partition("?")[0].rstrip("/")
+
+
+@contextlib.contextmanager
+def serving(tree, *options, home):
+    """Serve a tree for as long as this is entered; nothing that it logs may be a traceback."""
+    script = Path(sys.executable).with_name("ckptdb")
+    command = [script, "serve", tree, "--port", "0", *options]
+    with (home / "log").open("w+") as log:
+        process = subprocess.Popen(
+            command, stdout=subprocess.PIPE, stderr=log, text=True,
+            env=os.environ | {"HOME": str(home)},
+        )  # fmt: skip
+        try:
+            address = process.stdout.readline().strip()
+            log.seek(0)
+            assert address.startswith("http://"), log.read()
+            yield Served(address, process)
+        finally:
+            process.terminate()
+            process.communicate(timeout=30)
+        log.seek(0)
+        assert "Traceback" not in log.read()
