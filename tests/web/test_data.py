@@ -52,6 +52,16 @@ def test_points_say_everything_about_a_checkpoint(tree):
     assert (up.best, up.total) == (second, 4)
 
 
+def test_a_rejected_one_is_shown_with_the_reason_and_is_neither_best_nor_latest(tree):
+    with Registry.open(tree) as registry:
+        registry.reject("up", 2, "does not load")
+    found = snapshot(tree)
+    up = next(shown for shown in found.runs if shown.label == "up")
+
+    assert next(p.problem for p in up.points if p.step == 2) == "rejected: does not load"
+    assert (up.best.step, up.problems, found.problems) == (4, 1, 1)
+
+
 def test_an_unfinished_save_is_where_it_is(tree):
     down = next(shown for shown in snapshot(tree).runs if shown.label == "down")
 

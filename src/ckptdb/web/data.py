@@ -76,7 +76,8 @@ SELECT run_id, uuid, final, tmp, deleted, problems, bytes_on_disk, last_activity
 """
 
 _ROWS: Final = """
-SELECT c.run_id, c.id, c.step, c.status, CASE WHEN c.problem IS NULL THEN 1 ELSE 0 END, c.pinned,
+SELECT c.run_id, c.id, c.step, c.status,
+       CASE WHEN c.problem IS NULL AND c.rejected IS NULL THEN 1 ELSE 0 END, c.pinned,
        COALESCE(c.finalized_at, c.created_at), c.size_bytes, m.value
 FROM runs r
 JOIN checkpoints c ON c.run_id = r.id
@@ -100,7 +101,8 @@ GROUP BY m.run_id, m.name, m.value
 """
 
 _DETAILS: Final = """
-SELECT id, path, deleted_reason, problem FROM checkpoints WHERE id IN ({ids})
+SELECT id, path, deleted_reason, COALESCE(problem, 'rejected: ' || rejected)
+FROM checkpoints WHERE id IN ({ids})
 """
 
 _VALUES: Final = """
