@@ -15,9 +15,12 @@ from alembic.config import Config
 from alembic.script import ScriptDirectory
 
 from ckptdb.catalog import schema
+from ckptdb.catalog.catalog import Catalog
 from ckptdb.catalog.engine import Database, script_location, upgrade
 from ckptdb.catalog.location import locate
+from ckptdb.catalog.store import Changes
 from ckptdb.errors import CatalogMissing, CatalogOutdated
+from ckptdb.records import Annotations, Metric, Resumption
 
 REPOSITORY = Path(__file__).parents[1]
 
@@ -65,6 +68,31 @@ def first_revision(tmp_path: Path) -> Path:
                 "INSERT INTO metrics VALUES (?1, 'loss', 1, ?1, 1.0 / ?1, 'training_info', 't', 1)",
                 (step,),
             )
+    return file
+
+
+@pytest.fixture
+def third_revision(tmp_path: Path) -> Path:
+    """A catalog as the third revision made it, with a run whose second checkpoint is pinned."""
+    file = tmp_path / "third.db"
+    alembic("upgrade", "0003", catalog=file)
+    with closing(sqlite3.connect(file)) as raw, raw:
+        raw.execute(
+            "INSERT INTO runs (id, uuid, name, directory, metric_name)"
+            " VALUES (1, 'u', 'grpo', 'grpo', 'loss')"
+        )
+        for step, parent in ((1, None), (2, 1), (3, 2)):
+            raw.execute(
+                "INSERT INTO checkpoints"
+                " (id, run_id, uuid, step, path, created_at, status, parent_id, pinned)"
+                " VALUES (?1, 1, 'u' || ?1, ?1, 'grpo/step_' || ?1, 't', 'final', ?2, ?1 = 2)",
+                (step, parent),
+            )
+            raw.execute(
+                "INSERT INTO metrics VALUES (?1, 'loss', 1, ?1, 1.0 / ?1, 'training_info', 't', 1)",
+                (step,),
+            )
+        raw.execute("INSERT INTO metrics VALUES (3, 'mmlu', 1, 3, 0.5, 'lm-eval', 't', 1)")
     return file
 
 
@@ -138,6 +166,37 @@ def test_an_upgraded_catalog_keeps_its_rows_and_answers(first_revision: Path):
         assert sorted(found) == [("grpo", 1, 2), ("grpo", 2, 1)]
         with database.write() as connection:
             connection.execute(schema.runs.delete())
+
+
+def test_in_a_catalog_of_the_third_revision_checkpoints_can_be_rejected(third_revision: Path):
+    location = locate(third_revision)
+    assert upgrade(location) == ("0003", schema.HEAD, Path(f"{third_revision}.0003.bak"))
+    with closing(Database.open(location)) as database:
+        catalog = Catalog(database)
+        (seen,) = catalog.runs()
+        assert [(cp.step, cp.pinned, cp.rejected) for cp in catalog.checkpoints()] == [
+            (1, False, None), (2, True, None), (3, False, None),
+        ]  # fmt: skip
+        late = (Metric("mmlu", 0.5, "lm-eval", "t"),)
+        resumed = (Resumption("t", "host", 1),)
+        said = {
+            "u3": Annotations(rejected="diverged", late=late),
+            "u2": Annotations(pinned=True, resumptions=resumed),
+        }
+        catalog.apply(Changes(run=seen.run, annotations=said))
+        assert catalog.recorded(seen, history=True).annotations == said
+        assert catalog.find_best_step(seen.id, "loss", "min") == 2
+        assert catalog.find_best_step(seen.id, "mmlu", "max") is None
+        with database.read() as connection:
+            (summary,) = connection.exec_driver_sql(
+                "SELECT final, problems, best_step, latest_step FROM run_summary"
+            ).all()
+            assert summary == (3, 1, 2, 2)
+            told = "SELECT step, parent_step, parent_resumed_at FROM lineage ORDER BY step"
+            assert connection.exec_driver_sql(told).all() == [
+                (1, None, None), (2, 1, None), (3, 2, "t"),
+            ]  # fmt: skip
+        assert [one.step for one in catalog.lineage(seen.id, "u3")] == [3, 2, 1]
 
 
 def test_an_upgrade_keeps_a_copy_of_what_was(first_revision: Path):

@@ -173,6 +173,22 @@ class NoCheckpointHere(CkptdbError, FileNotFoundError):
         super().__init__(f"{path} {why}.")
 
 
+class ConfigChanged(CkptdbError, ValueError):
+    """Training would continue with another configuration than the checkpoint was saved with.
+
+    Attributes:
+        changes: What differs, one line each.
+    """
+
+    _told = 20
+
+    def __init__(self, path: Path, changes: Sequence[str]) -> None:
+        more = len(changes) - self._told
+        shown = "; ".join(changes[: self._told]) + (f"; and {more} more" if more > 0 else "")
+        super().__init__(f"The configuration is not the one that {path} was saved with: {shown}.")
+        self.changes = tuple(changes)
+
+
 class StepTaken(CkptdbError, FileExistsError):
     """Something that is not a checkpoint stands where a checkpoint must go."""
 

@@ -240,6 +240,14 @@ class RunIndex:
                 spent = time.monotonic() - started
                 self._patience = max(self._patience - spent, 0.05)
 
+    def learn(self, checkpoints: Sequence[Checkpoint]) -> None:
+        """Store what looking closer at published checkpoints has shown, wherever one answers."""
+        self.tell(checkpoints, None)
+        with self._mutex:
+            if self._memory is not None:
+                changes = self._changes(checkpoints, None, None)
+                self._store(self._memory, changes, None)
+
     def _changes(
         self, checkpoints: Sequence[Checkpoint], span: Span, config: Mapping[str, Any] | None
     ) -> Changes:

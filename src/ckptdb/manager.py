@@ -30,6 +30,7 @@ from ckptdb.disk.publish import Publisher
 from ckptdb.errors import CkptdbError, NoCheckpointHere, UnreadableInfo
 from ckptdb.index import RunIndex, find_location
 from ckptdb.records import Checkpoint, Mode
+from ckptdb.resuming import OnChange, Options, Resuming
 from ckptdb.retention import Decision, Policy, Rule, decide
 
 __all__ = [
@@ -92,6 +93,7 @@ class CheckpointManager:
         self._configs: dict[Path, dict[str, Any]] = {}
         self._looked_for: set[str] = set()
         self._background = Background()
+        self._resuming = Resuming(self._index, self._publisher)
 
     # --- saving -------------------------------------------------------------------------
 
@@ -264,6 +266,47 @@ class CheckpointManager:
 
         nothing: tuple[Decision, ...] = ()
         return self._index.ask(find, nothing=nothing)
+
+    # --- resuming -----------------------------------------------------------------------
+
+    def resume(self, *, config: object = None, on_change: OnChange = "warn") -> Checkpoint | None:
+        """Return the newest checkpoint that is whole, to continue from; None to begin afresh.
+
+        Every file is compared with its manifest; what was written without one only has to have
+        a training_info.json. What is newer and passed over is told in a warning each, and what
+        was found damaged counts no more for best, latest and retention. That training continues
+        there is recorded, and the next save has it as its parent.
+
+        Args:
+            config: What training will run with, a mapping or pydantic model, to be compared with
+                what the checkpoint was saved with; None not to.
+            on_change: ``"warn"`` names the changed keys, ``"refuse"`` raises an error that does.
+
+        Raises:
+            ConfigChanged: The configuration is another one, and that is refused.
+            InvalidChoice: There is no such ``on_change``.
+        """
+        return self._continue_from(self._resuming.find(Options(config, on_change)))
+
+    def reject(self, checkpoint: Checkpoint, reason: str) -> Checkpoint | None:
+        """Put aside a checkpoint that could not be loaded; return the next one, as `resume` does.
+
+        It is kept on disk and reported, and is neither best nor latest, nor counted or deleted
+        by retention; ``ckptdb unreject`` undoes that.
+
+        Args:
+            checkpoint: What `resume` has returned.
+            reason: E.g. ``repr(error)``.
+
+        Raises:
+            NoCheckpointHere: It is of another run.
+            ConfigChanged: As `resume`.
+        """
+        return self._continue_from(self._resuming.reject(checkpoint, reason))
+
+    def _continue_from(self, found: Checkpoint | None) -> Checkpoint | None:
+        self._parent = None if found is None else found.uuid
+        return found
 
     # --- questions ----------------------------------------------------------------------
 

@@ -82,6 +82,7 @@ class Checkpoint:
         parent: uuid of the checkpoint that training continued from.
         problem: Why it cannot be trusted, or None. Such a checkpoint is kept and reported,
             but is neither best nor latest and does not count for retention.
+        rejected: Why somebody has put it aside, or None; it then counts as one with a problem.
         info: training_info.json, with non-finite numbers as strings.
         metrics: Finite values by name, None for a number that is not finite.
         late: Those of ``metrics`` that were reported after the save.
@@ -105,6 +106,7 @@ class Checkpoint:
     notes: str | None = None
     tags: tuple[str, ...] = ()
     problem: str | None = None
+    rejected: str | None = None
     info: Mapping[str, Any] = field(default_factory=dict)
     metrics: Mapping[str, float | None] = field(default_factory=dict)
     late: Mapping[str, Metric] = field(default_factory=dict)
@@ -122,9 +124,40 @@ class Checkpoint:
         return shown
 
 
+@dataclass(frozen=True, slots=True, order=True)
+class Resumption:
+    """That training began to continue from a checkpoint: when, and which process."""
+
+    resumed_at: str
+    host: str
+    pid: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Ancestor:
+    """A checkpoint in the line that another one descends from.
+
+    Attributes:
+        resumed_at: When training last continued from it, None when no process ever began there.
+    """
+
+    uuid: str
+    step: int
+    status: Status
+    created_at: str
+    finalized_at: str | None
+    resumed_at: str | None
+    deleted_at: str | None
+    deleted_reason: str | None
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return the record for JSON: its field names."""
+        return {f.name: getattr(self, f.name) for f in fields(self)}
+
+
 @dataclass(frozen=True, slots=True)
 class Annotations:
-    """What people added to a checkpoint after it was saved; rebuilt from the journal."""
+    """What came to a checkpoint after it was saved; rebuilt from the journal."""
 
     pinned: bool = False
     notes: str | None = None
@@ -132,6 +165,9 @@ class Annotations:
     """(tag, created_at), sorted by tag."""
     late: tuple[Metric, ...] = ()
     """Sorted by name."""
+    rejected: str | None = None
+    resumptions: tuple[Resumption, ...] = ()
+    """Sorted by time."""
 
 
 NO_ANNOTATIONS = Annotations()

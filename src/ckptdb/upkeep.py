@@ -177,7 +177,7 @@ def collect(
                 reason="discarded: left unfinished, removed by gc",
                 uuid=tmp.checkpoint.uuid,
             )
-        decisions = _retire(publisher, decisions, force=False)
+        decisions = _retire(publisher, decisions)
         publisher.empty_trash()
     return Collected(run.name, publisher.directory, decisions, leftovers, not dry_run)
 
@@ -201,7 +201,7 @@ def remove(
     """
     if not dry_run:
         _make_space(publisher)
-        decisions = _retire(publisher, decisions, force=force)
+        decisions = _retire(publisher, decisions, force=force, by_hand=True)
         publisher.empty_trash()
     return Collected(run.name, publisher.directory, decisions, (), not dry_run)
 
@@ -213,15 +213,19 @@ def _make_space(publisher: Publisher) -> None:
 
 
 def _retire(
-    publisher: Publisher, decisions: tuple[Decision, ...], *, force: bool
+    publisher: Publisher,
+    decisions: tuple[Decision, ...],
+    *,
+    force: bool = False,
+    by_hand: bool = False,
 ) -> tuple[Decision, ...]:
     """Retire what is to go; return what became of each."""
-    doomed = [Doomed(d.step, d.uuid, d.reason, force) for d in decisions if not d.keep]
+    doomed = [Doomed(d.step, d.uuid, d.reason, force, by_hand) for d in decisions if not d.keep]
     gone = {cp.uuid for cp in publisher.retire(doomed).gone} if doomed else set()
     return tuple(
         decision
         if decision.keep or decision.uuid in gone
-        else replace(decision, keep=True, reason="kept: changed or pinned meanwhile")
+        else replace(decision, keep=True, reason="kept: changed, pinned or rejected meanwhile")
         for decision in decisions
     )
 

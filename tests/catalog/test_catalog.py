@@ -10,7 +10,7 @@ from ckptdb.catalog.catalog import Candidate, Catalog
 from ckptdb.catalog.engine import Database
 from ckptdb.catalog.store import Changes
 from ckptdb.errors import IndexStale
-from ckptdb.records import Annotations, Checkpoint, Metric, Run, rank_key
+from ckptdb.records import Annotations, Checkpoint, Metric, Resumption, Run, rank_key
 
 AT = "2026-01-01T00:00:00.000Z"
 
@@ -181,6 +181,130 @@ def test_annotations_outlive_another_look_at_the_files(catalog, run):
     catalog.apply(Changes(run=run, annotations={checkpoint.uuid: Annotations()}))
     assert catalog.checkpoints()[0].tags == ()
     assert catalog.pinned_gone(run_id) == ()
+
+
+def test_what_is_rejected_counts_as_one_with_a_problem(catalog, run):
+    found = [make(run, step, 1 / step) for step in (1, 2, 3)]
+    said = {"run-a-3": Annotations(rejected="loss is fake")}
+    run_id = catalog.apply(Changes(run=run, checkpoints=found, annotations=said))
+
+    assert catalog.find_best_step(run_id, "loss", "min") == 2
+    assert catalog.find_latest_step(run_id) == 2
+    assert [c.step for c in catalog.newest(9)] == [2, 1]
+    assert [c.step for c in catalog.best_of_runs()] == [2]
+    assert catalog.newest_steps(run_id, 9) == (2, 1)
+    assert [c.step for c in catalog.candidates(run_id)] == [1, 2]
+    assert [c.step for c in catalog.top(9, "loss", "min")] == [2, 1]
+    with catalog.database.read() as connection:
+        asked = "SELECT problems, best_step, latest_step FROM run_summary"
+        assert connection.exec_driver_sql(asked).one() == (1, 2, 2)
+        ranked = connection.exec_driver_sql("SELECT step FROM leaderboard").scalars().all()
+    assert sorted(ranked) == [1, 2]
+    rejected = catalog.checkpoints(run_id=run_id, steps=[3])[0]
+    assert (rejected.rejected, rejected.as_dict()["rejected"]) == ("loss is fake",) * 2
+
+    again = make(run, 3, 0.1, uuid="another save")
+    catalog.apply(Changes(run=run, checkpoints=[gone(found[2]), again]))
+    assert catalog.find_best_step(run_id, "loss", "min") == 3
+    assert catalog.checkpoints(run_id=run_id, steps=[3])[-1].rejected is None
+
+
+late = (Metric("mmlu", 0.5, "eval", AT),)
+moves = st.one_of(
+    st.builds(
+        lambda status, problem, values: ("put", status, problem, values),
+        st.sampled_from(["tmp", "final", "deleted"]),
+        st.sampled_from([None, "damaged: x"]),
+        st.sampled_from([{}, {"loss": 0.1}, {"loss": 0.2, "mmlu": 0.1}]),
+    ),
+    st.builds(
+        lambda why, found: ("say", Annotations(rejected=why, late=found)),
+        st.sampled_from([None, "", "it is bad"]),
+        st.sampled_from([(), late]),
+    ),
+)
+
+
+@given(st.lists(st.lists(moves, min_size=1, max_size=3), max_size=5))
+@settings(
+    max_examples=80, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
+def test_in_whatever_order_it_is_told_only_what_can_be_trusted_is_ranked(catalog, transactions):
+    run = Run(uuid="told", name="told", directory=Path("/told"))
+    for seen in catalog.runs():
+        catalog.forget(seen.id)
+    for transaction in transactions:
+        puts, said = [], {}
+        for move in transaction:
+            if move[0] == "put":
+                _, status, problem, values = move
+                puts = [make(run, 1, status=status, problem=problem, metrics=values)]
+            else:
+                said = {"told-1": move[1]}
+        catalog.apply(Changes(run=run, checkpoints=puts, annotations=said))
+        for row in catalog.checkpoints():
+            trusted = row.status == "final" and row.problem is None and row.rejected is None
+            with catalog.database.read() as connection:
+                marks = connection.exec_driver_sql("SELECT live FROM metrics").scalars().all()
+            assert set(marks) <= {int(trusted)}
+            assert len(marks) == len(row.metrics)
+            steps = catalog.newest_steps(catalog.find_run("told").id, 1)
+            assert steps == ((1,) if trusted else ())
+
+
+# --- lineage ------------------------------------------------------------------------------------
+
+
+def resumed(number):
+    return Resumption(f"2026-02-01T00:00:{number:02}.000Z", "host", 7)
+
+
+def test_training_is_followed_back_to_where_it_began(catalog, run):
+    line = [make(run, 1), make(run, 2, parent="run-a-1"), make(run, 5, parent="run-a-2")]
+    other = [make(run, 3, parent="run-a-2"), make(run, 4, parent="run-a-3")]
+    said = {"run-a-2": Annotations(resumptions=(resumed(1), resumed(3)))}
+    run_id = catalog.apply(
+        Changes(run=run, checkpoints=[gone(line[0]), *line[1:], *other], annotations=said)
+    )
+
+    found = catalog.lineage(run_id, "run-a-5")
+    assert [(one.step, one.status) for one in found] == [(5, "final"), (2, "final"), (1, "deleted")]
+    assert [one.resumed_at for one in found] == [None, resumed(3).resumed_at, None]
+    assert found[2].deleted_reason == "retention: test"
+    assert catalog.lineage(run_id, "nobody") == ()
+    assert catalog.resumed(run_id) == tuple(
+        ("run-a-2", resumed(number).resumed_at) for number in (1, 3)
+    )
+    assert catalog.ancestors_of_live(run_id) == {"run-a-1", "run-a-2", "run-a-3"}
+    assert catalog.database.integrity() == "ok"
+    catalog.apply(Changes(run=run, checkpoints=[gone(other[1]), gone(line[2])]))
+    assert catalog.ancestors_of_live(run_id) == {"run-a-1", "run-a-2"}
+    with catalog.database.read() as connection:
+        asked = "SELECT step, parent_step, parent_status, parent_resumed_at FROM lineage"
+        rows = connection.exec_driver_sql(f"{asked} ORDER BY step").all()
+    assert rows[:3] == [
+        (1, None, None, None),
+        (2, 1, "deleted", None),
+        (3, 2, "final", resumed(3).resumed_at),
+    ]
+
+
+def test_when_it_was_resumed_is_what_the_last_look_says(catalog, run):
+    catalog.apply(Changes(run=run, checkpoints=[make(run, 1)]))
+    for found in ((resumed(1),), (resumed(1), resumed(2)), (), (resumed(2),)):
+        said = {"run-a-1": Annotations(resumptions=found)}
+        run_id = catalog.apply(Changes(run=run, annotations=said))
+        assert catalog.resumed(run_id) == tuple(("run-a-1", one.resumed_at) for one in found)
+        recorded = catalog.recorded(catalog.find_run("run-a"), history=True)
+        assert recorded.annotations == ({} if not found else said)
+
+
+def test_a_line_that_leads_into_itself_ends(catalog, run):
+    ring = [make(run, 1, parent="run-a-3"), make(run, 2, parent="run-a-1"),
+            make(run, 3, parent="run-a-2")]  # fmt: skip
+    run_id = catalog.apply(Changes(run=run, checkpoints=ring))
+    assert [one.step for one in catalog.lineage(run_id, "run-a-2")] == [2, 1, 3]
+    assert catalog.ancestors_of_live(run_id) == {"run-a-1", "run-a-2", "run-a-3"}
 
 
 def test_annotations_of_an_unknown_checkpoint_wait_for_it(catalog, run):

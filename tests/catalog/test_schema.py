@@ -181,6 +181,15 @@ def test_every_foreign_key_is_indexed():
         ("SELECT * FROM run_summary WHERE run = 'a'", "ix_checkpoints_deleted (run_id=?"),
         ("SELECT * FROM metric_history WHERE run = 'a' AND name = 'x'", "(checkpoint_id=? AND"),
         ("SELECT * FROM deletions WHERE run = 'a'", "ix_checkpoints_deleted (run_id=?"),
+        ("SELECT * FROM lineage WHERE run = 'a'", "ix_checkpoints_run_id_step (run_id=?"),
+        (
+            (
+                "WITH RECURSIVE line AS (SELECT * FROM lineage WHERE run = 'a' AND step = 5"
+                " UNION SELECT p.* FROM line JOIN lineage p ON p.checkpoint_id = line.parent_id)"
+                " SELECT step FROM line"
+            ),
+            "SEARCH c USING INTEGER PRIMARY KEY (rowid=?)",
+        ),
     ],
 )
 def test_a_common_question_is_answered_through_its_index(database, sql, index):

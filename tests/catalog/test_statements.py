@@ -8,7 +8,7 @@ import pytest
 from ckptdb.catalog.catalog import Catalog
 from ckptdb.catalog.engine import Database
 from ckptdb.catalog.store import Changes
-from ckptdb.records import Annotations, Metric, Run
+from ckptdb.records import Annotations, Metric, Resumption, Run
 from statements import sent
 
 from .test_catalog import AT, gone, make
@@ -38,12 +38,18 @@ def plans(catalog):
 
 
 def scans(found):
-    tables = ("checkpoints", "metrics", "tags", "runs", "parents")
+    tables = ("checkpoints", "metrics", "tags", "resumes", "runs", "parents")
     return [line for plan in found.values() for line in plan.splitlines()
             if line.startswith(tuple(f"SCAN {table}" for table in tables))]  # fmt: skip
 
 
-SAID = Annotations(pinned=True, tags=(("rc", AT),), late=(Metric("mmlu", 0.5, "eval", AT),))
+SAID = Annotations(
+    pinned=True,
+    tags=(("rc", AT),),
+    late=(Metric("mmlu", 0.5, "eval", AT),),
+    rejected="bad",
+    resumptions=(Resumption(AT, "host", 1),),
+)
 
 
 def test_no_change_scans_a_table(catalog, run):
@@ -79,6 +85,9 @@ def test_no_look_at_a_run_scans_a_table(catalog, run):
         catalog.newest(1, run_id=run_id)
         catalog.metric_names(run_id)
         catalog.pinned_gone(run_id)
+        catalog.resumed(run_id)
+        catalog.lineage(run_id, "run-a-2")
+        catalog.ancestors_of_live(run_id)
     assert len(found) > 15
     assert scans(found) == []
 

@@ -12,7 +12,7 @@ import pytest
 
 from ckptdb.disk import durable, journal
 from ckptdb.disk.journal import Fact
-from ckptdb.records import Annotations, Checkpoint, Metric, Run
+from ckptdb.records import Annotations, Checkpoint, Metric, Resumption, Run
 
 UUID = "0b1e0e60-9d3c-4f5e-8a7b-3f0c2d1e4a5b"
 OTHER = "1b1e0e60-9d3c-4f5e-8a7b-3f0c2d1e4a5b"
@@ -136,11 +136,42 @@ def test_what_reappeared_is_not_gone(run, hidden, checkpoint):
         ),
         ([("metric", {"name": "m", "value": 1.0})], None),
         ([("a kind of tomorrow", {"name": "m"})], None),
+        ([("rejected", {"reason": "diverged"})], Annotations(rejected="diverged")),
+        (
+            [("rejected", {"reason": "first"}), ("rejected", {"reason": ""})],
+            Annotations(rejected=""),
+        ),
+        ([("rejected", {"reason": "diverged"}), ("unrejected", {})], None),
+        (
+            [
+                ("rejected", {"reason": "diverged"}),
+                *(("rejected", more) for more in ({}, {"reason": None}, {"reason": 5},
+                  {"reason": ["a"]}, {"reason": "\ud800"}, {"reason": "a\0"})),
+            ],
+            Annotations(rejected="diverged"),
+        ),
+        (
+            [("resumed", {"host": "b", "pid": 2}), ("resumed", {"host": "a", "pid": 2**62})],
+            Annotations(
+                resumptions=(Resumption(time(1), "b", 2), Resumption(time(2), "a", 2**62))
+            ),
+        ),
+        (
+            [
+                ("resumed", more)
+                for more in ({}, {"host": "a"}, {"pid": 1}, {"host": 1, "pid": 1},
+                             {"host": "\ud800", "pid": 1}, {"host": "a", "pid": "1"},
+                             {"host": "a", "pid": True}, {"host": "a", "pid": 1.0},
+                             {"host": "a", "pid": -1}, {"host": "a", "pid": 2**63})
+            ],
+            None,
+        ),
     ],
     ids=[
         "pin", "unpin", "note", "no note", "odd note", "foreign note", "tags", "untag",
         "untag nothing", "odd tags", "metric", "metrics", "huge metric", "bool metric",
-        "metric without source", "unknown kind",
+        "metric without source", "unknown kind", "rejected", "rejected again", "unrejected",
+        "odd rejections", "resumed", "odd resumptions",
     ],
 )  # fmt: skip
 def test_annotations_are_what_the_last_lines_say(run, hidden, facts, expected):
@@ -151,9 +182,16 @@ def test_annotations_are_what_the_last_lines_say(run, hidden, facts, expected):
     assert annotations == ({} if expected is None else {UUID: expected})
 
 
+def test_one_line_told_twice_is_one_resumption(run, hidden):
+    line = Fact(time(1), "resumed", UUID, {"host": "a", "pid": 1})
+    note(line, line, hidden=hidden)
+    assert journal.read(hidden, run).annotations[UUID].resumptions == (Resumption(time(1), "a", 1),)
+
+
 def test_a_checkpoint_shows_what_was_added(checkpoint):
     added = Annotations(
         pinned=True,
+        rejected="diverged",
         notes="good",
         tags=(("rc", time(1)),),
         late=(Metric("loss", 0.4, "eval", time(2)), Metric("mmlu", None, "eval", time(3))),
@@ -162,6 +200,7 @@ def test_a_checkpoint_shows_what_was_added(checkpoint):
     shown = journal.annotated(checkpoint, added)
 
     assert (shown.pinned, shown.notes, shown.tags) == (True, "good", ("rc",))
+    assert shown.rejected == "diverged"
     assert shown.metrics == {"loss": 0.4, "grad": None, "mmlu": None}
     assert set(shown.late) == {"loss", "mmlu"}
     assert journal.annotated(checkpoint, Annotations()) == checkpoint
@@ -384,10 +423,15 @@ def test_a_long_line_of_ours_is_read(run, hidden, checkpoint):
 def test_pins_are_found_without_understanding_the_rest(run, hidden, seed):
     chance = random.Random(seed)
     for number in range(12):
-        kind = chance.choice(["pin", "unpin", "tag", "note", "metric"])
-        word = chance.choice(["pin", "unpin", "x"])
+        kinds = ["pin", "unpin", "tag", "note", "metric", "rejected", "unrejected"]
+        kind = chance.choice(kinds)
+        word = chance.choice(["pin", "unpin", "rejected", "x"])
         details = {"name": word, "text": word, "value": 1, "source": word}
+        details["reason"] = chance.choice([word, None])
         note(Fact(time(number), kind, chance.choice([UUID, OTHER]), details), hidden=hidden)
 
     told = journal.read(hidden, run).annotations
-    assert journal.Pins(hidden).find() == {uuid for uuid, found in told.items() if found.pinned}
+    pins = journal.Pins(hidden)
+    assert pins.find() == {uuid for uuid, found in told.items() if found.pinned}
+    rejected = {uuid for uuid, found in told.items() if found.rejected is not None}
+    assert pins.find_rejected() == rejected

@@ -714,6 +714,19 @@ def test_only_the_checkpoint_that_was_judged_is_retired(publisher):
     assert facts(publisher).gone[judged.uuid].deleted_reason.startswith("replaced")
 
 
+@pytest.mark.parametrize("still", [True, False], ids=["rejected", "not any more"])
+def test_one_that_somebody_has_rejected_since_goes_only_by_hand(publisher, still):
+    one = save(publisher, 1)
+    publisher.record([journal.Fact(AT, "rejected", one.uuid, {"reason": "diverged"})])
+    if not still:
+        publisher.record([journal.Fact(AT, "unrejected", one.uuid)])
+    gone = publisher.retire([Doomed(1, one.uuid, "retention: …")]).gone
+    assert [cp.uuid for cp in gone] == ([] if still else [one.uuid])
+    if still:
+        (gone,) = publisher.retire([Doomed(1, one.uuid, "by hand", by_hand=True)]).gone
+        assert gone.uuid == one.uuid
+
+
 def test_one_that_somebody_has_pinned_since_is_left_alone_unless_forced(publisher):
     one, two = save(publisher, 1), save(publisher, 2)
     publisher.record([journal.Fact(AT, "pin", cp.uuid) for cp in (one, two)])

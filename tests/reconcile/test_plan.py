@@ -294,6 +294,19 @@ def test_a_problem_is_reported_every_time_and_is_no_drift(problem, kind, read_ag
     assert found.actions[0].what == f"{problem}; kept, not ranked"
 
 
+@pytest.mark.parametrize("read_again", [True, False])
+@pytest.mark.parametrize("told", [True, False], ids=["by the journal", "by the index"])
+def test_what_was_rejected_is_reported_every_time_and_is_no_drift(read_again, told):
+    said = {ONE.uuid: Annotations(rejected="diverged"), "of nobody": Annotations(rejected="x")}
+    facts = Facts({}, said) if told else None
+    disk = observed(ONE, facts=facts) if read_again else observed(known=(1,), facts=facts)
+    found = plan(disk, recorded(ONE, annotations={ONE.uuid: said[ONE.uuid]}))
+    assert [(a.kind, a.step, a.what) for a in found.actions] == [
+        ("rejected", 1, "diverged; kept, not ranked")
+    ]
+    assert not found.has_drift
+
+
 def test_leftovers_are_to_be_put_away():
     old = Leftover(HERE / "old_step_1.x", 1, "x")
     trashed = Leftover(HERE / ".ckptdb/trash/step_2.y", 2, "y")

@@ -19,6 +19,7 @@ from ckptdb.catalog.engine import Database
 from ckptdb.catalog.paths import Paths, readable, storable
 from ckptdb.catalog.statements import (
     ADDED,
+    ANCESTORS_OF_LIVE,
     BELONGINGS,
     BELOW,
     BEST_STEP,
@@ -30,6 +31,7 @@ from ckptdb.catalog.statements import (
     GONE_BY_UUID,
     HISTORY,
     LATEST_STEP,
+    LINE,
     LIVE,
     LIVE_AT_STEPS,
     LIVE_TAGS,
@@ -40,6 +42,7 @@ from ckptdb.catalog.statements import (
     NEWEST_STEPS,
     OWN_METRICS,
     PINNED_GONE,
+    RESUMED,
     RUN_BY_UUID,
     RUNS,
     RUNS_AT,
@@ -57,14 +60,18 @@ from ckptdb.errors import CatalogBroken
 from ckptdb.records import (
     STATUSES,
     TRAINING_INFO,
+    Ancestor,
     Annotations,
     Checkpoint,
     Metric,
     Mode,
+    Resumption,
     Run,
     Status,
 )
 
+_Said = tuple[bool, str | None, str | None]
+"""Whether a checkpoint is pinned, its notes, and why it was rejected."""
 _Value = tuple[str, float | None, str, str]
 """A metric's name, value, source and when it was reported."""
 
@@ -333,6 +340,28 @@ class Catalog:
         """Return the uuids of pinned checkpoints that are no longer published."""
         return tuple(row.uuid for row in self._rows(PINNED_GONE, {"run_id": run_id}))
 
+    # --- lineage ------------------------------------------------------------------------
+
+    def resumed(self, run_id: int) -> tuple[tuple[str, str], ...]:
+        """Return uuid and time of each time that training continued from a checkpoint, by time."""
+        return tuple((row.uuid, row.resumed_at) for row in self._rows(RESUMED, {"run_id": run_id}))
+
+    def lineage(self, run_id: int, uuid: str) -> tuple[Ancestor, ...]:
+        """Return a checkpoint of a run and its ancestors, the nearest first."""
+        rows = {row.id: row for row in self._rows(LINE, {"run_id": run_id, "uuid": uuid})}
+        row = next((row for row in rows.values() if row.uuid == uuid), None)
+        line = []
+        while row is not None:
+            line.append(_ancestor(row))
+            # Taken out, so that a circle has an end.
+            del rows[row.id]
+            row = rows.get(row.parent_id)
+        return tuple(line)
+
+    def ancestors_of_live(self, run_id: int) -> frozenset[str]:
+        """Return the uuids of what the published checkpoints of a run descend from."""
+        return frozenset(row.uuid for row in self._rows(ANCESTORS_OF_LIVE, {"run_id": run_id}))
+
     # --- reconciling --------------------------------------------------------------------
 
     def recorded(self, seen: Seen | None, *, history: bool) -> Recorded:
@@ -353,8 +382,10 @@ class Catalog:
         problems: dict[str, str] = {}
         tmps: dict[str, int] = {}
         gone: dict[str, tuple[str | None, str | None, str | None]] = {}
-        said: dict[str, tuple[bool, str | None]] = {}
-        for step, uuid, status, fingerprint, problem, at, why, pinned, notes, parent in rows:
+        said: dict[str, _Said] = {}
+        for (
+            step, uuid, status, fingerprint, problem, at, why, pinned, notes, rejected, parent,
+        ) in rows:  # fmt: skip
             if type(step) is not int:
                 raise self._broken("a step that is no number")
             if status == "final":
@@ -366,8 +397,8 @@ class Catalog:
             # A damaged index may name what is gone where only live rows were asked for.
             elif history and status == "deleted":
                 gone[uuid] = (at, why, parent)
-            if pinned or notes is not None:
-                said[uuid] = (bool(pinned), notes)
+            if pinned or notes is not None or rejected is not None:
+                said[uuid] = (bool(pinned), notes, rejected)
         return Recorded(
             seen=seen,
             finals=finals,
@@ -477,6 +508,7 @@ class Catalog:
             notes=row.notes,
             tags=tuple(marks),
             problem=row.problem,
+            rejected=row.rejected,
             info=self._json(row.info),
             metrics={name: value for name, value, _, _ in values},
             late={value[0]: Metric(*value) for value in values if value[2] != TRAINING_INFO},
@@ -502,6 +534,10 @@ class Catalog:
         return CatalogBroken(str(self.database.location), f"it holds {what}")
 
 
+def _ancestor(row: Row[Any]) -> Ancestor:
+    return Ancestor(**{name: getattr(row, name) for name in Ancestor.__slots__})
+
+
 def _given(**parameters: object) -> dict[str, object]:
     return {name: value for name, value in parameters.items() if value is not None}
 
@@ -516,25 +552,26 @@ def _tuples(
     return cast("list[tuple[Any, ...]]", rows)
 
 
-def _annotations(
-    said: Mapping[str, tuple[bool, str | None]], added: Sequence[Row[Any]]
-) -> dict[str, Annotations]:
+def _annotations(said: Mapping[str, _Said], added: Sequence[Row[Any]]) -> dict[str, Annotations]:
     names: dict[str, list[tuple[str, str]]] = {}
     values: dict[str, list[Metric]] = {}
-    for row in added:
-        if row.source is None:
-            names.setdefault(row.uuid, []).append((row.name, row.reported_at))
+    resumed: dict[str, list[Resumption]] = {}
+    for kind, uuid, name, value, source, at in map(tuple, added):
+        if kind == "tag":
+            names.setdefault(uuid, []).append((name, at))
+        elif kind == "metric":
+            values.setdefault(uuid, []).append(Metric(name, value, source, at))
         else:
-            values.setdefault(row.uuid, []).append(_metric(row))
+            resumed.setdefault(uuid, []).append(Resumption(at, name, int(value)))
     return {
         uuid: Annotations(
-            *said.get(uuid, (False, None)),
+            pinned,
+            notes,
             tuple(sorted(names.get(uuid, ()))),
             tuple(sorted(values.get(uuid, ()), key=lambda m: m.name)),
+            rejected,
+            tuple(sorted(resumed.get(uuid, ()))),
         )
-        for uuid in {*said, *names, *values}
+        for uuid in {*said, *names, *values, *resumed}
+        for pinned, notes, rejected in (said.get(uuid, (False, None, None)),)
     }
-
-
-def _metric(row: Row[Any]) -> Metric:
-    return Metric(row.name, row.value, row.source, row.reported_at)

@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 
     from sqlalchemy import Connection, TextClause
 
-REVISIONS: Final = ("0001", "0002", "0003")
+REVISIONS: Final = ("0001", "0002", "0003", "0004")
 """Every revision of this schema, oldest first; one file each in migrations/versions."""
 
 HEAD: Final = REVISIONS[-1]
@@ -119,6 +119,8 @@ checkpoints: Final = Table(
     Column("problem", Text),
     Column("info", Text, nullable=False, server_default=text("'{}'")),
     Column("fingerprint", Text),
+    # Why somebody has put it aside.
+    Column("rejected", Text),
     UniqueConstraint("run_id", "uuid"),
     # All of a run by step, whatever became of them.
     Index(None, "run_id", "step"),
@@ -146,9 +148,9 @@ metrics: Final = Table(
     Column("value", Double),
     Column("source", Text, nullable=False),
     Column("reported_at", Text, nullable=False),
-    # 1 exactly when the checkpoint is final and has no problem. The ranking indexes hold
-    # nothing else, so deleted history cannot slow down best and top-k. They end in `live`,
-    # because SQLite would otherwise look into the row for a condition it knows to be true.
+    # 1 exactly when the checkpoint is final, has no problem and is not rejected. The ranking
+    # indexes hold nothing else, so deleted history cannot slow down best and top-k. They end in
+    # `live`, because SQLite would otherwise look into the row for a condition it knows to be true.
     _flag("live"),
     PrimaryKeyConstraint("checkpoint_id", "name"),
     _partial_index("ix_metrics_ranking", "name", "value", "step", "live", where=IS_RANKED),
@@ -168,6 +170,21 @@ tags: Final = Table(
     Column("created_at", Text, nullable=False),
     PrimaryKeyConstraint("checkpoint_id", "name"),
     Index(None, "name"),
+    info={"with_rowid": False},
+)
+
+resumes: Final = Table(
+    "resumes",
+    metadata,
+    Column("checkpoint_id", ForeignKey("checkpoints.id", ondelete="CASCADE"), nullable=False),
+    Column("resumed_at", Text, nullable=False),
+    Column("host", Text, nullable=False),
+    Column("pid", BigInteger, nullable=False),
+    # The checkpoint's own, repeated as in `metrics`. Behind the key: where it stands before a part
+    # of it, SQLite 3.40 takes a table without rowid for damaged.
+    Column("run_id", Integer, nullable=False),
+    PrimaryKeyConstraint("checkpoint_id", "resumed_at", "host", "pid"),
+    Index(None, "run_id", "resumed_at"),
     info={"with_rowid": False},
 )
 
@@ -219,7 +236,7 @@ VIEWS: Final[Mapping[str, str]] = MappingProxyType(
                     WHERE c.run_id = r.id AND c.status = 'deleted') AS deleted,
                    (SELECT COUNT(*) FROM checkpoints c
                     WHERE c.run_id = r.id AND c.status = 'final'
-                      AND c.problem IS NOT NULL) AS problems,
+                      AND (c.problem IS NOT NULL OR c.rejected IS NOT NULL)) AS problems,
                    (SELECT CAST(COALESCE(SUM(c.size_bytes), 0) AS BIGINT) FROM checkpoints c
                     WHERE c.run_id = r.id AND c.status = 'final') AS bytes_on_disk,
                    CASE r.higher_is_better WHEN 1 THEN
@@ -244,6 +261,7 @@ VIEWS: Final[Mapping[str, str]] = MappingProxyType(
                    END AS best_value,
                    (SELECT c.step FROM checkpoints c
                     WHERE c.run_id = r.id AND c.status = 'final' AND c.problem IS NULL
+                      AND c.rejected IS NULL
                     ORDER BY c.step DESC LIMIT 1) AS latest_step,
                    (SELECT MAX(activity.moment) FROM (
                         SELECT r.created_at AS moment
@@ -291,6 +309,23 @@ VIEWS: Final[Mapping[str, str]] = MappingProxyType(
             JOIN checkpoints c ON c.run_id = r.id
             WHERE c.status = 'deleted'
         """,
+        # One step back, not the whole line: of a run of N checkpoints that would be N²/2 rows.
+        # A recursive query takes as many steps as it wants.
+        "lineage": """
+            SELECT r.name AS run,
+                   c.step AS step,
+                   c.status AS status,
+                   p.step AS parent_step,
+                   p.status AS parent_status,
+                   (SELECT MAX(s.resumed_at) FROM resumes s
+                    WHERE s.checkpoint_id = p.id) AS parent_resumed_at,
+                   r.id AS run_id,
+                   c.id AS checkpoint_id,
+                   p.id AS parent_id
+            FROM runs r
+            JOIN checkpoints c ON c.run_id = r.id
+            LEFT JOIN checkpoints p ON p.id = c.parent_id
+        """,
     }
 )
 
@@ -300,11 +335,13 @@ PURPOSES: Final[Mapping[str, str]] = MappingProxyType(
         "checkpoints": "One row per checkpoint, live or gone; status is tmp, final or deleted.",
         "metrics": "One row per checkpoint and metric; value is finite or NULL.",
         "tags": "One row per checkpoint and tag.",
+        "resumes": "One row each time that training continued from a checkpoint.",
         VERSION_TABLE: "The schema's revision.",
         "leaderboard": "Each run's live checkpoints by the run's own metric; rank 1 is the best.",
         "run_summary": "One row per run: counts, bytes on disk, best, latest, last activity.",
         "metric_history": "Every value of every metric, deleted checkpoints included.",
         "deletions": "What was deleted, when and why.",
+        "lineage": "Every checkpoint with the one that training continued from.",
     }
 )
 """What each table and view is for, in one line."""

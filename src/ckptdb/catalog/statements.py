@@ -33,7 +33,7 @@ from sqlalchemy import (
     update,
 )
 
-from ckptdb.catalog.schema import checkpoints, metrics, runs, tags, version
+from ckptdb.catalog.schema import checkpoints, metrics, resumes, runs, tags, version
 from ckptdb.records import TRAINING_INFO, Mode, Status
 
 _T = TypeVar("_T")
@@ -42,7 +42,9 @@ _CHUNK = 500
 
 # Literals, not parameters: only then does the planner use the partial indexes.
 FINAL = text("checkpoints.status = 'final'")
-TRUSTED = text("checkpoints.status = 'final' AND checkpoints.problem IS NULL")
+TRUSTED = text(
+    "checkpoints.status = 'final' AND checkpoints.problem IS NULL AND checkpoints.rejected IS NULL"
+)
 NOT_DELETED = text("checkpoints.status <> 'deleted'")
 DELETED = text("checkpoints.status = 'deleted'")
 TMP = text("checkpoints.status = 'tmp'")
@@ -214,7 +216,7 @@ _LATEST = checkpoints.alias("latest")
 _LATEST_ID = (
     select(_LATEST.c.id)
     .where(_LATEST.c.run_id == runs.c.id)
-    .where(text("latest.status = 'final' AND latest.problem IS NULL"))
+    .where(text("latest.status = 'final' AND latest.problem IS NULL AND latest.rejected IS NULL"))
     .order_by(_LATEST.c.step.desc())
     .limit(literal_column("1"))
     .correlate(runs)
@@ -316,6 +318,53 @@ NEWEST_OF_RUN = (
     _WHOLE.where(_OF_RUN, TRUSTED).order_by(checkpoints.c.step.desc()).limit(bindparam("count"))
 )
 
+# --- lineage --------------------------------------------------------------------------------
+
+RESUMED = (
+    select(checkpoints.c.uuid, resumes.c.resumed_at)
+    .join_from(resumes, checkpoints, checkpoints.c.id == resumes.c.checkpoint_id)
+    .where(resumes.c.run_id == bindparam("run_id"))
+    .order_by(resumes.c.resumed_at, resumes.c.checkpoint_id)
+)
+
+
+def _with_ancestors(first: Select[Any]) -> Any:
+    """Begin with some ids; add those of all ancestors, each once.
+
+    UNION, not UNION ALL: it visits what many descend from once, and ends where manifests that
+    other hands have written make a circle.
+    """
+    line = first.cte("line", recursive=True)
+    parents = select(checkpoints.c.parent_id).join_from(
+        line, checkpoints, checkpoints.c.id == line.c.id
+    )
+    return line.union(parents.where(checkpoints.c.parent_id.is_not(None)))
+
+
+_LINE = _with_ancestors(
+    select(checkpoints.c.id.label("id")).where(_OF_RUN, checkpoints.c.uuid == bindparam("uuid"))
+)
+
+LINE = select(
+    checkpoints.c.id, checkpoints.c.parent_id, checkpoints.c.uuid, checkpoints.c.step,
+    checkpoints.c.status, checkpoints.c.created_at, checkpoints.c.finalized_at,
+    checkpoints.c.deleted_at, checkpoints.c.deleted_reason,
+    select(func.max(resumes.c.resumed_at))
+    .where(resumes.c.checkpoint_id == checkpoints.c.id)
+    .scalar_subquery()
+    .label("resumed_at"),
+).join_from(_LINE, checkpoints, checkpoints.c.id == _LINE.c.id)  # fmt: skip
+
+_ANCESTORS = _with_ancestors(
+    select(checkpoints.c.parent_id.label("id")).where(
+        _OF_RUN, FINAL, checkpoints.c.parent_id.is_not(None)
+    )
+)
+
+ANCESTORS_OF_LIVE = select(checkpoints.c.uuid).join_from(
+    _ANCESTORS, checkpoints, checkpoints.c.id == _ANCESTORS.c.id
+)
+
 # --- what reconciling compares --------------------------------------------------------------
 
 _COMPARED = (
@@ -323,7 +372,7 @@ _COMPARED = (
     checkpoints.c.problem,
 )  # fmt: skip
 
-_NOTHING_OF_HISTORY = (null(), null(), null(), null(), null())
+_NOTHING_OF_HISTORY = (null(), null(), null(), null(), null(), null())
 
 # One by one, because each has an index that deleted history is not in.
 LIVE = union_all(
@@ -333,23 +382,31 @@ LIVE = union_all(
 
 HISTORY = select(
     *_COMPARED, checkpoints.c.deleted_at, checkpoints.c.deleted_reason, checkpoints.c.pinned,
-    checkpoints.c.notes,
+    checkpoints.c.notes, checkpoints.c.rejected,
     case((DELETED, select(_PARENTS.c.uuid)
         .where(_PARENTS.c.id == checkpoints.c.parent_id)
         .scalar_subquery())),
 ).where(_OF_RUN)  # fmt: skip
 
-# Late metrics and, without a source, tags.
+# Late metrics; tags, whose value is NULL; and by which host and process, when, it was resumed from.
 ADDED = union_all(
     select(
-        checkpoints.c.uuid, metrics.c.name, metrics.c.value, metrics.c.source,
-        metrics.c.reported_at,
+        literal_column("'metric'").label("kind"), checkpoints.c.uuid, metrics.c.name,
+        metrics.c.value, metrics.c.source, metrics.c.reported_at,
     )
     .join_from(metrics, checkpoints, checkpoints.c.id == metrics.c.checkpoint_id)
     .where(metrics.c.run_id == bindparam("run_id"), LATE),
-    select(checkpoints.c.uuid, tags.c.name, null(), null(), tags.c.created_at)
+    select(
+        literal_column("'tag'"), checkpoints.c.uuid, tags.c.name, null(), null(), tags.c.created_at
+    )
     .join_from(checkpoints, tags)
     .where(_OF_RUN),
+    select(
+        literal_column("'resumed'"), checkpoints.c.uuid, resumes.c.host, resumes.c.pid, null(),
+        resumes.c.resumed_at,
+    )
+    .join_from(resumes, checkpoints, checkpoints.c.id == resumes.c.checkpoint_id)
+    .where(resumes.c.run_id == bindparam("run_id")),
 )  # fmt: skip
 
 # --- changes --------------------------------------------------------------------------------
@@ -388,11 +445,13 @@ PUT_CHECKPOINT = """
         parent_id = CASE WHEN ? = 0 THEN checkpoints.parent_id ELSE excluded.parent_id END
 """
 
-# Where those rows are, and what they have of metrics: none, or how many that came later.
+# Where those rows are, whether they have metrics, whether some that came later, and whether they
+# are rejected.
 PUT_AT = """
     SELECT uuid, id,
         EXISTS (SELECT 1 FROM metrics WHERE checkpoint_id = checkpoints.id),
-        EXISTS (SELECT 1 FROM metrics WHERE checkpoint_id = checkpoints.id AND source <> ?)
+        EXISTS (SELECT 1 FROM metrics WHERE checkpoint_id = checkpoints.id AND source <> ?),
+        rejected IS NOT NULL
     FROM checkpoints WHERE run_id = ? AND uuid IN ({})
 """
 
@@ -411,8 +470,10 @@ PUT_METRIC = """
 UPDATE_CHECKPOINT = update(checkpoints).where(checkpoints.c.id == bindparam("row_id"))
 
 CHECKPOINT_BY_UUID = select(
-    checkpoints.c.id, checkpoints.c.step, checkpoints.c.status, checkpoints.c.problem
-).where(_OF_RUN, checkpoints.c.uuid == bindparam("uuid"))
+    checkpoints.c.id, checkpoints.c.step, checkpoints.c.status, checkpoints.c.problem,
+    checkpoints.c.rejected,
+    exists().where(resumes.c.checkpoint_id == checkpoints.c.id).label("resumed"),
+).where(_OF_RUN, checkpoints.c.uuid == bindparam("uuid"))  # fmt: skip
 
 # For a child that was put before its parent.
 LINK_PARENT = """
@@ -463,6 +524,10 @@ DELETE_LATE_METRICS = delete(metrics).where(
 INSERT_TAG = insert(tags)
 
 DELETE_TAGS = delete(tags).where(tags.c.checkpoint_id == bindparam("row_id"))
+
+INSERT_RESUME = insert(resumes)
+
+DELETE_RESUMES = delete(resumes).where(resumes.c.checkpoint_id == bindparam("row_id"))
 
 
 def chunks(items: Iterable[_T]) -> Iterator[list[_T]]:

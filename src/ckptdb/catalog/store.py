@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import sqlite3
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from sqlalchemy import Connection, Row
@@ -16,10 +16,12 @@ from ckptdb.catalog.statements import (
     CHECKPOINT_BY_UUID,
     CLEAR_METRICS,
     DELETE_LATE_METRICS,
+    DELETE_RESUMES,
     DELETE_RUN,
     DELETE_TAGS,
     END_ALL,
     INSERT_METRIC,
+    INSERT_RESUME,
     INSERT_RUN,
     INSERT_TAG,
     LINK_PARENT,
@@ -141,9 +143,15 @@ def _put_metrics(connection: Connection, run_id: int, found: Sequence[Checkpoint
     where = PUT_AT.format(",".join("?" * len(by_uuid)))
     values = (TRAINING_INFO, run_id, *by_uuid)
     at = _send(connection, where, values).fetchall()
-    known = [(row_id, TRAINING_INFO) for _, row_id, has_any, _ in at if has_any]
-    late = [(_is_live(by_uuid[uuid]), row_id) for uuid, row_id, _, has_late in at if has_late]
-    own = [row for uuid, row_id, *_ in at for row in _metrics(run_id, row_id, by_uuid[uuid])]
+    # What has been rejected stays so, whatever is stored of its files.
+    live = {uuid: _is_live(by_uuid[uuid], rejected=rejected) for uuid, *_, rejected in at}
+    known = [(row_id, TRAINING_INFO) for _, row_id, has_any, *_ in at if has_any]
+    late = [(live[uuid], row_id) for uuid, row_id, _, has_late, _ in at if has_late]
+    own = [
+        row
+        for uuid, row_id, *_ in at
+        for row in _metrics(run_id, row_id, by_uuid[uuid], live[uuid])
+    ]
     for statement, rows in ((CLEAR_METRICS, known), (RANK_METRICS, late), (PUT_METRIC, own)):
         if rows:
             _send(connection, statement, rows)
@@ -224,8 +232,10 @@ def _move_paths(connection: Connection, run_id: int, old: str, new: str) -> None
     connection.execute(MOVE_PATHS, moved)
 
 
-def _metrics(run_id: int, row_id: int, checkpoint: Checkpoint) -> list[tuple[object, ...]]:
-    at, live = checkpoint.finalized_at or checkpoint.created_at, _is_live(checkpoint)
+def _metrics(
+    run_id: int, row_id: int, checkpoint: Checkpoint, live: int
+) -> list[tuple[object, ...]]:
+    at = checkpoint.finalized_at or checkpoint.created_at
     step, late = checkpoint.step, checkpoint.late
     return [
         (row_id, run_id, step, name, value, TRAINING_INFO, at, live)
@@ -234,8 +244,8 @@ def _metrics(run_id: int, row_id: int, checkpoint: Checkpoint) -> list[tuple[obj
     ]
 
 
-def _is_live(checkpoint: Checkpoint) -> int:
-    return int(checkpoint.status == "final" and checkpoint.problem is None)
+def _is_live(stored: Checkpoint | Row[Any], *, rejected: bool) -> int:
+    return int(stored.status == "final" and stored.problem is None and not rejected)
 
 
 def _before_parents(found: Sequence[Checkpoint]) -> Iterator[Child]:
@@ -261,8 +271,21 @@ def _annotate(connection: Connection, run_id: int, uuid: str, found: Annotations
     row = connection.execute(CHECKPOINT_BY_UUID, {"run_id": run_id, "uuid": uuid}).first()
     if row is None:
         return  # of a checkpoint that nobody knows: it may come back
-    marks = {"row_id": row.id, "pinned": int(found.pinned), "notes": found.notes}
+    marks = {
+        "row_id": row.id,
+        "pinned": int(found.pinned),
+        "notes": found.notes,
+        "rejected": found.rejected,
+    }
     connection.execute(UPDATE_CHECKPOINT, marks)
+    live = _is_live(row, rejected=found.rejected is not None)
+    if (found.rejected is None) != (row.rejected is None):
+        _send(connection, RANK_METRICS, (live, row.id))
+    if row.resumed:
+        connection.execute(DELETE_RESUMES, {"row_id": row.id})
+    if found.resumptions:
+        ids = {"checkpoint_id": row.id, "run_id": run_id}
+        connection.execute(INSERT_RESUME, [ids | asdict(one) for one in found.resumptions])
     connection.execute(DELETE_TAGS, {"row_id": row.id})
     if found.tags:
         named = [{"checkpoint_id": row.id, "name": n, "created_at": at} for n, at in found.tags]
@@ -278,7 +301,7 @@ def _annotate(connection: Connection, run_id: int, uuid: str, found: Annotations
             "value": metric.value,
             "source": metric.source,
             "reported_at": metric.reported_at,
-            "live": int(row.status == "final" and row.problem is None),
+            "live": live,
         }
         for metric in found.late
     ]

@@ -18,6 +18,7 @@ from ckptdb.cli.output import (
     number,
     output_option,
     print_checkpoints,
+    print_lineage,
     print_records,
     print_rows,
     print_table,
@@ -78,11 +79,15 @@ def ls(
 @click.command()
 @click.argument("step", type=click.IntRange(0))
 @run_option
+@click.option("--lineage", is_flag=True, help="What training came from, back to the first.")
 @output_option("table", "json")
 @click.pass_obj
-def show(session: Session, step: int, run: str | None, form: str) -> None:
+def show(session: Session, step: int, run: str | None, form: str, *, lineage: bool) -> None:
     """Show everything known about the checkpoint at STEP, deleted ones too."""
     with session.open() as registry:
+        if lineage:
+            print_lineage(registry.lineage(step, run=run), form)
+            return
         checkpoint = registry.get(step, run=run)
     if form == "json":
         echo_json(checkpoint.as_dict())

@@ -1,4 +1,4 @@
-"""Commands that add to or take from what is kept: pin, tag, log, rm, gc, forget."""
+"""Commands that add to or take from what is kept: pin, tag, reject, log, rm, gc, forget."""
 
 from __future__ import annotations
 
@@ -57,6 +57,27 @@ def untag(session: Session, step: int, name: str, run: str | None) -> None:
     """Take the tag NAME from the checkpoint at STEP."""
     with session.open() as registry:
         _say(registry.untag(run, step, name), f"without the tag {name}")
+
+
+@click.command()
+@step_argument
+@click.argument("reason")
+@run_option
+@click.pass_obj
+def reject(session: Session, step: int, reason: str, run: str | None) -> None:
+    """Put the checkpoint at STEP aside, for a REASON: kept, but neither ranked nor counted."""
+    with session.open() as registry:
+        _say(registry.reject(run, step, reason), "rejected")
+
+
+@click.command()
+@step_argument
+@run_option
+@click.pass_obj
+def unreject(session: Session, step: int, run: str | None) -> None:
+    """Let the checkpoint at STEP count again."""
+    with session.open() as registry:
+        _say(registry.unreject(run, step), "not rejected any more")
 
 
 @click.command()
@@ -186,7 +207,7 @@ def forget(session: Session, run: str) -> None:
     click.echo(f"{gone.name} is out of the catalog; {gone.directory} was not touched.")
 
 
-COMMANDS = (pin, unpin, tag, untag, log, rm, gc, forget)
+COMMANDS = (pin, unpin, tag, untag, reject, unreject, log, rm, gc, forget)
 
 
 def _say(checkpoint: Checkpoint, what: str) -> None:

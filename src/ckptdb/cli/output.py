@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
-from ckptdb.records import Checkpoint
+from ckptdb.records import Ancestor, Checkpoint
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -27,7 +27,7 @@ _UNITS = ("B", "kB", "MB", "GB", "TB", "PB")
 _UNWRAPPED_COLUMNS = 100_000
 _FIELDS = (
     "run", "step", "status", "path", "size_bytes", "file_count", "created_at", "finalized_at",
-    "deleted_at", "deleted_reason", "pinned", "tags", "notes", "problem",
+    "deleted_at", "deleted_reason", "pinned", "tags", "notes", "problem", "rejected",
 )  # fmt: skip
 
 Row = Sequence[Any]
@@ -162,6 +162,24 @@ def print_checkpoints(found: Sequence[Checkpoint], form: str, *, metric: str | N
     print_rows(columns, rows, form)
 
 
+def print_lineage(found: Sequence[Ancestor], form: str) -> None:
+    """Print a checkpoint and its ancestors, one a line."""
+    if form == "json":
+        print_records([one.as_dict() for one in found], form)
+        return
+    rows = (
+        [
+            str(one.step),
+            one.status,
+            _short(one.finalized_at or one.created_at),
+            _short(one.resumed_at),
+            one.deleted_reason or "",
+        ]
+        for one in found
+    )
+    print_table(["step", "status", "saved", "resumed from", "why it is gone"], rows)
+
+
 def describe(checkpoint: Checkpoint) -> list[tuple[str, str]]:
     """Return what there is to say about a checkpoint, one line each."""
     lines = [
@@ -180,6 +198,7 @@ def describe(checkpoint: Checkpoint) -> list[tuple[str, str]]:
         ("tags", ", ".join(checkpoint.tags)),
         ("notes", checkpoint.notes or ""),
         ("problem", checkpoint.problem or ""),
+        ("rejected", checkpoint.rejected or ""),
     ]
     if checkpoint.size_bytes is None:
         lines = [line for line in lines if line[0] != "size"]
@@ -204,7 +223,7 @@ def _print_checkpoint_table(found: Sequence[Checkpoint], metric: str | None) -> 
             checkpoint.status,
             *([number(checkpoint.metrics.get(metric))] if metric else []),
             human_bytes(checkpoint.size_bytes),
-            (checkpoint.finalized_at or checkpoint.created_at)[:19].replace("T", " "),
+            _short(checkpoint.finalized_at or checkpoint.created_at),
             _marks(checkpoint),
             checkpoint.deleted_reason or str(checkpoint.path),
         ]
@@ -213,11 +232,17 @@ def _print_checkpoint_table(found: Sequence[Checkpoint], metric: str | None) -> 
     print_table(columns, rows)
 
 
+def _short(moment: str | None) -> str:
+    return (moment or "")[:19].replace("T", " ")
+
+
 def _marks(checkpoint: Checkpoint) -> str:
     marks = [*(["pinned"] if checkpoint.pinned else []), *checkpoint.tags]
     if checkpoint.problem:
         # In short; `ckptdb show` has all of it.
         marks.append("PROBLEM " + re.split(r": | \(", checkpoint.problem, maxsplit=1)[0])
+    if checkpoint.rejected is not None:
+        marks.append("REJECTED")
     return ", ".join(marks)
 
 

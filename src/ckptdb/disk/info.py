@@ -177,28 +177,42 @@ def find_config(folder: Path) -> dict[str, Any] | None:
     Raises:
         OSError: It cannot be told now.
     """
-    from ckptdb.disk import config_yaml
-
     for name in CONFIGS:
         try:
             raw = read_regular(folder / name, _MAX_CONFIG_BYTES)
-            if config_yaml.is_too_large(raw):
-                return None
-            # YAML reads the 1e-06 that JSON writes as a string.
-            content = json.loads(raw) if name == names.CONFIG_JSON else config_yaml.load(raw)
         except UnreadableInfo as error:
             raise_if_unknown(error)
             continue
-        except (config_yaml.YAMLError, RecursionError, *_CONSTRUCTION):
-            return None
-        if not isinstance(content, dict):
-            return None
-        # A few aliases can stand for billions of values: count them while unfolding.
-        try:
-            return cast("dict[str, Any]", _json_values(content, [MAX_CONFIG_NODES], 0))
-        except OverflowError:
-            return None
+        return _parse_config(name, raw)
     return None
+
+
+def config_to_compare(config: object) -> dict[str, Any] | None:
+    """Return a configuration as `find_config` would read it, had it been saved.
+
+    Raises:
+        UnwritableInfo: It cannot be.
+    """
+    return _parse_config(names.CONFIG, dump_config(config))
+
+
+def _parse_config(name: str, raw: bytes) -> dict[str, Any] | None:
+    from ckptdb.disk import config_yaml
+
+    try:
+        if config_yaml.is_too_large(raw):
+            return None
+        # YAML reads the 1e-06 that JSON writes as a string.
+        content = json.loads(raw) if name == names.CONFIG_JSON else config_yaml.load(raw)
+    except (config_yaml.YAMLError, RecursionError, *_CONSTRUCTION):
+        return None
+    if not isinstance(content, dict):
+        return None
+    # A few aliases can stand for billions of values: count them while unfolding.
+    try:
+        return cast("dict[str, Any]", _json_values(content, [MAX_CONFIG_NODES], 0))
+    except OverflowError:
+        return None
 
 
 def config_values(config: object) -> dict[str, Any]:

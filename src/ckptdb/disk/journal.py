@@ -19,7 +19,7 @@ from typing import Any, BinaryIO, Literal, cast
 
 from ckptdb.disk import durable, names
 from ckptdb.disk.info import MAX_BYTES
-from ckptdb.records import Annotations, Checkpoint, Metric, Run, is_storable
+from ckptdb.records import Annotations, Checkpoint, Metric, Resumption, Run, is_storable
 
 Gone = Literal["deleted", "replaced", "discarded", "vanished"]
 _GONE = ("deleted", "replaced", "discarded", "vanished")
@@ -41,7 +41,8 @@ class Fact:
     Attributes:
         at: When (UTC).
         kind: ``deleted``, ``replaced``, ``discarded``, ``vanished``, ``reappeared``,
-            ``metric``, ``tag``, ``untag``, ``pin``, ``unpin`` or ``note``.
+            ``metric``, ``tag``, ``untag``, ``pin``, ``unpin``, ``note``, ``rejected``,
+            ``unrejected`` or ``resumed``.
         details: What the kind needs: ``reason`` and ``record``, ``name`` and ``value``, …
     """
 
@@ -132,12 +133,12 @@ def read(hidden: Path, run: Run) -> Facts:
 
 
 class Pins:
-    """Which checkpoints of a run are pinned; of a journal that has grown it reads the new lines."""
+    """Which checkpoints of a run are held; of a journal that has grown it reads the new lines."""
 
     def __init__(self, hidden: Path) -> None:
         self._hidden = hidden
         # In one piece: another thread may be asking too.
-        self._known: tuple[int, int, Mapping[str, bool]] = (0, 0, {})
+        self._known: tuple[int, int, Mapping[tuple[str, str], bool]] = (0, 0, {})
 
     def find(self) -> frozenset[str]:
         """Return the uuids that are pinned, understanding no more than that takes.
@@ -145,26 +146,38 @@ class Pins:
         Raises:
             OSError: The journal is there and cannot be read.
         """
+        return self._find("pin")
+
+    def find_rejected(self) -> frozenset[str]:
+        """Return the uuids that are rejected; raises what `find` does."""
+        return self._find("rejected")
+
+    def _find(self, kind: str) -> frozenset[str]:
+        held = self._read()
+        return frozenset(uuid for (what, uuid), holds in held.items() if holds and what == kind)
+
+    def _read(self) -> Mapping[tuple[str, str], bool]:
         inode, read_bytes, known = self._known
         try:
             handle = _open(self._hidden / _NAME, os.O_RDONLY)
         except (FileNotFoundError, NotADirectoryError):
-            return frozenset()
+            return {}
         with os.fdopen(handle, "rb", _PART_BYTES) as file:
             now = os.fstat(handle)
             if now.st_ino != inode or now.st_size < read_bytes:
                 read_bytes, known = 0, {}
-            pinned = dict(known)
+            held = dict(known)
             file.seek(read_bytes)
             for line in _lines(file):
-                fact = _parse(line) if b'pin"' in line else None
-                if fact and fact.kind in ("pin", "unpin"):
-                    pinned[fact.uuid] = fact.kind == "pin"
+                fact = _parse(line) if b'pin"' in line or b'rejected"' in line else None
+                if fact and _counts(fact):
+                    kind = fact.kind.removeprefix("un")
+                    held[kind, fact.uuid] = kind == fact.kind
                 # What is torn, or is just being written, is looked at again.
                 if line.endswith(b"\n"):
                     read_bytes = file.tell()
-        self._known = (now.st_ino, read_bytes, pinned)
-        return frozenset(uuid for uuid, holds in pinned.items() if holds)
+        self._known = (now.st_ino, read_bytes, held)
+        return held
 
 
 def annotated(checkpoint: Checkpoint, annotations: Annotations) -> Checkpoint:
@@ -174,6 +187,7 @@ def annotated(checkpoint: Checkpoint, annotations: Annotations) -> Checkpoint:
     return replace(
         checkpoint,
         pinned=annotations.pinned,
+        rejected=annotations.rejected,
         notes=annotations.notes,
         tags=tuple(name for name, _ in annotations.tags),
         late=late,
@@ -271,6 +285,13 @@ def _is_sound(record: Mapping[str, Any]) -> bool:
     )
 
 
+def _counts(fact: Fact) -> bool:
+    """Whether a line says that something is held, or no more."""
+    if fact.kind == "rejected":
+        return _is_text(fact.details.get("reason"))
+    return fact.kind in ("pin", "unpin", "unrejected")
+
+
 def _is_count(number: object) -> bool:
     return isinstance(number, int) and not isinstance(number, bool) and 0 <= number < 2**63
 
@@ -287,10 +308,19 @@ class _Notes:
         self.notes: str | None = None
         self.tags: dict[str, str] = {}
         self.late: dict[str, Metric] = {}
+        self.rejected: str | None = None
+        self.resumptions: set[Resumption] = set()
 
     def add(self, fact: Fact) -> None:
         if fact.kind in ("pin", "unpin"):
             self.pinned = fact.kind == "pin"
+        elif fact.kind in ("rejected", "unrejected"):
+            if _counts(fact):
+                self.rejected = fact.details["reason"] if fact.kind == "rejected" else None
+        elif fact.kind == "resumed":
+            host, pid = fact.details.get("host"), fact.details.get("pid")
+            if _is_text(host) and _is_count(pid):
+                self.resumptions.add(Resumption(fact.at, cast("str", host), cast("int", pid)))
         elif fact.kind == "note":
             text = fact.details.get("text")
             self.notes = cast("str", text) if _is_text(text) else None
@@ -311,7 +341,14 @@ class _Notes:
 
     def result(self) -> Annotations:
         late = tuple(self.late[name] for name in sorted(self.late))
-        return Annotations(self.pinned, self.notes, tuple(sorted(self.tags.items())), late)
+        return Annotations(
+            self.pinned,
+            self.notes,
+            tuple(sorted(self.tags.items())),
+            late,
+            self.rejected,
+            tuple(sorted(self.resumptions)),
+        )
 
 
 def _finite(value: object) -> float | None:

@@ -74,12 +74,14 @@ class Doomed:
 
     Attributes:
         force: Even when it is pinned; its pin ends with it.
+        by_hand: Even when it is rejected, which no rule may take away.
     """
 
     step: int
     uuid: str
     reason: str
     force: bool = False
+    by_hand: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -232,15 +234,22 @@ class Publisher:
     def retire(self, doomed: Iterable[Doomed]) -> Retired:
         """Record the end of published checkpoints and take them out of sight.
 
-        One that is no longer the checkpoint that was judged, or has been pinned since, is left
-        alone. The bytes stay in the trash until `empty_trash`; on a full disk they go at once.
+        One that is no longer the checkpoint that was judged, or has been pinned or rejected since,
+        is left alone. The bytes stay in the trash until `empty_trash`; on a full disk they go at
+        once.
         """
         with self._changing() as (who, watch):
             failed: list[OSError] = []
             found = list(self._unchanged(who, doomed, failed))
             # By the journal: whoever judged may not have known of the latest pin.
             pinned = self._pins.find() if found else frozenset()
-            leaving = [(cp, doom) for cp, doom in found if doom.force or cp.uuid not in pinned]
+            rejected = self._pins.find_rejected() if found else frozenset()
+            leaving = [
+                (cp, doom)
+                for cp, doom in found
+                if (doom.force or cp.uuid not in pinned)
+                and (doom.by_hand or cp.uuid not in rejected)
+            ]
             at = self._now()
             facts = [journal.gone(cp, "deleted", doom.reason, at) for cp, doom in leaving]
             gone = self._put_away(who, watch, [checkpoint for checkpoint, _ in leaving], facts)

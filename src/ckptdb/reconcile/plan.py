@@ -37,6 +37,7 @@ Kind = Literal[
     "live tmp",
     "unreadable",
     "damaged",
+    "rejected",
     "duplicate",
     "foreign",
 ]
@@ -44,7 +45,7 @@ Kind = Literal[
 OF_A_RUN: Final = frozenset({"new run", "moved run", "changed run"})
 REPAIRS: Final = frozenset({"complete tmp", "orphan old", "unfinished removal"})
 REPORTED: Final = frozenset(
-    {"abandoned tmp", "live tmp", "unreadable", "damaged", "duplicate", "foreign"}
+    {"abandoned tmp", "live tmp", "unreadable", "damaged", "rejected", "duplicate", "foreign"}
 )
 
 
@@ -114,6 +115,7 @@ def plan(observed: Observation, recorded: Recorded) -> Plan:
         *_run(observed, recorded),
         *_finals(both),
         *_unreadable(observed, recorded),
+        *_rejected(both),
         *_tmps(both),
         *_missing(both),
         *_unwritten(both),
@@ -233,6 +235,17 @@ def _unreadable(observed: Observation, recorded: Recorded) -> Iterator[Action]:
             marked = replace(known, problem=problem, fingerprint=None)
             yield Action("changed", "cannot be read any more", step, marked, known.uuid)
         yield Action("unreadable", f"{problem}; kept, not ranked", _step_of(name))
+
+
+def _rejected(both: _Both) -> Iterator[Action]:
+    """What somebody has put aside."""
+    facts = both.observed.facts
+    said = both.recorded.annotations if facts is None else facts.annotations
+    why = {uuid: found.rejected for uuid, found in said.items() if found.rejected is not None}
+    for step, checkpoint in both.observed.finals.items() if why else ():
+        uuid = checkpoint.uuid if checkpoint else both.recorded.finals[step][0]
+        if uuid in why:
+            yield Action("rejected", f"{why[uuid]}; kept, not ranked", step)
 
 
 def _unjudged(observed: Observation) -> set[int | None]:
@@ -395,7 +408,7 @@ def _annotations(both: _Both) -> Iterator[Action]:
     for uuid in {*told, *known}:
         now = told.get(uuid, NO_ANNOTATIONS)
         if uuid in both.known and now != known.get(uuid, NO_ANNOTATIONS):
-            what = "pins, tags, notes or late metrics differ from the journal"
+            what = "what was added to it differs from the journal"
             yield Action("annotated", what, uuid=uuid, annotations=now)
 
 

@@ -1,4 +1,4 @@
-"""What people add to checkpoints: late metrics, pins, notes and tags; on disk first."""
+"""What people add to checkpoints: late metrics, pins, notes, tags, rejections; on disk first."""
 
 from __future__ import annotations
 
@@ -82,6 +82,15 @@ class Annotating(Tree):
     def untag(self, run: PathLike | None, step: int, name: str) -> Checkpoint:
         """Take a tag away; taking away what is not there changes nothing."""
         return self._annotate(run, step, [("untag", {"name": name})])
+
+    def reject(self, run: PathLike | None, step: int, reason: str) -> Checkpoint:
+        """Put a checkpoint aside: kept and reported, but neither best, latest nor counted."""
+        _check_text("reason", reason)
+        return self._annotate(run, step, [("rejected", {"reason": reason})])
+
+    def unreject(self, run: PathLike | None, step: int) -> Checkpoint:
+        """Let a checkpoint count again."""
+        return self._annotate(run, step, [("unrejected", {})])
 
     def _annotate(
         self, run: PathLike | None, step: int, facts: Sequence[tuple[str, dict[str, Any]]]

@@ -17,6 +17,7 @@ from ckptdb.errors import (
 from ckptdb.records import (
     MODES,
     STATUSES,
+    Ancestor,
     Checkpoint,
     Mode,
     Rows,
@@ -63,6 +64,18 @@ class Asking(Tree):
             UnknownCheckpoint: There never was one.
         """
         return self._get_at(self._get_run(run), step)
+
+    def lineage(self, step: int, *, run: PathLike | None = None) -> tuple[Ancestor, ...]:
+        """Return the checkpoint at a step and those it descends from, the nearest first.
+
+        The first save after `CheckpointManager.resume` has the one that it returned as its
+        parent; any later one the save before it.
+
+        Raises:
+            UnknownCheckpoint: There never was one.
+        """
+        seen = self._get_run(run)
+        return self._catalog().lineage(seen.id, self._get_at(seen, step).uuid)
 
     def best(
         self, metric: str | None = None, *, mode: Mode | None = None, run: PathLike | None = None

@@ -28,6 +28,10 @@ TABLES = {
         SELECT r.uuid AS run_uuid, c.uuid AS uuid, t.* FROM tags t
         JOIN checkpoints c ON c.id = t.checkpoint_id JOIN runs r ON r.id = c.run_id
     """,
+    "resumes": """
+        SELECT r.uuid AS run_uuid, c.uuid AS uuid, t.* FROM resumes t
+        JOIN checkpoints c ON c.id = t.checkpoint_id JOIN runs r ON r.id = t.run_id
+    """,
 }
 
 

@@ -1,0 +1,238 @@
+"""Where training continues: the newest checkpoint that is whole, and what was passed over."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, Literal, get_args
+
+from ckptdb import caller
+from ckptdb.catalog.catalog import Catalog
+from ckptdb.disk import identity, info, scan
+from ckptdb.disk.journal import Fact
+from ckptdb.disk.publish import Publisher
+from ckptdb.errors import CkptdbError, ConfigChanged, InvalidChoice, NoCheckpointHere
+from ckptdb.index import RunIndex
+from ckptdb.records import Checkpoint, utc
+
+OnChange = Literal["warn", "refuse", "ignore"]
+_ON_CHANGE: tuple[OnChange, ...] = get_args(OnChange)
+_LONGEST_REASON = 2000
+_LONGEST_VALUE = 60
+_FIRST_LOOK, _GROWTH = 8, 8
+_ABSENT = object()
+
+
+@dataclass(frozen=True, slots=True)
+class Options:
+    """How `Resuming.find` was asked.
+
+    Attributes:
+        config: What training will run with, None not to compare it.
+        on_change: What to do when the checkpoint was saved with another configuration.
+    """
+
+    config: object = None
+    on_change: OnChange = "warn"
+
+    def __post_init__(self) -> None:
+        if self.on_change not in _ON_CHANGE:
+            raise InvalidChoice("on_change", self.on_change, _ON_CHANGE)
+
+
+class Resuming:
+    """Finds the checkpoint that the training of one run continues from.
+
+    Args:
+        index: Of the run.
+        publisher: Of the run.
+    """
+
+    def __init__(self, index: RunIndex, publisher: Publisher) -> None:
+        self._index = index
+        self._publisher = publisher
+        self._options = Options()
+        self._told: set[tuple[str, str]] = set()
+        # In this process: what could not be recorded must not come back either.
+        self._rejected: dict[str, str] = {}
+
+    def find(self, options: Options) -> Checkpoint | None:
+        """Return the newest checkpoint that is whole, and record that training continues there.
+
+        Raises:
+            ConfigChanged: It was saved with another configuration, and that is refused.
+        """
+        self._options = options
+        while True:
+            found = self._find_whole()
+            if found is None:
+                return None
+            self._compare(found, options)
+            if self._record_resumption(found):
+                return found
+            # Somebody has deleted or replaced it in between.
+
+    def reject(self, checkpoint: Checkpoint, reason: str) -> Checkpoint | None:
+        """Put a checkpoint aside for good; return the next one, found as before.
+
+        Raises:
+            NoCheckpointHere: It is of another run.
+        """
+        directory = self._publisher.directory
+        if checkpoint.run_uuid != identity.identify(directory).run.uuid:
+            raise NoCheckpointHere(checkpoint.path, f"is not a checkpoint of {directory}")
+        why = legible(reason)
+        self._rejected[checkpoint.uuid] = why
+        try:
+            self._append("rejected", checkpoint, {"reason": why})
+        except (OSError, CkptdbError) as error:
+            caller.warn(
+                f"That step {checkpoint.step} was rejected could not be recorded ({error}); "
+                "only this process passes it over."
+            )
+        return self.find(self._options)
+
+    # --- which one ----------------------------------------------------------------------
+
+    def _find_whole(self) -> Checkpoint | None:
+        for known in self._newest_first():
+            found, why = self._examine(known)
+            if why is None:
+                return found
+            self._tell(found, why)
+        return None
+
+    def _newest_first(self) -> Iterator[Checkpoint]:
+        """Yield what is published, whether it can be trusted or not."""
+        count, before = _FIRST_LOOK, 0
+        while True:
+            found = self._list(count)
+            yield from found[before:]
+            if len(found) < count:
+                return
+            before, count = len(found), count * _GROWTH
+
+    def _list(self, count: int) -> Sequence[Checkpoint]:
+        def find(catalog: Catalog, run_id: int, _: object) -> tuple[Checkpoint, ...]:
+            return catalog.checkpoints(run_id=run_id, status="final", limit=count)[::-1]
+
+        nothing: tuple[Checkpoint, ...] = ()
+        return self._index.ask(find, nothing=nothing)
+
+    def _examine(self, known: Checkpoint) -> tuple[Checkpoint, str | None]:
+        """Return a checkpoint as it is now, and why training cannot continue from it."""
+        rejected = known.rejected if known.rejected is not None else self._rejected.get(known.uuid)
+        if rejected is not None:
+            return known, f"it was rejected: {rejected}"
+        return (known, known.problem) if known.problem else self._look(known)
+
+    def _look(self, known: Checkpoint) -> tuple[Checkpoint, str | None]:
+        who = identity.identify(self._publisher.directory)
+        try:
+            found = scan.load(who, known.path, known.step, verify=True)
+        except FileNotFoundError:
+            return known, "it is not there any more"
+        except OSError as error:
+            return known, f"it cannot be read ({error.strerror or error})"
+        if found.uuid != known.uuid:
+            return found, found.problem  # replaced in between, and as good as the other
+        if found.problem is None:
+            return known, None
+        damaged = replace(known, problem=found.problem, fingerprint=found.fingerprint)
+        self._index.learn([damaged])
+        return damaged, found.problem
+
+    def _tell(self, checkpoint: Checkpoint, why: str) -> None:
+        if (checkpoint.uuid, why) not in self._told:
+            self._told.add((checkpoint.uuid, why))
+            caller.warn(f"Step {checkpoint.step} is passed over ({checkpoint.path}): {why}")
+
+    def _compare(self, found: Checkpoint, options: Options) -> None:
+        if options.config is None or options.on_change == "ignore":
+            return
+        try:
+            stored = info.find_config(found.path)
+        except OSError:
+            stored = None
+        now = info.config_to_compare(options.config)
+        if stored is None or now is None:
+            caller.warn(
+                f"Whether the configuration has changed since {found.path} cannot be told: "
+                f"{'that one has none' if stored is None else 'this one is too large'}."
+            )
+            return
+        changes = differences(stored, now)
+        if changes and options.on_change == "refuse":
+            raise ConfigChanged(found.path, changes)
+        if changes:
+            caller.warn(str(ConfigChanged(found.path, changes)))
+
+    # --- what is written down -----------------------------------------------------------
+
+    def _record_resumption(self, found: Checkpoint) -> bool:
+        """Record it; return whether the checkpoint is still there."""
+        process = identity.this_process()
+        try:
+            self._append("resumed", found, {"host": process["host"], "pid": process["pid"]})
+        except (OSError, CkptdbError) as error:
+            caller.warn(
+                f"That training resumes from step {found.step} could not be recorded: {error}"
+            )
+            return True
+        # Looked at after the record: from then on it is known that somebody needs it.
+        who = identity.identify(self._publisher.directory)
+        return scan.find_uuid(who, found.path, found.step) == found.uuid
+
+    def _append(self, kind: str, checkpoint: Checkpoint, details: Mapping[str, Any]) -> None:
+        self._publisher.record([Fact(utc(time.time()), kind, checkpoint.uuid, details)])
+
+
+def legible(reason: str) -> str:
+    """Return any text as one line that every file and database takes, not too long."""
+    line = " ".join(reason.encode(errors="backslashreplace").decode().replace("\0", " ").split())
+    return _cut(line or "no reason was given", _LONGEST_REASON)
+
+
+def differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> tuple[str, ...]:
+    """Return what differs between two configurations, one line each, by dotted path.
+
+    Args:
+        old: As it was stored, plain JSON values.
+        new: Likewise.
+    """
+    return tuple(_differences(old, new, ""))
+
+
+def _differences(old: Mapping[str, Any], new: Mapping[str, Any], above: str) -> Iterator[str]:
+    for key in sorted({*old, *new}):
+        path = above + (key if "." not in key else json.dumps(key))
+        before, after = old.get(key, _ABSENT), new.get(key, _ABSENT)
+        if isinstance(before, Mapping) and isinstance(after, Mapping):
+            yield from _differences(before, after, f"{path}.")
+        elif before is _ABSENT:
+            yield f"{path} is new: {_shown(after)}"
+        elif after is _ABSENT:
+            yield f"{path} is gone, was {_shown(before)}"
+        elif not _is_same(before, after):
+            yield f"{path}: {_shown(before)} → {_shown(after)}"
+
+
+def _is_same(one: object, other: object) -> bool:
+    """Whether two values are equal; 1 and 1.0 are, 1 and true are not."""
+    if isinstance(one, bool) or isinstance(other, bool):
+        return one is other
+    if isinstance(one, list) and isinstance(other, list):
+        return len(one) == len(other) and all(map(_is_same, one, other))
+    if isinstance(one, Mapping) and isinstance(other, Mapping):
+        return one.keys() == other.keys() and all(_is_same(one[key], other[key]) for key in one)
+    return one == other
+
+
+def _shown(value: object) -> str:
+    return _cut(json.dumps(value, ensure_ascii=False), _LONGEST_VALUE)
+
+
+def _cut(text: str, length: int) -> str:
+    return text if len(text) <= length else f"{text[: length - 1]}…"
