@@ -10,8 +10,6 @@ import subprocess
 import sys
 import termios
 
-import pytest
-
 
 def test_ls_at_a_root_lists_its_runs(ckptdb, root):
     answer = ckptdb("ls", cwd=root)
@@ -110,86 +108,6 @@ def test_show_of_an_unknown_step_is_one_sentence(ckptdb, root):
     assert answer.err == (
         "ckptdb: Run 'alpha' has no checkpoint at step 77; `ckptdb ls alpha` lists them.\n"
     )
-
-
-def test_sql_answers_select_and_with(ckptdb, root):
-    answer = ckptdb("sql", "SELECT run, step FROM leaderboard WHERE rank = 1 ORDER BY run", "-o",
-                    "json", cwd=root)  # fmt: skip
-    assert answer.json == [{"run": "alpha", "step": 2}, {"run": "beta", "step": 5}]
-    with_query = "WITH x AS (SELECT 1 AS one) SELECT one FROM x"
-    assert ckptdb("sql", with_query, "-o", "csv", cwd=root).out == "one\n1\n"
-
-
-def test_sql_takes_parameters_and_a_limit(ckptdb, root):
-    query = "SELECT step FROM checkpoints c JOIN runs r ON r.id = run_id WHERE r.name = :run"
-    answer = ckptdb("sql", query, "-p", "run=alpha", "--limit", "2", "-o", "json", cwd=root)
-    assert len(answer.json) == 2
-    assert answer.err == "Only the first 2 rows; --limit shows more.\n"
-    assert ckptdb("sql", "SELECT :x + 1 AS y", "-p", "x=1.5", "-o", "csv", cwd=root).out == (
-        "y\n2.5\n"
-    )
-
-
-def test_sql_reads_standard_input(root):
-    done = subprocess.run(
-        [sys.executable, "-m", "ckptdb", "sql", "-o", "csv"],
-        input="SELECT COUNT(*) AS n FROM checkpoints",
-        cwd=root,
-        capture_output=True,
-        text=True,
-        check=True,
-    )
-    assert done.stdout == "n\n6\n"
-
-
-@pytest.mark.parametrize(
-    "query",
-    [
-        "INSERT INTO tags VALUES (1, 'x', 'y')",
-        "UPDATE runs SET name = 'x'",
-        "DELETE FROM checkpoints",
-        "ATTACH 'other.db' AS other",
-        "PRAGMA journal_mode = WAL",
-        "PRAGMA user_version = 7",
-        "CREATE TEMP TABLE t (x)",
-        "CREATE TABLE t (x)",
-        "DROP TABLE runs",
-        "BEGIN IMMEDIATE",
-        "VACUUM",
-        "SELECT 1; DELETE FROM runs",
-    ],
-)
-def test_sql_refuses_whatever_would_write_with_one_sentence(ckptdb, root, query):
-    before = (root / ".ckptdb" / "catalog.db").read_bytes()
-    answer = ckptdb("sql", query, cwd=root)
-    assert answer.code == 1
-    assert answer.out == ""
-    assert answer.err.startswith("ckptdb: ")
-    assert answer.err.count("\n") == 1
-    assert (root / ".ckptdb" / "catalog.db").read_bytes() == before
-
-
-def test_sql_without_end_is_stopped(ckptdb, root):
-    endless = "WITH RECURSIVE n(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n) SELECT max(i) FROM n"
-    answer = ckptdb("sql", endless, "--timeout", "0.2", cwd=root)
-    assert answer.code == 1
-    assert answer.err == (
-        "ckptdb: The query was stopped after 0.2 s; narrow it, or raise --timeout.\n"
-    )
-
-
-def test_sql_that_is_wrong_gets_one_sentence(ckptdb, root):
-    answer = ckptdb("sql", "SELECT nonesuch FROM runs", cwd=root)
-    assert answer.code == 1
-    assert "no such column: nonesuch" in answer.err
-
-
-def test_schema_names_tables_and_views(ckptdb, root):
-    out = ckptdb("schema", cwd=root).out
-    for name in ("runs", "checkpoints", "metrics", "tags", "leaderboard", "run_summary"):
-        assert f"{name} (" in out
-    names = {relation["name"] for relation in ckptdb("schema", "-o", "json", cwd=root).json}
-    assert {"checkpoints", "deletions"} <= names
 
 
 def test_questions_about_a_tree_without_catalog_are_answered_from_disk(ckptdb, tmp_path):

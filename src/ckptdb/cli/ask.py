@@ -1,8 +1,7 @@
-"""Commands that answer questions: ls, show, best, latest, top, sql, schema."""
+"""Commands that answer questions: ls, show, best, latest, top."""
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Sequence
 from typing import Any, Protocol
 
@@ -19,7 +18,6 @@ from ckptdb.cli.output import (
     output_option,
     print_checkpoints,
     print_lineage,
-    print_records,
     print_rows,
     print_table,
 )
@@ -36,6 +34,7 @@ mode_option = click.option(
 metric_option = click.option(
     "--metric", metavar="NAME", help="Rank by this metric; default: the run's own."
 )
+metric_argument = click.argument("metric", required=False)
 
 
 class Session(Protocol):
@@ -150,67 +149,7 @@ def top(  # noqa: PLR0917  # one parameter an option
         print_checkpoints(found, form, metric=metric or _metric_of(registry, found))
 
 
-@click.command()
-@click.argument("query", required=False)
-@click.option("-p", "parameters", multiple=True, metavar="NAME=VALUE", help="Value of :NAME.")
-@click.option(
-    "--limit", type=click.IntRange(1), default=10_000, show_default=True, help="Rows at most."
-)
-@click.option("--timeout", type=float, default=30.0, show_default=True, help="In seconds.")
-@output_option(*FORMATS)
-@click.pass_obj
-def sql(  # noqa: PLR0917  # one parameter an option
-    session: Session,
-    query: str | None,
-    parameters: tuple[str, ...],
-    limit: int,
-    timeout: float,
-    form: str,
-) -> None:
-    """Answer a SELECT over the catalog; it cannot change anything.
-
-    QUERY is read from standard input when it is "-" or missing. Paths in the tables are
-    relative to the root; abspath(path) makes them absolute.
-    """
-    if query in (None, "-"):
-        if query is None and sys.stdin.isatty():
-            raise click.UsageError('Pass a query: ckptdb sql "SELECT * FROM leaderboard"')
-        query = sys.stdin.read()
-    values = dict(_named(text) for text in parameters)
-    with session.open() as registry:
-        rows = registry.query(query or "", values, limit=limit, timeout_seconds=timeout)
-    print_rows(rows.columns, rows.rows, form)
-    if rows.truncated:
-        click.echo(f"Only the first {len(rows)} rows; --limit shows more.", err=True)
-
-
-@click.command()
-@output_option("table", "json")
-@click.pass_obj
-def schema(session: Session, form: str) -> None:
-    """Print the tables and views that SQL can name."""
-    with session.open() as registry:
-        relations = registry.schema()
-    if form == "json":
-        print_records(
-            [
-                {
-                    "name": relation.name,
-                    "kind": relation.kind,
-                    "purpose": relation.purpose,
-                    "columns": {column.name: column.type for column in relation.columns},
-                }
-                for relation in relations
-            ],
-            form,
-        )
-        return
-    for relation in relations:
-        columns = ", ".join(column.name for column in relation.columns)
-        click.echo(f"{relation.name} ({relation.kind}): {relation.purpose}\n    {columns}\n")
-
-
-COMMANDS = (ls, show, best, latest, top, sql, schema)
+COMMANDS = (ls, show, best, latest, top)
 
 
 def _print_one(checkpoint: Checkpoint | None, form: str) -> None:
@@ -265,15 +204,3 @@ def _metric_of(registry: Registry, found: tuple[Checkpoint, ...]) -> str | None:
     runs: list[Run] = [run for run in registry.runs() if run.uuid in here]
     metrics = {run.metric_name for run in runs}
     return metrics.pop() if len(metrics) == 1 else None
-
-
-def _named(text: str) -> tuple[str, object]:
-    name, equals, value = text.partition("=")
-    if not equals or not name:
-        raise click.BadParameter(f"{text!r} is not NAME=VALUE", param_hint="-p")
-    for kind in (int, float):
-        try:
-            return name, kind(value)
-        except ValueError:
-            continue
-    return name, value

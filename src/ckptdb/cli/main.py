@@ -13,8 +13,8 @@ from typing import Final, TextIO
 
 import click
 
-from ckptdb.cli import ask, change, database, tend
-from ckptdb.cli.output import clean
+from ckptdb.cli import ask, change, database, diff, plot, sql, tend
+from ckptdb.cli.output import clean, echo_error
 from ckptdb.errors import (
     CatalogForeign,
     CatalogLocked,
@@ -66,7 +66,15 @@ def cli(context: click.Context, directory: str, catalog: str | None, *, debug: b
     context.obj = Session(directory, catalog)
 
 
-for command in (*ask.COMMANDS, *change.COMMANDS, *tend.COMMANDS, *database.COMMANDS):
+for command in (
+    *ask.COMMANDS,
+    *sql.COMMANDS,
+    *diff.COMMANDS,
+    *plot.COMMANDS,
+    *change.COMMANDS,
+    *tend.COMMANDS,
+    *database.COMMANDS,
+):
     cli.add_command(command)
 
 
@@ -99,7 +107,7 @@ def _report(error: Exception, *, debug: bool) -> int:
         error.show()
         return error.exit_code
     if isinstance(error, CkptdbError):
-        _say(str(error))
+        echo_error(error, prefix="ckptdb: ")
         return next((c for kind, c in EXIT_CODES.items() if isinstance(error, kind)), 1)
     if isinstance(error, OSError):
         where = f"{error.filename}: " if error.filename else ""

@@ -10,12 +10,14 @@ import io
 import json
 import os
 import re
+import shutil
 import sys
 from collections.abc import Callable, Iterable, Sequence
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
+from ckptdb.errors import CkptdbError, QueryFailed
 from ckptdb.records import Ancestor, Checkpoint
 
 if TYPE_CHECKING:
@@ -89,6 +91,18 @@ def console(*, stderr: bool = False, fold: bool = True) -> Console:
     )
 
 
+def echo_error(error: CkptdbError, *, prefix: str = "") -> None:
+    """Print an error's sentence and, of a query, the place, to standard error."""
+    click.echo(f"{prefix}{clean(error)}", err=True)
+    if isinstance(error, QueryFailed) and error.excerpt:
+        click.echo(error.excerpt, err=True)
+
+
+def width(*, otherwise: int = 100) -> int:
+    """Return how many columns there are to print to; ``otherwise`` where nobody looks."""
+    return shutil.get_terminal_size().columns if sys.stdout.isatty() else otherwise
+
+
 def echo_path(path: object) -> None:
     """Print one path alone, byte for byte, so that a shell can use it."""
     click.echo(os.fsencode(str(path)))
@@ -120,8 +134,19 @@ def print_records(records: Sequence[dict[str, Any]], form: str) -> None:
         click.echo(json.dumps(record))
 
 
-def print_table(columns: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
-    """Print a table for people; numbers are on the right, empty column names make no header."""
+def print_table(
+    columns: Sequence[str],
+    rows: Iterable[Sequence[str]],
+    *,
+    first_styles: Sequence[str | None] | None = None,
+) -> None:
+    """Print a table for people; numbers are on the right, empty column names make no header.
+
+    Args:
+        columns: Their names.
+        rows: As long as that.
+        first_styles: How rich colours the first cell of each row.
+    """
     from rich.table import Table
     from rich.text import Text
 
@@ -130,8 +155,10 @@ def print_table(columns: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
     for index, name in enumerate(columns):
         numeric = bool(found) and all(_is_number(row[index]) for row in found)
         table.add_column(clean(name), justify="right" if numeric else "left", overflow="fold")
-    for row in found:
-        table.add_row(*(Text(clean(value)) for value in row))
+    for style, row in zip(first_styles or [None] * len(found), found, strict=True):
+        first, *others = (Text(clean(value)) for value in row)
+        first.stylize(style or "")
+        table.add_row(first, *others)
     # A path or a time cut into pieces can be neither read nor copied: the terminal breaks lines.
     screen = console(fold=False)
     with screen.capture() as capture:
