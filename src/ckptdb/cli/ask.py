@@ -20,6 +20,7 @@ from ckptdb.cli.output import (
     print_lineage,
     print_rows,
     print_table,
+    short_time,
 )
 from ckptdb.errors import NothingToChoose
 from ckptdb.records import Checkpoint, Mode, Run, Status
@@ -176,13 +177,18 @@ def _print_runs(registry: Registry, form: str) -> None:
     if form != "table":
         print_rows(rows.columns, rows.rows, form)
         return
+    found = rows.as_dicts()
+    metrics = {row["metric_name"] for row in found}
+    # What is the same in all rows is told once.
+    common = metrics.pop() if len(metrics) == 1 else None
+    best = [common] if common else ["metric", "best"]
     print_table(
-        ["run", "live", "deleted", "on disk", "metric", "best", "at step", "latest", "last active"],
-        (_run_row(row) for row in rows.as_dicts()),
+        ["run", "live", "deleted", "on disk", *best, "at step", "latest", "last active"],
+        (_run_row(row, common=common) for row in found),
     )
 
 
-def _run_row(row: dict[str, Any]) -> list[str]:
+def _run_row(row: dict[str, Any], *, common: str | None) -> list[str]:
     live = str(row["final"])
     extras = [f"{row[name]} {name}" for name in ("tmp", "problems") if row[name]]
     return [
@@ -190,11 +196,11 @@ def _run_row(row: dict[str, Any]) -> list[str]:
         live + (f" (+ {', '.join(extras)})" if extras else ""),
         str(row["deleted"]),
         human_bytes(row["bytes_on_disk"]),
-        row["metric_name"] or "",
+        *([] if common else [row["metric_name"] or ""]),
         number(row["best_value"]),
         number(row["best_step"]),
         number(row["latest_step"]),
-        (row["last_activity"] or "")[:19].replace("T", " "),
+        short_time(row["last_activity"]),
     ]
 
 

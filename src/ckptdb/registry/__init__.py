@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from ckptdb.registry.annotating import Annotating
 from ckptdb.registry.asking import Asking
+from ckptdb.registry.comparing import Comparing
 from ckptdb.registry.deleting import Deleting
 from ckptdb.registry.indexing import CatalogStatus, Indexing
 
 __all__ = ["CatalogStatus", "Registry"]
 
 
-class Registry(Asking, Annotating, Deleting, Indexing):
+class Registry(Asking, Comparing, Annotating, Deleting, Indexing):
     """Runs and checkpoints below a root, in a run, or in a catalog; made by `open`.
 
     Reading creates nothing: without a catalog the tree is indexed in memory. A run that is
