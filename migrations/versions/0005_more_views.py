@@ -15,7 +15,7 @@ down_revision = "0004"
 branch_labels = None
 depends_on = None
 
-CHECKPOINT_HISTORY_SQLITE = r"""
+CHECKPOINT_HISTORY_SQLITE = """
     SELECT r.name AS run,
            c.step AS step,
            c.status AS status,
@@ -23,10 +23,10 @@ CHECKPOINT_HISTORY_SQLITE = r"""
            (SELECT m.value FROM metrics m
             WHERE m.checkpoint_id = c.id AND m.name = r.metric_name) AS value,
            (SELECT '{' || COALESCE(GROUP_CONCAT('"' || CASE
-        WHEN m.name GLOB '*[' || CHAR(1) || '-' || CHAR(8) || CHAR(11) || CHAR(12) || CHAR(14)
-            || '-' || CHAR(31) || ']*' THEN 'hex:' || HEX(m.name)
-        ELSE REPLACE(REPLACE(REPLACE(REPLACE(REPLACE(m.name, '\', '\\'), '"', '\"'),
-            CHAR(9), '\t'), CHAR(10), '\n'), CHAR(13), '\r') END || '"' || ':' || COALESCE(m.value, 'null')), '') || '}' FROM metrics m
+        WHEN m.name GLOB '*[\x01-\x08\x0b\x0c\x0e-\x1f]*' THEN 'hex:' || HEX(m.name)
+        ELSE REPLACE(REPLACE(REPLACE(REPLACE(REPLACE(m.name,
+            '\\', '\\\\'), '"', '\\"'), '\t', '\\t'), '\n', '\\n'), '\r', '\\r')
+        END || '"' || ':' || COALESCE(CAST(m.value AS TEXT), 'null')), '') || '}' FROM metrics m
             WHERE m.checkpoint_id = c.id) AS metrics,
            c.size_bytes AS size_bytes,
            c.finalized_at AS finalized_at,
@@ -96,7 +96,7 @@ DISK_USAGE = """
     FROM runs r
 """
 
-SAVES_SQLITE = """
+SAVES = """
     SELECT s.run AS run,
            s.step AS step,
            s.status AS status,
@@ -114,20 +114,52 @@ SAVES_SQLITE = """
                c.status AS status,
                c.finalized_at AS saved_at,
                p.step AS previous_step,
-               ROUND((JULIANDAY(c.finalized_at) - JULIANDAY(p.finalized_at)) * 86400.0, 3) AS seconds,
+               ROUND(1000 * ((86400 * (
+        365.25 * (CAST(SUBSTR(c.finalized_at, 1, 4) AS INTEGER) - CASE WHEN SUBSTR(c.finalized_at, 6, 2) < '03' THEN 1 ELSE 0 END) - 0.25 * ((CAST(SUBSTR(c.finalized_at, 1, 4) AS INTEGER) - CASE WHEN SUBSTR(c.finalized_at, 6, 2) < '03' THEN 1 ELSE 0 END) % 4) + CAST(SUBSTR(c.finalized_at, 9, 2) AS INTEGER)
+        + CASE SUBSTR(c.finalized_at, 6, 2) WHEN '03' THEN 0 WHEN '04' THEN 31 WHEN '05' THEN 61
+            WHEN '06' THEN 92 WHEN '07' THEN 122 WHEN '08' THEN 153 WHEN '09' THEN 184
+            WHEN '10' THEN 214 WHEN '11' THEN 245 WHEN '12' THEN 275 WHEN '01' THEN 306
+            ELSE 337 END)
+        + 3600 * CAST(SUBSTR(c.finalized_at, 12, 2) AS INTEGER)
+        + 60 * CAST(SUBSTR(c.finalized_at, 15, 2) AS INTEGER)
+        + CAST(SUBSTR(c.finalized_at, 18, 6) AS DOUBLE PRECISION)) - (86400 * (
+        365.25 * (CAST(SUBSTR(p.finalized_at, 1, 4) AS INTEGER) - CASE WHEN SUBSTR(p.finalized_at, 6, 2) < '03' THEN 1 ELSE 0 END) - 0.25 * ((CAST(SUBSTR(p.finalized_at, 1, 4) AS INTEGER) - CASE WHEN SUBSTR(p.finalized_at, 6, 2) < '03' THEN 1 ELSE 0 END) % 4) + CAST(SUBSTR(p.finalized_at, 9, 2) AS INTEGER)
+        + CASE SUBSTR(p.finalized_at, 6, 2) WHEN '03' THEN 0 WHEN '04' THEN 31 WHEN '05' THEN 61
+            WHEN '06' THEN 92 WHEN '07' THEN 122 WHEN '08' THEN 153 WHEN '09' THEN 184
+            WHEN '10' THEN 214 WHEN '11' THEN 245 WHEN '12' THEN 275 WHEN '01' THEN 306
+            ELSE 337 END)
+        + 3600 * CAST(SUBSTR(p.finalized_at, 12, 2) AS INTEGER)
+        + 60 * CAST(SUBSTR(p.finalized_at, 15, 2) AS INTEGER)
+        + CAST(SUBSTR(p.finalized_at, 18, 6) AS DOUBLE PRECISION)))) / 1000.0 AS seconds,
                l.step - f.step AS run_steps,
-               (JULIANDAY(l.finalized_at) - JULIANDAY(f.finalized_at)) * 86400.0 AS run_seconds,
+               ROUND(1000 * ((86400 * (
+        365.25 * (CAST(SUBSTR(l.finalized_at, 1, 4) AS INTEGER) - CASE WHEN SUBSTR(l.finalized_at, 6, 2) < '03' THEN 1 ELSE 0 END) - 0.25 * ((CAST(SUBSTR(l.finalized_at, 1, 4) AS INTEGER) - CASE WHEN SUBSTR(l.finalized_at, 6, 2) < '03' THEN 1 ELSE 0 END) % 4) + CAST(SUBSTR(l.finalized_at, 9, 2) AS INTEGER)
+        + CASE SUBSTR(l.finalized_at, 6, 2) WHEN '03' THEN 0 WHEN '04' THEN 31 WHEN '05' THEN 61
+            WHEN '06' THEN 92 WHEN '07' THEN 122 WHEN '08' THEN 153 WHEN '09' THEN 184
+            WHEN '10' THEN 214 WHEN '11' THEN 245 WHEN '12' THEN 275 WHEN '01' THEN 306
+            ELSE 337 END)
+        + 3600 * CAST(SUBSTR(l.finalized_at, 12, 2) AS INTEGER)
+        + 60 * CAST(SUBSTR(l.finalized_at, 15, 2) AS INTEGER)
+        + CAST(SUBSTR(l.finalized_at, 18, 6) AS DOUBLE PRECISION)) - (86400 * (
+        365.25 * (CAST(SUBSTR(f.finalized_at, 1, 4) AS INTEGER) - CASE WHEN SUBSTR(f.finalized_at, 6, 2) < '03' THEN 1 ELSE 0 END) - 0.25 * ((CAST(SUBSTR(f.finalized_at, 1, 4) AS INTEGER) - CASE WHEN SUBSTR(f.finalized_at, 6, 2) < '03' THEN 1 ELSE 0 END) % 4) + CAST(SUBSTR(f.finalized_at, 9, 2) AS INTEGER)
+        + CASE SUBSTR(f.finalized_at, 6, 2) WHEN '03' THEN 0 WHEN '04' THEN 31 WHEN '05' THEN 61
+            WHEN '06' THEN 92 WHEN '07' THEN 122 WHEN '08' THEN 153 WHEN '09' THEN 184
+            WHEN '10' THEN 214 WHEN '11' THEN 245 WHEN '12' THEN 275 WHEN '01' THEN 306
+            ELSE 337 END)
+        + 3600 * CAST(SUBSTR(f.finalized_at, 12, 2) AS INTEGER)
+        + 60 * CAST(SUBSTR(f.finalized_at, 15, 2) AS INTEGER)
+        + CAST(SUBSTR(f.finalized_at, 18, 6) AS DOUBLE PRECISION)))) / 1000.0 AS run_seconds,
                c.size_bytes AS size_bytes,
                r.id AS run_id,
                c.id AS checkpoint_id
         FROM runs r
         LEFT JOIN checkpoints f ON f.id = (
             SELECT b.id FROM checkpoints b
-            WHERE b.run_id = r.id AND b.finalized_at IS NOT NULL
+            WHERE b.run_id = r.id AND b.finalized_at LIKE '____-__-__T__:__:__.___Z'
             ORDER BY b.step, b.id LIMIT 1)
         LEFT JOIN checkpoints l ON l.id = (
             SELECT b.id FROM checkpoints b
-            WHERE b.run_id = r.id AND b.finalized_at IS NOT NULL
+            WHERE b.run_id = r.id AND b.finalized_at LIKE '____-__-__T__:__:__.___Z'
             ORDER BY b.step DESC, b.id DESC LIMIT 1)
         CROSS JOIN checkpoints c
         LEFT JOIN checkpoints p ON p.id = (
@@ -135,65 +167,23 @@ SAVES_SQLITE = """
             WHERE b.run_id = c.run_id AND b.step < c.step
               AND b.finalized_at <= c.finalized_at
             ORDER BY b.step DESC, b.id DESC LIMIT 1)
-        WHERE c.run_id = r.id AND c.finalized_at IS NOT NULL
-    ) s
-"""
-
-SAVES_POSTGRESQL = """
-    SELECT s.run AS run,
-           s.step AS step,
-           s.status AS status,
-           s.saved_at AS saved_at,
-           s.previous_step AS previous_step,
-           s.seconds AS seconds,
-           s.seconds * s.run_steps / NULLIF(s.run_seconds * (s.step - s.previous_step), 0)
-               AS times_usual,
-           s.size_bytes AS size_bytes,
-           s.run_id AS run_id,
-           s.checkpoint_id AS checkpoint_id
-    FROM (
-        SELECT r.name AS run,
-               c.step AS step,
-               c.status AS status,
-               c.finalized_at AS saved_at,
-               p.step AS previous_step,
-               CAST(EXTRACT(EPOCH FROM CAST(c.finalized_at AS timestamptz) - CAST(p.finalized_at AS timestamptz)) AS double precision) AS seconds,
-               l.step - f.step AS run_steps,
-               CAST(EXTRACT(EPOCH FROM CAST(l.finalized_at AS timestamptz) - CAST(f.finalized_at AS timestamptz)) AS double precision) AS run_seconds,
-               c.size_bytes AS size_bytes,
-               r.id AS run_id,
-               c.id AS checkpoint_id
-        FROM runs r
-        LEFT JOIN checkpoints f ON f.id = (
-            SELECT b.id FROM checkpoints b
-            WHERE b.run_id = r.id AND b.finalized_at IS NOT NULL
-            ORDER BY b.step, b.id LIMIT 1)
-        LEFT JOIN checkpoints l ON l.id = (
-            SELECT b.id FROM checkpoints b
-            WHERE b.run_id = r.id AND b.finalized_at IS NOT NULL
-            ORDER BY b.step DESC, b.id DESC LIMIT 1)
-        CROSS JOIN checkpoints c
-        LEFT JOIN checkpoints p ON p.id = (
-            SELECT b.id FROM checkpoints b
-            WHERE b.run_id = c.run_id AND b.step < c.step
-              AND b.finalized_at <= c.finalized_at
-            ORDER BY b.step DESC, b.id DESC LIMIT 1)
-        WHERE c.run_id = r.id AND c.finalized_at IS NOT NULL
+        WHERE c.run_id = r.id AND c.finalized_at LIKE '____-__-__T__:__:__.___Z'
     ) s
 """
 
 CONFIG_VALUES_SQLITE = """
     SELECT r.name AS run,
            REPLACE(SUBSTR(j.fullkey, 3), '"', '') AS key,
-           CASE WHEN j.type IN ('true', 'false', 'null') THEN j.type ELSE j.value END AS value,
+           CASE WHEN LOWER(j.type) IN ('true', 'false', 'null') THEN LOWER(j.type)
+               ELSE j.value END AS value,
            r.id AS run_id
     FROM runs r
     CROSS JOIN JSON_TREE(r.config) j
     WHERE j.fullkey <> '$'
-            AND (j.type NOT IN ('object', 'array') OR j.value IN ('{}', '[]'))
+        AND (LOWER(j.type) NOT IN ('object', 'array') OR j.value IN ('{}', '[]'))
 """
 
-CONFIG_VALUES_POSTGRESQL = r"""
+CONFIG_VALUES_POSTGRESQL = """
     SELECT r.name AS run,
            leaf.key AS key,
            CASE JSONB_TYPEOF(leaf.node) WHEN 'string' THEN leaf.node #>> CAST(ARRAY[] AS text[])
@@ -203,7 +193,7 @@ CONFIG_VALUES_POSTGRESQL = r"""
     CROSS JOIN LATERAL (
         WITH RECURSIVE tree(key, node) AS (
             SELECT e.key, e.value FROM JSONB_EACH(
-                CAST(CASE WHEN POSITION('\u0000' IN r.config) = 0 THEN r.config END AS jsonb)
+                CAST(CASE WHEN POSITION('\\u0000' IN r.config) = 0 THEN r.config END AS jsonb)
             ) e
             UNION ALL
             SELECT tree.key || child.name, child.node
@@ -222,67 +212,76 @@ CONFIG_VALUES_POSTGRESQL = r"""
     ) leaf
 """
 
-CONFIG_DIFFERENCES_SQLITE = r"""
-    SELECT a.name AS run,
-           b.name AS other,
-           REPLACE(SUBSTR(d.key, 3), '"', '') AS key,
-           v.value AS value,
-           w.value AS other_value,
-           a.id AS run_id,
-           b.id AS other_id
-    FROM runs a
-    CROSS JOIN runs b
-    CROSS JOIN JSON_EACH((
-        SELECT '{' || GROUP_CONCAT(
-            '"' || CASE
-                WHEN differing.path GLOB '*[' || CHAR(1) || '-' || CHAR(8) || CHAR(11) || CHAR(12) || CHAR(14)
-                    || '-' || CHAR(31) || ']*' THEN 'hex:' || HEX(differing.path)
-                ELSE REPLACE(REPLACE(REPLACE(REPLACE(REPLACE(differing.path, '\', '\\'), '"', '\"'),
-                    CHAR(9), '\t'), CHAR(10), '\n'), CHAR(13), '\r') END || '"' || ':{' || differing.sides || '}') || '}'
+CONFIG_CHANGES_SQLITE = """
+    SELECT g.run AS run,
+           g.previous AS previous,
+           g.key AS key,
+           g.value AS value,
+           g.previous_value AS previous_value,
+           g.run_id AS run_id,
+           g.previous_id AS previous_id
+    FROM (
+        SELECT d.run, d.previous, d.key, d.run_id, d.previous_id,
+               MAX(CASE d.side WHEN 'new' THEN d.shown END) OVER w AS value,
+               MAX(CASE d.side WHEN 'old' THEN d.shown END) OVER w AS previous_value,
+               COUNT(*) OVER w AS sides,
+               SUM(d.is_text) OVER w AS texts,
+               ROW_NUMBER() OVER w AS place
         FROM (
-            SELECT found.path AS path, GROUP_CONCAT(found.side || CASE found.kind
-                WHEN 'real' THEN found.shown ELSE '"' || CASE
-                WHEN found.shown GLOB '*[' || CHAR(1) || '-' || CHAR(8) || CHAR(11) || CHAR(12) || CHAR(14)
-                    || '-' || CHAR(31) || ']*' THEN 'hex:' || HEX(found.shown)
-                ELSE REPLACE(REPLACE(REPLACE(REPLACE(REPLACE(found.shown, '\', '\\'), '"', '\"'),
-                    CHAR(9), '\t'), CHAR(10), '\n'), CHAR(13), '\r') END || '"' END) AS sides
-            FROM (
-                SELECT x.fullkey AS path, '"a":' AS side, CASE WHEN x.type IN ('true', 'false', 'null') THEN x.type ELSE x.value END AS shown,
-                    REPLACE(x.type, 'integer', 'real') AS kind
-                FROM JSON_TREE(a.config) x WHERE x.fullkey <> '$'
-            AND (x.type NOT IN ('object', 'array') OR x.value IN ('{}', '[]'))
-                UNION ALL
-                SELECT y.fullkey, '"b":', CASE WHEN y.type IN ('true', 'false', 'null') THEN y.type ELSE y.value END, REPLACE(y.type, 'integer', 'real')
-                FROM JSON_TREE(b.config) y WHERE y.fullkey <> '$'
-            AND (y.type NOT IN ('object', 'array') OR y.value IN ('{}', '[]'))
-            ) found
-            GROUP BY found.path
-            HAVING COUNT(*) = 1 OR COUNT(DISTINCT found.shown) = 2 OR COUNT(DISTINCT found.kind) = 2
-        ) differing
-    )) d
-    LEFT JOIN JSON_EACH(d.value) v ON v.key = 'a'
-    LEFT JOIN JSON_EACH(d.value) w ON w.key = 'b'
-    WHERE b.id <> a.id AND b.config <> a.config
+        SELECT r.name AS run, p.name AS previous, 'new' AS side, j.fullkey AS path,
+               REPLACE(SUBSTR(j.fullkey, 3), '"', '') AS key, CASE WHEN LOWER(j.type) IN ('true', 'false', 'null') THEN LOWER(j.type)
+               ELSE j.value END AS shown,
+               CASE WHEN LOWER(j.type) IN ('text', 'varchar') THEN 1 ELSE 0 END AS is_text, r.id AS run_id, p.id AS previous_id
+        FROM runs r
+        JOIN runs p ON p.id = (
+            SELECT b.id FROM runs b
+            WHERE b.created_at < r.created_at
+            ORDER BY b.created_at DESC, b.id DESC LIMIT 1)
+        CROSS JOIN JSON_TREE(r.config) j
+        WHERE j.fullkey <> '$'
+        AND (LOWER(j.type) NOT IN ('object', 'array') OR j.value IN ('{}', '[]'))
+
+            UNION ALL
+        SELECT r.name AS run, p.name AS previous, 'old' AS side, j.fullkey AS path,
+               REPLACE(SUBSTR(j.fullkey, 3), '"', '') AS key, CASE WHEN LOWER(j.type) IN ('true', 'false', 'null') THEN LOWER(j.type)
+               ELSE j.value END AS shown,
+               CASE WHEN LOWER(j.type) IN ('text', 'varchar') THEN 1 ELSE 0 END AS is_text, r.id AS run_id, p.id AS previous_id
+        FROM runs r
+        JOIN runs p ON p.id = (
+            SELECT b.id FROM runs b
+            WHERE b.created_at < r.created_at
+            ORDER BY b.created_at DESC, b.id DESC LIMIT 1)
+        CROSS JOIN JSON_TREE(p.config) j
+        WHERE j.fullkey <> '$'
+        AND (LOWER(j.type) NOT IN ('object', 'array') OR j.value IN ('{}', '[]'))
+
+        ) d
+        WINDOW w AS (PARTITION BY d.run_id, d.run, d.previous_id, d.previous, d.path)
+    ) g
+    WHERE g.place = 1 AND (g.sides = 1 OR g.texts = 1 OR g.value <> g.previous_value)
 """
 
-CONFIG_DIFFERENCES_POSTGRESQL = r"""
-    SELECT a.name AS run,
-           b.name AS other,
+CONFIG_CHANGES_POSTGRESQL = """
+    SELECT r.name AS run,
+           p.name AS previous,
            d.key AS key,
            CASE JSONB_TYPEOF(d.node) WHEN 'string' THEN d.node #>> CAST(ARRAY[] AS text[])
                ELSE CAST(d.node AS text) END AS value,
-           CASE JSONB_TYPEOF(d.other_node) WHEN 'string' THEN d.other_node #>> CAST(ARRAY[] AS text[])
-               ELSE CAST(d.other_node AS text) END AS other_value,
-           a.id AS run_id,
-           b.id AS other_id
-    FROM runs a
-    JOIN runs b ON b.id <> a.id
+           CASE JSONB_TYPEOF(d.old_node) WHEN 'string' THEN d.old_node #>> CAST(ARRAY[] AS text[])
+               ELSE CAST(d.old_node AS text) END AS previous_value,
+           r.id AS run_id,
+           p.id AS previous_id
+    FROM runs r
+    JOIN runs p ON p.id = (
+            SELECT b.id FROM runs b
+            WHERE b.created_at < r.created_at
+            ORDER BY b.created_at DESC, b.id DESC LIMIT 1)
     CROSS JOIN LATERAL (
-        SELECT COALESCE(x.key, y.key) AS key, x.node AS node, y.node AS other_node
+        SELECT COALESCE(x.key, y.key) AS key, x.node AS node, y.node AS old_node
         FROM (
         WITH RECURSIVE tree(key, node) AS (
             SELECT e.key, e.value FROM JSONB_EACH(
-                CAST(CASE WHEN POSITION('\u0000' IN a.config) = 0 THEN a.config END AS jsonb)
+                CAST(CASE WHEN POSITION('\\u0000' IN r.config) = 0 THEN r.config END AS jsonb)
             ) e
             UNION ALL
             SELECT tree.key || child.name, child.node
@@ -302,7 +301,7 @@ CONFIG_DIFFERENCES_POSTGRESQL = r"""
         FULL JOIN (
         WITH RECURSIVE tree(key, node) AS (
             SELECT e.key, e.value FROM JSONB_EACH(
-                CAST(CASE WHEN POSITION('\u0000' IN b.config) = 0 THEN b.config END AS jsonb)
+                CAST(CASE WHEN POSITION('\\u0000' IN p.config) = 0 THEN p.config END AS jsonb)
             ) e
             UNION ALL
             SELECT tree.key || child.name, child.node
@@ -345,11 +344,9 @@ def _views(dialect: str) -> dict[str, str]:
         if on_sqlite
         else CHECKPOINT_HISTORY_POSTGRESQL,
         "disk_usage": DISK_USAGE,
-        "saves": SAVES_SQLITE if on_sqlite else SAVES_POSTGRESQL,
+        "saves": SAVES,
         "config_values": CONFIG_VALUES_SQLITE if on_sqlite else CONFIG_VALUES_POSTGRESQL,
-        "config_differences": CONFIG_DIFFERENCES_SQLITE
-        if on_sqlite
-        else CONFIG_DIFFERENCES_POSTGRESQL,
+        "config_changes": CONFIG_CHANGES_SQLITE if on_sqlite else CONFIG_CHANGES_POSTGRESQL,
     }
 
 

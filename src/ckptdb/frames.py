@@ -23,16 +23,16 @@ class Column:
 
     name: str
     kind: Kind
-    values: list[Any]
+    cells: list[Any]
 
     @property
     def has_nulls(self) -> bool:
         """Whether a value is missing."""
-        return None in self.values
+        return None in self.cells
 
     def as_text(self) -> list[str | None]:
         """Return every value as text."""
-        return [None if value is None else str(value) for value in self.values]
+        return [None if value is None else str(value) for value in self.cells]
 
 
 def columns(names: Sequence[str], rows: Sequence[Sequence[Any]]) -> Iterator[Column]:
@@ -57,7 +57,7 @@ def to_pandas(names: Sequence[str], rows: Sequence[Sequence[Any]]) -> Any:
         dtypes = {"number": "float64", "mixed": object, "bytes": object, "nothing": object}
         whole = "Int64" if column.has_nulls else "int64"
         dtype = whole if column.kind == "whole" else dtypes.get(column.kind)
-        return pandas.Series(column.values, dtype=dtype)
+        return pandas.Series(column.cells, dtype=dtype)
 
     return pandas.DataFrame({column.name: series(column) for column in columns(names, rows)})
 
@@ -92,7 +92,7 @@ def to_arrow(names: Sequence[str], rows: Sequence[Sequence[Any]]) -> Any:
 
 
 def _plain(column: Column) -> Sequence[Any]:
-    return column.as_text() if column.kind == "mixed" else column.values
+    return column.as_text() if column.kind == "mixed" else column.cells
 
 
 def _kind(values: Sequence[Any]) -> Kind:

@@ -215,7 +215,8 @@ def test_no_cell_is_a_formula_and_ordinary_ones_come_back_as_they_are(ckptdb, ro
         "=1+1": "'=1+1", "+1+1": "'+1+1", "-a": "'-a", "@SUM(A1)": "'@SUM(A1)", "\t=1": "'\t=1",
         "\r=1": "\\r=1", "\n=1": "'\n=1", "'=1": "''=1", "\uff1d1": "'\uff1d1",
         "-0.5": "-0.5", "+3e-7": "+3e-7", "grpo-8b": "grpo-8b", "a=b": "a=b", "'tis": "'tis",
-        "/data/step_1": "/data/step_1", 'say "x", then\ny': 'say "x", then\ny', "\x1b[31m\x07": "\\x1b[31m\\x07", "\u202etxt": "\\u202etxt", "日本\u200d": "日本\u200d",
+        "/data/step_1": "/data/step_1", 'say "x", then\ny': 'say "x", then\ny',
+        "\x1b[31m\x07": "\\x1b[31m\\x07", "\u202etxt": "\\u202etxt", "日本\u200d": "日本\u200d",
     }  # fmt: skip
     columns = ", ".join(f":v{number} AS c{number}" for number in range(len(given)))
     parameters = [p for number, text in enumerate(given) for p in ("-p", f"v{number}={text}")]

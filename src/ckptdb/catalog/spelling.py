@@ -14,82 +14,85 @@ class Spelling:
 
     Attributes:
         metrics_object: All rows of ``metrics m`` as one JSON object.
-        gap_seconds: Seconds from ``p.finalized_at`` to ``c.finalized_at``.
-        run_seconds: Seconds from ``f.finalized_at`` to ``l.finalized_at``.
         config_values: The query of the view of that name.
-        config_differences: Likewise.
+        config_changes: Likewise.
     """
 
     metrics_object: str
-    gap_seconds: str
-    run_seconds: str
     config_values: str
-    config_differences: str
+    config_changes: str
 
 
-# Versions of SQLite before 3.41 let no view call a function about JSON (`trusted_schema` is off),
-# but read it as a table; so it is put together by hand.
-_QUOTED: Final = r"""'"' || CASE
-                WHEN {0} GLOB '*[' || CHAR(1) || '-' || CHAR(8) || CHAR(11) || CHAR(12) || CHAR(14)
-                    || '-' || CHAR(31) || ']*' THEN 'hex:' || HEX({0})
-                ELSE REPLACE(REPLACE(REPLACE(REPLACE(REPLACE({0}, '\', '\\'), '"', '\"'),
-                    CHAR(9), '\t'), CHAR(10), '\n'), CHAR(13), '\r') END || '"'"""
-"""A text as JSON; one that holds control characters, which nobody writes, as its bytes."""
+PREVIOUS: Final = """(
+            SELECT b.id FROM runs b
+            WHERE b.created_at < r.created_at
+            ORDER BY b.created_at DESC, b.id DESC LIMIT 1)"""
+"""The run that was begun before ``runs r``."""
+
+# DuckDB reads the views of a SQLite file in its own way: they hold nothing that it does not know.
+# Of functions about JSON versions of SQLite before 3.41 let no view call any but those that
+# make a table of it (`trusted_schema` is off); so it is put together by hand.
+_QUOTED: Final = """'"' || CASE
+                WHEN {0} GLOB '*[\x01-\x08\x0b\x0c\x0e-\x1f]*' THEN 'hex:' || HEX({0})
+                ELSE REPLACE(REPLACE(REPLACE(REPLACE(REPLACE({0},
+                    '\\', '\\\\'), '"', '\\"'), '\t', '\\t'), '\n', '\\n'), '\r', '\\r')
+                END || '"'"""
+"""A text as JSON; one that holds other control characters, which nobody writes, as its bytes."""
 
 _LEAF: Final = """{0}.fullkey <> '$'
-            AND ({0}.type NOT IN ('object', 'array') OR {0}.value IN ('{{}}', '[]'))"""
-_KEY: Final = "REPLACE(SUBSTR({0}, 3), '\"', '')"
+        AND (LOWER({0}.type) NOT IN ('object', 'array') OR {0}.value IN ('{{}}', '[]'))"""
+_KEY: Final = "REPLACE(SUBSTR({0}.fullkey, 3), '\"', '')"
 # For people: a string without its quotation marks, and words where SQLite has none.
-_SHOWN: Final = "CASE WHEN {0}.type IN ('true', 'false', 'null') THEN {0}.type ELSE {0}.value END"
-_KIND: Final = "REPLACE({0}.type, 'integer', 'real')"
+_SHOWN: Final = """CASE WHEN LOWER({0}.type) IN ('true', 'false', 'null') THEN LOWER({0}.type)
+               ELSE {0}.value END"""
+# The text "1" is not the number 1, which is 1.0.
+_IS_TEXT: Final = "CASE WHEN LOWER({0}.type) IN ('text', 'varchar') THEN 1 ELSE 0 END"
+_SIDE: Final = f"""
+        SELECT r.name AS run, p.name AS previous, '{{1}}' AS side, j.fullkey AS path,
+               {_KEY.format("j")} AS key, {_SHOWN.format("j")} AS shown,
+               {_IS_TEXT.format("j")} AS is_text, r.id AS run_id, p.id AS previous_id
+        FROM runs r
+        JOIN runs p ON p.id = {PREVIOUS}
+        CROSS JOIN JSON_TREE({{0}}.config) j
+        WHERE {_LEAF.format("j").replace("{}", "{{}}")}
+"""
 
 SQLITE: Final = Spelling(
     metrics_object=(
         f"'{{' || COALESCE(GROUP_CONCAT({_QUOTED.format('m.name')} || ':'"
-        " || COALESCE(m.value, 'null')), '') || '}'"
+        " || COALESCE(CAST(m.value AS TEXT), 'null')), '') || '}'"
     ),
-    gap_seconds="ROUND((JULIANDAY(c.finalized_at) - JULIANDAY(p.finalized_at)) * 86400.0, 3)",
-    run_seconds="(JULIANDAY(l.finalized_at) - JULIANDAY(f.finalized_at)) * 86400.0",
     config_values=f"""
     SELECT r.name AS run,
-           {_KEY.format("j.fullkey")} AS key,
+           {_KEY.format("j")} AS key,
            {_SHOWN.format("j")} AS value,
            r.id AS run_id
     FROM runs r
     CROSS JOIN JSON_TREE(r.config) j
     WHERE {_LEAF.format("j")}
     """,
-    config_differences=f"""
-    SELECT a.name AS run,
-           b.name AS other,
-           {_KEY.format("d.key")} AS key,
-           v.value AS value,
-           w.value AS other_value,
-           a.id AS run_id,
-           b.id AS other_id
-    FROM runs a
-    CROSS JOIN runs b
-    CROSS JOIN JSON_EACH((
-        SELECT '{{' || GROUP_CONCAT(
-            {_QUOTED.format("differing.path")} || ':{{' || differing.sides || '}}') || '}}'
-        FROM (
-            SELECT found.path AS path, GROUP_CONCAT(found.side || CASE found.kind
-                WHEN 'real' THEN found.shown ELSE {_QUOTED.format("found.shown")} END) AS sides
-            FROM (
-                SELECT x.fullkey AS path, '"a":' AS side, {_SHOWN.format("x")} AS shown,
-                    {_KIND.format("x")} AS kind
-                FROM JSON_TREE(a.config) x WHERE {_LEAF.format("x")}
-                UNION ALL
-                SELECT y.fullkey, '"b":', {_SHOWN.format("y")}, {_KIND.format("y")}
-                FROM JSON_TREE(b.config) y WHERE {_LEAF.format("y")}
-            ) found
-            GROUP BY found.path
-            HAVING COUNT(*) = 1 OR COUNT(DISTINCT found.shown) = 2 OR COUNT(DISTINCT found.kind) = 2
-        ) differing
-    )) d
-    LEFT JOIN JSON_EACH(d.value) v ON v.key = 'a'
-    LEFT JOIN JSON_EACH(d.value) w ON w.key = 'b'
-    WHERE b.id <> a.id AND b.config <> a.config
+    # By windows instead of GROUP BY: only through these a filter on the run gets to the runs.
+    config_changes=f"""
+    SELECT g.run AS run,
+           g.previous AS previous,
+           g.key AS key,
+           g.value AS value,
+           g.previous_value AS previous_value,
+           g.run_id AS run_id,
+           g.previous_id AS previous_id
+    FROM (
+        SELECT d.run, d.previous, d.key, d.run_id, d.previous_id,
+               MAX(CASE d.side WHEN 'new' THEN d.shown END) OVER w AS value,
+               MAX(CASE d.side WHEN 'old' THEN d.shown END) OVER w AS previous_value,
+               COUNT(*) OVER w AS sides,
+               SUM(d.is_text) OVER w AS texts,
+               ROW_NUMBER() OVER w AS place
+        FROM ({_SIDE.format("r", "new")}
+            UNION ALL {_SIDE.format("p", "old")}
+        ) d
+        WINDOW w AS (PARTITION BY d.run_id, d.run, d.previous_id, d.previous, d.path)
+    ) g
+    WHERE g.place = 1 AND (g.sides = 1 OR g.texts = 1 OR g.value <> g.previous_value)
     """,
 )
 
@@ -122,14 +125,6 @@ POSTGRES: Final = Spelling(
     metrics_object=(
         "COALESCE(CAST(JSON_OBJECT_AGG(m.name, m.value ORDER BY m.name) AS text), '{}')"
     ),
-    gap_seconds=(
-        "CAST(EXTRACT(EPOCH FROM CAST(c.finalized_at AS timestamptz)"
-        " - CAST(p.finalized_at AS timestamptz)) AS double precision)"
-    ),
-    run_seconds=(
-        "CAST(EXTRACT(EPOCH FROM CAST(l.finalized_at AS timestamptz)"
-        " - CAST(f.finalized_at AS timestamptz)) AS double precision)"
-    ),
     config_values=f"""
     SELECT r.name AS run,
            leaf.key AS key,
@@ -138,20 +133,20 @@ POSTGRES: Final = Spelling(
     FROM runs r
     CROSS JOIN LATERAL ({_LEAVES.format("r")}) leaf
     """,
-    config_differences=f"""
-    SELECT a.name AS run,
-           b.name AS other,
+    config_changes=f"""
+    SELECT r.name AS run,
+           p.name AS previous,
            d.key AS key,
            {_NODE.format("d.node")} AS value,
-           {_NODE.format("d.other_node")} AS other_value,
-           a.id AS run_id,
-           b.id AS other_id
-    FROM runs a
-    JOIN runs b ON b.id <> a.id
+           {_NODE.format("d.old_node")} AS previous_value,
+           r.id AS run_id,
+           p.id AS previous_id
+    FROM runs r
+    JOIN runs p ON p.id = {PREVIOUS}
     CROSS JOIN LATERAL (
-        SELECT COALESCE(x.key, y.key) AS key, x.node AS node, y.node AS other_node
-        FROM ({_LEAVES.format("a")}) x
-        FULL JOIN ({_LEAVES.format("b")}) y ON y.key = x.key
+        SELECT COALESCE(x.key, y.key) AS key, x.node AS node, y.node AS old_node
+        FROM ({_LEAVES.format("r")}) x
+        FULL JOIN ({_LEAVES.format("p")}) y ON y.key = x.key
         WHERE x.node IS DISTINCT FROM y.node
     ) d
     """,

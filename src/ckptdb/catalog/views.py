@@ -4,6 +4,8 @@ Where the databases spell something differently, a view has a name in braces; `s
 what stands there.
 """
 
+# ruff: noqa: S608  # put together from what stands here
+
 from __future__ import annotations
 
 from dataclasses import asdict
@@ -14,6 +16,28 @@ from ckptdb.catalog.spelling import Spelling
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
+
+
+_DAYS: Final = """(
+                365.25 * ({year}) - 0.25 * (({year}) % 4) + CAST(SUBSTR({0}, 9, 2) AS INTEGER)
+                + CASE SUBSTR({0}, 6, 2) WHEN '03' THEN 0 WHEN '04' THEN 31 WHEN '05' THEN 61
+                    WHEN '06' THEN 92 WHEN '07' THEN 122 WHEN '08' THEN 153 WHEN '09' THEN 184
+                    WHEN '10' THEN 214 WHEN '11' THEN 245 WHEN '12' THEN 275 WHEN '01' THEN 306
+                    ELSE 337 END)"""
+_YEAR: Final = (
+    "CAST(SUBSTR({0}, 1, 4) AS INTEGER) - CASE WHEN SUBSTR({0}, 6, 2) < '03' THEN 1 ELSE 0 END"
+)
+_SECONDS: Final = f"""(86400 * {_DAYS.format("{0}", year=_YEAR)}
+                + 3600 * CAST(SUBSTR({{0}}, 12, 2) AS INTEGER)
+                + 60 * CAST(SUBSTR({{0}}, 15, 2) AS INTEGER)
+                + CAST(SUBSTR({{0}}, 18, 6) AS DOUBLE PRECISION))"""
+"""A moment as seconds, for years from 1901 to 2099, whose leap days are every four years: years
+begin in March. SQLite, DuckDB and PostgreSQL have no function in common that would do it."""
+
+
+def _gap(begin: str, end: str) -> str:
+    """Return the seconds between two moments, to the millisecond."""
+    return f"ROUND(1000 * ({_SECONDS.format(end)} - {_SECONDS.format(begin)})) / 1000.0"
 
 
 VIEWS: Final[Mapping[str, str]] = MappingProxyType(
@@ -224,20 +248,24 @@ VIEWS: Final[Mapping[str, str]] = MappingProxyType(
                        c.status AS status,
                        c.finalized_at AS saved_at,
                        p.step AS previous_step,
-                       {gap_seconds} AS seconds,
+                       """
+        + _gap("p.finalized_at", "c.finalized_at")
+        + """ AS seconds,
                        l.step - f.step AS run_steps,
-                       {run_seconds} AS run_seconds,
+                       """
+        + _gap("f.finalized_at", "l.finalized_at")
+        + """ AS run_seconds,
                        c.size_bytes AS size_bytes,
                        r.id AS run_id,
                        c.id AS checkpoint_id
                 FROM runs r
                 LEFT JOIN checkpoints f ON f.id = (
                     SELECT b.id FROM checkpoints b
-                    WHERE b.run_id = r.id AND b.finalized_at IS NOT NULL
+                    WHERE b.run_id = r.id AND b.finalized_at LIKE '____-__-__T__:__:__.___Z'
                     ORDER BY b.step, b.id LIMIT 1)
                 LEFT JOIN checkpoints l ON l.id = (
                     SELECT b.id FROM checkpoints b
-                    WHERE b.run_id = r.id AND b.finalized_at IS NOT NULL
+                    WHERE b.run_id = r.id AND b.finalized_at LIKE '____-__-__T__:__:__.___Z'
                     ORDER BY b.step DESC, b.id DESC LIMIT 1)
                 CROSS JOIN checkpoints c
                 LEFT JOIN checkpoints p ON p.id = (
@@ -245,11 +273,11 @@ VIEWS: Final[Mapping[str, str]] = MappingProxyType(
                     WHERE b.run_id = c.run_id AND b.step < c.step
                       AND b.finalized_at <= c.finalized_at
                     ORDER BY b.step DESC, b.id DESC LIMIT 1)
-                WHERE c.run_id = r.id AND c.finalized_at IS NOT NULL
+                WHERE c.run_id = r.id AND c.finalized_at LIKE '____-__-__T__:__:__.___Z'
             ) s
         """,
         "config_values": "{config_values}",
-        "config_differences": "{config_differences}",
+        "config_changes": "{config_changes}",
     }
 )
 
@@ -277,7 +305,7 @@ PURPOSES: Final[Mapping[str, str]] = MappingProxyType(
         "disk_usage": "Bytes of each run: on disk, beyond best and latest, and freed so far.",
         "saves": "Every save with the seconds since the one before, and how usual that is.",
         "config_values": "Every value of each run's newest configuration, by dotted key.",
-        "config_differences": "What differs between the configurations of every two runs.",
+        "config_changes": "What each run's configuration changed of the run's begun before it.",
     }
 )
 """What each table and view is for, in one line."""
@@ -326,10 +354,9 @@ EXAMPLES: Final[Mapping[str, str]] = MappingProxyType(
             "WHERE run = :run AND times_usual > 2 ORDER BY times_usual DESC"
         ),
         "config_values": "SELECT run, value FROM config_values WHERE key = 'optimizer.lr'",
-        "config_differences": (
-            "SELECT key, value, other_value FROM config_differences "
-            "WHERE run = :run AND other = :other ORDER BY key"
+        "config_changes": (
+            "SELECT key, previous_value, value FROM config_changes WHERE run = :run ORDER BY key"
         ),
     }
 )
-"""A question to each table and view; ``:run`` and ``:other`` are names of runs."""
+"""A question to each table and view; ``:run`` is the name of a run."""
