@@ -142,6 +142,7 @@ def test_a_key_that_is_no_text_warns_too():
 
 
 VALUES = {
+    "checksums": False,
     "checkpoint_dir": "a",
     "higher_is_better": True,
     "save_period": 1,

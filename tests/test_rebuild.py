@@ -111,15 +111,17 @@ class Rebuild(RuleBasedStateMachine):
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", "The pinned checkpoint at step")
             warnings.filterwarnings("ignore", "No checkpoint has ever had the metric")
+            warnings.filterwarnings("ignore", "Step [0-9]+ (is passed over|holds bit for bit)")
             yield manager
             manager.shutdown()
 
     @rule(
         name=st.sampled_from(RUNS),
         saves=st.lists(st.tuples(STEPS, INFOS, CONFIGS), min_size=1, max_size=3),
+        checksums=st.booleans(),
     )
-    def save(self, name, saves):
-        with self.manager(name) as manager:
+    def save(self, name, saves, checksums):
+        with self.manager(name, checksums=checksums) as manager:
             for step, info, config in saves:
                 with manager.save(step, info, config=config) as folder:
                     (folder / "model.bin").write_bytes(b"m" * step)
@@ -128,6 +130,20 @@ class Rebuild(RuleBasedStateMachine):
     def save_and_prune(self, name, step, info, keep):
         with self.manager(name, keep_top_k=keep) as manager, manager.save(step, info) as folder:
             (folder / "model.bin").write_bytes(b"m")
+
+    @rule(name=st.sampled_from(RUNS), step=STEPS, info=INFOS, rejected=st.integers(0, 2))
+    def resume_and_save(self, name, step, info, rejected):
+        with self.manager(name) as manager:
+            found = manager.resume()
+            for _ in range(rejected if found else 0):
+                found = found and manager.reject(found, "it cannot be loaded")
+            with manager.save(step, info) as folder:
+                (folder / "model.bin").write_bytes(b"m")
+
+    @rule(name=st.sampled_from(RUNS), changes=st.integers(0, 1))
+    def die_resuming(self, name, changes):
+        with self.manager(name) as manager, killed_after(changes):
+            manager.resume()
 
     @rule(name=st.sampled_from(RUNS), step=STEPS, info=INFOS)
     def fail_in_a_save(self, name, step, info):
@@ -200,6 +216,15 @@ class Rebuild(RuleBasedStateMachine):
         if found := self.draw(pick, None):
             with self.registry() as registry:
                 (registry.tag if on else registry.untag)(*found, tag)
+
+    @rule(pick=PICK, status=st.sampled_from(["final", "deleted", "tmp"]), on=st.booleans())
+    def reject_or_unreject(self, pick, status, on):
+        if found := self.draw(pick, status):
+            with self.registry() as registry:
+                if on:
+                    registry.reject(*found, "diverged — naïve")
+                else:
+                    registry.unreject(*found)
 
     @rule(pick=PICK, force=st.booleans())
     def remove(self, pick, force):

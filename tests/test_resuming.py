@@ -87,6 +87,17 @@ def test_training_continues_from_the_newest_and_that_is_recorded(run):
         )
 
 
+def test_what_is_being_finalized_is_waited_for(run):
+    with open_manager(run) as manager:
+        staged = manager.init_tmp_checkpoint(4, {LOSS: 1})
+        manager.begin_finalization(staged)
+        assert manager.resume().step == 4
+        assert not manager.has_pending_finalization
+        save(manager, 5)
+    with Registry.open(run) as registry:
+        assert [one.step for one in registry.lineage(5)][:2] == [5, 4]
+
+
 def test_of_a_run_that_is_not_there_or_empty_there_is_none(tmp_path):
     with open_manager(tmp_path / "nowhere") as manager, warned() as texts:
         assert manager.resume() is None
@@ -271,7 +282,7 @@ def test_on_a_full_disk_training_continues_all_the_same(run, monkeypatch):
         assert found.step == 3
         found = manager.reject(found, "diverged")
         assert found.step == 2
-        assert manager.reject(found, "diverged too").step == 1
+        assert manager.reject(found, ValueError("diverged too")).step == 1
     lost = "could not be recorded"
     full = f"{lost} ([Errno 28] No space left on device); only this process passes it over."
     assert [text.partition(":")[0] for text in texts] == [

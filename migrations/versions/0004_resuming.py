@@ -77,7 +77,8 @@ LINEAGE = """
            p.step AS parent_step,
            p.status AS parent_status,
            (SELECT MAX(s.resumed_at) FROM resumes s
-            WHERE s.checkpoint_id = p.id) AS parent_resumed_at,
+            WHERE s.checkpoint_id = p.id
+              AND s.resumed_at <= c.created_at) AS parent_resumed_at,
            r.id AS run_id,
            c.id AS checkpoint_id,
            p.id AS parent_id

@@ -13,7 +13,7 @@ from ckptdb.errors import CkptdbError
 
 if TYPE_CHECKING:
     from ckptdb.manager import CheckpointManager
-    from ckptdb.records import Checkpoint, Metric, Rows, Run, rank_key
+    from ckptdb.records import Ancestor, Checkpoint, Metric, Rows, Run, rank_key
     from ckptdb.registry import Registry
     from ckptdb.retention import Policy
 
@@ -22,6 +22,7 @@ else:
     # Imported when first asked for: the command line needs no manager, a loop no registry, and
     # neither is worth SQLAlchemy to somebody who only catches our errors.
     _HOMES = {
+        "Ancestor": "records",
         "Checkpoint": "records",
         "CheckpointManager": "manager",
         "Metric": "records",
@@ -53,6 +54,7 @@ else:
 
 
 __all__ = [
+    "Ancestor",
     "Checkpoint",
     "CheckpointManager",
     "CkptdbError",

@@ -64,6 +64,7 @@ class CheckpointingConfig(TypedDict):
     catalog: NotRequired[str | os.PathLike[str] | None]
     durability: NotRequired[Durability]
     exclusive: NotRequired[bool]
+    checksums: NotRequired[bool]
     keep: NotRequired[Sequence[str] | str | None]
 
 
@@ -82,7 +83,13 @@ _DEFAULTS: dict[str, Any] = {
 }
 """What becomes an attribute of the manager, under the same name."""
 
-_OURS: dict[str, Any] = {"catalog": None, "durability": "full", "exclusive": True, "keep": None}
+_OURS: dict[str, Any] = {
+    "catalog": None,
+    "durability": "full",
+    "exclusive": True,
+    "checksums": False,
+    "keep": None,
+}
 
 _PASSED_BY = frozenset(
     {
@@ -108,6 +115,7 @@ class Settings:
     catalog: str | os.PathLike[str] | None
     durable: bool
     exclusive: bool
+    checksums: bool = False
     keep: tuple[Rule, ...] = ()
     attributes: Mapping[str, Any] = field(default_factory=dict)
 
@@ -135,6 +143,7 @@ def parse(config: object, options: Mapping[str, Any]) -> Settings:
         catalog=values["catalog"],
         durable=values["durability"] == "full",
         exclusive=values["exclusive"],
+        checksums=values["checksums"],
         keep=keep,
         attributes={name: values[name] for name in _DEFAULTS},
     )
@@ -178,7 +187,7 @@ def _check_kinds(values: Mapping[str, Any], faults: list[str]) -> None:
         faults.append(f"metric_name must be a name or None, not {metric!r}")
     faults += [
         f"{name} must be a bool, not {values[name]!r}"
-        for name in ("higher_is_better", "exclusive")
+        for name in ("higher_is_better", "exclusive", "checksums")
         if not isinstance(values[name], bool)
     ]
     if values["durability"] not in ("full", "none"):

@@ -24,6 +24,15 @@ class InvalidConfig(CkptdbError, ValueError):
         super().__init__("The checkpointing config is not usable: " + "; ".join(faults) + ".")
 
 
+class ChecksumsUnavailable(CkptdbError, ImportError):
+    """Checksums were asked for, and the library that makes them is not installed."""
+
+    def __init__(self) -> None:
+        super().__init__(
+            "Checksums need the package xxhash: pip install 'ckptdb[checksums]', or do without."
+        )
+
+
 class InvalidPolicy(CkptdbError, ValueError):
     """A retention policy makes no sense; the message lists every fault at once."""
 

@@ -24,6 +24,7 @@ from ckptdb import config as configuration
 from ckptdb.background import Background
 from ckptdb.catalog.catalog import Catalog
 from ckptdb.config import CheckpointingConfig, PretrainedCheckpointConfig
+from ckptdb.contents import Contents
 from ckptdb.disk import info, names, scan
 from ckptdb.disk.lease import Lease
 from ckptdb.disk.publish import Publisher
@@ -94,6 +95,7 @@ class CheckpointManager:
         self._looked_for: set[str] = set()
         self._background = Background()
         self._resuming = Resuming(self._index, self._publisher)
+        self._contents = Contents(self._publisher) if settings.checksums else None
 
     # --- saving -------------------------------------------------------------------------
 
@@ -207,6 +209,8 @@ class CheckpointManager:
             self.finalize_pending()
         finally:
             self._background.drain()
+            if self._contents:
+                self._contents.drain()
             self._index.close_quietly()
             # An interrupted wait leaves one that still saves.
             if not self.has_pending_finalization:
@@ -269,7 +273,9 @@ class CheckpointManager:
 
     # --- resuming -----------------------------------------------------------------------
 
-    def resume(self, *, config: object = None, on_change: OnChange = "warn") -> Checkpoint | None:
+    def resume(
+        self, *, config: object = None, on_change: OnChange = "warn", checksums: bool = False
+    ) -> Checkpoint | None:
         """Return the newest checkpoint that is whole, to continue from; None to begin afresh.
 
         Every file is compared with its manifest; what was written without one only has to have
@@ -281,12 +287,18 @@ class CheckpointManager:
             config: What training will run with, a mapping or pydantic model, to be compared with
                 what the checkpoint was saved with; None not to.
             on_change: ``"warn"`` names the changed keys, ``"refuse"`` raises an error that does.
+            checksums: Also read the files that have checksums, all of them.
 
         Raises:
+            ChecksumsUnavailable: Checksums are to be compared, and cannot be here.
             ConfigChanged: The configuration is another one, and that is refused.
+            RuntimeError: An earlier background finalization failed.
             InvalidChoice: There is no such ``on_change``.
         """
-        return self._continue_from(self._resuming.find(Options(config, on_change)))
+        options = Options(config, on_change, checksums)
+        # What is still being finalized may be the newest, and must not become the parent later.
+        self.finalize_pending()
+        return self._continue_from(self._resuming.find(options))
 
     def reject(self, checkpoint: Checkpoint, reason: str) -> Checkpoint | None:
         """Put aside a checkpoint that could not be loaded; return the next one, as `resume` does.
@@ -302,10 +314,13 @@ class CheckpointManager:
             NoCheckpointHere: It is of another run.
             ConfigChanged: As `resume`.
         """
+        self._parent = None  # should the next one be refused
         return self._continue_from(self._resuming.reject(checkpoint, reason))
 
     def _continue_from(self, found: Checkpoint | None) -> Checkpoint | None:
         self._parent = None if found is None else found.uuid
+        if self._contents and found:
+            self._contents.begin_after(found)
         return found
 
     # --- questions ----------------------------------------------------------------------
@@ -447,6 +462,8 @@ class CheckpointManager:
     def _publish(self, path: Path) -> None:
         published = self._publisher.publish(path, parent=self._parent)
         self._parent = published.checkpoint.uuid
+        if self._contents:
+            self._contents.add(published.checkpoint)
         replaced = published.replaced
         gone = [replaced] if replaced else []
         config = self._configs.pop(path, None)

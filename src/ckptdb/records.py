@@ -138,7 +138,8 @@ class Ancestor:
     """A checkpoint in the line that another one descends from.
 
     Attributes:
-        resumed_at: When training last continued from it, None when no process ever began there.
+        resumed_at: When training was last resumed from it, as far as that led to the next of the
+            line; of the first, at all. None when it never was.
     """
 
     uuid: str

@@ -10,10 +10,16 @@ from typing import Any, Literal, get_args
 
 from ckptdb import caller
 from ckptdb.catalog.catalog import Catalog
-from ckptdb.disk import identity, info, scan
+from ckptdb.disk import checksums, identity, info, manifest, scan
 from ckptdb.disk.journal import Fact
 from ckptdb.disk.publish import Publisher
-from ckptdb.errors import CkptdbError, ConfigChanged, InvalidChoice, NoCheckpointHere
+from ckptdb.errors import (
+    CkptdbError,
+    ConfigChanged,
+    InvalidChoice,
+    NoCheckpointHere,
+    UnreadableInfo,
+)
 from ckptdb.index import RunIndex
 from ckptdb.records import Checkpoint, utc
 
@@ -32,12 +38,16 @@ class Options:
     Attributes:
         config: What training will run with, None not to compare it.
         on_change: What to do when the checkpoint was saved with another configuration.
+        checksums: Whether to read the files that have checksums, not only to ask for their sizes.
     """
 
     config: object = None
     on_change: OnChange = "warn"
+    checksums: bool = False
 
     def __post_init__(self) -> None:
+        if self.checksums:
+            checksums.require()
         if self.on_change not in _ON_CHANGE:
             raise InvalidChoice("on_change", self.on_change, _ON_CHANGE)
 
@@ -83,7 +93,7 @@ class Resuming:
         directory = self._publisher.directory
         if checkpoint.run_uuid != identity.identify(directory).run.uuid:
             raise NoCheckpointHere(checkpoint.path, f"is not a checkpoint of {directory}")
-        why = legible(reason)
+        why = legible(str(reason))  # in an exception handler nobody wants another one
         self._rejected[checkpoint.uuid] = why
         try:
             self._append("rejected", checkpoint, {"reason": why})
@@ -106,13 +116,17 @@ class Resuming:
 
     def _newest_first(self) -> Iterator[Checkpoint]:
         """Yield what is published, whether it can be trusted or not."""
-        count, before = _FIRST_LOOK, 0
+        count, yielded = _FIRST_LOOK, set[str]()
         while True:
             found = self._list(count)
-            yield from found[before:]
+            # By uuid: meanwhile some may have come or gone.
+            for checkpoint in found:
+                if checkpoint.uuid not in yielded:
+                    yielded.add(checkpoint.uuid)
+                    yield checkpoint
             if len(found) < count:
                 return
-            before, count = len(found), count * _GROWTH
+            count *= _GROWTH
 
     def _list(self, count: int) -> Sequence[Checkpoint]:
         def find(catalog: Catalog, run_id: int, _: object) -> tuple[Checkpoint, ...]:
@@ -132,10 +146,12 @@ class Resuming:
         who = identity.identify(self._publisher.directory)
         try:
             found = scan.load(who, known.path, known.step, verify=True)
+            if self._options.checksums and found.problem is None:
+                found = _with_contents(found)
         except FileNotFoundError:
             return known, "it is not there any more"
-        except OSError as error:
-            return known, f"it cannot be read ({error.strerror or error})"
+        except (OSError, UnreadableInfo) as error:
+            return known, f"it cannot be read ({getattr(error, 'strerror', None) or error})"
         if found.uuid != known.uuid:
             return found, found.problem  # replaced in between, and as good as the other
         if found.problem is None:
@@ -182,11 +198,21 @@ class Resuming:
             )
             return True
         # Looked at after the record: from then on it is known that somebody needs it.
-        who = identity.identify(self._publisher.directory)
-        return scan.find_uuid(who, found.path, found.step) == found.uuid
+        try:
+            who = identity.identify(self._publisher.directory)
+            return scan.find_uuid(who, found.path, found.step) == found.uuid
+        except OSError:
+            return True  # whoever loads it will see
 
     def _append(self, kind: str, checkpoint: Checkpoint, details: Mapping[str, Any]) -> None:
         self._publisher.record([Fact(utc(time.time()), kind, checkpoint.uuid, details)])
+
+
+def _with_contents(found: Checkpoint) -> Checkpoint:
+    content = manifest.find(found.path)
+    return (
+        found if content is None else replace(found, problem=checksums.verify(found.path, content))
+    )
 
 
 def legible(reason: str) -> str:

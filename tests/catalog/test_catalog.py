@@ -255,26 +255,38 @@ def test_in_whatever_order_it_is_told_only_what_can_be_trusted_is_ranked(catalog
 # --- lineage ------------------------------------------------------------------------------------
 
 
+def second(number):
+    return f"2026-01-01T00:00:{number:02}.000Z"
+
+
 def resumed(number):
-    return Resumption(f"2026-02-01T00:00:{number:02}.000Z", "host", 7)
+    return Resumption(second(number), "host", 7)
 
 
 def test_training_is_followed_back_to_where_it_began(catalog, run):
-    line = [make(run, 1), make(run, 2, parent="run-a-1"), make(run, 5, parent="run-a-2")]
-    other = [make(run, 3, parent="run-a-2"), make(run, 4, parent="run-a-3")]
-    said = {"run-a-2": Annotations(resumptions=(resumed(1), resumed(3)))}
+    line = [
+        make(run, 1),
+        make(run, 2, parent="run-a-1"),
+        make(run, 5, parent="run-a-2", created_at=second(20)),
+    ]
+    other = [
+        make(run, 3, parent="run-a-2", created_at=second(5)),
+        make(run, 4, parent="run-a-3", created_at=second(6)),
+    ]
+    # Before 3 was saved nobody had resumed; what was resumed last came to nothing.
+    said = {"run-a-2": Annotations(resumptions=(resumed(10), resumed(15), resumed(30)))}
     run_id = catalog.apply(
         Changes(run=run, checkpoints=[gone(line[0]), *line[1:], *other], annotations=said)
     )
 
     found = catalog.lineage(run_id, "run-a-5")
     assert [(one.step, one.status) for one in found] == [(5, "final"), (2, "final"), (1, "deleted")]
-    assert [one.resumed_at for one in found] == [None, resumed(3).resumed_at, None]
+    assert [one.resumed_at for one in found] == [None, second(15), None]
+    assert [one.resumed_at for one in catalog.lineage(run_id, "run-a-4")] == [None] * 4
+    assert catalog.lineage(run_id, "run-a-2")[0].resumed_at == second(30)
     assert found[2].deleted_reason == "retention: test"
     assert catalog.lineage(run_id, "nobody") == ()
-    assert catalog.resumed(run_id) == tuple(
-        ("run-a-2", resumed(number).resumed_at) for number in (1, 3)
-    )
+    assert catalog.resumed(run_id) == tuple(("run-a-2", second(number)) for number in (10, 15, 30))
     assert catalog.ancestors_of_live(run_id) == {"run-a-1", "run-a-2", "run-a-3"}
     assert catalog.database.integrity() == "ok"
     catalog.apply(Changes(run=run, checkpoints=[gone(other[1]), gone(line[2])]))
@@ -282,10 +294,12 @@ def test_training_is_followed_back_to_where_it_began(catalog, run):
     with catalog.database.read() as connection:
         asked = "SELECT step, parent_step, parent_status, parent_resumed_at FROM lineage"
         rows = connection.exec_driver_sql(f"{asked} ORDER BY step").all()
-    assert rows[:3] == [
+    assert rows == [
         (1, None, None, None),
         (2, 1, "deleted", None),
-        (3, 2, "final", resumed(3).resumed_at),
+        (3, 2, "final", None),
+        (4, 3, "final", None),
+        (5, 2, "final", second(15)),
     ]
 
 

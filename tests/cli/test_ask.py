@@ -6,6 +6,7 @@ import sys
 
 import pytest
 
+from ckptdb import CheckpointManager
 from terminal import Terminal
 
 
@@ -98,6 +99,32 @@ def test_show_tells_everything_about_one_checkpoint(ckptdb, root):
     record = ckptdb("show", "2", "--run", "alpha", "-o", "json", cwd=root).json
     assert record["pinned"] is True
     assert record["late"]["mmlu"]["source"] == "lm-eval"
+
+
+def test_show_lineage_goes_back_to_the_first(ckptdb, root):
+    run = root / "alpha"
+    with CheckpointManager({"checkpoint_dir": run, "keep_top_k": 0}) as manager:
+        assert manager.resume().step == 3
+        with manager.save(4, {"val:loss": 0.1}):
+            pass
+    line = ckptdb("show", "4", "--lineage", "-o", "json", cwd=run).json
+    assert [(one["step"], one["status"]) for one in line] == [(4, "final"), (3, "deleted")]
+    assert line[0]["resumed_at"] is None
+    assert line[1]["resumed_at"] > line[1]["finalized_at"]
+    shown = ckptdb("show", "4", "--lineage", cwd=run).out.splitlines()
+    assert shown[0].split() == [
+        "step",
+        "status",
+        "saved",
+        "resumed",
+        "from",
+        "why",
+        "it",
+        "is",
+        "gone",
+    ]
+    assert "retention: " in shown[2]
+    assert ckptdb("show", "77", "--lineage", cwd=run).code == 1
 
 
 def test_show_of_an_unknown_step_is_one_sentence(ckptdb, root):

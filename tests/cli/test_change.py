@@ -52,6 +52,32 @@ def test_unpin_untag_and_log_say_what_they_did(ckptdb, root):
     assert record["metrics"] == {"mmlu": 0.61, "val:loss": 0.2, "x:y": None}
 
 
+def test_reject_puts_aside_until_unreject(ckptdb, root):
+    alpha = root / "alpha"
+    answer = ckptdb("reject", "2", "loss is fake", cwd=alpha)
+    assert (answer.code, answer.out) == (0, "alpha step 2: rejected\n")
+    assert ckptdb("best", cwd=alpha).out == f"{alpha}/step_3\n"
+    assert "loss is fake" in ckptdb("show", "2", cwd=alpha).out
+    assert "REJECTED" in ckptdb("ls", cwd=alpha).out
+    listed = {cp["step"]: cp["rejected"] for cp in ckptdb("ls", "-o", "json", cwd=alpha).json}
+    assert listed == {1: None, 2: "loss is fake", 3: None}
+    assert "step 2: rejected: loss is fake; kept, not ranked" in ckptdb("check", cwd=alpha).out
+    ckptdb("gc", "--keep-latest", "1", cwd=alpha)
+    assert steps(ckptdb, alpha) == [2, 3]
+    assert ckptdb("unreject", "2", cwd=alpha).out == "alpha step 2: not rejected any more\n"
+    assert ckptdb("best", cwd=alpha).out == f"{alpha}/step_2\n"
+    ckptdb("reject", "2", "after all", cwd=alpha)
+    assert ckptdb("rm", "2", cwd=alpha).code == 0
+    assert steps(ckptdb, alpha) == [3]
+
+
+@pytest.mark.parametrize("reason", ["", " ", "two\nlines"])
+def test_a_reason_is_a_line(ckptdb, root, reason):
+    answer = ckptdb("reject", "2", reason, cwd=root / "alpha")
+    assert answer.code == 1
+    assert "a reason must be a line of printable text" in answer.err
+
+
 def test_a_late_metric_can_be_ranked_by(ckptdb, root):
     ckptdb("log", "1", "mmlu=0.7", cwd=root / "alpha")
     ckptdb("log", "3", "mmlu=0.6", cwd=root / "alpha")

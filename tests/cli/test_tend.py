@@ -1,5 +1,6 @@
 import os
 import pty
+import re
 import shutil
 import subprocess
 import sys
@@ -65,6 +66,24 @@ def test_verify_names_damage_and_ends_with_one(ckptdb, root):
     assert "PROBLEM damaged" in ckptdb("ls", "alpha", cwd=root).out
     shown = ckptdb("verify", "-o", "json", cwd=root).json
     assert [cp["step"] for cp in shown if cp["problem"]] == [2]
+
+
+def test_verify_in_parts_says_how_far_it_has_come(ckptdb, root):
+    answer = ckptdb("verify", "--run", "alpha", "--max-seconds", "0", cwd=root)
+    assert (answer.code, answer.err) == (
+        0, "0 of 3 checkpoint(s) verified, none known to be damaged; 3 never yet.\n",
+    )  # fmt: skip
+    answer = ckptdb("verify", "--run", "alpha", "--max-seconds", "600", cwd=root)
+    assert re.fullmatch(
+        r"3 of 3 checkpoint\(s\) verified, none known to be damaged; "
+        r"the oldest verification is \d+ seconds old\.\n",
+        answer.err,
+    )
+    (root / "alpha" / "step_2" / "model.bin").write_bytes(b"short")
+    answer = ckptdb("verify", "--sizes-only", "--max-seconds", "600", cwd=root / "alpha")
+    assert answer.code == 1
+    assert "3 of 3 checkpoint(s) verified, 1 known to be damaged" in answer.err
+    assert ckptdb("verify", "--max-seconds", "-1", cwd=root).code == 2
 
 
 def test_a_lost_run_json_blocks_and_ends_with_four(ckptdb, root):

@@ -188,6 +188,8 @@ MANIFESTS = {
     "a uuid that leads out": (change_manifest(uuid="../../elsewhere"), WRONG_TYPE),
     "a step beyond 2**63": (change_manifest(step=2**63), WRONG_TYPE),
     "a bool for a size": (change_manifest(files={"model.bin": True}), WRONG_TYPE),
+    "a list of checksums": (change_manifest(checksums=["a"]), WRONG_TYPE),
+    "a number for a checksum": (change_manifest(checksums={"model.bin": 1}), WRONG_TYPE),
 }
 
 
@@ -264,6 +266,54 @@ def test_lines_that_are_none_hide_nothing(run, content):
     assert "no drift" in ckptdb("-C", run, "check").out
     scene.check_answers(run, best=BEST, latest=LATEST)
     assert json.loads(ckptdb("-C", run, "show", 6, "-o", "json").out)["pinned"]
+
+
+ODD_LINES = {
+    "a rejection without a reason": {"fact": "rejected"},
+    "a number for a reason": {"fact": "rejected", "reason": 5},
+    "a list for a reason": {"fact": "rejected", "reason": ["bad"]},
+    "a lone surrogate for a reason": {"fact": "rejected", "reason": "\ud800"},
+    "a NUL in a reason": {"fact": "rejected", "reason": "a\0b"},
+    "a resumption by nobody": {"fact": "resumed"},
+    "a resumption by a number": {"fact": "resumed", "host": 5, "pid": 1},
+    "a resumption by a lone surrogate": {"fact": "resumed", "host": "\udfff", "pid": 1},
+    "a resumption by a text": {"fact": "resumed", "host": "h", "pid": "1"},
+    "a resumption by a bool": {"fact": "resumed", "host": "h", "pid": True},
+    "a resumption beyond 2**63": {"fact": "resumed", "host": "h", "pid": 2**64},
+}
+
+
+@pytest.mark.parametrize("odd", ODD_LINES.values(), ids=ODD_LINES)
+@pytest.mark.parametrize("rebuilt", [False, True])
+def test_a_rejection_or_resumption_of_the_wrong_kind_counts_for_nothing(run, odd, rebuilt):
+    with Registry.open(run) as registry:
+        uuid = registry.get(BEST).uuid
+    with (run / ".ckptdb" / "journal.jsonl").open("a") as file:
+        file.write(json.dumps({"at": "2026-11-22T00:00:00.000Z", "uuid": uuid, **odd}) + "\n")
+    if rebuilt:
+        with_the_catalog_gone(run)
+    assert ckptdb("-C", run, "reconcile").code == 0
+    assert "no drift" in ckptdb("-C", run, "check").out
+    scene.check_answers(run, best=BEST, latest=LATEST)
+    first, *_ = json.loads(ckptdb("-C", run, "show", BEST, "--lineage", "-o", "json").out)
+    assert (first["step"], first["resumed_at"]) == (BEST, None)
+
+
+def test_the_wildest_reason_is_a_rejection_like_any_other(run):
+    reason = "\x1b[31m" + "x" * 100_000 + "\n\u202e"
+    with Registry.open(run) as registry:
+        uuid = registry.get(LATEST).uuid
+    line = {"at": "then", "fact": "rejected", "uuid": uuid, "reason": reason}
+    with (run / ".ckptdb" / "journal.jsonl").open("a") as file:
+        file.write(json.dumps(line) + "\n")
+    assert ckptdb("-C", run, "reconcile").code == 0
+    scene.check_answers(run, best=BEST, latest=BEST)
+    for command in (("show", LATEST), ("ls",), ("ls", "-o", "csv"), ("check",)):
+        said = ckptdb("-C", run, *command)
+        assert said.code == 0
+        assert "\x1b" not in said.out or "csv" in command
+    assert ckptdb("-C", run, "unreject", LATEST).code == 0
+    scene.check_answers(run, best=BEST, latest=LATEST)
 
 
 def test_a_line_of_a_gigabyte_hides_nothing(run):

@@ -65,6 +65,21 @@ def test_a_directory_without_a_manifest_has_none(tmp_path: Path):
     assert manifest.find(tmp_path / "nowhere") is None
 
 
+def test_what_a_newer_version_adds_is_passed_over(tmp_path: Path):
+    said = {**asdict(SOUND), "signature": [1], "checksums": {"model.pt": "sha9:00"}}
+    (tmp_path / "manifest.json").write_text(json.dumps(said))
+    assert manifest.find(tmp_path) == Manifest(
+        **{**asdict(SOUND), "checksums": {"model.pt": "sha9:00"}}
+    )
+
+
+def test_what_nobody_asked_for_is_not_written(tmp_path: Path):
+    manifest.write(tmp_path, SOUND, make_durable=False)
+    written = json.loads((tmp_path / "manifest.json").read_text())
+    assert written == {k: v for k, v in asdict(SOUND).items() if k != "checksums"}
+    assert manifest.find(tmp_path) == SOUND
+
+
 def test_a_later_manifest_takes_the_place_of_an_earlier_one(tmp_path: Path):
     manifest.write(tmp_path, SOUND, make_durable=False)
     later = Manifest(**{**asdict(SOUND), "replaces": "a"})
@@ -103,6 +118,10 @@ def test_a_later_manifest_takes_the_place_of_an_earlier_one(tmp_path: Path):
         {"files": {"a/../../b": 1}},
         {"files": {"a\0b": 1}},
         {"files": {"\ud800": 1}},
+        {"checksums": []},
+        {"checksums": None},
+        {"checksums": {"model.pt": 5}},
+        {"checksums": {"model.pt": "\ud800"}},
     ],
     ids=repr,
 )

@@ -20,6 +20,7 @@ from sqlalchemy import (
     and_,
     bindparam,
     case,
+    cast,
     delete,
     exists,
     func,
@@ -328,21 +329,25 @@ RESUMED = (
 )
 
 
-def _with_ancestors(first: Select[Any]) -> Any:
-    """Begin with some ids; add those of all ancestors, each once.
+def _with_ancestors(first: Select[Any], *more: ColumnElement[Any]) -> Any:
+    """Begin with the ids of some checkpoints; add those of all ancestors, each once.
 
     UNION, not UNION ALL: it visits what many descend from once, and ends where manifests that
-    other hands have written make a circle.
+    other hands have written make a circle. What else of a checkpoint is added stands beside the
+    id of its parent.
     """
     line = first.cte("line", recursive=True)
-    parents = select(checkpoints.c.parent_id).join_from(
+    parents = select(checkpoints.c.parent_id, *more).join_from(
         line, checkpoints, checkpoints.c.id == line.c.id
     )
     return line.union(parents.where(checkpoints.c.parent_id.is_not(None)))
 
 
 _LINE = _with_ancestors(
-    select(checkpoints.c.id.label("id")).where(_OF_RUN, checkpoints.c.uuid == bindparam("uuid"))
+    select(checkpoints.c.id.label("id"), cast(null(), Text).label("child_created_at")).where(
+        _OF_RUN, checkpoints.c.uuid == bindparam("uuid")
+    ),
+    checkpoints.c.created_at,
 )
 
 LINE = select(
@@ -350,7 +355,13 @@ LINE = select(
     checkpoints.c.status, checkpoints.c.created_at, checkpoints.c.finalized_at,
     checkpoints.c.deleted_at, checkpoints.c.deleted_reason,
     select(func.max(resumes.c.resumed_at))
-    .where(resumes.c.checkpoint_id == checkpoints.c.id)
+    .where(
+        resumes.c.checkpoint_id == checkpoints.c.id,
+        or_(
+            _LINE.c.child_created_at.is_(None),
+            resumes.c.resumed_at <= _LINE.c.child_created_at,
+        ),
+    )
     .scalar_subquery()
     .label("resumed_at"),
 ).join_from(_LINE, checkpoints, checkpoints.c.id == _LINE.c.id)  # fmt: skip

@@ -154,7 +154,8 @@ VIEWS: Final[Mapping[str, str]] = MappingProxyType(
             WHERE c.status = 'deleted'
         """,
         # One step back, not the whole line: of a run of N checkpoints that would be N²/2 rows.
-        # A recursive query takes as many steps as it wants.
+        # A recursive query takes as many steps as it wants. A resumption after the child was saved
+        # began another branch.
         "lineage": """
             SELECT r.name AS run,
                    c.step AS step,
@@ -162,7 +163,8 @@ VIEWS: Final[Mapping[str, str]] = MappingProxyType(
                    p.step AS parent_step,
                    p.status AS parent_status,
                    (SELECT MAX(s.resumed_at) FROM resumes s
-                    WHERE s.checkpoint_id = p.id) AS parent_resumed_at,
+                    WHERE s.checkpoint_id = p.id
+                      AND s.resumed_at <= c.created_at) AS parent_resumed_at,
                    r.id AS run_id,
                    c.id AS checkpoint_id,
                    p.id AS parent_id

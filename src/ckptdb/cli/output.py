@@ -74,6 +74,14 @@ def human_bytes(size: float | None) -> str:
     return f"{size:.0f} B" if unit == 0 else f"{size:.1f} {_UNITS[unit]}"
 
 
+def human_age(seconds: float) -> str:
+    """Return a time in the unit that fits, e.g. ``3.2 days``."""
+    for unit, length in (("days", 86400.0), ("hours", 3600.0), ("minutes", 60.0)):
+        if seconds >= length:
+            return f"{seconds / length:.1f} {unit}"
+    return f"{max(seconds, 0):.0f} seconds"
+
+
 def number(value: object) -> str:
     """Return a metric's value short enough for a table."""
     return "" if value is None else f"{value:.6g}" if isinstance(value, float) else clean(value)

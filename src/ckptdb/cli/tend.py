@@ -6,14 +6,17 @@ import sys
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from datetime import UTC, datetime
 from pathlib import Path
 
 import click
 
 from ckptdb.cli.ask import Session, run_option
-from ckptdb.cli.output import clean, console, echo_json, output_option, print_table
+from ckptdb.cli.output import clean, console, echo_json, human_age, output_option, print_table
+from ckptdb.disk.verified import Depth
 from ckptdb.reconcile import ReconcileReport, RunReport
 from ckptdb.registry import Registry
+from ckptdb.verifying import Verification
 
 DRIFT = 3
 PARTLY = 4
@@ -58,12 +61,22 @@ def reconcile(session: Session, path: str | None, form: str, *, dry_run: bool, f
 
 @click.command()
 @run_option
+@click.option("--sizes-only", is_flag=True, help="Read no file, also not those with checksums.")
+@click.option(
+    "--max-seconds",
+    type=click.FloatRange(0),
+    metavar="S",
+    help="Stop after so long; the next time goes on with what was verified longest ago.",
+)
 @output_option("table", "json")
 @click.pass_obj
-def verify(session: Session, run: str | None, form: str) -> int:
+def verify(
+    session: Session, run: str | None, max_seconds: float | None, form: str, *, sizes_only: bool
+) -> int:
     """Compare every file of every checkpoint with its manifest. Exits 1 when one is damaged."""
+    depth: Depth = "sizes" if sizes_only else "contents"
     with session.open() as registry, _progress("verifying") as (_, count):
-        found = registry.verify(run=run, on_checkpoint=count)
+        found = registry.verify(run=run, depth=depth, max_seconds=max_seconds, on_checkpoint=count)
     bad = [checkpoint for checkpoint in found if checkpoint.problem]
     if form == "json":
         echo_json([checkpoint.as_dict() for checkpoint in found])
@@ -71,8 +84,7 @@ def verify(session: Session, run: str | None, form: str) -> int:
         print_table(
             ["run", "step", "problem"], ([cp.run, str(cp.step), cp.problem or ""] for cp in bad)
         )
-    what = f"{len(bad)} damaged" if bad else "all whole"
-    click.echo(f"{len(found)} checkpoint(s) verified, {what}.", err=True)
+    click.echo(_told(found, len(bad), partly=max_seconds is not None), err=True)
     return 1 if bad else 0
 
 
@@ -88,6 +100,22 @@ def demo(context: click.Context, directory: str) -> int:
         group.main(list(arguments), prog_name="ckptdb", standalone_mode=False)
 
     return training.main(Path(context.obj.directory, directory), run)
+
+
+def _told(found: Verification, bad: int, *, partly: bool) -> str:
+    if not partly:
+        what = f"{bad} damaged" if bad else "all whole"
+        return f"{len(found)} checkpoint(s) verified, {what}."
+    oldest = ""
+    if found.never:
+        oldest = f"; {found.never} never yet"
+    elif found.oldest_at is not None:
+        age = datetime.now(UTC) - datetime.fromisoformat(found.oldest_at)
+        oldest = f"; the oldest verification is {human_age(age.total_seconds())} old"
+    return (
+        f"{found.done} of {len(found)} checkpoint(s) verified, {bad or 'none'} known to be "
+        f"damaged{oldest}."
+    )
 
 
 COMMANDS = (init, check, reconcile, verify, demo)

@@ -9,8 +9,8 @@ import errno
 import os
 import re
 import stat
-from collections.abc import Mapping
-from dataclasses import dataclass, fields
+from collections.abc import Mapping, Sequence
+from dataclasses import MISSING, dataclass, field, fields
 from pathlib import Path
 
 from ckptdb.disk import durable, names
@@ -20,6 +20,8 @@ from ckptdb.records import is_storable
 
 OWN = frozenset({names.MANIFEST, names.WRITER})
 """What no manifest lists."""
+DIFFERS = "differs from its checksum"
+"""What is said of a file with the size, but not the content, that was saved."""
 _UUID = re.compile(r"[0-9a-f]{8}-(?:[0-9a-f]{4}-){3}[0-9a-f]{12}", re.ASCII)
 
 
@@ -32,6 +34,8 @@ class Manifest:
         replaces: uuid of the published checkpoint that this one takes the place of.
         files: Size in bytes by path below the checkpoint, POSIX style; the manifest itself
             is not among them.
+        checksums: By the same names, ``algorithm:hexadecimal digits``; of none when nobody wanted
+            them, or whoever did has not come to it.
     """
 
     uuid: str
@@ -41,6 +45,7 @@ class Manifest:
     parent: str | None
     replaces: str | None
     files: Mapping[str, int]
+    checksums: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def size_bytes(self) -> int:
@@ -49,6 +54,7 @@ class Manifest:
 
 
 _FIELDS = tuple(field.name for field in fields(Manifest))
+_OPTIONAL = frozenset(f.name for f in fields(Manifest) if f.default_factory is not MISSING)
 
 
 def list_files(folder: Path) -> dict[str, int]:
@@ -75,6 +81,7 @@ def stat_files(folder: Path) -> dict[str, os.stat_result]:
 def write(folder: Path, manifest: Manifest, *, make_durable: bool) -> None:
     """Put the manifest into a checkpoint directory, replacing an earlier one in one step."""
     content = {name: getattr(manifest, name) for name in _FIELDS}
+    content = {name: said for name, said in content.items() if said or name not in _OPTIONAL}
     durable.write_json(folder / names.MANIFEST, content, durable=make_durable)
 
 
@@ -91,7 +98,8 @@ def find(folder: Path) -> Manifest | None:
             return None
         raise
     try:
-        manifest = Manifest(**content)
+        # What a newer version has to say beside is not for us.
+        manifest = Manifest(**{name: content[name] for name in _FIELDS if name in content})
     except TypeError as error:
         raise UnreadableInfo(
             folder / names.MANIFEST, "does not have the fields of a manifest"
@@ -106,17 +114,25 @@ def verify(folder: Path, manifest: Manifest) -> str | None:
 
     A listed file that is missing or has shrunk is damage; files beyond the list are not.
     """
-    faults = []
-    for name, size in manifest.files.items():
-        try:
-            found = os.lstat(folder / name)
-        except OSError as error:
-            faults.append(f"{name}: {error.strerror}")
-            continue
-        if stat.S_ISDIR(found.st_mode):
-            faults.append(f"{name}: {os.strerror(errno.EISDIR)}")
-        elif found.st_size < size:
-            faults.append(f"{name}: {found.st_size} of {size} bytes")
+    faults = (find_fault(folder, name, size) for name, size in manifest.files.items())
+    return damage([fault for fault in faults if fault])
+
+
+def find_fault(folder: Path, name: str, size: int) -> str | None:
+    """Say what is wrong with a file of a checkpoint as far as its size tells, or None."""
+    try:
+        found = os.lstat(folder / name)
+    except OSError as error:
+        return f"{name}: {error.strerror}"
+    if stat.S_ISDIR(found.st_mode):
+        return f"{name}: {os.strerror(errno.EISDIR)}"
+    if found.st_size < size:
+        return f"{name}: {found.st_size} of {size} bytes"
+    return None
+
+
+def damage(faults: Sequence[str]) -> str | None:
+    """Return the problem of a checkpoint whose files have some faults; None without any."""
     if not faults:
         return None
     more = f" and {len(faults) - 3} more" if len(faults) > 3 else ""  # noqa: PLR2004  # a line
@@ -134,6 +150,8 @@ def _sound(manifest: Manifest) -> bool:
         and isinstance(manifest.files, dict)
         and all(_safe(name) and _is_size(size) for name, size in manifest.files.items())
         and _is_size(manifest.size_bytes)
+        and isinstance(manifest.checksums, dict)
+        and all(_is_text(checksum) for checksum in manifest.checksums.values())
     )
 
 

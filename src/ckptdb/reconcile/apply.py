@@ -262,8 +262,12 @@ def _look(
         told = catalog.recorded(recorded.seen, history=True)
         recorded = replace(recorded, gone=told.gone, annotations=told.annotations)
     recorded = replace(recorded, contents=_contents(catalog, observed, recorded))
-    if how.depth != "full" and recorded.problems:
-        kept = {step: cp and keep_damage(cp, recorded) for step, cp in observed.finals.items()}
+    if recorded.problems:
+        full = how.depth == "full"
+        kept = {
+            step: cp and keep_damage(cp, recorded, sizes_verified=full)
+            for step, cp in observed.finals.items()
+        }
         observed = replace(observed, finals=kept)
     found = plan(observed, recorded)
     if not how.touch_disk:
@@ -345,7 +349,8 @@ def _worth_it(look: _Look, *, assume: bool) -> bool:
         return False
     same = seen.stamp == str(look.observation.stamp)
     if look.observation.settled:
-        return not (same and seen.verified)
+        # Something was written into a checkpoint that nothing depends on, such as its checksums.
+        return not (same and seen.verified) or bool(_settled(look))
     return assume and not same
 
 

@@ -122,8 +122,7 @@ class Intake:
         steps = [cp.step for cp in found if cp.step in known]
         contents = self.catalog.contents(seen.id, steps=steps, gone=()) if seen and steps else {}
         recorded = replace(self.recorded, contents=contents)
-        if not self.verify:
-            found = [keep_damage(checkpoint, recorded) for checkpoint in found]
+        found = [keep_damage(cp, recorded, sizes_verified=self.verify) for cp in found]
         parents = self._uuids | {checkpoint.uuid for checkpoint in found}
         return [(cp, compare(cp, recorded, lambda: parents)) for cp in found]
 

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, Final, Literal
 
 from ckptdb.catalog.catalog import Recorded, Seen
-from ckptdb.disk import names
+from ckptdb.disk import manifest, names
 from ckptdb.disk.identity import Identity
 from ckptdb.disk.journal import Facts
 from ckptdb.disk.scan import Leftover, Observation, Tmp
@@ -284,12 +284,20 @@ def compare(
     return Action("changed", "differs from the catalog", step, checkpoint, uuid)
 
 
-def keep_damage(checkpoint: Checkpoint, recorded: Recorded) -> Checkpoint:
-    """Return a checkpoint with the damage that only looking at every file can tell is gone."""
+def keep_damage(checkpoint: Checkpoint, recorded: Recorded, *, sizes_verified: bool) -> Checkpoint:
+    """Return a checkpoint with the damage that only a closer look can tell is gone.
+
+    Args:
+        checkpoint: As it was read.
+        recorded: What the index holds.
+        sizes_verified: Whether the sizes of its files were compared; contents never are here.
+    """
     known = recorded.problems.get(checkpoint.uuid)
-    if known and known.startswith("damaged") and checkpoint.problem is None:
-        return replace(checkpoint, problem=known)
-    return checkpoint
+    if known is None or not known.startswith("damaged") or checkpoint.problem is not None:
+        return checkpoint
+    if sizes_verified and manifest.DIFFERS not in known:
+        return checkpoint
+    return replace(checkpoint, problem=known)
 
 
 def _content(checkpoint: Checkpoint, late: Container[str]) -> tuple[Any, ...]:

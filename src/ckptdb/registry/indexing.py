@@ -17,6 +17,7 @@ from ckptdb.catalog.engine import Database
 from ckptdb.catalog.location import FILE
 from ckptdb.catalog.schema import HEAD
 from ckptdb.disk import identity, scan
+from ckptdb.disk.verified import DEPTHS, Depth
 from ckptdb.errors import (
     CatalogBroken,
     CatalogError,
@@ -24,16 +25,15 @@ from ckptdb.errors import (
     CatalogMissing,
     CatalogNotBegun,
     DirectoryMissing,
+    InvalidChoice,
     RootsBelow,
     UnknownRun,
 )
 from ckptdb.index import find_location
 from ckptdb.reconcile import ReconcileReport, reconcile_run, reconcile_tree
-from ckptdb.records import (
-    Checkpoint,
-    Run,
-)
+from ckptdb.records import Run
 from ckptdb.registry.tree import PathLike, Tree, enclosing_run, is_ours
+from ckptdb.verifying import Verification, Verifier
 
 
 @dataclass(frozen=True, slots=True)
@@ -118,28 +118,40 @@ class Indexing(Tree):
         self,
         *,
         run: PathLike | None = None,
+        depth: Depth = "contents",
+        max_seconds: float | None = None,
         on_checkpoint: Callable[[], None] | None = None,
-    ) -> tuple[Checkpoint, ...]:
+    ) -> Verification:
         """Compare every file with its manifest; return the live checkpoints, problems included.
 
         Args:
             run: Name, path or uuid prefix; None for all, or for the run that was opened.
+            depth: ``"contents"`` reads the files that have checksums, ``"sizes"`` none.
+            max_seconds: When to stop; the next time goes on with what was verified longest ago.
             on_checkpoint: Called after each checkpoint.
+
+        Raises:
+            InvalidChoice: There is no such depth.
         """
-        seen = self._find_scope(run)
-        runs = [seen] if seen else list(self._catalog().runs())
+        if depth not in DEPTHS:
+            raise InvalidChoice("depth", depth, DEPTHS)
+        scope = self._find_scope(run)
         catalog = self._catalog_to_write()
-        for found in runs:
-            if found.run.directory.is_dir():
-                reconcile_run(
-                    catalog,
-                    found.run.directory,
-                    depth="full",
-                    touch_disk=is_ours(found.run.directory),
-                    on_checkpoint=on_checkpoint,
-                )
-        run_id = None if seen is None else seen.id
-        return catalog.checkpoints(run_id=run_id, status="final")
+        verifier = Verifier(
+            catalog,
+            depth,
+            max_seconds=max_seconds,
+            on_checkpoint=on_checkpoint or (lambda: None),
+        )
+        here = [
+            seen for seen in ([scope] if scope else catalog.runs()) if seen.run.directory.is_dir()
+        ]
+        for seen in here:
+            directory = seen.run.directory
+            reconcile_run(catalog, directory, touch_disk=is_ours(directory))
+        # Perhaps under another identity: it may have been a copy.
+        runs = [catalog.find_run_at(seen.run.directory) or seen for seen in here]
+        return verifier.verify(runs, ours=[s for s in runs if is_ours(s.run.directory)])
 
     def forget(self, run: PathLike) -> Run:
         """Drop a run from the index; its directory is not touched. Returns what was dropped."""

@@ -175,6 +175,10 @@ def _feed_journal(folder: Path, content: bytes) -> None:
             raise Wrong(f"a deletion of {gone.uuid} at step {gone.step}")
         json.dumps(gone.as_dict())
     for note in facts.annotations.values():
+        for text in (note.rejected or "", *(one.host for one in note.resumptions)):
+            text.encode()
+        if any(not 0 <= one.pid < 2**63 for one in note.resumptions):
+            raise Wrong("resumed by no process")
         for metric in note.late:
             if metric.value is not None and not math.isfinite(metric.value):
                 raise Wrong(f"a late metric is {metric.value}")
@@ -398,7 +402,8 @@ class _World:
 
 def naive_ranking(catalog: Catalog, run_id: int) -> tuple[int | None, int, list[int]]:
     """Rank what the records say, without SQL."""
-    live = [cp for cp in catalog.checkpoints(run_id=run_id, status="final") if not cp.problem]
+    found = catalog.checkpoints(run_id=run_id, status="final")
+    live = [cp for cp in found if not cp.problem and cp.rejected is None]
     ranked = []
     for checkpoint in live:
         value = checkpoint.metrics.get("loss")
@@ -504,6 +509,7 @@ def build_run(directory: Path) -> Path:
                 loss = {**_INFO, "loss": _GOOD.get(step, 0.75)}
                 with manager.save(step, loss, config=_CONFIG) as folder:
                     (folder / "model.bin").write_bytes(b"m" * 100)
+            manager.resume()
             manager.init_tmp_checkpoint(_TMP, _INFO)
         with Registry.open(directory) as registry:
             registry.pin(None, 2, note="good")
@@ -511,6 +517,9 @@ def build_run(directory: Path) -> Path:
             registry.tag(None, 4, "wrong")
             registry.untag(None, 4, "wrong")
             registry.log_metrics(None, 6, {"mmlu": 0.5, "bad": float("nan")}, source="eval")
+            registry.reject(None, 1, "diverged")
+            registry.reject(None, 6, "by mistake")
+            registry.unreject(None, 6)
             registry.remove([1, 3])
             registry.reconcile()
     return directory
@@ -533,13 +542,19 @@ def _seeds() -> dict[str, list[bytes]]:
             names.CONFIG: [(step / names.CONFIG).read_bytes(), b"a: &a {b: 1}\nc: {<<: *a}\n"],
             names.CONFIG_JSON: [json.dumps(_CONFIG).encode()],
             "journal.jsonl": [lines, *lines.splitlines(keepends=True)],
-            names.MANIFEST: [(step / names.MANIFEST).read_bytes()],
+            names.MANIFEST: [whole := (step / names.MANIFEST).read_bytes(), _summed(whole)],
             "run.json": [(directory / ".ckptdb" / "run.json").read_bytes()],
             names.WRITER: [(tmp / names.WRITER).read_bytes()],
             NAMES: [b"step_7", b"tmp_step_8", f"old_step_3.{_UUID}".encode(),
                     f"step_3.{_UUID}.1".encode(), b"step_12345"],
         }  # fmt: skip
     return {what: [_steady(seed) for seed in seeds] for what, seeds in found.items()}
+
+
+def _summed(content: bytes) -> bytes:
+    """Return a manifest with checksums."""
+    sums = {name: f"xxh3_128:{size:032x}" for name, size in json.loads(content)["files"].items()}
+    return json.dumps({**json.loads(content), "checksums": sums}).encode()
 
 
 def _steady(seed: bytes) -> bytes:

@@ -374,6 +374,12 @@ _FLUSHES = (
         "What is told anew is only what is replaced. The manifest before it is durable, and says "
         "as well that all is whole. At worst, after a power cut within the exchange, what had come "
         "in between stays as a `tmp_step_N` for gc; its end is in the journal.")),
+    Mutant("checksums: the manifest's bytes", ("summed",),
+           ("publish.add_checksums/write/1", _BYTES)),
+    Mutant("checksums: the manifest's name", ("summed",),
+           ("publish.add_checksums/write/1", _NAME), redundant=(
+        "The manifest before it is durable and says as well that all is whole; only the checksums "
+        "are lost.")),
     Mutant("the commit point", ("first save",), ("publish._publish/_sync_directory/1",)),
     Mutant("the commit point, until older ones are gone", ("rolling",),
            ("publish._publish/_sync_directory/1",)),
@@ -438,7 +444,8 @@ _ORDERS = (
            patch=_of(Publisher, _to_trash=_remove_at_once)),
     Mutant("a manifest that does not say what it replaces", ("killed, replacing",),
            patch=_of(manifest, write=_replaces_nothing)),
-    Mutant("JSON files written in place", ("killed, measuring otherwise", "measured otherwise"),
+    Mutant("JSON files written in place",
+           ("killed, summing", "killed, measuring otherwise", "measured otherwise"),
            patch=_of(durable, write_json=_in_place)),
     Mutant("a torn line not ended", ("a torn line",), patch=_swallowing),
     Mutant("nothing back when the second of two renames fails",

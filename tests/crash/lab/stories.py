@@ -28,7 +28,7 @@ from unittest.mock import patch
 from ckptdb.background import Background
 from ckptdb.catalog.catalog import Catalog
 from ckptdb.catalog.engine import Database
-from ckptdb.disk import durable, identity, journal, manifest, names
+from ckptdb.disk import checksums, durable, identity, journal, manifest, names
 from ckptdb.disk.publish import Doomed, Publisher
 from ckptdb.errors import CkptdbError, SaveFailed
 from ckptdb.reconcile import reconcile_run
@@ -246,6 +246,15 @@ class Actor(loop.Loop):
 
     def _other_metric(self) -> None:
         Publisher(self._run, metric=("accuracy", True)).establish()
+
+    def _sum(self) -> None:
+        """Add checksums to what is published."""
+        step = self.ledger.newest
+        folder = self._run / names.final_name(step)
+        listed = manifest.find(folder)
+        assert listed
+        sums = checksums.compute(folder, listed.files)
+        assert self._publisher().add_checksums(step, listed.uuid, sums)
 
     def _tear_journal(self) -> None:
         with (self._run / ".ckptdb" / "journal.jsonl").open("ab") as file:
@@ -733,6 +742,8 @@ _ALL = (
           kept=1),
     Story("freed", "power", ("free",), ("save", "save")),
     Story("freed, then emptied", "power", ("die_freeing", "empty_trash"), ("save", "save"), kept=1),
+    Story("summed", "power", ("sum",), ("save", "save")),
+    Story("killed, summing", "kills", ("sum",), ("save", "save")),
     Story("measured otherwise", "power", ("other_metric",), ("save",)),
     Story("a torn line", "power", ("pin",), ("save", "late", "tear_journal")),
     Story("a new root", "power", ("mark",), ("save", "unmark"), kept=1),

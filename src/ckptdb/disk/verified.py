@@ -1,0 +1,82 @@
+"""verified.json: when the checkpoints of a run were last verified.
+
+A note to ourselves, so that verifying can go on where it stopped. Losing it costs nothing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Container, Mapping
+from contextlib import suppress
+from dataclasses import dataclass, field
+from datetime import datetime
+from pathlib import Path
+from typing import Any, Literal, get_args
+
+from ckptdb.disk import durable
+from ckptdb.disk.info import load_json
+from ckptdb.errors import UnreadableInfo
+
+Depth = Literal["sizes", "contents"]
+DEPTHS: tuple[Depth, ...] = get_args(Depth)
+_NAME = "verified.json"
+
+
+@dataclass(slots=True)
+class Verified:
+    """What is known of the verifications of a run, to one depth.
+
+    Attributes:
+        at: By uuid, when a checkpoint was verified last.
+        unfinished: By uuid, the files of one whose verification was stopped that are done.
+    """
+
+    at: dict[str, str] = field(default_factory=dict)
+    unfinished: dict[str, list[str]] = field(default_factory=dict)
+
+
+def load(hidden: Path, depth: Depth, *, now: str) -> Verified:
+    """Read what was noted; nothing where that is none of ours, or of the future.
+
+    Args:
+        hidden: The run's ``.ckptdb`` folder.
+        depth: Which verifications are meant.
+        now: The time; what is later was noted by another clock.
+    """
+    said = _load(hidden).get(depth)
+    at, unfinished = (_mapping(said, key) for key in ("at", "unfinished"))
+    return Verified(
+        {uuid: moment for uuid, moment in at.items() if _is_time(moment) and moment <= now},
+        {uuid: list(map(str, done)) for uuid, done in unfinished.items() if isinstance(done, list)},
+    )
+
+
+def store(hidden: Path, depth: Depth, verified: Verified, *, of: Container[str]) -> None:
+    """Note it, in one step, for the checkpoints that there are; what cannot be noted is not."""
+    content = _load(hidden) | {
+        depth: {
+            "at": {uuid: at for uuid, at in verified.at.items() if uuid in of},
+            "unfinished": {uuid: done for uuid, done in verified.unfinished.items() if uuid in of},
+        }
+    }
+    with suppress(OSError):
+        durable.write_json(hidden / _NAME, content, durable=False)
+
+
+def _load(hidden: Path) -> dict[str, Any]:
+    try:
+        return load_json(hidden / _NAME)[0]
+    except UnreadableInfo:
+        return {}
+
+
+def _mapping(said: object, key: str) -> Mapping[str, Any]:
+    found = said.get(key) if isinstance(said, dict) else None
+    return found if isinstance(found, dict) else {}
+
+
+def _is_time(text: object) -> bool:
+    if not isinstance(text, str) or not text.endswith("Z"):
+        return False
+    with suppress(ValueError):
+        return datetime.fromisoformat(text).tzinfo is not None
+    return False
