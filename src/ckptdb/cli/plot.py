@@ -21,13 +21,16 @@ _COLOURS: Final = (32, 208, 36, 175, 117, 220, 160)
 """Of the 256 of a terminal; told apart by people who see few colours, too."""
 _DOTS: Final = "●■▲◆"
 _LETTERS: Final = "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ"
-_LINE: Final = "braille"
+_FINE: Final = "braille"
+_COARSE: Final = "·"
+_FEW: Final = 12
+"""Curves that can be followed; of more a fine line costs time and shows no more."""
 _TICKS: Final = 5
 _HOUR: Final = 3600.0
 _SEASON: Final = 60 * 24 * _HOUR
 _HIGHEST: Final = 24
 _WIDEST: Final = 200
-_POINTS: Final = 8_000
+_POINTS: Final = 4_000
 """Of all lines together: more cost time and show nothing."""
 
 
@@ -91,11 +94,12 @@ def draw(
     canvas.plot_size(columns, rows)
     canvas.title(clean(name))
     shown = [list(zip(_abscissas(curve, axis), curve.values, strict=True)) for curve in curves]
+    line = _FINE if len(curves) <= _FEW else _COARSE
     buckets = max(min(_POINTS // len(curves) // 2, columns), 10)
     for points, style in zip(shown, looks, strict=True):
         thinned = list(thin(points, buckets))
         colour = style.colour if style.colour is not None else "default"
-        canvas.plot([x for x, _ in thinned], [y for _, y in thinned], marker=_LINE, color=colour)
+        canvas.plot([x for x, _ in thinned], [y for _, y in thinned], marker=line, color=colour)
     # After all lines, of which none may hide one.
     for points, curve, style in zip(shown, curves, looks, strict=True):
         kept = [point for point, here in zip(points, curve.kept, strict=True) if here]
