@@ -92,6 +92,7 @@ class CheckpointManager:
         self._lease: Lease | None = None
         self._parent: str | None = None
         self._configs: dict[Path, dict[str, Any]] = {}
+        self._config_step: int | None = None
         self._looked_for: set[str] = set()
         self._background = Background()
         self._resuming = Resuming(self._index, self._publisher)
@@ -253,7 +254,7 @@ class CheckpointManager:
         retired = self._publisher.retire(doomed)
         for checkpoint in retired.gone:
             _logger.info("retired %s: %s", checkpoint.path, checkpoint.deleted_reason)
-        self._index.tell(retired.gone, retired.span)
+        self._index.tell(retired.gone, retired.span, config_step=self._config_step)
         self._background.submit(self._empty_trash)
 
     def plan_retention(self, *, exclude_latest: bool = True) -> tuple[Decision, ...]:
@@ -469,6 +470,7 @@ class CheckpointManager:
         config = self._configs.pop(path, None)
         if published.checkpoint.status != "final":
             config = None
+        self._config_step = None if config is None else published.checkpoint.step
         self._index.tell([*gone, published.checkpoint], published.span, config=config)
         if replaced is not None:
             self._warn_if_pinned(replaced)
