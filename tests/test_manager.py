@@ -1302,3 +1302,21 @@ def test_a_manager_without_a_metric_leaves_the_run_its_own(tmp_path):
     with Registry.open(directory) as registry:
         [run] = registry.runs()
         assert (run.metric_name, run.higher_is_better) == ("acc", True)
+
+
+def test_pruning_leaves_the_catalog_the_configuration_of_what_is_newest(tmp_path):
+    run = tmp_path / "run"
+
+    def stored():
+        with Registry.open(run) as registry:
+            ((config,),) = registry.query("SELECT config FROM runs").rows
+        return config
+
+    with CheckpointManager({"checkpoint_dir": run, "keep_top_k": 1}) as manager:
+        for step in (1, 2):
+            with manager.save(step, {}, config={"lr": step}):
+                pass
+        assert stored() == '{"lr": 2}'
+        with manager.save(3, {}):  # without one: that of step 2, until it goes
+            pass
+    assert stored() is None  # to be looked for again

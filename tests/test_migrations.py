@@ -96,6 +96,33 @@ def third_revision(tmp_path: Path) -> Path:
     return file
 
 
+@pytest.fixture
+def fourth_revision(tmp_path: Path) -> Path:
+    """A catalog as the fourth revision made it: a run with a deleted and three live checkpoints."""
+    file = tmp_path / "fourth.db"
+    alembic("upgrade", "0004", catalog=file)
+    with closing(sqlite3.connect(file)) as raw, raw:
+        raw.execute(
+            "INSERT INTO runs (id, uuid, name, directory, metric_name, config)"
+            " VALUES (1, 'u', 'grpo', 'grpo', 'loss', '{\"lr\": 0.1}')"
+        )
+        for step in (1, 2, 3, 4):
+            at = f"2026-11-22T0{step}:00:00.000Z"
+            status = "deleted" if step == 1 else "final"
+            raw.execute(
+                "INSERT INTO checkpoints"
+                " (id, run_id, uuid, step, path, created_at, finalized_at, status, size_bytes)"
+                " VALUES (?1, 1, 'u' || ?1, ?1, 'grpo/step_' || ?1, ?2, ?2, ?3, ?4)",
+                (step, at, status, 2 if step == 1 else 8),
+            )
+            raw.execute(
+                "INSERT INTO metrics VALUES"
+                " (?1, 'loss', 1, ?1, abs(?1 - 2.5), 'training_info', 't', ?2)",
+                (step, int(step > 1)),
+            )
+    return file
+
+
 def test_migrations_build_exactly_what_is_created_at_once(tmp_path: Path):
     migrated, created = tmp_path / "migrated.db", tmp_path / "created.db"
     alembic("upgrade", "head", catalog=migrated)
@@ -197,6 +224,30 @@ def test_in_a_catalog_of_the_third_revision_checkpoints_can_be_rejected(third_re
                 (1, None, None), (2, 1, None), (3, 2, "t"),
             ]  # fmt: skip
         assert [one.step for one in catalog.lineage(seen.id, "u3")] == [3, 2, 1]
+
+
+def test_a_catalog_of_the_fourth_revision_answers_through_the_new_views(fourth_revision: Path):
+    location = locate(fourth_revision)
+    assert upgrade(location) == ("0004", schema.HEAD, Path(f"{fourth_revision}.0004.bak"))
+    with closing(Database.open(location)) as database, database.read() as connection:
+
+        def ask(sql: str) -> list[tuple[object, ...]]:
+            return [tuple(row) for row in connection.exec_driver_sql(sql).all()]
+
+        assert ask("SELECT bytes_on_disk, freeable_bytes, freed_bytes FROM disk_usage") == [
+            (24, 8, 2)
+        ]
+        assert ask("SELECT step, seconds FROM saves ORDER BY step") == [
+            (1, None), (2, 3600.0), (3, 3600.0), (4, 3600.0),
+        ]  # fmt: skip
+        assert ask("SELECT metrics FROM checkpoint_history WHERE step = 2") == [('{"loss":0.5}',)]
+        assert ask("SELECT key, value FROM config_values") == [("lr", 0.1)]
+        assert ask("SELECT * FROM config_changes") == []
+        plan = ask(
+            "EXPLAIN QUERY PLAN SELECT SUM(size_bytes) FROM checkpoints"
+            " WHERE run_id = 1 AND status = 'deleted'"
+        )
+        assert "COVERING INDEX ix_checkpoints_deleted" in str(plan)
 
 
 def test_an_upgrade_keeps_a_copy_of_what_was(first_revision: Path):

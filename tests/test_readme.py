@@ -6,6 +6,8 @@ import signal
 import subprocess
 import sys
 import threading
+from datetime import datetime
+from itertools import pairwise
 from pathlib import Path
 
 import click
@@ -35,9 +37,31 @@ ANSWERS = [
         ("grpo-8b", 200, 0.5, "grpo-8b/step_200"),
         ("sft-1b", 20, 1.2, "sft-1b/step_20"),
     ]),
+    ("LIMIT 3", [
+        ("grpo-8b", 200, 0.5), ("grpo-8b", 300, 0.6), ("grpo-8b", 500, 0.8),
+    ]),
+    ("FROM disk_usage", [("sft-1b",), ("grpo-8b",)]),
+    ("FROM checkpoint_history", [
+        (100, "deleted", 0.9, '{"train:loss":0.8,"val:loss":0.9}'),
+        (200, "final", 0.5, '{"train:loss":0.5,"val:loss":0.5}'),
+        (300, "final", 0.6, '{"train:loss":0.55,"val:loss":0.6}'),
+        (400, "deleted", 0.7, '{"train:loss":0.6,"val:loss":0.7}'),
+        (500, "final", 0.8, '{"train:loss":0.5,"val:loss":0.8}'),
+    ]),
+    ("AS apart", [("grpo-8b", 500), ("grpo-8b", 300), ("grpo-8b", 200)]),
+    ("FROM saves", [
+        ("grpo-8b", 100, None), ("grpo-8b", 200, 100), ("grpo-8b", 300, 200),
+        ("grpo-8b", 400, 300), ("grpo-8b", 500, 400),
+    ]),
+    ("FROM config_changes", [
+        ("sft-1b", "grpo-8b", "optimizer.lr", 0.1, 0.2),
+        ("sft-1b", "grpo-8b", "optimizer.warmup", None, 50),
+    ]),
+    ("GROUP BY key", [("optimizer.lr", 0.1, 0.2), ("optimizer.warmup", None, 50)]),
+    ("AS rate", [(0.1, "grpo-8b", 0.5), (0.2, "sft-1b", 1.2)]),
     ("bytes_on_disk DESC", [("sft-1b", 2), ("grpo-8b", 3)]),
     ("FROM deletions", [("grpo-8b", 400), ("grpo-8b", 100)]),
-    ("FROM metric_history", [
+    ("SELECT step, value, status FROM metric_history", [
         (100, 0.9, "deleted"), (200, 0.5, "final"), (300, 0.6, "final"),
         (400, 0.7, "deleted"), (500, 0.8, "final"),
     ]),
@@ -59,14 +83,19 @@ def tree(tmp_path, monkeypatch):
     results = tmp_path / "results"
     results.mkdir()
     Registry.init(results)[0].close()
-    for run, losses, size in (
-        ("grpo-8b", {100: 0.9, 200: 0.5, 300: 0.6, 400: 0.7, 500: 0.8}, 1_000),
-        ("sft-1b", {10: 1.5, 20: 1.2}, 5_000),
+    training = {100: 0.8, 200: 0.5, 300: 0.55, 400: 0.6, 500: 0.5}
+    for run, losses, size, optimizer in (
+        ("grpo-8b", {100: 0.9, 200: 0.5, 300: 0.6, 400: 0.7, 500: 0.8}, 1_000, {"lr": 0.1}),
+        ("sft-1b", {10: 1.5, 20: 1.2}, 5_000, {"lr": 0.2, "warmup": 50}),
     ):
         config = {"checkpoint_dir": results / run, "metric_name": "val:loss", "keep_top_k": 2}
         with CheckpointManager(config) as manager:
             for step, loss in losses.items():
-                with manager.save(step, {"val:loss": loss, "kl": loss / 10}) as folder:
+                metrics = {"val:loss": loss, "kl": loss / 10}
+                if step in training:
+                    metrics["train:loss"] = training[step]
+                settings = {"optimizer": optimizer, "model": "llama"}
+                with manager.save(step, metrics, config=settings) as folder:
                     (folder / "model.bin").write_bytes(bytes(size + step))
     return tmp_path
 
@@ -195,6 +224,40 @@ def test_what_was_deleted_says_why(tree):
         "retention: not best 2 by val:loss min (0.7)",
         "retention: not best 2 by val:loss min (0.9)",
     ]
+
+
+def size_of(folder):
+    return sum(file.stat().st_size for file in folder.iterdir() if file.name != "manifest.json")
+
+
+def test_what_would_be_freed_is_what_is_neither_best_nor_latest(tree):
+    query = next(block for block in blocks("sql") if "FROM disk_usage" in block)
+    with Registry.open("results") as registry:
+        sft, grpo = registry.query(query).as_dicts()
+        gone = registry.checkpoints(run="grpo-8b", status="deleted")
+
+    assert sft["freeable_bytes"] == size_of(tree / "results/sft-1b/step_10")
+    assert grpo["freeable_bytes"] == size_of(tree / "results/grpo-8b/step_300")
+    assert (sft["freed_bytes"], grpo["freed_bytes"]) == (0, sum(cp.size_bytes for cp in gone))
+    assert [cp.step for cp in gone] == [100, 400]
+
+
+def test_how_far_apart_metrics_are_and_how_long_saves_took(tree):
+    apart = next(block for block in blocks("sql") if "AS apart" in block)
+    saves = next(block for block in blocks("sql") if "FROM saves" in block)
+    with Registry.open("results") as registry:
+        assert [row[-1] for row in registry.query(apart)] == pytest.approx([0.3, 0.05, 0.0])
+        first, *others = registry.query(saves).as_dicts()
+        rows = registry.checkpoints(run="grpo-8b")
+
+    moments = [datetime.fromisoformat(cp.finalized_at).timestamp() for cp in rows]
+    took = [after - before for before, after in pairwise(moments)]
+    usual = (moments[-1] - moments[0]) / 4
+    assert first["seconds"] is None
+    assert [row["seconds"] for row in others] == pytest.approx(took, abs=0.001)
+    assert [row["times_usual"] for row in others] == pytest.approx(
+        [seconds / usual for seconds in took], abs=0.01
+    )
 
 
 def commands(group, prefix="ckptdb"):

@@ -186,6 +186,15 @@ class UnknownCheckpoint(CkptdbError, LookupError):
         )
 
 
+class NotACheckpoint(CkptdbError, ValueError):
+    """What was named cannot be a checkpoint."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__(
+            f"{text!r} names no checkpoint; pass STEP, RUN:STEP or the path of a step_N directory."
+        )
+
+
 class CheckpointGone(CkptdbError, LookupError):
     """A deleted checkpoint was to be kept."""
 
@@ -469,11 +478,25 @@ class QueryRefused(CkptdbError):
 
 
 class QueryFailed(CkptdbError, ValueError):
-    """The SQL is wrong."""
+    """The SQL is wrong.
 
-    def __init__(self, why: str) -> None:
-        super().__init__(f"The query failed: {why}. `ckptdb schema` lists tables and columns.")
+    Attributes:
+        excerpt: Its lines that may be at fault, with marks below; empty when nobody knows.
+    """
+
+    def __init__(self, why: str, *, where: str = "", excerpt: str = "") -> None:
+        """Write the sentence; ``where`` is like ``"line 1, column 8"``."""
+        at = f" at {where}" if where else ""
+        super().__init__(f"The query failed{at}: {why}. `ckptdb schema` lists tables and columns.")
         self.why = why
+        self.excerpt = excerpt
+
+
+class UnknownRelation(CkptdbError, LookupError):
+    """No table or view is called so."""
+
+    def __init__(self, name: str, known: Iterable[str]) -> None:
+        super().__init__(f"No table or view is called {name!r}; there are {', '.join(known)}.")
 
 
 class QueryTimeout(CkptdbError, TimeoutError):
@@ -484,6 +507,15 @@ class QueryTimeout(CkptdbError, TimeoutError):
             f"The query was stopped after {seconds:g} s; narrow it, or raise --timeout."
         )
         self.why = f"it was stopped after {seconds:g} s"
+
+
+class LibraryMissing(CkptdbError, ImportError):
+    """Something needs a library that is not installed."""
+
+    def __init__(self, what: str, library: str, install: str) -> None:
+        super().__init__(
+            f"{what} needs {library}, which is not installed; `pip install '{install}'` adds it."
+        )
 
 
 class IndexStale(CatalogError):

@@ -248,6 +248,7 @@ class RunIndex:
         span: Span,
         *,
         config: Mapping[str, Any] | None = None,
+        config_step: int | None = None,
     ) -> None:
         """Store what was just done on disk; what fails is healed by a later question.
 
@@ -255,13 +256,15 @@ class RunIndex:
             checkpoints: As they are now; the last is the one that was saved.
             span: The run's stamp before and after.
             config: The run's configuration, when that checkpoint came with one.
+            config_step: Else with which step the one came that is stored, when that is known.
         """
         with self._mutex:
             started = time.monotonic()
             try:
                 stored = self._open(for_writing=True)
                 if stored is not None:
-                    self._store(stored, self._changes(checkpoints, span, config), span)
+                    changes = self._changes(checkpoints, span, config, config_step)
+                    self._store(stored, changes, span)
             except (CatalogError, RunLocked, OSError) as error:
                 # E.g. no space for the first catalog of a run: the checkpoint is safe all the same.
                 self._give_up(error)
@@ -276,17 +279,21 @@ class RunIndex:
         self.tell(checkpoints, None)
         with self._mutex:
             if self._memory is not None:
-                changes = self._changes(checkpoints, None, None)
+                changes = self._changes(checkpoints, None, None, None)
                 self._store(self._memory, changes, None)
 
     def _changes(
-        self, checkpoints: Sequence[Checkpoint], span: Span, config: Mapping[str, Any] | None
+        self,
+        checkpoints: Sequence[Checkpoint],
+        span: Span,
+        config: Mapping[str, Any] | None,
+        config_step: int | None,
     ) -> Changes:
         return Changes(
             run=identity.identify(self._directory).run,
             checkpoints=checkpoints,
             config=config,
-            config_step=checkpoints[-1].step if checkpoints else None,
+            config_step=config_step if config is None else checkpoints[-1].step,
             moved=None if span is None else (str(span[0]), str(span[1])),
         )
 

@@ -109,6 +109,7 @@ class CheckpointManager:
         self._lease: Lease | None = None
         self._parent: str | None = None
         self._configs: dict[Path, dict[str, Any]] = {}
+        self._config_step: int | None = None
         self._looked_for: set[str] = set()
         self._background = Background()
         self._check_space = settings.check_space
@@ -576,6 +577,7 @@ class CheckpointManager:
         there = [published.checkpoint] if published.checkpoint.status == "final" else []
         if not there:
             config = None
+        self._config_step = None if config is None else published.checkpoint.step
         self._index.tell([*gone, published.checkpoint], published.span, config=config)
         # In this order: whoever goes by the step alone must not take the new one for the old.
         self._hooks.deleted(gone)
@@ -590,7 +592,7 @@ class CheckpointManager:
         retired = self._publisher.retire(doomed)
         for checkpoint in retired.gone:
             _logger.info("retired %s: %s", checkpoint.path, checkpoint.deleted_reason)
-        self._index.tell(retired.gone, retired.span)
+        self._index.tell(retired.gone, retired.span, config_step=self._config_step)
         self._hooks.deleted(retired.gone)
         self._background.submit(self._empty_trash)
 

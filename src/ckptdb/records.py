@@ -221,6 +221,26 @@ class Problem:
 
 
 @dataclass(frozen=True, slots=True)
+class Curve:
+    """A metric over a run, by step, deleted checkpoints included; one entry each.
+
+    Attributes:
+        mode: Direction of the metric, None when neither the run nor the caller says it.
+        moments: When each was published, else begun.
+        values: Finite ones; what lacks the metric is left out.
+        kept: Whether the checkpoint is still there.
+    """
+
+    run: str
+    run_uuid: str
+    mode: Mode | None
+    steps: tuple[int, ...]
+    moments: tuple[str, ...]
+    values: tuple[float, ...]
+    kept: tuple[bool, ...]
+
+
+@dataclass(frozen=True, slots=True)
 class Rows:
     """The answer to an ad hoc query: column names and the rows as tuples."""
 
@@ -238,6 +258,28 @@ class Rows:
     def as_dicts(self) -> list[dict[str, Any]]:
         """Return each row as a mapping from column to value."""
         return [dict(zip(self.columns, row, strict=True)) for row in self.rows]
+
+    def to_pandas(self) -> Any:
+        """Return a pandas DataFrame: whole numbers stay whole, NULLs or not.
+
+        Raises:
+            LibraryMissing: pandas is not installed; likewise for the other two.
+        """
+        from ckptdb import frames
+
+        return frames.to_pandas(self.columns, self.rows)
+
+    def to_polars(self) -> Any:
+        """Return a polars DataFrame; values of several kinds in a column become text."""
+        from ckptdb import frames
+
+        return frames.to_polars(self.columns, self.rows)
+
+    def to_arrow(self) -> Any:
+        """Return a pyarrow Table; values of several kinds in a column become text."""
+        from ckptdb import frames
+
+        return frames.to_arrow(self.columns, self.rows)
 
 
 def rank_key(

@@ -6,7 +6,14 @@ Names, paths and reasons come from anybody's disk: what a terminal would obey is
 from __future__ import annotations
 
 import os
+import re
 from pathlib import Path
+
+_FORMULA = re.compile(r"'*[=+\-@\t\n\uff1d\uff0b\uff0d\uff20]")
+"""What a spreadsheet may take for a formula, in letters of both widths."""
+_CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u202a-\u202e\u2066-\u2069]")
+"""All but tabs and new lines; and what turns the direction of writing."""
+_NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)(e[+-]?\d+)?", re.ASCII | re.IGNORECASE)
 
 
 def clean(value: object) -> str:
@@ -41,9 +48,13 @@ def _quoted(byte: int) -> str:
     return character if character.isascii() and character.isprintable() else f"\\x{byte:02x}"
 
 
-_FORMULAS = ("=", "+", "-", "@", "\t", "\r")
-
-
 def inert(value: object) -> object:
-    """Return a value that a spreadsheet takes for what it is: text is never a formula."""
-    return f"'{value}" if isinstance(value, str) and value.startswith(_FORMULAS) else value
+    """Return a cell that no spreadsheet takes for a formula, and no terminal for a command.
+
+    A text that would begin one gets an apostrophe before it; whoever reads it back takes one away
+    from whatever has it before such a character.
+    """
+    if not isinstance(value, str):
+        return value
+    text = _CONTROL.sub(lambda found: found[0].encode("unicode_escape").decode(), value)
+    return f"'{text}" if _FORMULA.match(text) and not _NUMBER.fullmatch(text) else text

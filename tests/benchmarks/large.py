@@ -66,7 +66,7 @@ def build(root: Path, *, checkpoints: int, runs: int) -> Large:
             for run in known:
                 steps = range(begin, min(begin + _AT_ONCE, each))
                 stored = [_checkpoint(run, 100 * (n + 1), n, numbers) for n in steps]
-                catalog.apply(Changes(run=run, checkpoints=stored))
+                catalog.apply(Changes(run=run, checkpoints=stored, config=_config(run)))
                 information += sum(map(_information_bytes, stored))
                 _note_best(best, stored)
         for run in known:
@@ -78,9 +78,20 @@ def _run(root: Path, number: int) -> Run:
     name = f"run-{number:03}"
     (root / name).mkdir()
     return Run(
-        uuid=str(uuid.uuid4()), name=name, directory=root / name, created_at=utc(_BEGIN),
+        uuid=str(uuid.uuid4()), name=name, directory=root / name, created_at=utc(_BEGIN + number),
         metric_name=trees.METRIC,
     )  # fmt: skip
+
+
+def _config(run: Run) -> dict[str, object]:
+    """Return a configuration of 75 values, of which runs differ in some twenty."""
+    numbers = random.Random(run.name)
+    return {
+        "optimizer": {f"option_{n}": numbers.choice([0.1, 0.01, n]) for n in range(20)},
+        "model": {f"layer_{n}": f"kind {n}" for n in range(30)},
+        "data": {"files": ["a", "b", "c"], "seed": numbers.randrange(1000), "shuffle": True},
+        "trainer": {f"limit_{n}": n * 100 for n in range(20)},
+    }
 
 
 def _checkpoint(run: Run, step: int, number: int, numbers: random.Random) -> Checkpoint:

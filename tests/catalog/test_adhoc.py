@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 from sqlalchemy import text
 
-from ckptdb.catalog import adhoc, schema
+from ckptdb.catalog import adhoc, views
 from ckptdb.catalog.adhoc import describe, query
 from ckptdb.catalog.engine import Database
 from ckptdb.catalog.location import locate
@@ -287,9 +287,9 @@ def test_a_damaged_catalog_is_not_the_querys_fault(on_file: Database):
 
 def test_a_description_names_every_table_and_view_with_its_columns(database: Database):
     found = {relation.name: relation for relation in describe(database)}
-    assert set(found) == set(schema.PURPOSES)
+    assert set(found) == set(views.PURPOSES)
     assert all(relation.purpose for relation in found.values())
-    assert {name for name in found if found[name].kind == "view"} == set(schema.VIEWS)
+    assert {name for name in found if found[name].kind == "view"} == set(views.VIEWS)
     columns = {column.name: column.type for column in found["leaderboard"].columns}
     assert columns["step"] == "BIGINT"
     assert columns["rank"] == ""
@@ -302,7 +302,7 @@ def test_postgresql_answers_and_refuses_alike(postgres_url):
     with closing(Database.open(locate(postgres_url), create=True)) as database:
         assert query(database, "SELECT CAST(:a AS int) AS n", {"a": 1}).rows == ((1,),)
         assert query(database, "SELECT * FROM run_summary").rows == ()
-        assert len(describe(database)) == len(schema.PURPOSES)
+        assert len(describe(database)) == len(views.PURPOSES)
         for sql in ("DELETE FROM runs", "SELECT 1; SELECT 2", "COMMIT; DELETE FROM runs"):
             with pytest.raises(QueryRefused):
                 query(database, sql)

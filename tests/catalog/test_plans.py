@@ -1,5 +1,6 @@
 """What is asked most goes through its index at 100,000 checkpoints, nearly all of them history."""
 
+import json
 import sqlite3
 from contextlib import closing
 from pathlib import Path
@@ -23,9 +24,12 @@ AT = "2026-11-22T16:00:00.000Z"
 def fill(raw):
     names = [("loss" if run % 2 else "reward", run % 2) for run in range(RUNS)]
     raw.executemany(
-        "INSERT INTO runs (id, uuid, name, directory, metric_name, higher_is_better)"
-        " VALUES (?, ?, ?, ?, ?, ?)",
-        [(r + 1, f"run-{r}", f"run {r}", f"r{r}", *own) for r, own in enumerate(names)],
+        "INSERT INTO runs (id, uuid, name, directory, metric_name, higher_is_better, config,"
+        " created_at) VALUES (?, ?, ?, ?, ?, ?, ?, ?)",
+        [
+            (r + 1, f"run-{r}", f"run {r}", f"r{r}", *own, config(r), f"{r:04}")
+            for r, own in enumerate(names)
+        ],
     )
     rows = [(r, k) for r in range(RUNS) for k in range(PER_RUN)]
     raw.executemany(
@@ -49,6 +53,10 @@ def fill(raw):
     )
 
 
+def config(number):
+    return json.dumps({"optimizer": {f"p{key}": key % (number + 1) for key in range(20)}})
+
+
 def is_live(number):
     return number % (PER_RUN // LIVE) == 0
 
@@ -70,6 +78,7 @@ def catalog(request, tmp_path_factory):
 BY_RUN = "ix_metrics_run_ranking (run_id=? AND name=? AND value>?)"
 BY_METRIC = "ix_metrics_ranking (name=? AND value>?)"
 FINALS = "uq_checkpoints_final (run_id=?)"
+BY_STEP = "ix_checkpoints_run_id_step (run_id=?"
 SORT = "USE TEMP B-TREE FOR ORDER BY"
 
 
@@ -104,6 +113,28 @@ QUESTIONS = {
     "leader of a run": (
         sql("SELECT * FROM leaderboard WHERE run_id = 3 AND rank = 1"), [BY_RUN], 12_000
     ),
+    "disk use of a run": (
+        sql("SELECT * FROM disk_usage WHERE run = 'run 3'"),
+        [FINALS, BY_RUN, "COVERING INDEX ix_checkpoints_deleted (run_id=? AND status=?)"],
+        110_000,
+    ),
+    "the last saves of a run": (
+        # By the id: of one name there may be several runs, whose steps would be sorted.
+        sql("SELECT * FROM saves WHERE run_id = 3 ORDER BY step DESC LIMIT 100"),
+        [BY_STEP],
+        60_000,
+    ),
+    "the last history of a run": (
+        sql("SELECT * FROM checkpoint_history WHERE run_id = 3 ORDER BY step DESC LIMIT 100"),
+        [BY_STEP, "m USING PRIMARY KEY (checkpoint_id=?)"],
+        30_000,
+    ),
+    "configuration of a run": (
+        sql("SELECT * FROM config_values WHERE run = 'run 3'"), ["ix_runs_name (name=?)"], 2_000
+    ),
+    "configuration against the one before": (
+        sql("SELECT * FROM config_changes WHERE run = 'run 3'"), ["ix_runs_name (name=?)"], 20_000
+    ),
     "summary of a run": (
         # All that is deleted is counted, in the index alone.
         sql("SELECT * FROM run_summary WHERE run = 'run 3'"),
@@ -133,8 +164,9 @@ def test_a_question_goes_through_its_index_and_never_through_history(catalog, as
     assert [index for index in indexes if index not in plan] == []
     scanned = {line.split()[1] for line in lines(found) if line.startswith("SCAN")}
     assert scanned.isdisjoint({"checkpoints", "c", "latest", "metrics", "m", "tags"})
-    # Sorted are only the few that a ranking has chosen, and what is equal in value.
-    assert (SORT in plan) == any(few in plan for few in ("E best", "MULTI-INDEX OR"))
+    # Sorted are only the few that a ranking has chosen, what is equal in value, and the
+    # configurations of two runs.
+    assert (SORT in plan) == any(few in plan for few in ("E best", "MULTI-INDEX OR", "SCAN g"))
 
 
 @asked
@@ -216,7 +248,7 @@ def test_a_condition_for_retention_goes_by_what_is_live(catalog, monkeypatch):
 
 
 def test_the_whole_leaderboard_and_summary_go_by_run(catalog):
-    for view in ("leaderboard", "run_summary"):
+    for view in ("leaderboard", "run_summary", "disk_usage"):
         with plans(catalog) as found:
             sql(f"SELECT * FROM {view}")(catalog)
         (plan,) = found.values()

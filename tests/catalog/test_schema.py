@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 from sqlalchemy import text
 
-from ckptdb.catalog import schema
+from ckptdb.catalog import schema, views
 from ckptdb.catalog.engine import Database
 from ckptdb.catalog.location import locate
 
@@ -77,9 +77,9 @@ def test_every_constraint_and_index_has_a_name():
 
 
 def test_every_table_and_view_has_a_purpose():
-    assert set(schema.PURPOSES) == {
+    assert set(views.PURPOSES) == {
         *schema.metadata.tables,
-        *schema.VIEWS,
+        *views.VIEWS,
         schema.VERSION_TABLE,
     }
 

@@ -1,18 +1,13 @@
-import contextlib
 import csv
-import fcntl
 import io
 import json
-import os
-import pty
-import struct
 import subprocess
 import sys
-import termios
 
 import pytest
 
 from ckptdb import CheckpointManager
+from terminal import Terminal
 
 
 def test_ls_at_a_root_lists_its_runs(ckptdb, root):
@@ -141,86 +136,6 @@ def test_show_of_an_unknown_step_is_one_sentence(ckptdb, root):
     )
 
 
-def test_sql_answers_select_and_with(ckptdb, root):
-    answer = ckptdb("sql", "SELECT run, step FROM leaderboard WHERE rank = 1 ORDER BY run", "-o",
-                    "json", cwd=root)  # fmt: skip
-    assert answer.json == [{"run": "alpha", "step": 2}, {"run": "beta", "step": 5}]
-    with_query = "WITH x AS (SELECT 1 AS one) SELECT one FROM x"
-    assert ckptdb("sql", with_query, "-o", "csv", cwd=root).out == "one\n1\n"
-
-
-def test_sql_takes_parameters_and_a_limit(ckptdb, root):
-    query = "SELECT step FROM checkpoints c JOIN runs r ON r.id = run_id WHERE r.name = :run"
-    answer = ckptdb("sql", query, "-p", "run=alpha", "--limit", "2", "-o", "json", cwd=root)
-    assert len(answer.json) == 2
-    assert answer.err == "Only the first 2 rows; --limit shows more.\n"
-    assert ckptdb("sql", "SELECT :x + 1 AS y", "-p", "x=1.5", "-o", "csv", cwd=root).out == (
-        "y\n2.5\n"
-    )
-
-
-def test_sql_reads_standard_input(root):
-    done = subprocess.run(
-        [sys.executable, "-m", "ckptdb", "sql", "-o", "csv"],
-        input="SELECT COUNT(*) AS n FROM checkpoints",
-        cwd=root,
-        capture_output=True,
-        text=True,
-        check=True,
-    )
-    assert done.stdout == "n\n6\n"
-
-
-@pytest.mark.parametrize(
-    "query",
-    [
-        "INSERT INTO tags VALUES (1, 'x', 'y')",
-        "UPDATE runs SET name = 'x'",
-        "DELETE FROM checkpoints",
-        "ATTACH 'other.db' AS other",
-        "PRAGMA journal_mode = WAL",
-        "PRAGMA user_version = 7",
-        "CREATE TEMP TABLE t (x)",
-        "CREATE TABLE t (x)",
-        "DROP TABLE runs",
-        "BEGIN IMMEDIATE",
-        "VACUUM",
-        "SELECT 1; DELETE FROM runs",
-    ],
-)
-def test_sql_refuses_whatever_would_write_with_one_sentence(ckptdb, root, query):
-    before = (root / ".ckptdb" / "catalog.db").read_bytes()
-    answer = ckptdb("sql", query, cwd=root)
-    assert answer.code == 1
-    assert answer.out == ""
-    assert answer.err.startswith("ckptdb: ")
-    assert answer.err.count("\n") == 1
-    assert (root / ".ckptdb" / "catalog.db").read_bytes() == before
-
-
-def test_sql_without_end_is_stopped(ckptdb, root):
-    endless = "WITH RECURSIVE n(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n) SELECT max(i) FROM n"
-    answer = ckptdb("sql", endless, "--timeout", "0.2", cwd=root)
-    assert answer.code == 1
-    assert answer.err == (
-        "ckptdb: The query was stopped after 0.2 s; narrow it, or raise --timeout.\n"
-    )
-
-
-def test_sql_that_is_wrong_gets_one_sentence(ckptdb, root):
-    answer = ckptdb("sql", "SELECT nonesuch FROM runs", cwd=root)
-    assert answer.code == 1
-    assert "no such column: nonesuch" in answer.err
-
-
-def test_schema_names_tables_and_views(ckptdb, root):
-    out = ckptdb("schema", cwd=root).out
-    for name in ("runs", "checkpoints", "metrics", "tags", "leaderboard", "run_summary"):
-        assert f"{name} (" in out
-    names = {relation["name"] for relation in ckptdb("schema", "-o", "json", cwd=root).json}
-    assert {"checkpoints", "deletions"} <= names
-
-
 def test_questions_about_a_tree_without_catalog_are_answered_from_disk(ckptdb, tmp_path):
     from_nemo = tmp_path / "run"
     for step, loss in ((1, 0.3), (2, 0.1)):
@@ -283,18 +198,80 @@ def test_help_shows_no_escapes_and_names_the_exit_codes(ckptdb):
     assert "10 no catalog here" in " ".join(shown.split())
 
 
-def test_a_narrow_terminal_cuts_no_cell_into_pieces(root):
-    parent, child = pty.openpty()
-    fcntl.ioctl(child, termios.TIOCSWINSZ, struct.pack("HHHH", 24, 80, 0, 0))
-    done = subprocess.Popen([sys.executable, "-m", "ckptdb", "ls", "alpha"], cwd=root, stdout=child)
-    os.close(child)
-    seen = b""
-    with contextlib.suppress(OSError):  # how a pseudo-terminal ends
-        while chunk := os.read(parent, 4096):
-            seen += chunk
-    os.close(parent)
-    assert done.wait() == 0
-    assert f"{root}/alpha/step_2".encode() in seen
+@pytest.mark.parametrize("columns", [80, 200])
+@pytest.mark.parametrize(
+    "command", [["ls"], ["ls", "--all"], ["ls", "alpha"], ["show", "2", "--run", "alpha"], ["top"],
+                ["check"]], ids=" ".join,
+)  # fmt: skip
+def test_what_people_look_at_fits_their_terminal(root, command, columns):
+    program = [sys.executable, "-m", "ckptdb", *command]
+    # From elsewhere: here paths are at their longest.
+    with Terminal([*program[:3], "-C", root, *command], columns=columns) as terminal:
+        assert terminal.wait() == 0
+    lines = terminal.text.splitlines()
+    paths = [line for line in lines if "step_" in line]
+    # A path that is longer than the terminal stays whole, on a line of its own.
+    alone = [line for line in paths if len(line) > columns]
+    assert all(line.split() == [line.strip()] for line in alone)
+    assert all(len(line) <= columns for line in lines if line not in alone)
+    assert len(paths) == terminal.text.count(f"{root}/")
+
+
+def test_a_narrow_terminal_gets_paths_that_can_be_copied_from_here(root):
+    program = [sys.executable, "-m", "ckptdb", "ls", "alpha"]
+    with Terminal(program, columns=80, cwd=root) as terminal:
+        assert terminal.wait() == 0
+    assert [line.split()[-1] for line in terminal.text.splitlines()[1:]] == [
+        "alpha/step_1", "alpha/step_2", "alpha/step_3",
+    ]  # fmt: skip
+    with Terminal(program, columns=200, cwd=root) as terminal:
+        assert terminal.wait() == 0
+    assert f"{root}/alpha/step_2\n" in terminal.text
+
+
+def test_without_colours_nothing_is_for_the_terminal_to_obey(root):
+    with Terminal(
+        [sys.executable, "-m", "ckptdb", "ls"], cwd=root, env={"NO_COLOR": "1"}
+    ) as terminal:
+        assert terminal.wait() == 0
+    assert "\x1b" not in terminal.raw
+
+
+@pytest.mark.parametrize("form", ["csv", "tsv"])
+def test_no_cell_is_a_formula_and_ordinary_ones_come_back_as_they_are(ckptdb, root, form):
+    given = {
+        "=1+1": "'=1+1", "+1+1": "'+1+1", "-a": "'-a", "@SUM(A1)": "'@SUM(A1)", "\t=1": "'\t=1",
+        "\r=1": "\\r=1", "\n=1": "'\n=1", "'=1": "''=1", "\uff1d1": "'\uff1d1",
+        "-0.5": "-0.5", "+3e-7": "+3e-7", "grpo-8b": "grpo-8b", "a=b": "a=b", "'tis": "'tis",
+        "/data/step_1": "/data/step_1", 'say "x", then\ny': 'say "x", then\ny',
+        "\x1b[31m\x07": "\\x1b[31m\\x07", "\u202etxt": "\\u202etxt", "日本\u200d": "日本\u200d",
+    }  # fmt: skip
+    columns = ", ".join(f":v{number} AS c{number}" for number in range(len(given)))
+    parameters = [p for number, text in enumerate(given) for p in ("-p", f"v{number}={text}")]
+    answer = ckptdb(
+        "sql", f'SELECT -1 AS n, {columns}, 2 AS "=cmd"', *parameters, "-o", form, cwd=root
+    )
+    delimiter = "," if form == "csv" else "\t"
+    header, row = csv.reader(io.StringIO(answer.out, newline=""), delimiter=delimiter)
+    assert row[0] == "-1"
+    assert dict(zip(given, row[1:-1], strict=True)) == {
+        text: str(float(text)) if text in ("-0.5", "+3e-7") else cell
+        for text, cell in given.items()
+    }
+    assert header[-1] == "'=cmd"
+
+
+def test_a_hostile_run_is_inert_in_every_form(ckptdb, tmp_path, write_nemo):
+    name = '=HYPERLINK("javascript:x")\x1b]0;x\x07\u202e'
+    write_nemo(tmp_path / "root" / name, 1, {"@loss\x1b[31m": 1.5})
+    for form in ("table", "md", "json", "jsonl"):
+        printed = ckptdb("ls", "--all", "-o", form, cwd=tmp_path / "root").out
+        assert not {"\x1b", "\x07", "\u202e"} & set(printed)
+    header, row = csv.reader(
+        io.StringIO(ckptdb("ls", "--all", "-o", "csv", cwd=tmp_path / "root").out)
+    )
+    assert row[0] == """'=HYPERLINK("javascript:x")\\x1b]0;x\\x07\\u202e"""
+    assert header[-1] == "'@loss\\x1b[31m"
 
 
 def test_a_problem_is_short_in_a_table_and_whole_in_show(ckptdb, root):

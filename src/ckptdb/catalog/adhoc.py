@@ -5,9 +5,12 @@ from __future__ import annotations
 import os
 import sqlite3
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
+from functools import partial
+from itertools import groupby
+from operator import itemgetter
 from pathlib import Path
 from typing import Any, Final, Literal
 
@@ -17,7 +20,8 @@ from sqlalchemy.exc import SQLAlchemyError
 from ckptdb.catalog.dialects import sqlite_uri
 from ckptdb.catalog.engine import Database
 from ckptdb.catalog.fork import in_use
-from ckptdb.catalog.schema import PURPOSES
+from ckptdb.catalog.pointing import Compile, excerpt, find_spots
+from ckptdb.catalog.views import EXAMPLES, PURPOSES
 from ckptdb.errors import CkptdbError, QueryFailed, QueryRefused, QueryTimeout
 from ckptdb.records import Rows
 
@@ -40,6 +44,17 @@ FROM run_summary ORDER BY run, directory
 """What a list of runs shows."""
 
 
+_CURVES: Final = """
+SELECT c.run_id, c.step, COALESCE(c.finalized_at, c.created_at), m.value,
+       CASE c.status WHEN 'final' THEN 1 ELSE 0 END
+FROM runs r
+JOIN checkpoints c ON c.run_id = r.id
+JOIN metrics m ON m.checkpoint_id = c.id
+WHERE m.name = :metric AND m.value IS NOT NULL {0}
+ORDER BY c.run_id, c.step, c.id
+"""
+
+
 @dataclass(frozen=True, slots=True)
 class Column:
     """A column of a table or view; the type is empty where a view computes it."""
@@ -50,12 +65,17 @@ class Column:
 
 @dataclass(frozen=True, slots=True)
 class Relation:
-    """A table or view that a query can name, and what it is for."""
+    """A table or view that a query can name, and what it is for.
+
+    Attributes:
+        example: A question to it; ``:run`` and ``:other`` are names of runs.
+    """
 
     name: str
     kind: Literal["table", "view"]
     purpose: str
     columns: tuple[Column, ...]
+    example: str
 
 
 def describe(database: Database) -> tuple[Relation, ...]:
@@ -71,7 +91,8 @@ def _relation(inspector: Any, name: str, kind: Literal["table", "view"]) -> Rela
     columns = inspector.get_columns(name)
     types = ("" if str(column["type"]) == "NULL" else str(column["type"]) for column in columns)
     named = zip((str(column["name"]) for column in columns), types, strict=True)
-    return Relation(name, kind, PURPOSES.get(name, ""), tuple(Column(*pair) for pair in named))
+    found = tuple(Column(*pair) for pair in named)
+    return Relation(name, kind, PURPOSES.get(name, ""), found, EXAMPLES.get(name, ""))
 
 
 def query(
@@ -119,8 +140,31 @@ def query(
                 raise QueryTimeout(timeout_seconds) from error
 
 
+def curves(
+    database: Database, metric: str, run_ids: Sequence[int] | None
+) -> dict[int, tuple[tuple[Any, ...], ...]]:
+    """Return a metric over each run that has it: steps, moments, values, and which are there."""
+    chosen = "" if run_ids is None else f"AND r.id IN ({', '.join(map(str, run_ids))})"
+    rows = query(database, _CURVES.format(chosen), {"metric": metric}, limit=None)
+    found: dict[int, tuple[tuple[Any, ...], ...]] = {}
+    for run_id, of_run in groupby(rows, key=itemgetter(0)):
+        _, steps, moments, values, kept = zip(*of_run, strict=True)
+        found[run_id] = (steps, moments, values, tuple(map(bool, kept)))
+    return found
+
+
 class _Unfinished(Exception):
     """Since it was last looked at, a writer has died in the middle of a transaction."""
+
+
+def _complaint(raw: sqlite3.Connection, sql: str) -> str | None:
+    """Return what SQLite says about a query that it only compiles."""
+    explained = sql.lstrip().upper().startswith("EXPLAIN")
+    try:
+        raw.execute(sql if explained else f"EXPLAIN {sql}").close()
+    except (sqlite3.Error, sqlite3.Warning) as error:
+        return str(error)
+    return None
 
 
 def _code(error: Exception) -> int:
@@ -167,7 +211,7 @@ class _Task:
                     raise KeyboardInterrupt from error
                 if getattr(error, "sqlite_errorcode", None) == sqlite3.SQLITE_READONLY_ROLLBACK:
                     raise _Unfinished from error
-                raise self._explain(error) from error
+                raise self._explain(error, raw) from error
             except MemoryError as error:
                 raise QueryFailed("a value in it is too large for the memory") from error
 
@@ -196,7 +240,7 @@ class _Task:
     def _late(self) -> bool:
         return time.monotonic() > self._deadline
 
-    def _explain(self, error: Exception) -> CkptdbError:
+    def _explain(self, error: Exception, raw: sqlite3.Connection) -> CkptdbError:
         if self._authorizer.refusal is not None:
             return QueryRefused(self._authorizer.refusal)
         why = str(error)
@@ -209,7 +253,7 @@ class _Task:
             return QueryRefused("it would write")
         if code in NOT_ITS_FAULT:
             return self._database.explain(error)
-        return QueryFailed(why.rstrip("."))
+        return self._failed(why, partial(_complaint, raw))
 
     # --- PostgreSQL
 
@@ -233,9 +277,14 @@ class _Task:
             return QueryRefused(why)
         if "multiple commands" in why:
             return QueryRefused("it holds more than one statement")
-        return QueryFailed(why.rstrip("."))
+        return self._failed(why)
 
     # --- both
+
+    def _failed(self, why: str, compiles: Compile | None = None) -> QueryFailed:
+        spots = find_spots(self._sql, why, compiles)
+        where = f"line {spots[0].line}, column {spots[0].column}" if len(spots) == 1 else ""
+        return QueryFailed(why.rstrip("."), where=where, excerpt=excerpt(self._sql, spots))
 
     def _collect(self, cursor: Any) -> Rows:
         if cursor is None or cursor.description is None:

@@ -19,6 +19,7 @@ from sqlalchemy.pool import NullPool, Pool, QueuePool, StaticPool
 from ckptdb.catalog import fork
 from ckptdb.catalog.location import Location
 from ckptdb.catalog.schema import APPLICATION_ID
+from ckptdb.catalog.spelling import POSTGRES, SQLITE, Spelling
 from ckptdb.errors import (
     CatalogBroken,
     CatalogError,
@@ -42,6 +43,7 @@ class Dialect(Protocol):
     """What `Database` asks of a kind of database."""
 
     patience: _Patience
+    spelling: Spelling
 
     def engine(self) -> Engine:
         """Return the engine whose transactions write."""
@@ -109,6 +111,8 @@ def _model() -> Engine:
 
 class Sqlite(Dialect):
     """SQLite; with a rollback journal, which works on every file system and reads read-only."""
+
+    spelling = SQLITE
 
     def __init__(self, file: Path | None, *, create: bool, durable: bool) -> None:
         self.patience = _Patience()
@@ -271,6 +275,8 @@ def _raw(connection: Connection) -> sqlite3.Connection:
 
 class Postgres(Dialect):
     """PostgreSQL; a lock of ours makes its writers take turns as those of SQLite do."""
+
+    spelling = POSTGRES
 
     def __init__(self, location: Location, *, durable: bool, timeout_seconds: float) -> None:
         self.patience = _Patience()

@@ -114,7 +114,7 @@ class Database:
         location = Location(url="sqlite://", file=None, base=base)
         database = cls(location, Sqlite(None, create=True, durable=False), 5.0)
         with database.write() as connection:
-            create_all(connection)
+            create_all(connection, Sqlite.spelling)
         return database
 
     @classmethod
@@ -245,7 +245,7 @@ class Database:
             # Another process may have been faster; looking again inside settles it.
             revision = self._revision(connection)
             if revision is None:
-                create_all(connection)
+                create_all(connection, self._dialect.spelling)
             return revision or HEAD
 
     def _revision(self, connection: Connection) -> str | None:

@@ -1,4 +1,4 @@
-"""Tables, indexes and views of the catalog.
+"""Tables and indexes of the catalog; `views` holds its views.
 
 Paths are POSIX style and relative to the root when below it. Times are ISO-8601 in UTC. Yes and
 no are the integers 1 and 0, so that ``WHERE pinned = 1`` means the same on every engine.
@@ -6,7 +6,6 @@ no are the integers 1 and 0, so that ``WHERE pinned = 1`` means the same on ever
 
 from __future__ import annotations
 
-from types import MappingProxyType
 from typing import TYPE_CHECKING, Final
 
 from sqlalchemy import (
@@ -27,12 +26,13 @@ from sqlalchemy import (
 )
 from sqlalchemy.schema import CreateIndex, CreateTable
 
-if TYPE_CHECKING:
-    from collections.abc import Mapping
+from ckptdb.catalog.spelling import Spelling
+from ckptdb.catalog.views import views
 
+if TYPE_CHECKING:
     from sqlalchemy import Connection, TextClause
 
-REVISIONS: Final = ("0001", "0002", "0003", "0004")
+REVISIONS: Final = ("0001", "0002", "0003", "0004", "0005")
 """Every revision of this schema, oldest first; one file each in migrations/versions."""
 
 HEAD: Final = REVISIONS[-1]
@@ -132,7 +132,10 @@ checkpoints: Final = Table(
     _partial_index("ix_checkpoints_tmp", "run_id", "step", where=IS_TMP),
     # Deletions of a run in the order of time. With status, though it is always the same:
     # only so SQLite counts them in the index alone, and prefers it to the one by step.
-    _partial_index("ix_checkpoints_deleted", "run_id", "status", "deleted_at", where=IS_DELETED),
+    # With the size, so that what has been freed is summed there as well.
+    _partial_index(
+        "ix_checkpoints_deleted", "run_id", "status", "deleted_at", "size_bytes", where=IS_DELETED
+    ),
 )
 
 metrics: Final = Table(
@@ -196,160 +199,8 @@ version: Final = Table(
     PrimaryKeyConstraint("version_num", name=f"{VERSION_TABLE}_pkc"),
 )
 
-VIEWS: Final[Mapping[str, str]] = MappingProxyType(
-    {
-        # The run's name and id are both in PARTITION BY, because only then a filter on either
-        # is applied before the ranking instead of after it. CROSS JOIN makes SQLite begin with
-        # the runs: it would rather read every live metric.
-        "leaderboard": """
-            SELECT r.name AS run,
-                   c.step AS step,
-                   m.name AS metric,
-                   m.value AS value,
-                   ROW_NUMBER() OVER (
-                       PARTITION BY r.id, r.name
-                       ORDER BY CASE r.higher_is_better WHEN 1 THEN -m.value ELSE m.value END,
-                                m.step DESC
-                   ) AS rank,
-                   c.path AS path,
-                   c.size_bytes AS size_bytes,
-                   c.finalized_at AS finalized_at,
-                   c.pinned AS pinned,
-                   r.id AS run_id,
-                   c.id AS checkpoint_id,
-                   c.uuid AS uuid
-            FROM runs r
-            CROSS JOIN metrics m
-            JOIN checkpoints c ON c.id = m.checkpoint_id
-            WHERE m.run_id = r.id AND m.name = r.metric_name
-              AND m.live = 1 AND m.value IS NOT NULL
-        """,
-        # Subqueries by run, not GROUP BY over history: each is answered by a partial index.
-        "run_summary": """
-            SELECT r.name AS run,
-                   r.directory AS directory,
-                   (SELECT COUNT(*) FROM checkpoints c
-                    WHERE c.run_id = r.id AND c.status = 'final') AS final,
-                   (SELECT COUNT(*) FROM checkpoints c
-                    WHERE c.run_id = r.id AND c.status = 'tmp') AS tmp,
-                   (SELECT COUNT(*) FROM checkpoints c
-                    WHERE c.run_id = r.id AND c.status = 'deleted') AS deleted,
-                   (SELECT COUNT(*) FROM checkpoints c
-                    WHERE c.run_id = r.id AND c.status = 'final'
-                      AND (c.problem IS NOT NULL OR c.rejected IS NOT NULL)) AS problems,
-                   (SELECT CAST(COALESCE(SUM(c.size_bytes), 0) AS BIGINT) FROM checkpoints c
-                    WHERE c.run_id = r.id AND c.status = 'final') AS bytes_on_disk,
-                   CASE r.higher_is_better WHEN 1 THEN
-                       (SELECT m.step FROM metrics m
-                        WHERE m.run_id = r.id AND m.name = r.metric_name
-                          AND m.live = 1 AND m.value IS NOT NULL
-                        ORDER BY m.value DESC, m.step DESC LIMIT 1)
-                   ELSE
-                       (SELECT m.step FROM metrics m
-                        WHERE m.run_id = r.id AND m.name = r.metric_name
-                          AND m.live = 1 AND m.value IS NOT NULL
-                        ORDER BY m.value, m.step DESC LIMIT 1)
-                   END AS best_step,
-                   CASE r.higher_is_better WHEN 1 THEN
-                       (SELECT MAX(m.value) FROM metrics m
-                        WHERE m.run_id = r.id AND m.name = r.metric_name
-                          AND m.live = 1 AND m.value IS NOT NULL)
-                   ELSE
-                       (SELECT MIN(m.value) FROM metrics m
-                        WHERE m.run_id = r.id AND m.name = r.metric_name
-                          AND m.live = 1 AND m.value IS NOT NULL)
-                   END AS best_value,
-                   (SELECT c.step FROM checkpoints c
-                    WHERE c.run_id = r.id AND c.status = 'final' AND c.problem IS NULL
-                      AND c.rejected IS NULL
-                    ORDER BY c.step DESC LIMIT 1) AS latest_step,
-                   (SELECT MAX(activity.moment) FROM (
-                        SELECT r.created_at AS moment
-                        UNION ALL
-                        SELECT MAX(c.finalized_at) FROM checkpoints c
-                        WHERE c.run_id = r.id AND c.status = 'final'
-                        UNION ALL
-                        SELECT MAX(c.created_at) FROM checkpoints c
-                        WHERE c.run_id = r.id AND c.status = 'tmp'
-                        UNION ALL
-                        SELECT MAX(c.deleted_at) FROM checkpoints c
-                        WHERE c.run_id = r.id AND c.status = 'deleted'
-                    ) activity) AS last_activity,
-                   r.metric_name AS metric_name,
-                   r.higher_is_better AS higher_is_better,
-                   r.id AS run_id,
-                   r.uuid AS uuid
-            FROM runs r
-        """,
-        # Goes from the run through its checkpoints: metrics have no index on deleted history.
-        "metric_history": """
-            SELECT r.name AS run,
-                   c.step AS step,
-                   m.name AS name,
-                   m.value AS value,
-                   c.status AS status,
-                   m.source AS source,
-                   m.reported_at AS reported_at,
-                   r.id AS run_id,
-                   c.id AS checkpoint_id
-            FROM runs r
-            JOIN checkpoints c ON c.run_id = r.id
-            JOIN metrics m ON m.checkpoint_id = c.id
-        """,
-        "deletions": """
-            SELECT r.name AS run,
-                   c.step AS step,
-                   c.path AS path,
-                   c.deleted_at AS deleted_at,
-                   c.deleted_reason AS deleted_reason,
-                   c.size_bytes AS size_bytes,
-                   r.id AS run_id,
-                   c.id AS checkpoint_id
-            FROM runs r
-            JOIN checkpoints c ON c.run_id = r.id
-            WHERE c.status = 'deleted'
-        """,
-        # One step back, not the whole line: of a run of N checkpoints that would be N²/2 rows.
-        # A recursive query takes as many steps as it wants. A resumption after the child was saved
-        # began another branch.
-        "lineage": """
-            SELECT r.name AS run,
-                   c.step AS step,
-                   c.status AS status,
-                   p.step AS parent_step,
-                   p.status AS parent_status,
-                   (SELECT MAX(s.resumed_at) FROM resumes s
-                    WHERE s.checkpoint_id = p.id
-                      AND s.resumed_at <= c.created_at) AS parent_resumed_at,
-                   r.id AS run_id,
-                   c.id AS checkpoint_id,
-                   p.id AS parent_id
-            FROM runs r
-            JOIN checkpoints c ON c.run_id = r.id
-            LEFT JOIN checkpoints p ON p.id = c.parent_id
-        """,
-    }
-)
 
-PURPOSES: Final[Mapping[str, str]] = MappingProxyType(
-    {
-        "runs": "One row per run: one directory of checkpoints.",
-        "checkpoints": "One row per checkpoint, live or gone; status is tmp, final or deleted.",
-        "metrics": "One row per checkpoint and metric; value is finite or NULL.",
-        "tags": "One row per checkpoint and tag.",
-        "resumes": "One row each time that training continued from a checkpoint.",
-        VERSION_TABLE: "The schema's revision.",
-        "leaderboard": "Each run's live checkpoints by the run's own metric; rank 1 is the best.",
-        "run_summary": "One row per run: counts, bytes on disk, best, latest, last activity.",
-        "metric_history": "Every value of every metric, deleted checkpoints included.",
-        "deletions": "What was deleted, when and why.",
-        "lineage": "Every checkpoint with the one that training continued from.",
-    }
-)
-"""What each table and view is for, in one line."""
-
-
-def create_all(connection: Connection) -> None:
+def create_all(connection: Connection, spelling: Spelling) -> None:
     """Make tables, indexes, views and the version row, inside the caller's transaction."""
     is_sqlite = connection.dialect.name == "sqlite"
     for table in (*metadata.sorted_tables, version):
@@ -360,7 +211,7 @@ def create_all(connection: Connection) -> None:
         for index in sorted(table.indexes, key=lambda index: str(index.name)):
             index.dialect_options[connection.dialect.name]["where"] = index.info.get("where")
             connection.execute(CreateIndex(index))
-    for name, select in VIEWS.items():
+    for name, select in views(spelling).items():
         connection.execute(text(f"CREATE VIEW {name} AS {select.strip()}"))
     connection.execute(version.insert().values(version_num=HEAD))
     if is_sqlite:

@@ -528,9 +528,9 @@ LINK_PARENT = """
 """
 
 # Only as long as no live one has a higher step.
-SET_CONFIG_OF_STEP = """config = CASE WHEN (
-    SELECT MAX(step) FROM checkpoints WHERE run_id = runs.id AND status = 'final'
-) = ? THEN ? ELSE config END"""
+_NEWEST_STEP = "(SELECT MAX(step) FROM checkpoints WHERE run_id = runs.id AND status = 'final')"
+SET_CONFIG_OF_STEP = f"config = CASE WHEN {_NEWEST_STEP} = ? THEN ? ELSE config END"
+KEEP_CONFIG_OF_STEP = f"config = CASE WHEN config = '{{}}' OR {_NEWEST_STEP} = ? THEN config END"
 
 # Compare and set: a change by anybody else in between must stay visible.
 MOVE_STAMP = """

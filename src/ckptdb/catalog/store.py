@@ -24,6 +24,7 @@ from ckptdb.catalog.statements import (
     INSERT_RESUME,
     INSERT_RUN,
     INSERT_TAG,
+    KEEP_CONFIG_OF_STEP,
     LINK_PARENT,
     MOVE_PATHS,
     MOVE_STAMP,
@@ -62,7 +63,8 @@ class Changes:
         children: Stored before, to be linked to parents that may have come since.
         annotations: By uuid, everything people added.
         config: New configuration of the run, empty when it has none; None leaves it.
-        config_step: The step it was saved with; it counts only if no live one is higher.
+        config_step: The step it was saved with; it counts only if no live one is higher. Without a
+            configuration: with which step the one that is stored came, if anybody knows.
         seen: The stamp that a listing has just shown to be what the index stands for.
         verified: Whether that listing was made late enough to be sure.
         moved: Stamp before and after changes of our own; kept only if the index knew the former.
@@ -321,7 +323,8 @@ def _finish(connection: Connection, run_id: int, changes: Changes) -> None:
         values += [text] if step is None else [step, text]
     elif any(checkpoint.status == "deleted" for checkpoint in changes.checkpoints):
         # It may have come from one of these; the next look at the directory finds it again.
-        assigned.append("config = CASE WHEN config = '{}' THEN config END")
+        assigned.append(KEEP_CONFIG_OF_STEP)
+        values.append(changes.config_step)
     if changes.seen is not None:
         assigned.append("stamp = ?, stamp_verified = ?")
         values += [changes.seen, int(changes.verified)]

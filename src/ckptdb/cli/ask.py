@@ -1,8 +1,7 @@
-"""Commands that answer questions: ls, show, sql, schema."""
+"""Commands that answer questions about what there is: ls, show."""
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Sequence
 from typing import Any, Protocol
 
@@ -15,9 +14,9 @@ from ckptdb.cli.output import (
     output_option,
     print_checkpoints,
     print_lineage,
-    print_records,
     print_rows,
     print_table,
+    short_time,
 )
 from ckptdb.records import Checkpoint, Run, Status
 from ckptdb.registry import Registry
@@ -33,6 +32,7 @@ mode_option = click.option(
 metric_option = click.option(
     "--metric", metavar="NAME", help="Rank by this metric; default: the run's own."
 )
+metric_argument = click.argument("metric", required=False)
 
 
 class Session(Protocol):
@@ -92,67 +92,7 @@ def show(session: Session, step: int, run: str | None, form: str, *, lineage: bo
     print_table(["", ""], describe(checkpoint))
 
 
-@click.command()
-@click.argument("query", required=False)
-@click.option("-p", "parameters", multiple=True, metavar="NAME=VALUE", help="Value of :NAME.")
-@click.option(
-    "--limit", type=click.IntRange(1), default=10_000, show_default=True, help="Rows at most."
-)
-@click.option("--timeout", type=float, default=30.0, show_default=True, help="In seconds.")
-@output_option(*FORMATS)
-@click.pass_obj
-def sql(  # noqa: PLR0917  # one parameter an option
-    session: Session,
-    query: str | None,
-    parameters: tuple[str, ...],
-    limit: int,
-    timeout: float,
-    form: str,
-) -> None:
-    """Answer a SELECT over the catalog; it cannot change anything.
-
-    QUERY is read from standard input when it is "-" or missing. Paths in the tables are
-    relative to the root; abspath(path) makes them absolute.
-    """
-    if query in (None, "-"):
-        if query is None and sys.stdin.isatty():
-            raise click.UsageError('Pass a query: ckptdb sql "SELECT * FROM leaderboard"')
-        query = sys.stdin.read()
-    values = dict(_named(text) for text in parameters)
-    with session.open() as registry:
-        rows = registry.query(query or "", values, limit=limit, timeout_seconds=timeout)
-    print_rows(rows.columns, rows.rows, form)
-    if rows.truncated:
-        click.echo(f"Only the first {len(rows)} rows; --limit shows more.", err=True)
-
-
-@click.command()
-@output_option("table", "json")
-@click.pass_obj
-def schema(session: Session, form: str) -> None:
-    """Print the tables and views that SQL can name."""
-    with session.open() as registry:
-        relations = registry.schema()
-    if form == "json":
-        print_records(
-            [
-                {
-                    "name": relation.name,
-                    "kind": relation.kind,
-                    "purpose": relation.purpose,
-                    "columns": {column.name: column.type for column in relation.columns},
-                }
-                for relation in relations
-            ],
-            form,
-        )
-        return
-    for relation in relations:
-        columns = ", ".join(column.name for column in relation.columns)
-        click.echo(f"{relation.name} ({relation.kind}): {relation.purpose}\n    {columns}\n")
-
-
-COMMANDS = (ls, show, sql, schema)
+COMMANDS = (ls, show)
 
 
 def _print_runs(registry: Registry, form: str) -> None:
@@ -160,13 +100,18 @@ def _print_runs(registry: Registry, form: str) -> None:
     if form != "table":
         print_rows(rows.columns, rows.rows, form)
         return
+    found = rows.as_dicts()
+    metrics = {row["metric_name"] for row in found}
+    # What is the same in all rows is told once.
+    common = metrics.pop() if len(metrics) == 1 else None
+    best = [common] if common else ["metric", "best"]
     print_table(
-        ["run", "live", "deleted", "on disk", "metric", "best", "at step", "latest", "last active"],
-        (_run_row(row) for row in rows.as_dicts()),
+        ["run", "live", "deleted", "on disk", *best, "at step", "latest", "last active"],
+        (_run_row(row, common=common) for row in found),
     )
 
 
-def _run_row(row: dict[str, Any]) -> list[str]:
+def _run_row(row: dict[str, Any], *, common: str | None) -> list[str]:
     live = str(row["final"])
     extras = [f"{row[name]} {name}" for name in ("tmp", "problems") if row[name]]
     return [
@@ -174,11 +119,11 @@ def _run_row(row: dict[str, Any]) -> list[str]:
         live + (f" (+ {', '.join(extras)})" if extras else ""),
         str(row["deleted"]),
         human_bytes(row["bytes_on_disk"]),
-        row["metric_name"] or "",
+        *([] if common else [row["metric_name"] or ""]),
         number(row["best_value"]),
         number(row["best_step"]),
         number(row["latest_step"]),
-        (row["last_activity"] or "")[:19].replace("T", " "),
+        short_time(row["last_activity"]),
     ]
 
 
@@ -189,15 +134,3 @@ def metric_of(registry: Registry, found: Sequence[Checkpoint]) -> tuple[str, ...
     metrics = {run.metric_name for run in runs}
     name = metrics.pop() if len(metrics) == 1 else None
     return () if name is None else (name,)
-
-
-def _named(text: str) -> tuple[str, object]:
-    name, equals, value = text.partition("=")
-    if not equals or not name:
-        raise click.BadParameter(f"{text!r} is not NAME=VALUE", param_hint="-p")
-    for kind in (int, float):
-        try:
-            return name, kind(value)
-        except ValueError:
-            continue
-    return name, value

@@ -13,7 +13,8 @@ from typing import Final, TextIO
 
 import click
 
-from ckptdb.cli import ask, change, choose, database, delete, tend, watch, web
+from ckptdb.cli import ask, change, choose, database, delete, diff, plot, sql, tend, watch, web
+from ckptdb.cli.output import echo_error
 from ckptdb.errors import (
     CatalogForeign,
     CatalogLocked,
@@ -68,7 +69,7 @@ def cli(context: click.Context, directory: str, catalog: str | None, *, debug: b
     context.obj = Session(directory, catalog)
 
 
-for room in (ask, choose, change, delete, tend, watch, web, database):
+for room in (ask, choose, sql, diff, plot, change, delete, tend, watch, web, database):
     for command in room.COMMANDS:
         cli.add_command(command)
 
@@ -102,7 +103,7 @@ def _report(error: Exception, *, debug: bool) -> int:
         error.show()
         return error.exit_code
     if isinstance(error, CkptdbError):
-        _say(str(error))
+        echo_error(error, prefix="ckptdb: ")
         return next((c for kind, c in EXIT_CODES.items() if isinstance(error, kind)), 1)
     if isinstance(error, OSError):
         where = f"{error.filename}: " if error.filename else ""

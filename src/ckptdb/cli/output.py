@@ -10,14 +10,18 @@ import io
 import json
 import os
 import re
+import shutil
 import sys
 from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
+from ckptdb.cli.layout import lay_out
+from ckptdb.errors import CkptdbError, QueryFailed
 from ckptdb.records import Ancestor, Checkpoint
-from ckptdb.shown import clean, number
+from ckptdb.shown import clean, inert, number
 from ckptdb.units import human_bytes
 
 if TYPE_CHECKING:
@@ -26,6 +30,7 @@ if TYPE_CHECKING:
 FORMATS = ("table", "json", "jsonl", "csv", "tsv", "md")
 _Function = TypeVar("_Function", bound=Callable[..., Any])
 _UNWRAPPED_COLUMNS = 100_000
+_NARROW = 100
 _FIELDS = (
     "run", "step", "status", "path", "size_bytes", "file_count", "created_at", "finalized_at",
     "deleted_at", "deleted_reason", "pinned", "tags", "notes", "problem", "rejected",
@@ -67,6 +72,18 @@ def console(*, stderr: bool = False, fold: bool = True) -> Console:
     )
 
 
+def echo_error(error: CkptdbError, *, prefix: str = "") -> None:
+    """Print an error's sentence and, of a query, the place, to standard error."""
+    click.echo(f"{prefix}{clean(error)}", err=True)
+    if isinstance(error, QueryFailed) and error.excerpt:
+        click.echo(error.excerpt, err=True)
+
+
+def width(*, otherwise: int = 100) -> int:
+    """Return how many columns there are to print to; ``otherwise`` where nobody looks."""
+    return shutil.get_terminal_size().columns if sys.stdout.isatty() else otherwise
+
+
 def echo_path(path: object) -> None:
     """Print one path alone, byte for byte, so that a shell can use it."""
     click.echo(os.fsencode(str(path)))
@@ -86,7 +103,7 @@ def print_rows(columns: Sequence[str], rows: Iterable[Row], form: str) -> None:
     elif form == "md":
         _print_markdown(columns, rows)
     else:
-        print_table(columns, ([number(value) for value in row] for row in rows))
+        print_table(columns, ([number(value) for value in row] for row in rows), exact=True)
 
 
 def print_records(records: Sequence[dict[str, Any]], form: str) -> None:
@@ -98,24 +115,40 @@ def print_records(records: Sequence[dict[str, Any]], form: str) -> None:
         click.echo(json.dumps(record))
 
 
-def print_table(columns: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
-    """Print a table for people; numbers are on the right, empty column names make no header."""
-    from rich.table import Table
-    from rich.text import Text
+def print_table(
+    columns: Sequence[str],
+    rows: Iterable[Sequence[str]],
+    *,
+    first_colours: Sequence[int | None] | None = None,
+    exact: bool = False,
+) -> None:
+    """Print a table for people; empty column names make no header.
 
-    found = [list(row) for row in rows]
-    table = Table(box=None, pad_edge=False, header_style="bold", show_header=any(columns))
-    for index, name in enumerate(columns):
-        numeric = bool(found) and all(_is_number(row[index]) for row in found)
-        table.add_column(clean(name), justify="right" if numeric else "left", overflow="fold")
-    for row in found:
-        table.add_row(*(Text(clean(value)) for value in row))
-    # A path or a time cut into pieces can be neither read nor copied: the terminal breaks lines.
-    screen = console(fold=False)
-    with screen.capture() as capture:
-        screen.print(table)
-    # Columns are padded to their width; nobody wants to copy the last one's spaces.
-    click.echo("\n".join(line.rstrip() for line in capture.get().splitlines()))
+    Args:
+        columns: Their names.
+        rows: As long as that.
+        first_colours: Of the first cell in each row, of the 256 of a terminal.
+        exact: Leave out and cut nothing, however little room there is.
+    """
+    found = [[clean(value) for value in row] for row in rows]
+    looked_at = sys.stdout.isatty()
+    names = [clean(name) for name in columns]
+    header, lines = lay_out(names, found, limit=width() if looked_at else None, exact=exact)
+    if any(columns):
+        click.echo(click.style(header, bold=True) if is_coloured() else header)
+    if first_colours and is_coloured():
+        # No row is in two lines: a legend has nothing long at its end.
+        starts = (len(row[0]) for row in found)
+        lines = [
+            click.style(line[:end], fg=colour) + line[end:]
+            for line, end, colour in zip(lines, starts, first_colours, strict=True)
+        ]
+    click.echo("\n".join(lines))
+
+
+def is_coloured() -> bool:
+    """Tell whether standard output takes colours: a terminal, and nobody has said no."""
+    return sys.stdout.isatty() and not os.environ.get("NO_COLOR")
 
 
 def print_checkpoints(found: Sequence[Checkpoint], form: str, *, metrics: Sequence[str]) -> None:
@@ -155,8 +188,8 @@ def print_lineage(found: Sequence[Ancestor], form: str) -> None:
         [
             str(one.step),
             one.status,
-            _short(one.finalized_at or one.created_at),
-            _short(one.resumed_at),
+            short_time(one.finalized_at or one.created_at),
+            short_time(one.resumed_at),
             one.deleted_reason or "",
         ]
         for one in found
@@ -200,24 +233,36 @@ def _print_checkpoint_table(found: Sequence[Checkpoint], metrics: Sequence[str])
         *(["run"] if several else []), "step", "status", *metrics,
         "size", "finalized", "marks", "path",
     ]  # fmt: skip
-    rows = (
+    rows = [
         [
             *([checkpoint.run] if several else []),
             str(checkpoint.step),
             checkpoint.status,
             *(number(checkpoint.metrics.get(name)) for name in metrics),
             human_bytes(checkpoint.size_bytes),
-            _short(checkpoint.finalized_at or checkpoint.created_at),
+            short_time(checkpoint.finalized_at or checkpoint.created_at),
             _marks(checkpoint),
-            checkpoint.deleted_reason or str(checkpoint.path),
+            checkpoint.deleted_reason or _shown_path(checkpoint.path),
         ]
         for checkpoint in found
-    )
+    ]
     print_table(columns, rows)
 
 
-def _short(moment: str | None) -> str:
-    return (moment or "")[:19].replace("T", " ")
+def _shown_path(path: Path) -> str:
+    """Return a path as it can be copied from here: relative where a terminal has little room."""
+    here = Path.cwd()
+    return str(path.relative_to(here)) if is_narrow() and path.is_relative_to(here) else str(path)
+
+
+def is_narrow() -> bool:
+    """Tell whether somebody looks who has little room."""
+    return width() < _NARROW
+
+
+def short_time(moment: str | None) -> str:
+    """Return a time for a table: to the second, or to the minute where there is little room."""
+    return (moment or "")[: 16 if is_narrow() else 19].replace("T", " ")
 
 
 def _marks(checkpoint: Checkpoint) -> str:
@@ -239,8 +284,8 @@ def _flat(value: object) -> object:
 def _print_separated(columns: Sequence[str], rows: Iterable[Row], delimiter: str) -> None:
     buffer = io.StringIO()
     writer = csv.writer(buffer, delimiter=delimiter, lineterminator="\n")
-    writer.writerow(columns)
-    writer.writerows(rows)
+    writer.writerow(map(inert, columns))
+    writer.writerows(map(inert, row) for row in rows)
     click.echo(buffer.getvalue(), nl=False)
 
 
@@ -252,11 +297,3 @@ def _print_markdown(columns: Sequence[str], rows: Iterable[Row]) -> None:
     click.echo(line("---" for _ in columns))
     for row in rows:
         click.echo(line(row))
-
-
-def _is_number(text: str) -> bool:
-    try:
-        float(text)
-    except ValueError:
-        return text == ""
-    return True

@@ -2,12 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 from ckptdb.catalog import adhoc
 from ckptdb.catalog.adhoc import Relation
-from ckptdb.errors import InvalidChoice
-from ckptdb.records import STATUSES, Ancestor, Checkpoint, Rows, Run, Status
+from ckptdb.errors import InvalidChoice, UnknownDirection, UnknownMetric
+from ckptdb.records import (
+    MODES,
+    STATUSES,
+    Ancestor,
+    Checkpoint,
+    Curve,
+    Mode,
+    Rows,
+    Run,
+    Status,
+)
 from ckptdb.registry.tree import PathLike, Tree
 
 
@@ -60,6 +70,51 @@ class Asking(Tree):
         """
         seen = self._get_run(run)
         return self._catalog().lineage(seen.id, self._get_at(seen, step).uuid)
+
+    def curves(
+        self,
+        metric: str | None = None,
+        *,
+        runs: Sequence[PathLike] = (),
+        mode: Mode | None = None,
+    ) -> tuple[str, tuple[Curve, ...]]:
+        """Return a metric's name and how it went in each run that has it, by the run's name.
+
+        Args:
+            metric: None for the runs' own, if that is one.
+            runs: Only these; all of them, or the run that was opened, when empty.
+            mode: Its direction where it is not the run's own metric.
+
+        Raises:
+            UnknownMetric: No run has it; the message lists those that exist.
+            UnknownDirection: The runs have several of their own, or none.
+            InvalidChoice: The mode is neither.
+        """
+        if mode is not None and mode not in MODES:
+            raise InvalidChoice("mode", mode, MODES)
+        catalog = self._catalog()
+        scopes = [self._get_run(run) for run in runs]
+        if not scopes and self._run is not None:
+            scopes = [self._get_run(None)]
+        known = scopes or catalog.runs()
+        if metric is None:
+            own = {seen.run.metric_name for seen in known} - {None}
+            if len(own) != 1:
+                raise UnknownDirection(None)
+            metric = str(own.pop())
+        found = adhoc.curves(catalog.database, metric, [seen.id for seen in scopes] or None)
+        if not found:
+            raise UnknownMetric(metric, catalog.metric_names())
+        return metric, tuple(
+            Curve(
+                seen.run.name,
+                seen.run.uuid,
+                mode or (seen.run.mode if seen.run.metric_name == metric else None),
+                *found[seen.id],
+            )
+            for seen in known
+            if seen.id in found
+        )
 
     def query(
         self,

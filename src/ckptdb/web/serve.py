@@ -17,7 +17,8 @@ from typing import Any, Final
 from urllib.parse import quote
 
 from ckptdb.catalog import engine
-from ckptdb.catalog.schema import PURPOSES, VERSION_TABLE
+from ckptdb.catalog.schema import VERSION_TABLE
+from ckptdb.catalog.views import PURPOSES
 from ckptdb.errors import NotServable
 from ckptdb.registry import Registry
 from ckptdb.web.gate import LOOPBACK, App, Gate, Rules, standard

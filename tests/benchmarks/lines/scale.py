@@ -19,6 +19,9 @@ from tests.benchmarks.trees import METRIC
 
 from ckptdb import Registry
 
+_BY_RUN = ("disk_usage", "config_values", "config_changes")
+_HISTORY = ("metric_history", "checkpoint_history", "deletions", "saves", "lineage")
+
 
 def measure(size: Size, scratch: Path) -> Findings:
     """Ask through `Registry`, on a catalog that nobody has analysed."""
@@ -60,9 +63,39 @@ def _questions(registry: Registry, run: str) -> Mapping[str, tuple[Callable[[], 
         "best of every run": (registry.best_of_runs, 50e-3),
         "leaderboard of a run": (ask("SELECT * FROM leaderboard WHERE run = :run", run=run), 5e-3),
         "run_summary of a run": (ask("SELECT * FROM run_summary WHERE run = :run", run=run), 5e-3),
+        "disk_usage of a run": (ask("SELECT * FROM disk_usage WHERE run = :run", run=run), 5e-3),
+        "config_values of a run": (
+            ask("SELECT * FROM config_values WHERE run = :run", run=run),
+            5e-3,
+        ),
+        "config_changes of a run": (
+            ask("SELECT * FROM config_changes WHERE run = :run", run=run),
+            5e-3,
+        ),
+        # Of history, what somebody looks at: there is no limit to how much of it there is.
+        **{
+            f"{view} of a run, its last 100": (
+                ask(
+                    f"SELECT * FROM {view} WHERE run_id = :run ORDER BY step DESC LIMIT 100",
+                    run=_id_of(registry, run),
+                ),
+                5e-3,
+            )
+            for view in _HISTORY
+        },
+        **{f"{view}, whole": (ask(f"SELECT * FROM {view}"), 2.0) for view in _BY_RUN},
+        **{
+            f"{view}, the first 100,000": (ask(f"SELECT * FROM {view} LIMIT 100000"), 2.0)
+            for view in _HISTORY
+        },
         "leaderboard, whole": (ask("SELECT * FROM leaderboard"), 2.0),
         "run_summary, whole": (ask("SELECT * FROM run_summary"), 2.0),
     }
+
+
+def _id_of(registry: Registry, run: str) -> int:
+    ((found,),) = registry.query("SELECT id FROM runs WHERE name = :run", {"run": run}).rows
+    return int(found)
 
 
 def _check(registry: Registry, made: Large, run: str) -> None:

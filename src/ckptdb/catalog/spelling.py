@@ -1,0 +1,153 @@
+"""What the views say differently to SQLite and to PostgreSQL."""
+
+# ruff: noqa: S608  # put together from what stands here
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Final
+
+
+@dataclass(frozen=True, slots=True)
+class Spelling:
+    """How a kind of database says what the views need.
+
+    Attributes:
+        metrics_object: All rows of ``metrics m`` as one JSON object.
+        config_values: The query of the view of that name.
+        config_changes: Likewise.
+    """
+
+    metrics_object: str
+    config_values: str
+    config_changes: str
+
+
+PREVIOUS: Final = """(
+            SELECT b.id FROM runs b
+            WHERE b.created_at < r.created_at
+            ORDER BY b.created_at DESC, b.id DESC LIMIT 1)"""
+"""The run that was begun before ``runs r``."""
+
+# DuckDB reads the views of a SQLite file in its own way: they hold nothing that it does not know.
+# Of functions about JSON versions of SQLite before 3.41 let no view call any but those that
+# make a table of it (`trusted_schema` is off); so it is put together by hand.
+_QUOTED: Final = """'"' || CASE
+                WHEN {0} GLOB '*[\x01-\x08\x0b\x0c\x0e-\x1f]*' THEN 'hex:' || HEX({0})
+                ELSE REPLACE(REPLACE(REPLACE(REPLACE(REPLACE({0},
+                    '\\', '\\\\'), '"', '\\"'), '\t', '\\t'), '\n', '\\n'), '\r', '\\r')
+                END || '"'"""
+"""A text as JSON; one that holds other control characters, which nobody writes, as its bytes."""
+
+_LEAF: Final = """{0}.fullkey <> '$'
+        AND (LOWER({0}.type) NOT IN ('object', 'array') OR {0}.value IN ('{{}}', '[]'))"""
+_KEY: Final = "REPLACE(SUBSTR({0}.fullkey, 3), '\"', '')"
+# For people: a string without its quotation marks, and words where SQLite has none.
+_SHOWN: Final = """CASE WHEN LOWER({0}.type) IN ('true', 'false', 'null') THEN LOWER({0}.type)
+               ELSE {0}.value END"""
+# The text "1" is not the number 1, which is 1.0.
+_IS_TEXT: Final = "CASE WHEN LOWER({0}.type) IN ('text', 'varchar') THEN 1 ELSE 0 END"
+_SIDE: Final = f"""
+        SELECT r.name AS run, p.name AS previous, '{{1}}' AS side, j.fullkey AS path,
+               {_KEY.format("j")} AS key, {_SHOWN.format("j")} AS shown,
+               {_IS_TEXT.format("j")} AS is_text, r.id AS run_id, p.id AS previous_id
+        FROM runs r
+        JOIN runs p ON p.id = {PREVIOUS}
+        CROSS JOIN JSON_TREE({{0}}.config) j
+        WHERE {_LEAF.format("j").replace("{}", "{{}}")}
+"""
+
+SQLITE: Final = Spelling(
+    metrics_object=(
+        f"'{{' || COALESCE(GROUP_CONCAT({_QUOTED.format('m.name')} || ':'"
+        " || COALESCE(CAST(m.value AS TEXT), 'null')), '') || '}'"
+    ),
+    config_values=f"""
+    SELECT r.name AS run,
+           {_KEY.format("j")} AS key,
+           {_SHOWN.format("j")} AS value,
+           r.id AS run_id
+    FROM runs r
+    CROSS JOIN JSON_TREE(r.config) j
+    WHERE {_LEAF.format("j")}
+    """,
+    # By windows instead of GROUP BY: only through these a filter on the run gets to the runs.
+    config_changes=f"""
+    SELECT g.run AS run,
+           g.previous AS previous,
+           g.key AS key,
+           g.value AS value,
+           g.previous_value AS previous_value,
+           g.run_id AS run_id,
+           g.previous_id AS previous_id
+    FROM (
+        SELECT d.run, d.previous, d.key, d.run_id, d.previous_id,
+               MAX(CASE d.side WHEN 'new' THEN d.shown END) OVER w AS value,
+               MAX(CASE d.side WHEN 'old' THEN d.shown END) OVER w AS previous_value,
+               COUNT(*) OVER w AS sides,
+               SUM(d.is_text) OVER w AS texts,
+               ROW_NUMBER() OVER w AS place
+        FROM ({_SIDE.format("r", "new")}
+            UNION ALL {_SIDE.format("p", "old")}
+        ) d
+        WINDOW w AS (PARTITION BY d.run_id, d.run, d.previous_id, d.previous, d.path)
+    ) g
+    WHERE g.place = 1 AND (g.sides = 1 OR g.texts = 1 OR g.value <> g.previous_value)
+    """,
+)
+
+
+# PostgreSQL has no json_tree(). A text with a NUL in it is JSON, but never jsonb.
+_LEAVES: Final = """
+        WITH RECURSIVE tree(key, node) AS (
+            SELECT e.key, e.value FROM JSONB_EACH(
+                CAST(CASE WHEN POSITION('\\u0000' IN {0}.config) = 0 THEN {0}.config END AS jsonb)
+            ) e
+            UNION ALL
+            SELECT tree.key || child.name, child.node
+            FROM tree
+            CROSS JOIN LATERAL (
+                SELECT '.' || e.key, e.value FROM JSONB_EACH(
+                    CASE JSONB_TYPEOF(tree.node) WHEN 'object' THEN tree.node END) e
+                UNION ALL
+                SELECT '[' || (e.place - 1) || ']', e.value FROM JSONB_ARRAY_ELEMENTS(
+                    CASE JSONB_TYPEOF(tree.node) WHEN 'array' THEN tree.node END)
+                    WITH ORDINALITY e(value, place)
+            ) child(name, node)
+        )
+        SELECT key, node FROM tree
+        WHERE JSONB_TYPEOF(node) NOT IN ('object', 'array') OR CAST(node AS text) IN ('{{}}', '[]')
+    """
+_NODE: Final = """CASE JSONB_TYPEOF({0}) WHEN 'string' THEN {0} #>> CAST(ARRAY[] AS text[])
+               ELSE CAST({0} AS text) END"""
+
+POSTGRES: Final = Spelling(
+    metrics_object=(
+        "COALESCE(CAST(JSON_OBJECT_AGG(m.name, m.value ORDER BY m.name) AS text), '{}')"
+    ),
+    config_values=f"""
+    SELECT r.name AS run,
+           leaf.key AS key,
+           {_NODE.format("leaf.node")} AS value,
+           r.id AS run_id
+    FROM runs r
+    CROSS JOIN LATERAL ({_LEAVES.format("r")}) leaf
+    """,
+    config_changes=f"""
+    SELECT r.name AS run,
+           p.name AS previous,
+           d.key AS key,
+           {_NODE.format("d.node")} AS value,
+           {_NODE.format("d.old_node")} AS previous_value,
+           r.id AS run_id,
+           p.id AS previous_id
+    FROM runs r
+    JOIN runs p ON p.id = {PREVIOUS}
+    CROSS JOIN LATERAL (
+        SELECT COALESCE(x.key, y.key) AS key, x.node AS node, y.node AS old_node
+        FROM ({_LEAVES.format("r")}) x
+        FULL JOIN ({_LEAVES.format("p")}) y ON y.key = x.key
+        WHERE x.node IS DISTINCT FROM y.node
+    ) d
+    """,
+)

@@ -1,0 +1,199 @@
+"""How a metric went, drawn on the terminal."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import Any, Final, Literal
+
+import click
+
+from ckptdb.cli.ask import Session, metric_argument, mode_option
+from ckptdb.cli.output import is_coloured, print_table, width
+from ckptdb.errors import LibraryMissing, UnknownMetric
+from ckptdb.records import Curve, Mode, rank_key
+from ckptdb.shown import clean, number
+
+Axis = Literal["step", "time"]
+
+_COLOURS: Final = (32, 208, 36, 175, 117, 220, 160)
+"""Of the 256 of a terminal; told apart by people who see few colours, too."""
+_DOTS: Final = "●■▲◆"
+_LETTERS: Final = "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ"
+_FINE: Final = "braille"
+_COARSE: Final = "·"
+_FEW: Final = 12
+"""Curves that can be followed; of more a fine line costs time and shows no more."""
+_TICKS: Final = 5
+_HOUR: Final = 3600.0
+_SEASON: Final = 60 * 24 * _HOUR
+_HIGHEST: Final = 24
+_WIDEST: Final = 200
+_POINTS: Final = 4_000
+"""Of all lines together: more cost time and show nothing."""
+
+
+@dataclass(frozen=True, slots=True)
+class Look:
+    """How a curve is told from the others: by colour, and by what its dots are."""
+
+    dot: str
+    colour: int | None
+
+
+@click.command()
+@metric_argument
+@click.option("--run", "runs", metavar="RUN", multiple=True, help="Only this run; may be repeated.")
+@click.option(
+    "--x",
+    "axis",
+    type=click.Choice(["step", "time"]),
+    default="step",
+    show_default=True,
+    help="What goes to the right.",
+)
+@mode_option
+@click.pass_obj
+def plot(
+    session: Session, metric: str | None, runs: tuple[str, ...], axis: Axis, mode: Mode | None
+) -> None:
+    """Draw METRIC over the steps of every run, deleted checkpoints included.
+
+    Large dots are the checkpoints that are kept. METRIC is the runs' own one unless it is named.
+    """
+    with session.open() as registry:
+        name, curves = registry.curves(metric, runs=runs, mode=mode)
+    if not curves:
+        raise UnknownMetric(name, [])
+    looks = [look(index, coloured=is_coloured()) for index in range(len(curves))]
+    click.echo(draw(name, curves, looks, axis, columns=min(width(otherwise=80), _WIDEST)))
+    click.echo()
+    _print_legend(curves, looks)
+
+
+COMMANDS = (plot,)
+
+
+def look(index: int, *, coloured: bool) -> Look:
+    """Return how the curve of a number looks."""
+    if not coloured:
+        return Look(_LETTERS[index % len(_LETTERS)], None)
+    row, colour = divmod(index, len(_COLOURS))
+    return Look(_DOTS[row % len(_DOTS)], _COLOURS[colour])
+
+
+def draw(
+    name: str, curves: Sequence[Curve], looks: Sequence[Look], axis: Axis, *, columns: int
+) -> str:
+    """Return the drawing as lines of text, with escapes for colour only where there is one."""
+    canvas = _canvas()
+    rows = min(_HIGHEST, max(shutil.get_terminal_size().lines - 8, 10))
+    canvas.clear_figure()
+    canvas.theme("clear")
+    canvas.plot_size(columns, rows)
+    canvas.title(clean(name))
+    shown = [list(zip(_abscissas(curve, axis), curve.values, strict=True)) for curve in curves]
+    line = _FINE if len(curves) <= _FEW else _COARSE
+    buckets = max(min(_POINTS // len(curves) // 2, columns), 10)
+    for points, style in zip(shown, looks, strict=True):
+        thinned = list(thin(points, buckets))
+        colour = style.colour if style.colour is not None else "default"
+        canvas.plot([x for x, _ in thinned], [y for _, y in thinned], marker=line, color=colour)
+    # After all lines, of which none may hide one.
+    for points, curve, style in zip(shown, curves, looks, strict=True):
+        kept = [point for point, here in zip(points, curve.kept, strict=True) if here]
+        colour = style.colour if style.colour is not None else "default"
+        if kept:
+            canvas.scatter(
+                [x for x, _ in kept], [y for _, y in kept], marker=style.dot, color=colour
+            )
+    lowest, highest = _ends(x for points in shown for x, _ in points)
+    ticks = [lowest + (highest - lowest) * n / (_TICKS - 1) for n in range(_TICKS)]
+    canvas.xticks(ticks, _labels(ticks, axis))
+    drawn = str(canvas.build())
+    if looks[0].colour is None:
+        drawn = canvas.uncolorize(drawn)
+    return "\n".join(line.rstrip() for line in drawn.splitlines())
+
+
+def thin(points: Sequence[tuple[float, float]], buckets: int) -> Iterator[tuple[float, float]]:
+    """Yield what of a curve can be seen: of each part of its width the lowest and the highest.
+
+    Args:
+        points: x and y, in the order of x.
+        buckets: How many parts there are.
+    """
+    if len(points) <= 2 * buckets:
+        yield from points
+        return
+    size = len(points) / buckets
+    for number_ in range(buckets):
+        part = points[round(number_ * size) : round((number_ + 1) * size)]
+        yield from sorted({min(part, key=_ordinate), max(part, key=_ordinate)})
+
+
+def _ordinate(point: tuple[float, float]) -> float:
+    return point[1]
+
+
+def _canvas() -> Any:
+    try:
+        import plotext  # type: ignore[import-untyped]
+    except ImportError as error:
+        raise LibraryMissing("ckptdb plot", "plotext", "ckptdb[plot]") from error
+    return plotext
+
+
+def _abscissas(curve: Curve, axis: Axis) -> list[float]:
+    if axis == "step":
+        return [float(step) for step in curve.steps]
+    return [datetime.fromisoformat(moment).timestamp() for moment in curve.moments]
+
+
+def _ends(values: Iterator[float]) -> tuple[float, float]:
+    found = list(values)
+    return min(found), max(found)
+
+
+def _labels(ticks: Sequence[float], axis: Axis) -> list[str]:
+    if axis == "step":
+        return [f"{tick:.0f}" for tick in ticks]
+    span = ticks[-1] - ticks[0]
+    form = "%H:%M:%S" if span < _HOUR else "%m-%d %H:%M" if span < _SEASON else "%Y-%m-%d"
+    return [datetime.fromtimestamp(tick, tz=UTC).strftime(form) for tick in ticks]
+
+
+def _print_legend(curves: Sequence[Curve], looks: Sequence[Look]) -> None:
+    ranked = any(curve.mode is not None for curve in curves)
+    columns = ["", "run", *(["best", "at step"] if ranked else ["lowest", "highest"]),
+               "latest", "at step", "kept", "deleted"]  # fmt: skip
+    rows = (
+        [look.dot, *_row(curve, ranked=ranked)] for look, curve in zip(looks, curves, strict=True)
+    )
+    print_table(columns, rows, first_colours=[look.colour for look in looks])
+
+
+def _row(curve: Curve, *, ranked: bool) -> list[str]:
+    if not ranked:
+        first, second = number(min(curve.values)), number(max(curve.values))
+    else:
+        first, second = _best(curve)
+    kept = sum(curve.kept)
+    latest = [number(curve.values[-1]), str(curve.steps[-1])]
+    return [curve.run, first, second, *latest, str(kept), str(len(curve.kept) - kept)]
+
+
+def _best(curve: Curve) -> tuple[str, str]:
+    """Return value and step of the best checkpoint that is kept."""
+    mode = curve.mode
+    here = [
+        (value, step)
+        for value, step, kept in zip(curve.values, curve.steps, curve.kept, strict=True)
+        if kept
+    ]
+    if mode is None or not here:
+        return "", ""
+    value, step = min(here, key=lambda pair: rank_key(pair[0], pair[1], mode))
+    return number(value), str(step)

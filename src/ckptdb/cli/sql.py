@@ -1,0 +1,158 @@
+"""Commands for people who ask in SQL: sql, schema."""
+
+from __future__ import annotations
+
+import re
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+import click
+
+from ckptdb.catalog.adhoc import Relation
+from ckptdb.cli.ask import Session
+from ckptdb.cli.output import FORMATS, output_option, print_records, print_rows, width
+from ckptdb.errors import UnknownRelation
+from ckptdb.registry import Registry
+
+_WHOLE: Final = re.compile(r"[+-]?\d+", re.ASCII)
+_DECIMAL: Final = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)(e[+-]?\d+)?", re.ASCII | re.IGNORECASE)
+
+
+@dataclass(slots=True)
+class Asker:
+    """Answers queries to one registry, as the options of the command say."""
+
+    registry: Registry
+    parameters: dict[str, object]
+    limit: int
+    timeout_seconds: float
+    form: str
+
+    def answer(self, query: str) -> None:
+        """Print what a query says."""
+        rows = self.registry.query(
+            query, self.parameters, limit=self.limit, timeout_seconds=self.timeout_seconds
+        )
+        print_rows(rows.columns, rows.rows, self.form)
+        if rows.truncated:
+            click.echo(f"Only the first {len(rows)} rows; --limit shows more.", err=True)
+
+
+@click.command()
+@click.argument("query", required=False)
+@click.option("-f", "--file", metavar="FILE", help="Read the query from FILE.")
+@click.option("-p", "parameters", multiple=True, metavar="NAME=VALUE", help="Value of :NAME.")
+@click.option(
+    "--limit", type=click.IntRange(1), default=10_000, show_default=True, help="Rows at most."
+)
+@click.option(
+    "--timeout",
+    type=click.FloatRange(0, min_open=True),
+    default=30.0,
+    show_default=True,
+    help="In seconds.",
+)
+@output_option(*FORMATS)
+@click.pass_obj
+def sql(  # noqa: PLR0917  # one parameter an option
+    session: Session,
+    query: str | None,
+    file: str | None,
+    parameters: tuple[str, ...],
+    limit: int,
+    timeout: float,
+    form: str,
+) -> None:
+    """Answer a SELECT over the catalog; it cannot change anything.
+
+    Without a QUERY on a terminal, a prompt. With "-", or where nobody types, QUERY is read from
+    standard input. Paths in the tables are relative to the root; abspath(path) makes them absolute.
+    """
+    if query is not None and file is not None:
+        raise click.UsageError("Pass a query or --file, not both.")
+    values = dict(_named(text) for text in parameters)
+    asks = query is None and file is None and sys.stdin.isatty()
+    if asks and not sys.stdout.isatty():
+        raise click.UsageError('Pass a query: ckptdb sql "SELECT * FROM leaderboard"')
+    text = "" if asks else _read(session, query, file)
+    with session.open() as registry:
+        asker = Asker(registry, values, limit, timeout, form)
+        if not asks:
+            asker.answer(text)
+            return
+        from ckptdb.cli import prompt
+
+        prompt.run(asker)
+
+
+@click.command()
+@click.argument("name", required=False)
+@output_option("table", "json")
+@click.pass_obj
+def schema(session: Session, name: str | None, form: str) -> None:
+    """Print the tables and views that SQL can name, or one of them, each with an example."""
+    with session.open() as registry:
+        relations = select(registry.schema(), name)
+    if form == "json":
+        print_records(
+            [
+                {
+                    "name": relation.name,
+                    "kind": relation.kind,
+                    "purpose": relation.purpose,
+                    "columns": {column.name: column.type for column in relation.columns},
+                    "example": relation.example,
+                }
+                for relation in relations
+            ],
+            form,
+        )
+        return
+    for relation in relations:
+        echo_relation(relation)
+
+
+COMMANDS = (sql, schema)
+
+
+def select(relations: tuple[Relation, ...], name: str | None) -> tuple[Relation, ...]:
+    """Return the table or view of a name, or all of them.
+
+    Raises:
+        UnknownRelation: None is called so.
+    """
+    found = tuple(relation for relation in relations if name in (None, relation.name))
+    if not found and name is not None:
+        raise UnknownRelation(name, [relation.name for relation in relations])
+    return found
+
+
+def echo_relation(relation: Relation) -> None:
+    """Print a table or view for people: purpose, columns with their types, an example."""
+    # A column stays on one line with its type.
+    columns = ", ".join("\u00a0".join(filter(None, (c.name, c.type))) for c in relation.columns)
+    click.echo(f"{relation.name} ({relation.kind}): {relation.purpose}")
+    told = click.wrap_text(columns, width() - 1, "    ", "    ")
+    click.echo(told.replace("\u00a0", " "))
+    click.echo(f"    e.g. {relation.example}\n")
+
+
+def _read(session: Session, query: str | None, file: str | None) -> str:
+    if file not in (None, "-"):
+        # As -C says: as if started there.
+        return Path(session.directory, str(file)).read_text(encoding="utf-8", errors="replace")
+    if query in (None, "-"):
+        return sys.stdin.read()
+    return query
+
+
+def _named(text: str) -> tuple[str, object]:
+    name, equals, value = text.partition("=")
+    if not equals or not name:
+        raise click.BadParameter(f"{text!r} is not NAME=VALUE", param_hint="-p")
+    # Not whatever int() and float() take: a run may be called nan, or 1_000.
+    if _WHOLE.fullmatch(value):
+        return name, int(value)
+    return name, float(value) if _DECIMAL.fullmatch(value) else value

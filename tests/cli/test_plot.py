@@ -1,0 +1,153 @@
+"""A metric on the terminal: looked at, counted, and harmless."""
+
+import re
+import sys
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from ckptdb import CheckpointManager, Registry
+from ckptdb.cli.plot import look, thin
+from terminal import Terminal
+
+
+@pytest.fixture
+def pruned(root):
+    """The run gamma: ten steps, of which the best, 4, and the latest are kept."""
+    config = {
+        "checkpoint_dir": root / "gamma", "metric_name": "val:loss", "keep_top_k": 1,
+    }  # fmt: skip
+    with CheckpointManager(config) as manager:
+        for step in range(1, 11):
+            with manager.save(step, {"val:loss": (step - 4) ** 2 / 10, "acc": step / 10}):
+                pass
+    return root
+
+
+def legend(text):
+    return [line.split() for line in text.partition("\n\n")[2].splitlines()]
+
+
+def test_every_run_has_a_curve_dots_and_a_line_in_the_legend(ckptdb, pruned):
+    answer = ckptdb("plot", "val:loss", cwd=pruned)
+    assert answer.code == 0
+    assert legend(answer.out) == [
+        ["run", "best", "at", "step", "latest", "at", "step", "kept", "deleted"],
+        ["a", "alpha", "0.2", "2", "0.4", "3", "3", "0"],
+        ["b", "beta", "0.1", "5", "0.1", "5", "1", "0"],
+        ["c", "gamma", "0", "4", "3.6", "10", "2", "8"],
+        ["d", "nemo", "2", "2", "2", "0"],
+    ]  # fmt: skip
+    drawn = answer.out.partition("\n\n")[0]
+    # Dots are drawn after all lines; those of one place hide each other.
+    assert {letter: drawn.count(letter) for letter in "bc"} == {"b": 1, "c": 2}
+
+
+def test_into_a_pipe_goes_no_escape_and_nothing_wider_than_80(ckptdb, pruned):
+    out = ckptdb("plot", "val:loss", cwd=pruned).out
+    assert "\x1b" not in out
+    assert max(map(len, out.splitlines())) <= 80
+    assert all(line == line.rstrip() for line in out.splitlines())
+
+
+@pytest.mark.parametrize("columns", [80, 200])
+def test_on_a_terminal_it_is_as_wide_as_that_and_in_colour(pruned, columns):
+    command = [sys.executable, "-m", "ckptdb", "plot", "val:loss"]
+    with Terminal(command, columns=columns, cwd=pruned) as terminal:
+        assert terminal.wait() == 0
+    lines = terminal.text.partition("\n\n")[0].splitlines()
+    assert {len(line) for line in lines if "│" in line} == {columns}
+    dots = set(re.findall(r"\x1b\[38;5;(\d+)m●", terminal.raw))
+    assert dots == {str(look(index, coloured=True).colour) for index in range(4)}
+
+
+def test_no_color_means_none(pruned):
+    command = [sys.executable, "-m", "ckptdb", "plot", "val:loss"]
+    with Terminal(command, cwd=pruned, env={"NO_COLOR": "1"}) as terminal:
+        assert terminal.wait() == 0
+    assert "\x1b" not in terminal.raw
+
+
+def test_runs_are_chosen_and_time_goes_to_the_right(ckptdb, pruned):
+    out = ckptdb(
+        "plot", "val:loss", "--run", "gamma", "--run", "beta", "--x", "time", cwd=pruned
+    ).out
+    assert [line[1] for line in legend(out)[1:]] == ["gamma", "beta"]
+    assert re.search(r"^ *\d\d:\d\d:\d\d .*\d\d:\d\d:\d\d$", out, re.MULTILINE)
+
+
+def test_the_metric_of_the_run_need_not_be_named(ckptdb, pruned):
+    named = ckptdb("plot", "val:loss", cwd=pruned / "gamma").out
+    assert ckptdb("plot", cwd=pruned / "gamma").out == named
+    assert [line[1] for line in legend(named)[1:]] == ["gamma"]
+    # At the root as well, where all runs that have one have the same.
+    assert ckptdb("plot", cwd=pruned).out == ckptdb("plot", "val:loss", cwd=pruned).out
+
+
+def test_no_direction_is_guessed(ckptdb, pruned):
+    out = ckptdb("plot", "acc", "--run", "gamma", cwd=pruned).out
+    assert legend(out) == [
+        ["run", "lowest", "highest", "latest", "at", "step", "kept", "deleted"],
+        ["a", "gamma", "0.1", "1", "1", "10", "2", "8"],
+    ]  # fmt: skip
+    told = ckptdb("plot", "acc", "--run", "gamma", "--mode", "max", cwd=pruned).out
+    assert legend(told)[1] == ["a", "gamma", "1", "10", "1", "10", "2", "8"]
+
+
+def test_a_metric_that_nobody_has_is_one_sentence(ckptdb, root):
+    answer = ckptdb("plot", "nix", cwd=root)
+    assert answer.code == 1
+    assert answer.err == (
+        "ckptdb: No checkpoint has the metric 'nix'; known metrics: acc, val:loss.\n"
+    )
+
+
+def test_names_cannot_drive_the_terminal(ckptdb, tmp_path, write_nemo):
+    for step in (1, 2):
+        write_nemo(tmp_path / "root" / "run\x1b[31m\u202e", step, {"x\x1b[31m\x07": step})
+    out = ckptdb("plot", "x\x1b[31m\x07", cwd=tmp_path / "root").out
+    assert not {"\x1b", "\x07", "\u202e"} & set(out)
+    assert "x\\x1b[31m\\x07" in out
+    assert "run\\x1b[31m\\u202e" in out
+
+
+def test_without_the_library_it_says_what_to_install(ckptdb, root, monkeypatch):
+    monkeypatch.setitem(sys.modules, "plotext", None)
+    answer = ckptdb("plot", "val:loss", cwd=root)
+    assert answer.code == 1
+    assert answer.err == (
+        "ckptdb: ckptdb plot needs plotext, which is not installed; "
+        "`pip install 'ckptdb[plot]'` adds it.\n"
+    )
+
+
+def test_more_runs_than_colours_or_letters_are_still_told_apart():
+    coloured = {look(index, coloured=True) for index in range(28)}
+    assert len(coloured) == 28
+    assert len({look(index, coloured=False) for index in range(52)}) == 52
+
+
+points = st.lists(st.floats(-1e9, 1e9), max_size=200).map(
+    lambda values: [(float(x), y) for x, y in enumerate(values)]
+)
+
+
+@given(points, st.integers(1, 50))
+def test_thinning_keeps_the_extremes_and_the_order(curve, buckets):
+    kept = list(thin(curve, buckets))
+    assert len(kept) <= max(2 * buckets, 0) or kept == curve
+    assert kept == sorted(kept)
+    assert set(kept) <= set(curve)
+    if curve:
+        values = [y for _, y in curve]
+        assert {min(values), max(values)} <= {y for _, y in kept}
+
+
+def test_curves_hold_what_was_deleted_too(pruned):
+    with Registry.open(pruned) as registry:
+        name, (curve,) = registry.curves("acc", runs=["gamma"])
+    assert name == "acc"
+    assert curve.steps == tuple(range(1, 11))
+    assert curve.kept == tuple(step in (4, 10) for step in curve.steps)
+    assert curve.mode is None
