@@ -19,7 +19,7 @@ from hypothesis.stateful import (
     run_state_machine_as_test,
 )
 
-from ckptdb.disk import claims, durable, identity, journal, names, publish, scan
+from ckptdb.disk import claims, durable, identity, journal, names, publish, retiring, scan
 from ckptdb.errors import CatalogMissing, LeasedCheckpoint, PinnedCheckpoint, UnknownMetric
 from ckptdb.manager import CheckpointManager
 from ckptdb.registry import Registry
@@ -416,7 +416,7 @@ class Rebuild(RuleBasedStateMachine):
         if path is None:
             return
         who, _, step = self.named(path)
-        doomed = publish.Doomed(step, scan.find_uuid(who, path, step), "retention: by the test")
+        doomed = retiring.Doomed(step, scan.find_uuid(who, path, step), "retention: by the test")
         self.publisher(path.parent.name).retire([doomed])
 
     @rule(pick=PICK, whole=st.booleans())
