@@ -21,6 +21,8 @@ class Terminal:
         self._parent, child = pty.openpty()
         fcntl.ioctl(child, termios.TIOCSWINSZ, struct.pack("HHHH", 40, columns, 0, 0))
         settings = os.environ | {"TERM": "xterm", "PROMPT_TOOLKIT_NO_CPR": "1"} | (env or {})
+        for name in ("COLUMNS", "LINES"):  # of whoever runs the tests
+            settings.pop(name, None)
         self.process = Popen(
             command, stdin=child, stdout=child, stderr=child, cwd=cwd, env=settings,
             start_new_session=True, preexec_fn=_take_over,  # noqa: PLW1509  # no threads here
@@ -42,6 +44,11 @@ class Terminal:
     def text(self):
         """Everything so far, without what only a terminal obeys."""
         return _ESCAPES.sub("", self.raw).replace("\r", "")
+
+    @property
+    def lines(self):
+        """What has stood on a line, also what was written over."""
+        return re.split(r"[\r\n]+", _ESCAPES.sub("", self.raw))
 
     def type(self, text):
         """Send keys; "\\r" is Enter, "\\x03" Ctrl-C, "\\x04" Ctrl-D."""

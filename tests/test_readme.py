@@ -42,11 +42,11 @@ ANSWERS = [
     ]),
     ("FROM disk_usage", [("sft-1b",), ("grpo-8b",)]),
     ("FROM checkpoint_history", [
-        (100, "deleted", 0.9, '{"train:loss":0.8,"val:loss":0.9}'),
-        (200, "final", 0.5, '{"train:loss":0.5,"val:loss":0.5}'),
-        (300, "final", 0.6, '{"train:loss":0.55,"val:loss":0.6}'),
-        (400, "deleted", 0.7, '{"train:loss":0.6,"val:loss":0.7}'),
-        (500, "final", 0.8, '{"train:loss":0.5,"val:loss":0.8}'),
+        (100, "deleted", 0.9, '{"kl":0.09,"train:loss":0.8,"val:loss":0.9}'),
+        (200, "final", 0.5, '{"kl":0.05,"train:loss":0.5,"val:loss":0.5}'),
+        (300, "final", 0.6, '{"kl":0.06,"train:loss":0.55,"val:loss":0.6}'),
+        (400, "deleted", 0.7, '{"kl":0.07,"train:loss":0.6,"val:loss":0.7}'),
+        (500, "final", 0.8, '{"kl":0.08,"train:loss":0.5,"val:loss":0.8}'),
     ]),
     ("AS apart", [("grpo-8b", 500), ("grpo-8b", 300), ("grpo-8b", 200)]),
     ("FROM saves", [
@@ -91,7 +91,7 @@ def tree(tmp_path, monkeypatch):
         config = {"checkpoint_dir": results / run, "metric_name": "val:loss", "keep_top_k": 2}
         with CheckpointManager(config) as manager:
             for step, loss in losses.items():
-                metrics = {"val:loss": loss, "kl": loss / 10}
+                metrics = {"val:loss": loss, "kl": round(loss / 10, 3)}
                 if step in training:
                     metrics["train:loss"] = training[step]
                 settings = {"optimizer": optimizer, "model": "llama"}

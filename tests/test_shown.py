@@ -49,12 +49,16 @@ def test_any_other_is_copied_so_that_a_shell_makes_the_same_of_it(name):
     assert subprocess.check_output(["bash", "-c", command]) == os.fsencode(path)
 
 
-@pytest.mark.parametrize("text", ["=1+1", "+1", "-1", "@SUM(A1)", "\t=1", "\r=1"])
+@pytest.mark.parametrize("text", ["=1+1", "+a", "-1+1", "@SUM(A1)", "\t=1", "'=1"])
 def test_no_text_is_a_formula(text):
     assert inert(text) == f"'{text}"
 
 
-@pytest.mark.parametrize("value", ["loss", "a=b", "", None, -1, -0.5, b"=1"])
+def test_in_a_cell_a_terminal_obeys_nothing():
+    assert inert("\r=1") == "\\r=1"
+
+
+@pytest.mark.parametrize("value", ["loss", "a=b", "", None, -1, -0.5, b"=1", "-1", "+1.5e3"])
 def test_everything_else_is_left_as_it_is(value):
     assert inert(value) == value
 

@@ -208,7 +208,7 @@ def test_what_people_look_at_fits_their_terminal(root, command, columns):
     # From elsewhere: here paths are at their longest.
     with Terminal([*program[:3], "-C", root, *command], columns=columns) as terminal:
         assert terminal.wait() == 0
-    lines = terminal.text.splitlines()
+    lines = terminal.lines
     paths = [line for line in lines if "step_" in line]
     # A path that is longer than the terminal stays whole, on a line of its own.
     alone = [line for line in paths if len(line) > columns]

@@ -151,3 +151,10 @@ def test_curves_hold_what_was_deleted_too(pruned):
     assert curve.steps == tuple(range(1, 11))
     assert curve.kept == tuple(step in (4, 10) for step in curve.steps)
     assert curve.mode is None
+
+
+@pytest.mark.parametrize("axis", ["step", "time"])
+def test_one_checkpoint_is_a_curve_too(ckptdb, root, axis):
+    out = ckptdb("plot", "val:loss", "--run", "beta", "--run", "beta", "--x", axis, cwd=root).out
+    assert legend(out)[1:] == [["a", "beta", "0.1", "5", "0.1", "5", "1", "0"]]
+    assert out.partition("\n\n")[0].count("a") - out.partition("\n\n")[0].count("val") == 1

@@ -12,7 +12,7 @@ import click
 
 from ckptdb.cli.ask import Session, metric_argument, mode_option
 from ckptdb.cli.output import is_coloured, print_table, width
-from ckptdb.errors import LibraryMissing, UnknownMetric
+from ckptdb.errors import LibraryMissing
 from ckptdb.records import Curve, Mode, rank_key
 from ckptdb.shown import clean, number
 
@@ -65,8 +65,6 @@ def plot(
     """
     with session.open() as registry:
         name, curves = registry.curves(metric, runs=runs, mode=mode)
-    if not curves:
-        raise UnknownMetric(name, [])
     looks = [look(index, coloured=is_coloured()) for index in range(len(curves))]
     click.echo(draw(name, curves, looks, axis, columns=min(width(otherwise=80), _WIDEST)))
     click.echo()
@@ -129,8 +127,8 @@ def thin(points: Sequence[tuple[float, float]], buckets: int) -> Iterator[tuple[
         yield from points
         return
     size = len(points) / buckets
-    for number_ in range(buckets):
-        part = points[round(number_ * size) : round((number_ + 1) * size)]
+    for index in range(buckets):
+        part = points[round(index * size) : round((index + 1) * size)]
         yield from sorted({min(part, key=_ordinate), max(part, key=_ordinate)})
 
 

@@ -93,7 +93,7 @@ class Asking(Tree):
         if mode is not None and mode not in MODES:
             raise InvalidChoice("mode", mode, MODES)
         catalog = self._catalog()
-        scopes = [self._get_run(run) for run in runs]
+        scopes = list({seen.id: seen for seen in map(self._get_run, runs)}.values())
         if not scopes and self._run is not None:
             scopes = [self._get_run(None)]
         known = scopes or catalog.runs()
