@@ -87,9 +87,11 @@ class Deleting(Tree):
             UnknownDirection: The best are to be kept, and a run has no metric.
             UnknownMetric: No checkpoint of a run has ever had the metric.
         """
-        scope = self._find_scope(run)
-        found = [scope] if scope else list(self._catalog().runs())
-        return tuple(upkeep.replay(self._catalog(), seen, policy) for seen in found)
+        with self._deciding(run):
+            scope = self._find_scope(run)
+            found = [scope] if scope else list(self._catalog().runs())
+            exact = (self._exact(seen, dry_run=True) for seen in found if _exists(seen))
+            return tuple(upkeep.replay(catalog, seen, policy) for catalog, seen, _ in exact)
 
     def remove(
         self,
