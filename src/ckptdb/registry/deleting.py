@@ -134,10 +134,12 @@ class Deleting(Tree):
             run: Name, path or uuid prefix; None for the run that was opened.
 
         Raises:
+            UnknownCheckpoint: There never was one.
             NotUndeleted: Its bytes are gone, or another one has its place.
         """
         with self._deciding(run):
             seen = self._get_run(run)
+            self._get_at(seen, step)
             found = Publisher(seen.run.directory).undelete(names.as_step(step))
             self._follow([seen.run.directory])
         return found
