@@ -16,8 +16,6 @@ BEST = 30
 LATEST = 2
 SPAN = 12
 """How many saves an evaluation takes."""
-HELD_AT = 5
-"""At which of its checkpoints a victim is killed: among the best, which stay."""
 DEADLINE_SECONDS = 120
 
 COMMON = """
@@ -28,6 +26,7 @@ run = Path(sys.argv[1])
 """
 
 # The first ones are the best and stay; each other one goes as soon as two newer ones are there.
+# The first that would go waits until each victim has one of those that stay.
 TRAINER = f"""{COMMON}
 from ckptdb import CheckpointManager
 from ckptdb.disk import claims
@@ -38,15 +37,17 @@ config = {{"checkpoint_dir": run, "metric_name": "loss", "durability": "none",
            "keep_top_k": best, "ft_keep_latest_k": {LATEST}}}
 with CheckpointManager(config) as manager:
     for step in range(1, steps + 1):
+        while step == best + 1 > 1 and not (run.parent / "held").exists():
+            time.sleep(0.005)
         with manager.save(step, {{"loss": float(step)}}) as folder:
             (folder / "model.bin").write_bytes(b"w" * 100)
 """
 
 # Has each checkpoint until the trainer has pruned some more, or is done; then looks whether it is
-# still there. A victim says when it is in the middle of one, and does not go on.
+# still there. A victim says when it is in the middle of its first one, and does not go on.
 EVALUATOR = f"""{COMMON}
 from ckptdb import Registry
-held_at = int(sys.argv[2])
+victim = sys.argv[2] == "victim"
 told = threading.Event()
 
 def listen():
@@ -61,14 +62,14 @@ done = run.parent / "trained"
 registry = Registry.open(run.parent)
 print("ready", flush=True)
 watching = registry.watch(lease="mmlu", poll_seconds=0.1, stop=told)
-for number, checkpoint in enumerate(watching, start=1):
+for checkpoint in watching:
     print("begin", checkpoint.uuid, flush=True)
     try:
         handle = os.open(checkpoint.path, os.O_RDONLY)
     except FileNotFoundError:
         print("missing", checkpoint.uuid, flush=True)
         continue
-    if number == held_at:
+    if victim:
         print("held", checkpoint.uuid, flush=True)
         threading.Event().wait()
     while newest() < checkpoint.step + {SPAN} and not done.exists():
@@ -122,12 +123,13 @@ def find_unevaluated(registry):
 
 def test_each_checkpoint_that_survives_is_evaluated_once_though_evaluators_are_killed(tmp_path):
     with crowd(tmp_path) as people, Registry.open(tmp_path) as registry:
-        victims = [people.start(EVALUATOR, HELD_AT) for _ in range(2)]
-        others = [people.start(EVALUATOR, 0) for _ in range(2)]
+        victims = [people.start(EVALUATOR, "victim") for _ in range(2)]
+        others = [people.start(EVALUATOR, "") for _ in range(2)]
         for evaluator in (*victims, *others):
             people.listen(evaluator, "ready")
         trainer = people.start(TRAINER, STEPS, BEST, "")
         held = [people.listen(victim, "held") for victim in victims]
+        (tmp_path / "held").touch()
         for victim in victims:
             victim.send_signal(signal.SIGKILL)
         assert trainer.wait(DEADLINE_SECONDS) == 0
@@ -158,7 +160,7 @@ def test_each_checkpoint_that_survives_is_evaluated_once_though_evaluators_are_k
 
 def test_control_where_leases_mean_nothing_evaluators_miss_their_files(tmp_path):
     with crowd(tmp_path) as people:
-        evaluator = people.start(EVALUATOR, 0)
+        evaluator = people.start(EVALUATOR, "")
         people.listen(evaluator, "ready")
         people.start(TRAINER, 1000, 0, "leases mean nothing")
         assert people.listen(evaluator, "missing")

@@ -1,5 +1,6 @@
 """What a loop is told as it happens."""
 
+import json
 import logging
 import os
 import subprocess
@@ -237,6 +238,21 @@ def test_a_checkpoint_that_cannot_be_trusted_is_a_problem_told_once(open_manager
     error = told.problems[0].error
     assert isinstance(error, Untrustworthy)
     assert str(error).startswith(f"{tmp_path}/run/step_2 cannot be trusted: training_info.json ")
+
+
+def test_what_resume_finds_damaged_is_a_problem_told_once(open_manager, told, tmp_path):
+    with open_manager() as manager:
+        for step in (1, 2):
+            save(manager, step, 1 / step)
+    (tmp_path / "run/step_2/config.yaml").unlink(missing_ok=True)
+    with open_manager() as manager:
+        listed = json.loads((tmp_path / "run/step_2/manifest.json").read_text())["files"]
+        (tmp_path / "run/step_2" / next(iter(listed))).unlink()
+        with pytest.warns(UserWarning, match="Step 2 is passed over"):
+            assert manager.resume().step == 1
+        (tmp_path / "run/other").mkdir()  # moves the stamp
+        manager.get_latest_checkpoint_path()
+    assert [(p.what, p.where.name) for p in told.problems] == [("checkpoint", "step_2")]
 
 
 # --- what hooks may do --------------------------------------------------------------------------

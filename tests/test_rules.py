@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from dataclasses import replace
 from datetime import UTC, datetime
 
@@ -325,6 +326,26 @@ def test_a_rule_without_a_metric_takes_that_of_the_run():
     policy = Policy(metric="loss", mode="max", keep=(Best(2), Best(1, "acc", "min")))
     assert policy.rules == (Best(2, "loss", "max"), Best(1, "acc", "min"))
     assert policy.ranked_by == ("loss", "acc")
+
+
+@pytest.mark.parametrize(
+    ("condition", "why"),
+    [
+        ("loss <", "it is not one whole expression"),
+        ("loss < 1 2", "it is not one whole expression"),
+        ("abs(loss, 2) < 1", "wrong number of arguments to function abs"),
+        ("loss < 1; DROP TABLE runs", "';' has no meaning here"),
+        ("(loss < 1", "a bracket is not closed"),
+    ],
+)
+def test_a_condition_that_is_none_is_told_at_once(condition, why):
+    with pytest.raises(InvalidPolicy, match=re.escape(why)):
+        Where(condition)
+
+
+def test_a_condition_may_name_columns_metrics_and_texts():
+    text = """"val:loss" < 0.5 AND kl IS NOT NULL AND notes LIKE 'a%' AND step % 2 = 0"""
+    assert Where(text).metrics == ("val:loss", "kl")
 
 
 def test_a_policy_takes_texts_and_tells_all_that_are_none():

@@ -10,7 +10,7 @@ import pytest
 from ckptdb import CheckpointManager, Registry
 from ckptdb.disk import journal
 from ckptdb.disk.publish import Publisher
-from ckptdb.errors import InvalidConfig, NotUndeleted
+from ckptdb.errors import InvalidConfig, NotUndeleted, UnknownCheckpoint
 from ckptdb.retention import Policy
 
 DAY = 24 * 3600
@@ -73,8 +73,11 @@ def test_after_its_time_the_bytes_go_with_the_next_ones(run):
     assert len(trash(run)) == 2
     assert later(run, DAY + 60).empty_trash() == 2
     assert trash(run) == []
-    with Registry.open(run) as registry, pytest.raises(NotUndeleted, match="bytes are gone"):
-        registry.undelete(3)
+    with Registry.open(run) as registry:
+        with pytest.raises(NotUndeleted, match="bytes are gone"):
+            registry.undelete(3)
+        with pytest.raises(UnknownCheckpoint, match="no checkpoint at step 77"):
+            registry.undelete(77)
 
 
 def test_what_waits_is_no_leftover_and_is_told(run):

@@ -38,6 +38,7 @@ from ckptdb.errors import (
     Untrustworthy,
 )
 from ckptdb.reconcile import RunReport, reconcile_run
+from ckptdb.reconcile.plan import NOT_RANKED
 from ckptdb.records import Checkpoint, Problem
 
 _T = TypeVar("_T")
@@ -276,6 +277,9 @@ class RunIndex:
 
     def learn(self, checkpoints: Sequence[Checkpoint]) -> None:
         """Store what looking closer at published checkpoints has shown, wherever one answers."""
+        for checkpoint in checkpoints:
+            if checkpoint.problem is not None:
+                self._report_one(checkpoint.step, checkpoint.problem)
         self.tell(checkpoints, None)
         with self._mutex:
             if self._memory is not None:
@@ -439,10 +443,13 @@ class RunIndex:
         for action in report.actions:
             if action.kind not in ("unreadable", "damaged") or action.step is None:
                 continue
-            if (action.step, action.what) not in self._reported:
-                self._reported.add((action.step, action.what))
-                path = self._directory / names.final_name(action.step)
-                self._on_problem(Problem("checkpoint", path, Untrustworthy(path, action.what)))
+            self._report_one(action.step, action.what.removesuffix(NOT_RANKED))
+
+    def _report_one(self, step: int, what: str) -> None:
+        if (step, what) not in self._reported:
+            self._reported.add((step, what))
+            path = self._directory / names.final_name(step)
+            self._on_problem(Problem("checkpoint", path, Untrustworthy(path, what)))
 
     def _is_known(self, fresh: Fresh, stamp: Stamp, *, trust_own: bool) -> bool:
         seen = fresh.catalog.find_run(identity.identify(self._directory).run.uuid)

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import re
 from datetime import UTC, datetime
 from typing import Final
 
+from ckptdb import units
 from ckptdb.errors import InvalidTime
-from ckptdb.records import in_utc, utc
+from ckptdb.records import in_utc
 
-_SECONDS: Final = {"second": 1, "minute": 60, "hour": 3_600, "day": 86_400, "week": 604_800}
-_AGO: Final = re.compile(rf"(\d+(?:\.\d+)?) ({'|'.join(_SECONDS)})s? ago", re.ASCII)
+_AGO: Final = " ago"
 
 
 def moment(at: str | datetime, *, now: float) -> str:
@@ -24,12 +23,16 @@ def moment(at: str | datetime, *, now: float) -> str:
         InvalidTime: It is neither.
     """
     try:
-        ago = _AGO.fullmatch(at.strip()) if isinstance(at, str) else None
-        if ago is not None:
-            return utc(now - float(ago[1]) * _SECONDS[ago[2]])
-        found = datetime.fromisoformat(at.strip()) if isinstance(at, str) else at
+        found = at if isinstance(at, datetime) else _read(at.strip(), now)
         if found.tzinfo is None:
             found = found.replace(tzinfo=UTC)
         return in_utc(found.astimezone(UTC))
     except (ValueError, OverflowError) as error:
         raise InvalidTime(str(at)) from error
+
+
+def _read(text: str, now: float) -> datetime:
+    hours = units.find_hours(text.removesuffix(_AGO)) if text.endswith(_AGO) else None
+    if hours is None:
+        return datetime.fromisoformat(text)
+    return datetime.fromtimestamp(now - hours * 3_600, tz=UTC)

@@ -8,13 +8,17 @@ from decimal import Decimal
 from typing import Final
 
 _UNITS: Final = ("B", "kB", "MB", "GB", "TB", "PB")
-_MINUTES: Final[Mapping[str, int]] = {"day": 24 * 60, "hour": 60, "minute": 1}
+_SECONDS: Final[Mapping[str, int]] = {
+    "week": 604_800, "day": 86_400, "hour": 3_600, "minute": 60, "second": 1,
+}  # fmt: skip
+_TOLD: Final = ("day", "hour", "minute")
+"""In which a time is told; the others are only understood."""
 _BYTES: Final[Mapping[str, int]] = {
     **{f"{prefix}B": 1000**power for power, prefix in enumerate(("", "K", "M", "G", "T"))},
     **{f"{prefix}iB": 1024**power for power, prefix in enumerate("KMGT", 1)},
 }
 
-DURATION: Final = r"(\d+(?:\.\d+)?) (minute|hour|day)s?"
+DURATION: Final = rf"(\d+(?:\.\d+)?) ({'|'.join(_SECONDS)})s?"
 """A pattern with two groups, which are the arguments of `hours`."""
 
 SIZE: Final = rf"(\d+(?:\.\d+)?) ?({'|'.join(_BYTES)})"
@@ -33,22 +37,22 @@ def human_bytes(size: float | None) -> str:
 
 def find_hours(text: str) -> float | None:
     """Return how many hours a text such as ``2 days`` says, or None for any other."""
-    found = re.fullmatch(DURATION, text.strip())
+    found = re.fullmatch(DURATION, text.strip(), re.ASCII)
     return hours(*found.groups()) if found else None
 
 
 def hours(amount: str, unit: str) -> float:
-    """Return how many hours so many minutes, hours or days are."""
-    return float(amount) * _MINUTES[unit] / 60
+    """Return how many hours so many minutes, days, … are."""
+    return float(amount) * (_SECONDS[unit] / 3_600)
 
 
-def duration(hours: float) -> str:
+def duration(time_hours: float) -> str:
     """Return a time in the largest unit of which it is a whole number, or else in hours."""
-    for unit, minutes in _MINUTES.items():
-        count = round(hours * 60 / minutes)
-        if count and count * minutes / 60 == hours:
+    for unit in _TOLD:
+        count = round(time_hours * 3_600 / _SECONDS[unit])
+        if count and hours(str(count), unit) == time_hours:
             return f"{count} {unit}{'s' if count > 1 else ''}"
-    return f"{Decimal(repr(hours)):f} hours"  # exactly, and never with an exponent
+    return f"{Decimal(repr(time_hours)):f} hours"  # exactly, and never with an exponent
 
 
 def size_bytes(amount: str, unit: str) -> int:

@@ -23,7 +23,7 @@ from ckptdb.errors import (
 from ckptdb.records import Run
 from ckptdb.retention import Best, Decision, Plan, Policy, Replay, Standing, plan
 
-_MEANWHILE = "kept: changed, pinned, leased or rejected meanwhile"
+_MEANWHILE = "kept: changed, pinned, leased, rejected or resumed from meanwhile"
 
 
 @dataclass(frozen=True, slots=True)

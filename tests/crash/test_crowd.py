@@ -96,6 +96,11 @@ TRUE = {
         [gone("a", 2.5, "by hand")],
         {},
     ),
+    "discarded after a death that its parent had not seen yet": (
+        [save("a", 0, alive_until=1, ended=9, acked=history.NEVER, error="cut"), done("gc", 2)],
+        [gone("a", 2.5, "discarded: left unfinished, removed by gc")],
+        {},
+    ),
     "too late for a pin": (
         [save("a", 0), done("rm", 2, step=1), done("pin", 2.2, step=1, error="CheckpointGone")],
         [gone("a", 2.5, "by hand")],
@@ -128,7 +133,7 @@ FALSE = {
         {("run", 1): "b"},
     ),
     "discarded under a living process": (
-        [save("a", 0, ended=9, acked=history.NEVER, error="cut"), done("gc", 2)],
+        [save("a", 0, alive_until=8, ended=9, acked=history.NEVER, error="cut"), done("gc", 2)],
         [gone("a", 2.5, "discarded: left unfinished, removed by gc")],
         {},
     ),
@@ -242,6 +247,15 @@ def test_what_is_in_flight_at_a_death_is_known(tmp_path):
         '{"id": "3.1.1", "ended": 2.0, "acked": 1.5}\n'
         '{"id": "3.1.2", "kind": "pin", "run": "r", "step": 1, "called": 3.0}\n{"id": "3.'
     )
-    saved, pinned = crowd.read_notes(tmp_path, {"3.1": 4.0})
+    saved, pinned = crowd.read_notes(tmp_path, {"3.1": crowd.Death(3.5, 4.0)})
     assert (saved.acked, saved.ended, saved.error) == (1.5, 2.0, None)
     assert (pinned.acked, pinned.ended, pinned.error) == (history.NEVER, 4.0, "cut")
+    assert (saved.alive_until, pinned.alive_until) == (None, 3.5)
+
+
+def test_one_that_ends_in_good_order_says_until_when_it_lived(tmp_path):
+    (tmp_path / "3.1").write_text(
+        '{"id": "3.1.1", "kind": "save", "run": "r", "step": 1, "called": 1.0}\n{"last": 3.9}\n'
+    )
+    (cut,) = crowd.read_notes(tmp_path, {"3.1": crowd.Death(3.5, 4.0)})
+    assert (cut.alive_until, cut.ended) == (3.9, 4.0)

@@ -10,6 +10,7 @@ import threading
 
 import pytest
 
+from ckptdb import threads
 from ckptdb.disk import claims, identity, journal, lock, scan
 from ckptdb.disk.evaluator import Evaluator
 from ckptdb.disk.publish import Publisher
@@ -260,6 +261,21 @@ def test_what_cannot_be_given_up_is_left_to_expire(run, uuid, monkeypatch, caplo
     assert "is left to expire" in caplog.text
     assert leases(run) == [f"{uuid}.mmlu"]
     assert turn._held is None  # and is not renewed any more
+
+
+def test_without_a_thread_to_renew_it_a_lease_holds_as_long_as_it_does(
+    run, uuid, monkeypatch, caplog
+):
+    def refuse(*_):
+        raise RuntimeError("can't start new thread")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(threads._thread, "start_new_thread", refuse)
+        turn = Evaluator(run, "mmlu").take(1, uuid)
+    assert "cannot be renewed: can't start new thread" in caplog.text
+    assert leases(run) == [f"{uuid}.mmlu"]
+    assert turn.finish()
+    assert leases(run) == []
 
 
 def test_a_run_that_was_removed_is_not_begun_anew(run, uuid):

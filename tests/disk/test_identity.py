@@ -267,6 +267,30 @@ def test_a_dead_process_whose_parent_has_not_asked_is_not_alive(child):
     assert writer.is_alive is False
 
 
+ONE_THREAD_LEFT = """
+import ctypes, platform, sys, threading
+threading.Thread(target=sys.stdin.read).start()
+print("begun", flush=True)
+# Of a process that is being killed, too, the first thread may be gone while another one is still
+# in the middle of a system call.
+ctypes.CDLL(None).syscall({"x86_64": 60, "aarch64": 93}[platform.machine()], 0)
+"""
+
+
+def test_a_process_of_which_a_thread_is_left_is_alive():
+    command, pipe = [sys.executable, "-c", ONE_THREAD_LEFT], subprocess.PIPE
+    with subprocess.Popen(command, stdin=pipe, stdout=pipe) as process:
+        writer = writer_of(process.pid)
+        assert process.stdout.readline() == b"begun\n"
+        stat = Path(f"/proc/{process.pid}/stat")
+        while stat.read_text().rpartition(")")[2].split()[0] != "Z":
+            pass
+        assert writer.is_alive is True
+        process.kill()
+        process.wait()
+        assert writer.is_alive is False
+
+
 def test_a_reused_pid_is_not_the_writer(child):
     writer = replace(writer_of(child.pid), started=1)
     assert writer.is_alive is False

@@ -715,6 +715,16 @@ def test_only_the_checkpoint_that_was_judged_is_retired(publisher):
     assert facts(publisher).gone[judged.uuid].deleted_reason.startswith("replaced")
 
 
+def test_one_that_somebody_has_resumed_from_since_goes_only_by_hand(publisher):
+    first, second = save(publisher, 1), save(publisher, 2)
+    for uuid in (first.uuid, second.uuid, first.uuid):
+        publisher.record([journal.Fact(AT, "resumed", uuid, {"host": "h", "pid": 1})])
+    judged = [Doomed(1, first.uuid, "judged"), Doomed(2, second.uuid, "judged")]
+    assert [cp.step for cp in publisher.retire(judged).gone] == [2]
+    by_hand = [Doomed(1, first.uuid, "by hand", by_hand=True)]
+    assert [cp.step for cp in publisher.retire(by_hand).gone] == [1]
+
+
 @pytest.mark.parametrize("still", [True, False], ids=["rejected", "not any more"])
 def test_one_that_somebody_has_rejected_since_goes_only_by_hand(publisher, still):
     one = save(publisher, 1)

@@ -8,7 +8,9 @@ taken for a string.
 from __future__ import annotations
 
 import re
+import sqlite3
 from collections.abc import Callable, Mapping
+from contextlib import closing
 from dataclasses import dataclass
 from typing import Final
 
@@ -72,6 +74,28 @@ def parse(text: str) -> Condition:
         InvalidCondition: It is none, or more than one.
     """
     return _Reader(text).read()
+
+
+def check(condition: Condition) -> None:
+    """Have a database look at an expression that is to be used later, with nothing in it.
+
+    Raises:
+        InvalidCondition: It is not one whole expression.
+    """
+    columns = [*COLUMNS, *(f"m{number}" for number in range(len(condition.metrics)))]
+    empty = ", ".join(f"NULL AS {column}" for column in columns)
+    strings = {f"string{number}": text for number, text in enumerate(condition.strings)}
+    asked = f"EXPLAIN SELECT 1 FROM (SELECT {empty}) AS known WHERE ({condition.sql})"  # noqa: S608  # taken apart
+    with closing(sqlite3.connect(":memory:")) as database:
+        try:
+            database.execute(asked, strings)
+        except sqlite3.Error as error:
+            raise InvalidCondition(condition.text, explained(str(error))) from error
+
+
+def explained(why: str) -> str:
+    """Return what a database says of an expression in words that fit it."""
+    return "it is not one whole expression" if "syntax error" in why else why
 
 
 def written(name: str) -> str:

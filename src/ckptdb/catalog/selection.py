@@ -26,7 +26,7 @@ from sqlalchemy import (
 )
 
 from ckptdb.catalog import adhoc
-from ckptdb.catalog.conditions import COLUMNS, Condition
+from ckptdb.catalog.conditions import COLUMNS, Condition, explained
 from ckptdb.catalog.dialects import OWN_VALUE
 from ckptdb.catalog.engine import Database
 from ckptdb.catalog.schema import checkpoints, metrics
@@ -232,6 +232,4 @@ def _answer(
             database, str(demanded), demanded.params, limit=None, timeout_seconds=TIMEOUT_SECONDS
         ).rows
     except (QueryFailed, QueryRefused, QueryTimeout) as error:
-        incomplete = "syntax error" in error.why
-        why = "it is not one whole expression" if incomplete else error.why
-        raise InvalidCondition(condition.text, why) from error
+        raise InvalidCondition(condition.text, explained(error.why)) from error

@@ -122,7 +122,10 @@ class Turn:
         held = threading.Lock()
         held.acquire()
         self._held: threading.Lock | None = held
-        Task(partial(_keep, claim, held)).start()
+        try:
+            Task(partial(_keep, claim, held)).start()
+        except RuntimeError as error:  # no more threads: it holds as long as it does
+            _logger.warning("the lease %s cannot be renewed: %s", claim.path, error)
 
     def finish(self) -> bool:
         """Give it back done; False when somebody else has had it meanwhile.

@@ -380,10 +380,12 @@ def _started(pid: int) -> int | None:
         # The command's name is in parentheses and may hold anything, spaces included.
         line = Path(f"/proc/{pid}/stat").read_text(errors="replace")
         fields = line.rpartition(")")[2].split()
-        # A zombie is dead; only its parent has not asked yet how it ended.
-        return None if fields[0] == "Z" else int(fields[19])
+        state, threads, started = fields[0], int(fields[17]), int(fields[19])
     except (OSError, IndexError, ValueError):
         return None
+    # A zombie is dead, only its parent has not asked yet how it ended; but not as long as another
+    # of its threads is still in the middle of something.
+    return None if state == "Z" and threads <= 1 else started
 
 
 def _boot() -> str | None:

@@ -134,10 +134,10 @@ def read(hidden: Path, run: Run) -> Facts:
 
 
 class Pins:
-    """Which checkpoints of a run are held: pinned, or rejected."""
+    """Which checkpoints of a run are held: pinned, rejected, or last resumed from."""
 
     def __init__(self, hidden: Path) -> None:
-        self._marks = _Marks(hidden, (b'pin"', b'rejected"'), _find_hold)
+        self._marks = _Marks(hidden, (b'pin"', b'rejected"', b'"resumed"'), _find_hold)
 
     def find(self) -> frozenset[str]:
         """Return the uuids that are pinned, understanding no more than that takes.
@@ -150,6 +150,11 @@ class Pins:
     def find_rejected(self) -> frozenset[str]:
         """Return the uuids that are rejected; raises what `find` does."""
         return self._find("rejected")
+
+    def find_resumed_from(self) -> str | None:
+        """Return the uuid of what training was last resumed from; raises what `find` does."""
+        resumed = [uuid for what, uuid in self._marks.standing() if what == "resumed"]
+        return resumed[-1] if resumed else None
 
     def _find(self, kind: str) -> frozenset[str]:
         return frozenset(uuid for what, uuid in self._marks.standing() if what == kind)
@@ -171,7 +176,7 @@ class Evaluated:
 
 
 class _Marks(Generic[_Key]):
-    """Which marks of one kind stand; of a journal that has grown it reads the new lines.
+    """Which marks stand, the last one last; of a journal that has grown it reads the new lines.
 
     Args:
         hidden: The run's ``.ckptdb`` folder.
@@ -203,6 +208,7 @@ class _Marks(Generic[_Key]):
             for line in _lines(file):
                 fact = _parse(line) if any(word in line for word in self._words) else None
                 if fact and (found := self._find(fact)):
+                    marks.pop(found[0], None)
                     marks[found[0]] = found[1]
                 # What is torn, or is just being written, is looked at again.
                 if line.endswith(b"\n"):
@@ -332,7 +338,7 @@ def _counts(fact: Fact) -> bool:
     """Whether a line says that something is held, or no more."""
     if fact.kind == "rejected":
         return _is_text(fact.details.get("reason"))
-    return fact.kind in ("pin", "unpin", "unrejected")
+    return fact.kind in ("pin", "unpin", "unrejected", "resumed")
 
 
 def _is_count(number: object) -> bool:

@@ -37,7 +37,8 @@ class Doomed:
 
     Attributes:
         force: Even when it is pinned or leased; pin and leases end with it.
-        by_hand: Even when it is rejected, which no rule may take away.
+        by_hand: Even when it is rejected, or what training was last resumed from, which no rule
+            may take away.
     """
 
     step: int
@@ -57,22 +58,23 @@ class Retiring(Changing):
     def retire(self, doomed: Iterable[Doomed]) -> Retired:
         """Record the end of published checkpoints and take them out of sight.
 
-        One that is no longer the checkpoint that was judged, or has been pinned, leased or
-        rejected since, is left alone. The bytes stay in the trash until `empty_trash`; on a full
-        disk they go at once.
+        One that is no longer the checkpoint that was judged, or has been pinned, leased, rejected
+        or resumed from since, is left alone. The bytes stay in the trash until `empty_trash`; on a
+        full disk they go at once.
         """
         with self._changing() as (who, watch):
             failed: list[OSError] = []
             found = list(self._unchanged(who, doomed, failed))
             # By the journal: whoever judged may not have known of the latest pin.
             pinned = self._pins.find() if found else frozenset()
-            rejected = self._pins.find_rejected() if found else frozenset()
             leases = claims.settle(self._hidden) if found else ()
             kept = pinned.union(claim.uuid for claim in leases)
+            beyond_rules = self._find_beyond_rules() if found else frozenset()
             leaving = [
                 (cp, doom)
                 for cp, doom in found
-                if (doom.force or cp.uuid not in kept) and (doom.by_hand or cp.uuid not in rejected)
+                if (doom.force or cp.uuid not in kept)
+                and (doom.by_hand or cp.uuid not in beyond_rules)
             ]
             at = self._now()
             facts = [journal.gone(cp, "deleted", doom.reason, at) for cp, doom in leaving]
@@ -184,6 +186,9 @@ class Retiring(Changing):
             except OSError as error:
                 failed.append(error)  # one that will not go must not keep the others
         return removed
+
+    def _find_beyond_rules(self) -> frozenset[str | None]:
+        return self._pins.find_rejected() | {self._pins.find_resumed_from()}
 
     def _find_kept(self) -> frozenset[str]:
         leased = claims.find_leased(self._hidden, now=claims.tell_time(self._hidden))

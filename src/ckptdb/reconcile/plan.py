@@ -42,6 +42,9 @@ Kind = Literal[
     "foreign",
 ]
 
+NOT_RANKED: Final = "; kept, not ranked"
+"""What becomes of a checkpoint that cannot be trusted, behind the reason."""
+
 OF_A_RUN: Final = frozenset({"new run", "moved run", "changed run"})
 REPAIRS: Final = frozenset({"complete tmp", "orphan old", "unfinished removal"})
 REPORTED: Final = frozenset(
@@ -222,7 +225,7 @@ def _finals(both: _Both) -> Iterator[Action]:
                 yield found
         if problem:
             kind: Kind = "damaged" if problem.startswith("damaged") else "unreadable"
-            yield Action(kind, f"{problem}; kept, not ranked", step)
+            yield Action(kind, f"{problem}{NOT_RANKED}", step)
 
 
 def _unreadable(observed: Observation, recorded: Recorded) -> Iterator[Action]:
@@ -234,7 +237,7 @@ def _unreadable(observed: Observation, recorded: Recorded) -> Iterator[Action]:
         if known and known.problem is None:
             marked = replace(known, problem=problem, fingerprint=None)
             yield Action("changed", "cannot be read any more", step, marked, known.uuid)
-        yield Action("unreadable", f"{problem}; kept, not ranked", _step_of(name))
+        yield Action("unreadable", f"{problem}{NOT_RANKED}", _step_of(name))
 
 
 def _rejected(both: _Both) -> Iterator[Action]:
@@ -245,7 +248,7 @@ def _rejected(both: _Both) -> Iterator[Action]:
     for step, checkpoint in both.observed.finals.items() if why else ():
         uuid = checkpoint.uuid if checkpoint else both.recorded.finals[step][0]
         if uuid in why:
-            yield Action("rejected", f"{why[uuid]}; kept, not ranked", step)
+            yield Action("rejected", f"{why[uuid]}{NOT_RANKED}", step)
 
 
 def _unjudged(observed: Observation) -> set[int | None]:

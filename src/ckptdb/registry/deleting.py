@@ -87,9 +87,11 @@ class Deleting(Tree):
             UnknownDirection: The best are to be kept, and a run has no metric.
             UnknownMetric: No checkpoint of a run has ever had the metric.
         """
-        scope = self._find_scope(run)
-        found = [scope] if scope else list(self._catalog().runs())
-        return tuple(upkeep.replay(self._catalog(), seen, policy) for seen in found)
+        with self._deciding(run):
+            scope = self._find_scope(run)
+            found = [scope] if scope else list(self._catalog().runs())
+            exact = (self._exact(seen, dry_run=True) for seen in found if _exists(seen))
+            return tuple(upkeep.replay(catalog, seen, policy) for catalog, seen, _ in exact)
 
     def remove(
         self,
@@ -132,10 +134,12 @@ class Deleting(Tree):
             run: Name, path or uuid prefix; None for the run that was opened.
 
         Raises:
+            UnknownCheckpoint: There never was one.
             NotUndeleted: Its bytes are gone, or another one has its place.
         """
         with self._deciding(run):
             seen = self._get_run(run)
+            self._get_at(seen, step)
             found = Publisher(seen.run.directory).undelete(names.as_step(step))
             self._follow([seen.run.directory])
         return found

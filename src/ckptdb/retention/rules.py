@@ -234,7 +234,7 @@ class Where:
 
     def __post_init__(self) -> None:
         try:
-            conditions.parse(self.condition)
+            conditions.check(conditions.parse(self.condition))
         except InvalidCondition as error:
             raise InvalidPolicy([str(error).rstrip(".")]) from error
 

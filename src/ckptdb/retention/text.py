@@ -57,7 +57,7 @@ _FORMS: Mapping[str, tuple[str, Callable[..., Clause]]] = {
 def parse(text: str) -> Clause:
     """Read a rule from its text.
 
-    Hours may also be minutes or days; GB also B, KB, MB, TB, KiB, MiB, GiB or TiB.
+    Hours may also be seconds, minutes, days or weeks; GB also B, KB, MB, TB, KiB, MiB, GiB or TiB.
 
     Raises:
         InvalidPolicy: It is none; the message lists what there is.

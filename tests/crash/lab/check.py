@@ -196,8 +196,10 @@ def _check_gone(
     before: Ledger,
     after: Ledger,
 ) -> None:
+    # One that is being undeleted may be back.
+    back = set(live.values()) & set(after.live.values())
     for token, end in before.gone.items():
-        if token not in ends:
+        if token not in ends and token not in back:
             verdict.say("lost", f"that {token} was {end} is not recorded")
     for token, reason in ends.items():
         # A save that was interrupted may be recorded as discarded by whoever makes room.

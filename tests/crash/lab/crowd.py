@@ -287,12 +287,21 @@ def _found(checkpoint: Checkpoint, clock: float) -> Found:
 # --- the supervisor ---------------------------------------------------------------------
 
 
+@dataclass(frozen=True, slots=True)
+class Death:
+    """When a process was told to die, and when it was known to be dead."""
+
+    hit_at: float
+    known_at: float
+
+
 @dataclass(slots=True)
 class Process:
     """One of the sixteen, as long as it lives.
 
     Attributes:
         hit: The signal it is to die of.
+        hit_at: Until when it is sure to have lived, when it does not end in good order.
         woken: When it is to go on, while it is stopped.
     """
 
@@ -300,6 +309,7 @@ class Process:
     incarnation: int
     pid: int
     hit: int = 0
+    hit_at: float = 0.0
     woken: float = 0.0
 
 
@@ -311,7 +321,7 @@ class Supervisor:
         self.kills = kills
         self.chance = random.Random(this.seed)
         self.alive: dict[int, Process] = {}
-        self.deaths: dict[str, float] = {}
+        self.deaths: dict[str, Death] = {}
         self.starts = 0
 
     def work(self) -> dict[str, float]:
@@ -384,7 +394,7 @@ class Supervisor:
                 process.woken = now + (2.5 if self.chance.random() < 0.03 else 0.05)
                 os.kill(process.pid, signal.SIGSTOP)
             return
-        process.hit = what
+        process.hit, process.hit_at = what, time.monotonic()
         self.kills.points += 1
         os.kill(process.pid, what)
 
@@ -413,7 +423,8 @@ class Supervisor:
                 what = f"process {process.slot}.{process.incarnation} ended with {code}"
                 self.kills.fail("not_recovered", what)
             if process.hit or code:
-                self.deaths[f"{process.slot}.{process.incarnation}"] = time.monotonic()
+                died = Death(process.hit_at, time.monotonic())
+                self.deaths[f"{process.slot}.{process.incarnation}"] = died
                 self._start(process.slot)
 
 
@@ -460,6 +471,10 @@ def _be_worker(this: Round, slot: int, incarnation: int) -> None:
     except BaseException:  # noqa: BLE001  # the supervisor reads it
         traceback.print_exc()
     finally:
+        if Terminated.told:
+            # Whoever looks at it may take it for dead from now on, before its parent has asked.
+            with open(this.notes / name, "a") as notes:
+                notes.write(json.dumps({"last": time.monotonic()}) + "\n")
         os._exit(code)
 
 
@@ -773,29 +788,32 @@ def _shown(error: BaseException) -> str:
 # --- reading the notes ------------------------------------------------------------------
 
 
-def read_notes(notes: Path, deaths: Mapping[str, float]) -> list[Op]:
+def read_notes(notes: Path, deaths: Mapping[str, Death]) -> list[Op]:
     """Put the notes of all processes together."""
     ops: list[Op] = []
     for file in sorted(path for path in notes.iterdir() if path.suffix != ".err"):
-        ops += _read_one(file, deaths.get(file.name, NEVER))
+        ops += _read_one(file, deaths.get(file.name, Death(NEVER, NEVER)))
     return sorted(ops, key=lambda op: op.called)
 
 
-def _read_one(file: Path, died: float) -> list[Op]:
+def _read_one(file: Path, death: Death) -> list[Op]:
     found: dict[str, Op] = {}
+    alive_until = death.hit_at
     for line in file.read_bytes().splitlines():
         try:
             facts = json.loads(line)
         except ValueError:
             continue  # the last one, torn when its process was killed
-        if "called" in facts:
+        if "last" in facts:
+            alive_until = facts["last"]
+        elif "called" in facts:
             policy = facts.pop("policy", None)
             found[facts["id"]] = Op(**facts, policy=policy and tuple(policy))
         else:
             _returned(found[facts["id"]], facts)
     for op in found.values():
         if op.ended == NEVER:
-            op.ended, op.error = died, "cut"
+            op.ended, op.alive_until, op.error = death.known_at, alive_until, "cut"
     return list(found.values())
 
 

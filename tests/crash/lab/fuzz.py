@@ -53,8 +53,8 @@ SIZES: dict[Size, tuple[int, int, int]] = {
 }  # fmt: skip
 """How many inputs of each kind go to the parsers, through a whole run, and into a catalog."""
 
-SECONDS_EACH = 2.0
-"""Of processor time; the slowest harmless input needs a tenth of it."""
+SECONDS_EACH = 6.0
+"""Of processor time; the slowest harmless input needs a thirtieth of it."""
 MEMORY_BYTES = 512 * 1024 * 1024
 _GOOD = {2: 0.25, 4: 0.125, 6: 0.5}
 _VICTIM, _TMP = 7, 8

@@ -55,7 +55,9 @@ class Op:
             ``metric``, ``best``, ``top`` (a registry's best), ``latest``, ``get``, ``list``,
             ``open`` or anything else.
         acked: When it was known to have succeeded; `NEVER` when it was not.
-        ended: When nothing of it could happen any more: its return, or its process's death.
+        ended: When nothing of it could happen any more: its return, or when its process was known
+            to be dead.
+        alive_until: Until when its process is sure to have lived, when that died in between.
         token: Of a save, what it wrote; of an annotation, what it was about, when that is known.
         error: Name of what it raised; ``cut`` when its process died. Of ``open``: ``missing``
             (no such name), ``emptied`` (files were, in a directory that had lost its name
@@ -70,6 +72,7 @@ class Op:
     called: float = 0.0
     acked: float = NEVER
     ended: float = NEVER
+    alive_until: float | None = None
     token: str | None = None
     loss: float | None = None
     publishes: bool = True
@@ -242,8 +245,9 @@ class _History:
             if not save.publishes or save.error:
                 yield save
             return
-        if save.ended > row.ended + SLACK_SECONDS:
-            return  # its process was alive
+        alive_until = save.ended if save.alive_until is None else save.alive_until
+        if alive_until > row.ended + SLACK_SECONDS:
+            return
         again = row.reason == "discarded: left unfinished, the step was saved again"
         removed = row.reason == "discarded: left unfinished, removed by gc"
         for op in self.by_run[row.run]:
