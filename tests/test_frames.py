@@ -81,7 +81,7 @@ def test_a_library_that_is_not_there_is_one_sentence(monkeypatch, to, library):
     with pytest.raises(LibraryMissing) as caught:
         getattr(ANSWER, to)()
     assert str(caught.value) == (
-        f"{to}() needs {library}, which is not installed; `pip install '{library}'` adds it."
+        f"{to}() needs {library}, not installed here: `pip install '{library}'`."
     )
 
 

@@ -245,15 +245,6 @@ class LeasedCheckpoint(CkptdbError):
         )
 
 
-class ExtraMissing(CkptdbError, ImportError):
-    """A command needs libraries that ckptdb is installed without."""
-
-    def __init__(self, command: str, extra: str) -> None:
-        super().__init__(
-            f"`ckptdb {command}` needs more libraries: `pip install 'ckptdb[{extra}]'`."
-        )
-
-
 class NotServable(CkptdbError):
     """The page cannot be served as asked."""
 
@@ -510,11 +501,11 @@ class QueryTimeout(CkptdbError, TimeoutError):
 
 
 class LibraryMissing(CkptdbError, ImportError):
-    """Something needs a library that is not installed."""
+    """Something needs libraries that are not installed."""
 
-    def __init__(self, what: str, library: str, install: str) -> None:
+    def __init__(self, what: str, libraries: str, install: str) -> None:
         super().__init__(
-            f"{what} needs {library}, which is not installed; `pip install '{install}'` adds it."
+            f"{what} needs {libraries}, not installed here: `pip install '{install}'`."
         )
 
 

@@ -6,10 +6,12 @@ import json
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from operator import attrgetter
 from typing import Any, Literal, get_args
 
 from ckptdb import caller
 from ckptdb.catalog.catalog import Catalog
+from ckptdb.compare import ConfigChange, config_changes
 from ckptdb.disk import checksums, identity, info, manifest, scan
 from ckptdb.disk.journal import Fact
 from ckptdb.disk.publish import Publisher
@@ -28,7 +30,6 @@ _ON_CHANGE: tuple[OnChange, ...] = get_args(OnChange)
 _LONGEST_REASON = 2000
 _LONGEST_VALUE = 60
 _FIRST_LOOK, _GROWTH = 8, 8
-_ABSENT = object()
 
 
 @dataclass(frozen=True, slots=True)
@@ -228,32 +229,18 @@ def differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> tuple[str, ..
         old: As it was stored, plain JSON values.
         new: Likewise.
     """
-    return tuple(_differences(old, new, ""))
+    changes = sorted(config_changes(old, new), key=attrgetter("key"))
+    return tuple(f"{change.key}{_worded(change)}" for change in changes)
 
 
-def _differences(old: Mapping[str, Any], new: Mapping[str, Any], above: str) -> Iterator[str]:
-    for key in sorted({*old, *new}):
-        path = above + (key if "." not in key else json.dumps(key))
-        before, after = old.get(key, _ABSENT), new.get(key, _ABSENT)
-        if isinstance(before, Mapping) and isinstance(after, Mapping):
-            yield from _differences(before, after, f"{path}.")
-        elif before is _ABSENT:
-            yield f"{path} is new: {_shown(after)}"
-        elif after is _ABSENT:
-            yield f"{path} is gone, was {_shown(before)}"
-        elif not _is_same(before, after):
-            yield f"{path}: {_shown(before)} → {_shown(after)}"
-
-
-def _is_same(one: object, other: object) -> bool:
-    """Whether two values are equal; 1 and 1.0 are, 1 and true are not."""
-    if isinstance(one, bool) or isinstance(other, bool):
-        return one is other
-    if isinstance(one, list) and isinstance(other, list):
-        return len(one) == len(other) and all(map(_is_same, one, other))
-    if isinstance(one, Mapping) and isinstance(other, Mapping):
-        return one.keys() == other.keys() and all(_is_same(one[key], other[key]) for key in one)
-    return one == other
+def _worded(change: ConfigChange) -> str:
+    match change.kind:
+        case "added":
+            return f" is new: {_shown(change.b)}"
+        case "removed":
+            return f" is gone, was {_shown(change.a)}"
+        case "changed":
+            return f": {_shown(change.a)} → {_shown(change.b)}"
 
 
 def _shown(value: object) -> str:

@@ -117,8 +117,7 @@ def test_without_the_library_it_says_what_to_install(ckptdb, root, monkeypatch):
     answer = ckptdb("plot", "val:loss", cwd=root)
     assert answer.code == 1
     assert answer.err == (
-        "ckptdb: ckptdb plot needs plotext, which is not installed; "
-        "`pip install 'ckptdb[plot]'` adds it.\n"
+        "ckptdb: `ckptdb plot` needs plotext, not installed here: `pip install 'ckptdb[plot]'`.\n"
     )
 
 

@@ -2,13 +2,21 @@
 
 from __future__ import annotations
 
+import io
 import math
 import random
+import re
+import shlex
 import shutil
+import sys
 import tempfile
 from pathlib import Path
 
 from playwright.sync_api import sync_playwright
+from rich.console import Console
+from rich.terminal_theme import SVG_EXPORT_THEME, TerminalTheme
+from rich.text import Text
+from tests.terminal import Terminal
 from tests.web.planting import put
 
 from ckptdb import Registry
@@ -22,6 +30,18 @@ SHOWN = "/data/results"
 FOLDER = Path(__file__).parents[2] / ".github"
 _BEGIN = 1_795_000_000.0
 _STEP_SECONDS = 5_400
+_COLUMNS = 96
+_PLOT = ("plot", "--run", "grpo-8b", "--run", "grpo-8b-kl0.1", "--run", "grpo-8b-lr3e-6")
+# Every character in a cell of its own: a fallback font's dots are of another width.
+_SCREEN = """<!DOCTYPE html>
+<style>
+  body {{ margin: 0; display: inline-block; background: {background}; color: {foreground}; }}
+  pre {{ margin: 0; padding: 18px; font: 14px/1.15 "DejaVu Sans Mono", monospace; }}
+  i {{ display: inline-block; width: 1ch; font-style: normal; }}
+</style>
+<pre>{code}</pre>
+"""
+_LIGHT = TerminalTheme((255, 255, 255), (36, 41, 47), [(0, 0, 0)] * 8)
 
 
 def plant(root: Path) -> None:
@@ -101,6 +121,10 @@ def main() -> None:
             )
             for scheme in ("light", "dark"):
                 _shoot(browser, page, FOLDER / f"page-{scheme}.webp", scheme)
+            said = _say(root, *_PLOT)
+            for scheme, theme in (("light", _LIGHT), ("dark", SVG_EXPORT_THEME)):
+                page.write_text(_screen(said, theme), encoding="utf-8")
+                _shoot_screen(browser, page, FOLDER / f"plot-{scheme}.webp")
             browser.close()
 
 
@@ -110,8 +134,41 @@ def _shoot(browser, page, file, scheme):
     shown.goto(page.as_uri())
     shown.wait_for_selector("body[data-drawn]")
     shown.screenshot(path=file, type="webp", quality=80)
-    print(f"{file}: {file.stat().st_size:,} bytes")
+    _tell(file)
     context.close()
+
+
+def _say(root, *arguments):
+    """Return a command and what it prints on a terminal, escapes for colour included."""
+    command = [sys.executable, "-m", "ckptdb", *arguments]
+    with Terminal(command, columns=_COLUMNS, env={"TERM": "xterm-256color"}, cwd=root) as terminal:
+        if terminal.wait():
+            raise SystemExit(terminal.text)
+        said = f"$ {shlex.join(('ckptdb', *arguments))}\n\n{terminal.raw}"
+        return said.replace("\r", "").replace(str(root), SHOWN)
+
+
+def _screen(said, theme):
+    console = Console(
+        record=True, width=_COLUMNS, file=io.StringIO(), force_terminal=True,
+        color_system="truecolor", legacy_windows=False,
+    )  # fmt: skip
+    console.print(Text.from_ansi(said))
+    page = console.export_html(theme=theme, inline_styles=True, code_format=_SCREEN)
+    return re.sub("[\u2000-\u2fff]", lambda match: f"<i>{match[0]}</i>", page)
+
+
+def _shoot_screen(browser, page, file):
+    context = browser.new_context(viewport={"width": 1200, "height": 800}, device_scale_factor=1.5)
+    shown = context.new_page()
+    shown.goto(page.as_uri())
+    shown.locator("body").screenshot(path=file, type="webp", quality=80)
+    _tell(file)
+    context.close()
+
+
+def _tell(file):
+    print(f"{file}: {file.stat().st_size:,} bytes")
 
 
 if __name__ == "__main__":

@@ -142,7 +142,8 @@ def test_without_the_libraries_one_sentence_says_what_to_install(tree, tmp_path)
             cwd=tmp_path, capture_output=True, text=True, check=False, timeout=60,
         )  # fmt: skip
         assert done.stderr == (
-            f"ckptdb: `ckptdb {command}` needs more libraries: `pip install 'ckptdb[{extra}]'`.\n"
+            f"ckptdb: `ckptdb {command}` needs {missing}, not installed here: "
+            f"`pip install 'ckptdb[{extra}]'`.\n"
         )
         assert (done.returncode, done.stdout) == (1, "")
     assert list(tmp_path.iterdir()) == []

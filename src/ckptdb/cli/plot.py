@@ -140,7 +140,7 @@ def _canvas() -> Any:
     try:
         import plotext  # type: ignore[import-untyped]
     except ImportError as error:
-        raise LibraryMissing("ckptdb plot", "plotext", "ckptdb[plot]") from error
+        raise LibraryMissing("`ckptdb plot`", "plotext", "ckptdb[plot]") from error
     return plotext
 
 

@@ -10,7 +10,7 @@ from pathlib import Path
 import click
 
 from ckptdb.cli.ask import Session
-from ckptdb.errors import ExtraMissing
+from ckptdb.errors import LibraryMissing
 
 
 @click.command()
@@ -77,8 +77,9 @@ def _write(path: Path, content: str) -> None:
 
 
 def _need(command: str, extra: str, *libraries: str) -> None:
-    if not all(map(find_spec, libraries)):
-        raise ExtraMissing(command, extra)
+    missing = [name for name in libraries if find_spec(name) is None]
+    if missing:
+        raise LibraryMissing(f"`ckptdb {command}`", " and ".join(missing), f"ckptdb[{extra}]")
 
 
 COMMANDS = (report, serve)
