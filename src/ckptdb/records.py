@@ -30,7 +30,7 @@ def seconds(at: str | None) -> float | None:
     """Return a recorded time as a POSIX timestamp; None for what other hands may write."""
     try:
         return datetime.fromisoformat(at or "").timestamp()
-    except ValueError:
+    except (ValueError, TypeError):
         return None
 
 

@@ -1,7 +1,9 @@
 """A metric on the terminal: looked at, counted, and harmless."""
 
 import re
+import sqlite3
 import sys
+from contextlib import closing
 
 import pytest
 from hypothesis import given
@@ -119,6 +121,18 @@ def test_without_the_library_it_says_what_to_install(ckptdb, root, monkeypatch):
     assert answer.err == (
         "ckptdb: `ckptdb plot` needs plotext, not installed here: `pip install 'ckptdb[plot]'`.\n"
     )
+
+
+@pytest.mark.parametrize("steps", ["step = 3", "status = 'deleted'"])
+def test_what_has_no_time_is_left_out_of_an_axis_of_times(ckptdb, pruned, steps):
+    catalog = pruned / ".ckptdb" / "catalog.db"
+    with closing(sqlite3.connect(catalog)) as raw, raw:
+        raw.execute(f"UPDATE checkpoints SET finalized_at = 'noon' WHERE {steps}")
+    answer = ckptdb("plot", "val:loss", "--run", "gamma", "--x", "time", cwd=pruned)
+    assert (answer.code, answer.err) == (0, "")
+    assert legend(answer.out)[1] == ["a", "gamma", "0", "4", "3.6", "10", "2", "8"]
+    drawn = answer.out.partition("\n\n")[0]
+    assert drawn.replace("val:loss", "").count("a") == 2
 
 
 def test_more_runs_than_colours_or_letters_are_still_told_apart():

@@ -13,7 +13,7 @@ import click
 from ckptdb.cli.ask import Session, metric_argument, mode_option
 from ckptdb.cli.output import is_coloured, print_table, width
 from ckptdb.errors import LibraryMissing
-from ckptdb.records import Curve, Mode, rank_key
+from ckptdb.records import Curve, Mode, rank_key, seconds
 from ckptdb.shown import clean, number
 
 Axis = Literal["step", "time"]
@@ -92,22 +92,22 @@ def draw(
     canvas.theme("clear")
     canvas.plot_size(columns, rows)
     canvas.title(clean(name))
-    shown = [list(zip(_abscissas(curve, axis), curve.values, strict=True)) for curve in curves]
+    shown = [list(_points(curve, axis)) for curve in curves]
     line = _FINE if len(curves) <= _FEW else _COARSE
     buckets = max(min(_POINTS // len(curves) // 2, columns), 10)
     for points, style in zip(shown, looks, strict=True):
-        thinned = list(thin(points, buckets))
+        thinned = list(thin([(x, y) for x, y, _ in points], buckets))
         colour = style.colour if style.colour is not None else "default"
         canvas.plot([x for x, _ in thinned], [y for _, y in thinned], marker=line, color=colour)
     # After all lines, of which none may hide one.
-    for points, curve, style in zip(shown, curves, looks, strict=True):
-        kept = [point for point, here in zip(points, curve.kept, strict=True) if here]
+    for points, style in zip(shown, looks, strict=True):
+        kept = [(x, y) for x, y, here in points if here]
         colour = style.colour if style.colour is not None else "default"
         if kept:
             canvas.scatter(
                 [x for x, _ in kept], [y for _, y in kept], marker=style.dot, color=colour
             )
-    lowest, highest = _ends(x for points in shown for x, _ in points)
+    lowest, highest = _ends(x for points in shown for x, *_ in points)
     ticks = [lowest + (highest - lowest) * n / (_TICKS - 1) for n in range(_TICKS)]
     canvas.xticks(ticks, _labels(ticks, axis))
     drawn = str(canvas.build())
@@ -144,14 +144,16 @@ def _canvas() -> Any:
     return plotext
 
 
-def _abscissas(curve: Curve, axis: Axis) -> list[float]:
-    if axis == "step":
-        return [float(step) for step in curve.steps]
-    return [datetime.fromisoformat(moment).timestamp() for moment in curve.moments]
+def _points(curve: Curve, axis: Axis) -> Iterator[tuple[float, float, bool]]:
+    """Yield x, y and whether it is kept; what has no time cannot stand on an axis of times."""
+    xs = curve.steps if axis == "step" else map(seconds, curve.moments)
+    for x, value, kept in zip(xs, curve.values, curve.kept, strict=True):
+        if x is not None:
+            yield float(x), value, kept
 
 
 def _ends(values: Iterator[float]) -> tuple[float, float]:
-    found = list(values)
+    found = list(values) or [0.0, 1.0]
     return min(found), max(found)
 
 

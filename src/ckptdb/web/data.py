@@ -9,10 +9,9 @@ from __future__ import annotations
 import time
 from collections import Counter, defaultdict
 from collections.abc import Iterator, Sequence
-from datetime import datetime
 from typing import Any, Final, NamedTuple
 
-from ckptdb.records import Run, Status, rank_key, utc
+from ckptdb.records import Run, Status, rank_key, seconds, utc
 from ckptdb.registry import Registry
 from ckptdb.web.snapshot import Deletion, Point, RunShown, Saves, Snapshot
 from ckptdb.web.thin import thin
@@ -247,7 +246,7 @@ def _latest(rows: Sequence[_Row]) -> _Row | None:
 
 def _saves(rows: Sequence[_Row]) -> tuple[int, tuple[Saves, ...]]:
     """Return how long each stretch is, and those in which anything was saved."""
-    moments = [(_seconds(row.at), row.status) for row in rows if row.status != "tmp"]
+    moments = [(seconds(row.at), row.status) for row in rows if row.status != "tmp"]
     known = [(second, status) for second, status in moments if second is not None]
     if not known:
         return _HOUR, ()
@@ -258,10 +257,3 @@ def _saves(rows: Sequence[_Row]) -> tuple[int, tuple[Saves, ...]]:
         Saves(utc(since), counts[since, "final"], counts[since, "deleted"])
         for since in sorted({since for since, _ in counts})
     )
-
-
-def _seconds(at: str) -> float | None:
-    try:
-        return datetime.fromisoformat(at).timestamp()
-    except (ValueError, TypeError):
-        return None  # in a damaged catalog

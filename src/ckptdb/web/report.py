@@ -11,7 +11,6 @@ import hashlib
 import importlib.util
 import json
 from collections.abc import Mapping, Sequence
-from datetime import datetime
 from functools import cache
 from importlib.metadata import version
 from importlib.resources import files
@@ -21,7 +20,7 @@ from typing import Any, Final
 from jinja2 import Environment, PackageLoader, Template
 from markupsafe import Markup
 
-from ckptdb.records import Run
+from ckptdb.records import Run, seconds
 from ckptdb.shown import clean, copyable, number
 from ckptdb.units import human_bytes
 from ckptdb.web.snapshot import Point, RunShown, Snapshot
@@ -165,10 +164,8 @@ def _index(points: Sequence[Point], point: Point | None) -> int | None:
 
 
 def _milliseconds(at: str) -> int | None:
-    try:
-        return int(datetime.fromisoformat(at).timestamp() * 1000)
-    except ValueError:
-        return None  # in a damaged catalog
+    moment = seconds(at)
+    return None if moment is None else int(moment * 1000)
 
 
 def _hash(script: str) -> str:
