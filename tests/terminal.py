@@ -59,8 +59,18 @@ class Terminal:
 
         Once is not enough while a program is about to take the terminal, or to give it back.
         """
+        self._until(wanted, lambda: os.killpg(self.process.pid, signal.SIGINT), seconds)
+
+    def type_until(self, key, wanted, *, seconds=20):
+        """Send a key until something shows.
+
+        A Ctrl-C that comes when Python's readline is about to wait for keys is seen with the next.
+        """
+        self._until(wanted, lambda: self.type(key), seconds)
+
+    def _until(self, wanted, act, seconds):
         for _ in range(int(seconds * 2)):
-            os.killpg(self.process.pid, signal.SIGINT)
+            act()
             if self._shows(wanted, seconds=0.5):
                 return
         raise AssertionError(f"no {wanted!r} in {self.text!r}")

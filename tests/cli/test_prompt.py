@@ -101,8 +101,7 @@ def test_ctrl_c_cancels_the_query_and_the_line_and_nothing_else(prompt):
         terminal.wait_for("ckptdb>")
         terminal.type("SELECT half a line")
         terminal.wait_for("half a line")
-        terminal.type("\x03")
-        terminal.wait_for("ckptdb>")
+        terminal.type_until("\x03", "ckptdb>")
         terminal.type("SELECT 6 * 7;\r")
         terminal.wait_for("42")
 

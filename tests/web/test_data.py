@@ -52,7 +52,8 @@ def test_points_say_everything_about_a_checkpoint(tree):
     assert (up.best, up.total) == (second, 4)
 
 
-def test_a_rejected_one_is_shown_with_the_reason_and_is_neither_best_nor_latest(tree):
+def test_a_rejected_one_is_shown_with_the_reason_and_is_neither_best_nor_latest(tmp_path):
+    tree = plant(tmp_path / "results")
     with Registry.open(tree) as registry:
         registry.reject("up", 2, "does not load")
     found = snapshot(tree)
