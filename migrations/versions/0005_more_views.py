@@ -23,7 +23,7 @@ CHECKPOINT_HISTORY_SQLITE = """
            (SELECT m.value FROM metrics m
             WHERE m.checkpoint_id = c.id AND m.name = r.metric_name) AS value,
            (SELECT '{' || COALESCE(GROUP_CONCAT('"' || CASE
-        WHEN NOT m.name GLOB '*[\x01-\x1f"]*' AND INSTR(m.name, '\\') = 0 THEN m.name
+        WHEN NOT m.name GLOB '*[\x01-\x1f"]*' AND m.name NOT LIKE '%\\%' THEN m.name
         WHEN m.name GLOB '*[\x01-\x08\x0b\x0c\x0e-\x1f]*' THEN 'hex:' || HEX(m.name)
         ELSE REPLACE(REPLACE(REPLACE(REPLACE(REPLACE(m.name,
             '\\', '\\\\'), '"', '\\"'), '\t', '\\t'), '\n', '\\n'), '\r', '\\r')

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import os
+import re
 import sqlite3
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -14,13 +14,14 @@ from operator import itemgetter
 from pathlib import Path
 from typing import Any, Final, Literal
 
-from sqlalchemy import Connection, inspect, text
+from sqlalchemy import Connection, inspect
 from sqlalchemy.exc import SQLAlchemyError
 
+from ckptdb.catalog import functions
 from ckptdb.catalog.dialects import sqlite_uri
 from ckptdb.catalog.engine import Database
 from ckptdb.catalog.fork import in_use
-from ckptdb.catalog.pointing import Compile, excerpt, find_spots
+from ckptdb.catalog.pointing import OPAQUE, Compile, excerpt, find_spots
 from ckptdb.catalog.views import EXAMPLES, PURPOSES
 from ckptdb.errors import CkptdbError, QueryFailed, QueryRefused, QueryTimeout
 from ckptdb.records import Rows
@@ -258,10 +259,14 @@ class _Task:
     # --- PostgreSQL
 
     def on_postgres(self) -> Rows:
+        if not _only_asks(self._sql):
+            raise QueryRefused("it is none of SELECT, WITH, VALUES, TABLE, EXPLAIN and SHOW")
+        # Never none, or the driver would take two percent signs for two.
+        parameters = {"": None, **self._parameters}
         with self._database.read() as connection:
             try:
                 with _read_only(connection, self._timeout_seconds):
-                    result = connection.execute(text(self._sql), self._parameters)
+                    result = connection.exec_driver_sql(_for_driver(self._sql), parameters)
                     with closing(result):
                         return self._collect(result.cursor)
             except SQLAlchemyError as error:
@@ -339,20 +344,22 @@ def confine(raw: sqlite3.Connection, base: Path | None, authorizer: Authorizer) 
         authorizer: Of its own: it remembers.
     """
     raw.text_factory = lambda found: found.decode(errors="replace")
-    raw.create_function("abspath", 1, _absolute(base))
-    raw.execute("PRAGMA trusted_schema = OFF")
+    functions.define(raw, base, LONGEST_VALUE_BYTES)
+    # Or no view could call these. What else a view may call, the authorizer decides.
+    raw.execute("PRAGMA trusted_schema = ON")
     raw.execute("PRAGMA mmap_size = 0")
     raw.execute("PRAGMA query_only = ON")
     raw.setlimit(sqlite3.SQLITE_LIMIT_LENGTH, LONGEST_VALUE_BYTES)
-    # A pattern takes time exponential in its length, within a single step.
-    raw.setlimit(sqlite3.SQLITE_LIMIT_LIKE_PATTERN_LENGTH, 200)
+    # A pattern takes its length times that of the text, within a single step.
+    raw.setlimit(sqlite3.SQLITE_LIMIT_LIKE_PATTERN_LENGTH, 100)
     raw.setlimit(sqlite3.SQLITE_LIMIT_ATTACHED, 0)
     raw.set_authorizer(authorizer)
 
 
 _READING: Final = {sqlite3.SQLITE_SELECT, sqlite3.SQLITE_READ, sqlite3.SQLITE_RECURSIVE}
 
-_UNSAFE: Final = {"load_extension", "fts3_tokenizer"}
+# The last one compares every key with every other one, within a single step.
+_UNSAFE: Final = {"load_extension", "fts3_tokenizer", "json_patch"}
 
 NOT_ITS_FAULT: Final = {
     sqlite3.SQLITE_BUSY,
@@ -416,16 +423,42 @@ def _refusal(action: int, first: str | None, second: str | None) -> str:
     return _REFUSALS.get(action, "it would change the schema").format(first, second)
 
 
-def _absolute(base: Path | None) -> Callable[[Any], Any]:
-    def abspath(path: Any) -> Any:
-        if base is None or not isinstance(path, str):
-            return path
-        return os.path.join(base, path)
-
-    return abspath
-
-
 # --- what PostgreSQL may do -----------------------------------------------------------------
+
+_ASKING: Final = re.compile(r"\W*(select|with|values|table|explain|show)\b", re.IGNORECASE)
+_PARAMETER: Final = re.compile(r"(?<![:\w]):([A-Za-z_]\w*)")
+_COMMENT: Final = re.compile(r"\s*(?:--[^\n]*|(?P<block>/\*))")
+_EDGE: Final = re.compile(r"/\*|\*/")
+
+
+def _only_asks(sql: str) -> bool:
+    """Whether it begins as a question does; others write files in a transaction that only reads."""
+    at = 0
+    while comment := _COMMENT.match(sql, at):
+        at, depth = comment.end(), int(comment["block"] is not None)
+        while depth:  # they may stand in each other
+            edge = _EDGE.search(sql, at)
+            if edge is None:
+                return False
+            at, depth = edge.end(), depth + (1 if edge[0] == "/*" else -1)
+    return _ASKING.match(sql, at) is not None
+
+
+def _for_driver(sql: str) -> str:
+    """Return a query with its parameters as psycopg has them; what is in quotes stays as it is."""
+    parts, at = list[str](), 0
+    for opaque in OPAQUE.finditer(sql):
+        parts += [_named(sql[at : opaque.start()]), _doubled(opaque[0])]
+        at = opaque.end()
+    return "".join([*parts, _named(sql[at:])])
+
+
+def _named(sql: str) -> str:
+    return _PARAMETER.sub(r"%(\1)s", _doubled(sql))
+
+
+def _doubled(sql: str) -> str:
+    return sql.replace("%", "%%")
 
 
 @contextmanager
@@ -443,3 +476,5 @@ def _read_only(connection: Connection, timeout_seconds: float) -> Iterator[None]
     finally:
         raw.prepare_threshold = usual
         connection.exec_driver_sql("ROLLBACK")
+        # The only thing that a query takes and no rollback gives back.
+        connection.exec_driver_sql("SELECT pg_advisory_unlock_all()")

@@ -28,7 +28,7 @@ _NAMED: Final = re.compile(
     r'|column reference "(?P<both>.*)" is ambiguous',
     re.DOTALL,
 )
-_OPAQUE: Final = re.compile(r"--[^\n]*|/\*.*?(?:\*/|\Z)|'(?:[^']|'')*'", re.DOTALL)
+OPAQUE: Final = re.compile(r"--[^\n]*|/\*.*?(?:\*/|\Z)|'(?:[^']|'')*'", re.DOTALL)
 """What no name stands in: comments and strings."""
 
 
@@ -97,7 +97,7 @@ def _names(sql: str, name: str) -> Iterator[Spot]:
     parts = (rf'["`\[]?{re.escape(part)}["`\]]?' for part in name.split("."))
     dotted = r"\s*\.\s*".join(parts)
     pattern = re.compile(rf"(?<![\w.]){dotted}(?!\w)", re.IGNORECASE)
-    bare = _OPAQUE.sub(lambda opaque: re.sub(r"[^\n]", "\0", opaque[0]), sql)
+    bare = OPAQUE.sub(lambda opaque: re.sub(r"[^\n]", "\0", opaque[0]), sql)
     for found in pattern.finditer(bare):
         yield _spot(sql, *found.span())
 

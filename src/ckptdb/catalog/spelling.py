@@ -33,7 +33,7 @@ PREVIOUS: Final = """(
 # Of functions about JSON versions of SQLite before 3.41 let no view call any but those that
 # make a table of it (`trusted_schema` is off); so it is put together by hand.
 _QUOTED: Final = """'"' || CASE
-                WHEN NOT {0} GLOB '*[\x01-\x1f"]*' AND INSTR({0}, '\\') = 0 THEN {0}
+                WHEN NOT {0} GLOB '*[\x01-\x1f"]*' AND {0} NOT LIKE '%\\%' THEN {0}
                 WHEN {0} GLOB '*[\x01-\x08\x0b\x0c\x0e-\x1f]*' THEN 'hex:' || HEX({0})
                 ELSE REPLACE(REPLACE(REPLACE(REPLACE(REPLACE({0},
                     '\\', '\\\\'), '"', '\\"'), '\t', '\\t'), '\n', '\\n'), '\r', '\\r')
