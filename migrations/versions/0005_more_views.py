@@ -27,7 +27,9 @@ CHECKPOINT_HISTORY_SQLITE = """
         WHEN m.name GLOB '*[\x01-\x08\x0b\x0c\x0e-\x1f]*' THEN 'hex:' || HEX(m.name)
         ELSE REPLACE(REPLACE(REPLACE(REPLACE(REPLACE(m.name,
             '\\', '\\\\'), '"', '\\"'), '\t', '\\t'), '\n', '\\n'), '\r', '\\r')
-        END || '"' || ':' || COALESCE(CAST(m.value AS TEXT), 'null')), '') || '}' FROM metrics m
+        END || '"' || ':' || CASE WHEN m.value IS NULL THEN 'null'
+        WHEN CAST(CAST(m.value AS TEXT) AS DOUBLE PRECISION) = m.value THEN CAST(m.value AS TEXT)
+        ELSE PRINTF('%!.17g', m.value) END), '') || '}' FROM metrics m
             WHERE m.checkpoint_id = c.id) AS metrics,
            c.size_bytes AS size_bytes,
            c.finalized_at AS finalized_at,
@@ -104,8 +106,9 @@ SAVES = """
            s.saved_at AS saved_at,
            s.previous_step AS previous_step,
            s.seconds AS seconds,
-           s.seconds * s.run_steps / NULLIF(s.run_seconds * (s.step - s.previous_step), 0)
-               AS times_usual,
+           CASE WHEN s.run_seconds > 0 THEN
+               s.seconds * s.run_steps / (s.run_seconds * (s.step - s.previous_step))
+               END AS times_usual,
            s.size_bytes AS size_bytes,
            s.run_id AS run_id,
            s.checkpoint_id AS checkpoint_id

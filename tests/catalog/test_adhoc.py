@@ -7,7 +7,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import closing
+from contextlib import closing, suppress
 from pathlib import Path
 
 import pytest
@@ -222,6 +222,42 @@ def test_a_query_ends_in_time(database: Database, sql: str):
     assert time.monotonic() - started < 3
 
 
+LONG = "hex(zeroblob(4000000))"
+
+
+@pytest.mark.parametrize(
+    "sql",
+    [
+        f"SELECT instr({LONG}, hex(zeroblob(2000000)) || '1')",
+        f"SELECT length(replace({LONG}, hex(zeroblob(2000000)) || '1', ''))",
+        f"SELECT length(trim({LONG}, '123456789'))",
+        f"SELECT length(ltrim({LONG}, {LONG} || '1')), length(rtrim({LONG}, {LONG}))",
+        f"SELECT {LONG} LIKE '%' || hex(zeroblob(40)) || '1'",
+    ],
+)
+def test_one_step_on_a_long_text_ends_in_time(database: Database, sql: str):
+    started = time.monotonic()
+    with suppress(QueryTimeout):
+        query(database, sql, timeout_seconds=0.5)
+    assert time.monotonic() - started < 8  # minutes, by SQLite's own functions
+
+
+def test_what_no_pattern_or_set_may_be(database: Database):
+    with pytest.raises(QueryFailed, match="too complex"):
+        query(database, "SELECT 'x' LIKE hex(zeroblob(60))")
+    many = "".join(map(chr, range(0x4E00, 0x4E00 + 1001)))
+    with pytest.raises(QueryFailed, match="too big"):
+        query(database, "SELECT trim('x', :many)", {"many": many})
+    with pytest.raises(QueryRefused, match="the function json_patch is not allowed"):
+        query(database, "SELECT json_patch('{}', '{}')")
+
+
+def test_a_replacement_stays_bounded(database: Database):
+    sql = "SELECT replace(hex(zeroblob(100000)), '0', hex(zeroblob(100000)))"
+    with pytest.raises(QueryFailed, match="too big"):
+        query(database, sql)
+
+
 def test_an_answer_is_cut_when_it_grows_too_large(database: Database, monkeypatch):
     monkeypatch.setattr(adhoc, "LARGEST_ANSWER_BYTES", 1000)
     found = query(database, "SELECT zeroblob(400) FROM sqlite_master")
@@ -298,14 +334,27 @@ def test_a_description_names_every_table_and_view_with_its_columns(database: Dat
 # --- PostgreSQL -----------------------------------------------------------------------------
 
 
-def test_postgresql_answers_and_refuses_alike(postgres_url):
+def test_postgresql_answers_and_refuses_alike(postgres_url, tmp_path):
     with closing(Database.open(locate(postgres_url), create=True)) as database:
         assert query(database, "SELECT CAST(:a AS int) AS n", {"a": 1}).rows == ((1,),)
         assert query(database, "SELECT * FROM run_summary").rows == ()
         assert len(describe(database)) == len(views.PURPOSES)
-        for sql in ("DELETE FROM runs", "SELECT 1; SELECT 2", "COMMIT; DELETE FROM runs"):
-            with pytest.raises(QueryRefused):
+        for sql in (
+            "DELETE FROM runs", "SELECT 1; SELECT 2", "COMMIT; DELETE FROM runs",
+            "WITH x AS (DELETE FROM runs RETURNING 1) SELECT * FROM x",
+            f"COPY (SELECT 1) TO '{tmp_path / 'written'}'",
+            f"/* /* */ SELECT */ COPY (SELECT 1) TO '{tmp_path / 'written'}'",
+            f"-- SELECT\n(COPY (SELECT 1) TO '{tmp_path / 'written'}')",
+        ):  # fmt: skip
+            with pytest.raises((QueryRefused, QueryFailed)):
                 query(database, sql)
+        assert list(tmp_path.iterdir()) == []
+        # What looks like a parameter in a text or a comment is none; one percent sign is one.
+        sql = "SELECT ':a %', CAST(:a AS int), 7 % 4, (ARRAY[1, 2])[1:1] -- :b"
+        assert query(database, sql, {"a": 1}).rows == ((":a %", 1, 3, [1]),)
+        assert query(database, "SELECT '%'").rows == (("%",),)
+        query(database, "SELECT pg_advisory_lock(42)")
+        assert query(database, "SELECT * FROM pg_locks WHERE locktype = 'advisory'").rows == ()
         for sql in ("SELEC 1", "", "SELECT * FROM nix"):
             with pytest.raises(QueryFailed):
                 query(database, sql)

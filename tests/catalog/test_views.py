@@ -114,6 +114,22 @@ def test_without_a_metric_all_but_the_latest_is_free(fill, rows):
     assert rows("SELECT freeable_bytes FROM disk_usage") == [(1,)]
 
 
+def test_nothing_is_usual_where_the_highest_step_was_saved_before_the_lowest(fill, rows):
+    fill(
+        "a",
+        (100, "final", 0, {}), (200, "final", 10, {}), (50, "final", 20, {}), (60, "final", 30, {}),
+    )  # fmt: skip
+    found = rows("SELECT step, seconds, times_usual FROM saves WHERE run = 'a' ORDER BY step")
+    assert found == [(50, None, None), (60, 600.0, None), (100, None, None), (200, 600.0, None)]
+
+
+def test_history_has_every_digit_of_a_value(fill, rows):
+    values = {"a": 0.1, "b": 2.460547052906911, "c": 0.1 + 0.2, "d": 1e-07, "e": 3e20, "f": -2.0}
+    fill("a", (1, "final", 0, {"metrics": values}))
+    ((found,),) = rows("SELECT metrics FROM checkpoint_history")
+    assert json.loads(found) == values
+
+
 def test_saves_tell_how_long_each_took_and_which_is_unusual(fill, rows):
     fill(
         "a",

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 import sqlite3
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -21,7 +20,8 @@ from ckptdb.catalog import functions
 from ckptdb.catalog.dialects import sqlite_uri
 from ckptdb.catalog.engine import Database
 from ckptdb.catalog.fork import in_use
-from ckptdb.catalog.pointing import OPAQUE, Compile, excerpt, find_spots
+from ckptdb.catalog.phrasing import COMMANDS, QUESTIONS, first_word, for_driver
+from ckptdb.catalog.pointing import Compile, excerpt, find_spots
 from ckptdb.catalog.views import EXAMPLES, PURPOSES
 from ckptdb.errors import CkptdbError, QueryFailed, QueryRefused, QueryTimeout
 from ckptdb.records import Rows
@@ -259,15 +259,20 @@ class _Task:
     # --- PostgreSQL
 
     def on_postgres(self) -> Rows:
-        if not _only_asks(self._sql):
-            raise QueryRefused("it is none of SELECT, WITH, VALUES, TABLE, EXPLAIN and SHOW")
+        word = first_word(self._sql)
+        if word in COMMANDS:
+            raise QueryRefused(f"it is a {word.upper()}")
+        # What is no command either may be mistyped: PostgreSQL says how, and does nothing.
+        sql = self._sql if word in QUESTIONS else f"EXPLAIN {self._sql}"
         # Never none, or the driver would take two percent signs for two.
         parameters = {"": None, **self._parameters}
         with self._database.read() as connection:
             try:
                 with _read_only(connection, self._timeout_seconds):
-                    result = connection.exec_driver_sql(_for_driver(self._sql), parameters)
+                    result = connection.exec_driver_sql(for_driver(sql), parameters)
                     with closing(result):
+                        if word not in QUESTIONS:
+                            raise QueryRefused(f"it begins with {word!r}")
                         return self._collect(result.cursor)
             except SQLAlchemyError as error:
                 raise self._explain_postgres(error) from error
@@ -424,41 +429,6 @@ def _refusal(action: int, first: str | None, second: str | None) -> str:
 
 
 # --- what PostgreSQL may do -----------------------------------------------------------------
-
-_ASKING: Final = re.compile(r"\W*(select|with|values|table|explain|show)\b", re.IGNORECASE)
-_PARAMETER: Final = re.compile(r"(?<![:\w]):([A-Za-z_]\w*)")
-_COMMENT: Final = re.compile(r"\s*(?:--[^\n]*|(?P<block>/\*))")
-_EDGE: Final = re.compile(r"/\*|\*/")
-
-
-def _only_asks(sql: str) -> bool:
-    """Whether it begins as a question does; others write files in a transaction that only reads."""
-    at = 0
-    while comment := _COMMENT.match(sql, at):
-        at, depth = comment.end(), int(comment["block"] is not None)
-        while depth:  # they may stand in each other
-            edge = _EDGE.search(sql, at)
-            if edge is None:
-                return False
-            at, depth = edge.end(), depth + (1 if edge[0] == "/*" else -1)
-    return _ASKING.match(sql, at) is not None
-
-
-def _for_driver(sql: str) -> str:
-    """Return a query with its parameters as psycopg has them; what is in quotes stays as it is."""
-    parts, at = list[str](), 0
-    for opaque in OPAQUE.finditer(sql):
-        parts += [_named(sql[at : opaque.start()]), _doubled(opaque[0])]
-        at = opaque.end()
-    return "".join([*parts, _named(sql[at:])])
-
-
-def _named(sql: str) -> str:
-    return _PARAMETER.sub(r"%(\1)s", _doubled(sql))
-
-
-def _doubled(sql: str) -> str:
-    return sql.replace("%", "%%")
 
 
 @contextmanager

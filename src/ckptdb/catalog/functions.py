@@ -49,12 +49,15 @@ def _instr(text: Any, wanted: Any) -> int | None:
     return _text(text).find(_text(wanted)) + 1
 
 
-def _replace(longest_bytes: int, value: Any, old: Any, new: Any) -> str | None:
-    if value is None or old is None or new is None:
+def _replace(longest_bytes: int, value: Any, old: Any, new: Any) -> Any:
+    if value is None or old is None:
         return None
-    text, before, after = _text(value), _text(old), _text(new)
+    text, before = _text(value), _text(old)
     if not before:
-        return text
+        return value
+    if new is None:
+        return None
+    after = _text(new)
     grown = len(after.encode()) - len(before.encode())
     if grown > 0 and len(text.encode()) + text.count(before) * grown > longest_bytes:
         raise OverflowError
@@ -78,7 +81,7 @@ def _text(value: str | bytes | float) -> str:
         return value.decode(errors="replace")
     if isinstance(value, int):
         return str(value)
-    digits, e, exponent = f"{value:.15g}".partition("e")
+    digits, e, exponent = f"{value + 0.0:.15g}".partition("e")
     if digits.endswith("inf"):
         return digits.replace("inf", "Inf")
     return f"{digits}{'' if '.' in digits else '.0'}{e}{exponent}"

@@ -39,6 +39,10 @@ _QUOTED: Final = """'"' || CASE
                     '\\', '\\\\'), '"', '\\"'), '\t', '\\t'), '\n', '\\n'), '\r', '\\r')
                 END || '"'"""
 """A text as JSON; one that holds other control characters, which nobody writes, as its bytes."""
+_EXACT: Final = """CASE WHEN {0} IS NULL THEN 'null'
+                WHEN CAST(CAST({0} AS TEXT) AS DOUBLE PRECISION) = {0} THEN CAST({0} AS TEXT)
+                ELSE PRINTF('%!.17g', {0}) END"""
+"""A number with all its digits: as text SQLite writes fifteen."""
 
 _LEAF: Final = """{0}.fullkey <> '$'
         AND (LOWER({0}.type) NOT IN ('object', 'array') OR {0}.value IN ('{{}}', '[]'))"""
@@ -61,7 +65,7 @@ _SIDE: Final = f"""
 SQLITE: Final = Spelling(
     metrics_object=(
         f"'{{' || COALESCE(GROUP_CONCAT({_QUOTED.format('m.name')} || ':'"
-        " || COALESCE(CAST(m.value AS TEXT), 'null')), '') || '}'"
+        f" || {_EXACT.format('m.value')}), '') || '}}'"
     ),
     config_values=f"""
     SELECT r.name AS run,

@@ -230,8 +230,9 @@ VIEWS: Final[Mapping[str, str]] = MappingProxyType(
             FROM runs r
         """,
         # The save before is the highest step below that was there by then: after a resume from an
-        # earlier step there are newer ones below. Usual is the pace from the first save to the
-        # last one. CROSS JOIN makes SQLite look these two up once for a run, not for every save.
+        # earlier step there are newer ones below. Usual is the pace from the lowest step to the
+        # highest one, unless that was saved before. CROSS JOIN makes SQLite look these two up once
+        # for a run, not for every save.
         "saves": """
             SELECT s.run AS run,
                    s.step AS step,
@@ -239,8 +240,9 @@ VIEWS: Final[Mapping[str, str]] = MappingProxyType(
                    s.saved_at AS saved_at,
                    s.previous_step AS previous_step,
                    s.seconds AS seconds,
-                   s.seconds * s.run_steps / NULLIF(s.run_seconds * (s.step - s.previous_step), 0)
-                       AS times_usual,
+                   CASE WHEN s.run_seconds > 0 THEN
+                       s.seconds * s.run_steps / (s.run_seconds * (s.step - s.previous_step))
+                       END AS times_usual,
                    s.size_bytes AS size_bytes,
                    s.run_id AS run_id,
                    s.checkpoint_id AS checkpoint_id
