@@ -229,6 +229,7 @@ class Curve:
         moments: When each was published, else begun.
         values: Finite ones; what lacks the metric is left out.
         kept: Whether the checkpoint is still there.
+        ranked: Whether it can be the best or the latest, too: whole, and not rejected.
     """
 
     run: str
@@ -238,6 +239,7 @@ class Curve:
     moments: tuple[str, ...]
     values: tuple[float, ...]
     kept: tuple[bool, ...]
+    ranked: tuple[bool, ...]
 
 
 @dataclass(frozen=True, slots=True)

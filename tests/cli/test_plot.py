@@ -114,6 +114,14 @@ def test_names_cannot_drive_the_terminal(ckptdb, tmp_path, write_nemo):
     assert "run\\x1b[31m\\u202e" in out
 
 
+def test_what_was_rejected_is_a_dot_but_neither_best_nor_latest(ckptdb, pruned):
+    for step in (4, 10):
+        ckptdb("reject", str(step), "diverged", cwd=pruned / "gamma")
+    answer = ckptdb("plot", "val:loss", "--run", "gamma", cwd=pruned)
+    assert legend(answer.out)[1] == ["a", "gamma", "2", "8"]
+    assert answer.out.partition("\n\n")[0].replace("val:loss", "").count("a") == 2
+
+
 def test_without_the_library_it_says_what_to_install(ckptdb, root, monkeypatch):
     monkeypatch.setitem(sys.modules, "plotext", None)
     answer = ckptdb("plot", "val:loss", cwd=root)

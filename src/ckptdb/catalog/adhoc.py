@@ -47,7 +47,7 @@ FROM run_summary ORDER BY run, directory
 
 _CURVES: Final = """
 SELECT c.run_id, c.step, COALESCE(c.finalized_at, c.created_at), m.value,
-       CASE c.status WHEN 'final' THEN 1 ELSE 0 END
+       CASE c.status WHEN 'final' THEN 1 ELSE 0 END, m.live
 FROM runs r
 JOIN checkpoints c ON c.run_id = r.id
 JOIN metrics m ON m.checkpoint_id = c.id
@@ -144,13 +144,13 @@ def query(
 def curves(
     database: Database, metric: str, run_ids: Sequence[int] | None
 ) -> dict[int, tuple[tuple[Any, ...], ...]]:
-    """Return a metric over each run that has it: steps, moments, values, and which are there."""
+    """Return a metric over each run that has it, as the entries of a `Curve`."""
     chosen = "" if run_ids is None else f"AND r.id IN ({', '.join(map(str, run_ids))})"
     rows = query(database, _CURVES.format(chosen), {"metric": metric}, limit=None)
     found: dict[int, tuple[tuple[Any, ...], ...]] = {}
     for run_id, of_run in groupby(rows, key=itemgetter(0)):
-        _, steps, moments, values, kept = zip(*of_run, strict=True)
-        found[run_id] = (steps, moments, values, tuple(map(bool, kept)))
+        _, steps, moments, values, kept, ranked = zip(*of_run, strict=True)
+        found[run_id] = (steps, moments, values, *(tuple(map(bool, of)) for of in (kept, ranked)))
     return found
 
 

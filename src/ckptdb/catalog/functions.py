@@ -54,7 +54,7 @@ def _replace(longest_bytes: int, value: Any, old: Any, new: Any) -> Any:
         return None
     text, before = _text(value), _text(old)
     if not before:
-        return value
+        return value if isinstance(value, int | float) else text
     if new is None:
         return None
     after = _text(new)

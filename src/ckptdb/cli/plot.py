@@ -176,24 +176,20 @@ def _print_legend(curves: Sequence[Curve], looks: Sequence[Look]) -> None:
 
 
 def _row(curve: Curve, *, ranked: bool) -> list[str]:
+    known = zip(curve.values, curve.steps, curve.ranked, strict=True)
+    trusted = [(value, step) for value, step, is_ranked in known if is_ranked]
     if not ranked:
         first, second = number(min(curve.values)), number(max(curve.values))
     else:
-        first, second = _best(curve)
+        first, second = _best(trusted, curve.mode)
     kept = sum(curve.kept)
-    latest = [number(curve.values[-1]), str(curve.steps[-1])]
+    latest = (number(trusted[-1][0]), str(trusted[-1][1])) if trusted else ("", "")
     return [curve.run, first, second, *latest, str(kept), str(len(curve.kept) - kept)]
 
 
-def _best(curve: Curve) -> tuple[str, str]:
-    """Return value and step of the best checkpoint that is kept."""
-    mode = curve.mode
-    here = [
-        (value, step)
-        for value, step, kept in zip(curve.values, curve.steps, curve.kept, strict=True)
-        if kept
-    ]
-    if mode is None or not here:
+def _best(trusted: Sequence[tuple[float, int]], mode: Mode | None) -> tuple[str, str]:
+    """Return value and step of the best one."""
+    if mode is None or not trusted:
         return "", ""
-    value, step = min(here, key=lambda pair: rank_key(pair[0], pair[1], mode))
+    value, step = min(trusted, key=lambda pair: rank_key(pair[0], pair[1], mode))
     return number(value), str(step)
