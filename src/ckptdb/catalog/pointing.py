@@ -6,13 +6,17 @@ Neither Python's driver nor all versions of SQLite tell the offset, but they nam
 from __future__ import annotations
 
 import re
-from bisect import bisect_left
-from collections.abc import Callable, Iterator
+from bisect import bisect_left, bisect_right
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import Final
 
 Compile = Callable[[str], str | None]
 """Compiles a query without running it; returns what is wrong with it, or None."""
+
+Span = tuple[int, int]
+"""Where something begins in a text, and where it has ended."""
 
 _NEAR: Final = re.compile(
     r'near "(?P<token>.*)": syntax error|unrecognized token: "(?P<bad>.*)"', re.DOTALL
@@ -52,31 +56,33 @@ def find_spots(sql: str, why: str, compiles: Compile | None = None) -> tuple[Spo
     """
     if why == "incomplete input":
         end = len(sql.rstrip())
-        return (_spot(sql, end, end),)
+        return _spots(sql, [(end, end)])
     if near := _NEAR.fullmatch(why):
         token = near["token"] if near["token"] is not None else near["bad"]
         places = list(_occurrences(sql, token))
         if compiles is None:
-            return tuple(places)
+            return _spots(sql, places)
         # The parser reads from left to right: the shortest beginning that fails with the same
         # message ends in the culprit, and all longer ones fail alike.
-        first = bisect_left(places, 1, key=lambda place: int(compiles(sql[: place.end]) == why))
-        return tuple(places[first : first + 1])
+        first = bisect_left(places, 1, key=lambda place: int(compiles(sql[: place[1]]) == why))
+        return _spots(sql, places[first : first + 1])
     if named := _NAMED.match(why):
         name = next(found for found in named.groups() if found is not None)
-        return tuple(_names(sql, name))
+        return _spots(sql, _names(sql, name))
     return ()
 
 
 def excerpt(sql: str, spots: tuple[Spot, ...]) -> str:
     """Return the lines of a query that hold the places, each with marks below; "" for none."""
     shown: list[str] = []
-    for number, line in enumerate(sql.split("\n"), 1):
-        here = [spot for spot in spots if spot.line == number]
-        if not here:
-            continue
+    by_line = defaultdict[int, list[Spot]](list)
+    for spot in spots:
+        by_line[spot.line].append(spot)
+    lines = sql.split("\n")
+    for number in sorted(by_line):
+        line = lines[number - 1]
         marks = [" "] * (len(line) + 1)
-        for spot in here:
+        for spot in by_line[number]:
             begin = spot.column - 1
             width = max(min(spot.end - spot.begin, len(line) - begin), 1)
             marks[begin : begin + width] = "^" * width
@@ -86,23 +92,23 @@ def excerpt(sql: str, spots: tuple[Spot, ...]) -> str:
     return "\n".join(shown)
 
 
-def _occurrences(sql: str, token: str) -> Iterator[Spot]:
+def _occurrences(sql: str, token: str) -> Iterator[Span]:
     word = rf"\b{re.escape(token)}\b" if re.fullmatch(r"\w+", token) else re.escape(token)
     for found in re.finditer(word, sql):
-        yield _spot(sql, *found.span())
+        yield found.span()
 
 
-def _names(sql: str, name: str) -> Iterator[Spot]:
+def _names(sql: str, name: str) -> Iterator[Span]:
     """Find a name, or names with dots, in whatever case or quotes, outside strings."""
     parts = (rf'["`\[]?{re.escape(part)}["`\]]?' for part in name.split("."))
     dotted = r"\s*\.\s*".join(parts)
     pattern = re.compile(rf"(?<![\w.]){dotted}(?!\w)", re.IGNORECASE)
     bare = OPAQUE.sub(lambda opaque: re.sub(r"[^\n]", "\0", opaque[0]), sql)
     for found in pattern.finditer(bare):
-        yield _spot(sql, *found.span())
+        yield found.span()
 
 
-def _spot(sql: str, begin: int, end: int) -> Spot:
-    line = sql.count("\n", 0, begin) + 1
-    column = begin - (sql.rfind("\n", 0, begin) + 1) + 1
-    return Spot(begin, end, line, column)
+def _spots(sql: str, spans: Iterable[Span]) -> tuple[Spot, ...]:
+    starts = [0, *(found.end() for found in re.finditer("\n", sql))]
+    lines = ((begin, end, bisect_right(starts, begin)) for begin, end in spans)
+    return tuple(Spot(b, e, line, b - starts[line - 1] + 1) for b, e, line in lines)
