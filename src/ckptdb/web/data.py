@@ -13,8 +13,8 @@ from typing import Any, Final, NamedTuple
 
 from ckptdb.records import Run, Status, rank_key, seconds, utc
 from ckptdb.registry import Registry
+from ckptdb.thin import thin
 from ckptdb.web.snapshot import Deletion, Point, RunShown, Saves, Snapshot
-from ckptdb.web.thin import thin
 
 NUMBERS: Final = 120_000
 """About how many numbers the page carries, shared among points and their metrics."""
