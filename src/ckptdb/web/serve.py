@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import base64
 import gc
-import hashlib
 import importlib
 import ipaddress
 import secrets
@@ -22,6 +20,7 @@ from ckptdb.catalog.views import PURPOSES
 from ckptdb.errors import NotServable
 from ckptdb.registry import Registry
 from ckptdb.web.gate import LOOPBACK, App, Gate, Rules, standard
+from ckptdb.web.report import script_hash
 
 AUTO: Final = "auto"
 """Stands for a token that nobody had to think of."""
@@ -155,7 +154,7 @@ def make_app(reopen: Callable[[], Registry], catalog: engine.Database, door: Doo
     loader = datasette.jinja_env.loader
     names = ("_close_open_menus.html", "_codemirror_foot.html", "table.html")
     sources = [loader.get_source(datasette.jinja_env, name)[0] for name in names]
-    scripts = " ".join(map(_hash, plugin.inline_scripts(sources)))
+    scripts = " ".join(map(script_hash, plugin.inline_scripts(sources)))
     rules = Rules(
         hosts=_names(door),
         token=door.token,
@@ -213,7 +212,3 @@ def _is_any(host: str) -> bool:
 
 def _bracketed(host: str) -> str:
     return f"[{host}]" if ":" in host else host
-
-
-def _hash(script: str) -> str:
-    return f"'sha256-{base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()}'"
