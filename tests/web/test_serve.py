@@ -352,6 +352,14 @@ def test_a_port_that_is_taken_ends_with_a_sentence():
         pass
 
 
+@pytest.mark.parametrize("host", ["nosuch.invalid", "::zz", "192.0.2.1", "two..dots"])
+def test_a_host_that_is_not_here_ends_with_a_sentence(host):
+    with pytest.raises(NotServable, match=r"see --host\.") as told, open_door(host, 0, None):
+        pass
+
+    assert "while attempting" not in str(told.value)
+
+
 @pytest.mark.parametrize(
     ("place", "code", "told"),
     [

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import gc
 import importlib
 import ipaddress
@@ -86,11 +87,18 @@ def open_door(host: str, port: int, token: str | None) -> Iterator[Door]:
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     try:
         listener = socket.create_server((host, port), family=family)
-    except OSError as error:
-        why = f"{host}:{port} cannot be listened on ({error.strerror or error}); see --port"
-        raise NotServable(why) from error
+    except (OSError, TypeError) as error:  # TypeError: what is no name at all
+        raise _not_listening(host, port, error) from error
     with listener:
         yield Door(listener=listener, host=host, token=token)
+
+
+def _not_listening(host: str, port: int, error: OSError | TypeError) -> NotServable:
+    told = getattr(error, "strerror", None) or str(error)
+    of_port = getattr(error, "errno", None) in (errno.EADDRINUSE, errno.EACCES)
+    option = "--port" if of_port else "--host"
+    why = told.partition(" (while ")[0]  # what follows says once more where
+    return NotServable(f"{host}:{port} cannot be listened on ({why}); see {option}")
 
 
 def serve(reopen: Callable[[], Registry], door: Door, ready: Callable[[], None]) -> None:
