@@ -10,6 +10,7 @@ import sqlite3
 import subprocess
 import sys
 from pathlib import Path
+from shutil import copytree
 from urllib.error import HTTPError
 from urllib.parse import quote
 from urllib.request import Request, urlopen
@@ -160,6 +161,21 @@ def test_what_is_saved_while_the_page_is_open_appears_on_reload(tmp_path, look):
         seen.page.wait_for_selector("body[data-drawn]")
         assert seen.page.get_by_role("button", name=f"{root}/up/step_9").count() == 0
         assert "by hand" in seen.page.inner_text("section[aria-labelledby=h-deletions]")
+
+
+def test_of_a_run_the_catalog_is_brought_up_to_date_once_and_then_only_read(tmp_path):
+    root = plant(tmp_path / "results")
+    run, file = root / "plain", root / ".ckptdb" / "catalog.db"
+    copytree(run / "step_5", run / "step_6")
+    with serving(run, home=tmp_path) as served:
+        before = file.read_bytes()
+        assert f"{run}/step_6" in ask(served.base)[1]
+
+        copytree(run / "step_5", run / "step_7")
+        assert f"{run}/step_7" not in ask(served.base)[1]
+        assert file.read_bytes() == before
+        save(run, 8, {"note": "no numbers"})
+        assert f"{run}/step_8" in ask(served.base)[1]
 
 
 def test_pages_stay_whole_while_a_training_writes(tmp_path):

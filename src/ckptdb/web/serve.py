@@ -20,6 +20,7 @@ from ckptdb.catalog.schema import VERSION_TABLE
 from ckptdb.catalog.views import PURPOSES
 from ckptdb.errors import NotServable
 from ckptdb.registry import Registry
+from ckptdb.web.data import catch_up
 from ckptdb.web.gate import LOOPBACK, App, Gate, Rules, standard
 from ckptdb.web.report import script_hash
 
@@ -127,7 +128,7 @@ def serve(reopen: Callable[[], Registry], door: Door, ready: Callable[[], None])
 
 @contextmanager
 def catalog_of(reopen: Callable[[], Registry]) -> Iterator[engine.Database]:
-    """Enter the catalog that is to be served.
+    """Enter the catalog that is to be served, up to date with the run that was opened.
 
     Raises:
         CatalogError: There is none, or it cannot be read.
@@ -139,6 +140,7 @@ def catalog_of(reopen: Callable[[], Registry]) -> Iterator[engine.Database]:
             raise NotServable(f"{location} is not a SQLite file; `ckptdb report` shows any catalog")
         if not registry.status().exists:
             raise registry.explain_missing()
+        catch_up(registry)  # now, since visitors change nothing
     catalog = engine.Database.open(location)
     try:
         yield catalog
