@@ -9,6 +9,7 @@ import signal
 import sqlite3
 import subprocess
 import sys
+from html import unescape
 from pathlib import Path
 from shutil import copytree
 from urllib.error import HTTPError
@@ -116,6 +117,52 @@ def test_what_is_wrong_with_a_query_is_said_without_its_running(server):
 
     assert status == 400
     assert "<script>alert(1)" not in text
+
+
+@pytest.mark.parametrize(
+    "path",
+    [
+        "metrics.json?_timelimit=abc", "metrics.json?_through=zz", "metrics.json?_through=[]",
+        'metrics.json?_through={"table":1}', "metrics.json?_facet={", "metrics.json?_facet={}",
+        "metrics.json?_facet_size=²", "metrics.json?_facetx=1", "metrics/1.json",
+        "runs.json?id__in=[", "runs.json?id__in=[[1]]", "runs.json?id__gt=99999999999999999999",
+        "runs.json?id__in=" + "[" * 20_000, "run_summary.json?_next=zz", "runs.csv?id__in=[",
+        "runs.json?_json_infinity=2",
+    ],
+)  # fmt: skip
+def test_an_address_that_makes_no_sense_is_quoted_and_nothing_is_logged(server, path):
+    quoted = quote(path, safe="/?=")
+    status, text = ask(f"{server.base}/catalog/{quoted}")
+
+    assert status == 400
+    assert f"This address cannot be understood: /catalog/{path}"[:200] in unescape(
+        json.loads(text)["error"] if ".json" in path else text
+    )
+    assert server.log.read_text() == ""
+
+
+@pytest.mark.parametrize(
+    ("path", "told"),
+    [
+        ("/metrics.json?_sort=zz", "Cannot sort table by zz"),
+        ("/runs.json?_where=1;drop", "You can only execute one statement at a time."),
+        ("/runs.json?_where=:x", "You did not supply a value for binding parameter :x."),
+        ("/runs.json?_where=nosuch", "no such column: nosuch"),
+        ("/metrics.json?_facet=nosuch", "no such column: nosuch"),
+        ("/runs.json?nosuch__in=1", "no such column: nosuch"),
+        (".json?sql=select+nosuch+from+runs", "no such column: nosuch"),
+        (".json?sql=select+zeroblob(20000000)", "string or blob too big"),
+        (".csv?sql=selec", "Statement must be a SELECT"),
+        (".csv", "This address cannot be understood: /catalog.csv"),
+        (f".csv?sql={quote(ENDLESS)}", "The query was stopped: it ran for too long. Narrow it."),
+    ],
+)
+def test_a_question_that_is_wrong_is_told_so_and_nothing_is_logged(server, path, told):
+    status, text = ask(f"{server.base}/catalog{path}")
+
+    assert status == 400
+    assert told in text
+    assert server.log.read_text() == ""
 
 
 @pytest.mark.parametrize(

@@ -9,6 +9,7 @@ import ipaddress
 import secrets
 import socket
 import sys
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -156,6 +157,9 @@ def make_app(reopen: Callable[[], Registry], catalog: engine.Database, door: Doo
     # It prints a traceback with all local variables for every mistyped query; ours answers.
     manager.unregister(name="datasette.handle_exception")
     manager.register(plugin.Plugin(reopen), "ckptdb")
+    # It makes all questions of a page before it asks them, and drops the rest when one is wrong.
+    never = r"coroutine '(TableView|\w+Facet)\..* was never awaited"
+    warnings.filterwarnings("ignore", never, RuntimeWarning)
     views: Any = importlib.import_module("datasette.views.base")
     views.csv = plugin.InertCsv
     datasette = datasette_app.Datasette(files=[], settings=SETTINGS, metadata=_metadata())
