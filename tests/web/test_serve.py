@@ -165,6 +165,18 @@ def test_a_question_that_is_wrong_is_told_so_and_nothing_is_logged(server, path,
     assert server.log.read_text() == ""
 
 
+def test_what_is_wrong_here_is_a_bug_and_stands_in_the_log(tmp_path):
+    root = plant(tmp_path / "results")
+    catalog = sqlite3.connect(root / ".ckptdb" / "catalog.db")
+    with catalog:
+        catalog.execute("UPDATE checkpoints SET path = x'00'")
+    catalog.close()
+    with serving(root, home=tmp_path) as served:
+        assert ask(f"{served.base}/?_timelimit=abc")[0] == 500
+        assert "TypeError" in served.log.read_text()
+        os.truncate(served.log, 0)  # or `serving` would take exception
+
+
 @pytest.mark.parametrize(
     "path", ["/catalog.db", "/_internal", "/_internal.json?sql=select+1", "/_memory", "/nothing"]
 )

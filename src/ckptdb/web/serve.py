@@ -6,6 +6,7 @@ import errno
 import gc
 import importlib
 import ipaddress
+import logging
 import secrets
 import socket
 import sys
@@ -122,6 +123,7 @@ def serve(reopen: Callable[[], Registry], door: Door, ready: Callable[[], None])
         app = make_app(reopen, catalog, door)
         # Its log of requests would hold the token.
         config = uvicorn.Config(app, log_level="warning", access_log=False, proxy_headers=False)
+        logging.getLogger("ckptdb.web").addHandler(logging.StreamHandler())
         gc.freeze()  # what is imported stays: no collection during a page need look at it
         with suppress(KeyboardInterrupt):  # that is how it ends
             Server(config).run(sockets=[door.listener])
