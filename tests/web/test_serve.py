@@ -6,14 +6,17 @@ import json
 import os
 import re
 import signal
+import socket
 import sqlite3
 import subprocess
 import sys
+import time
+from contextlib import closing
 from html import unescape
 from pathlib import Path
 from shutil import copytree
 from urllib.error import HTTPError
-from urllib.parse import quote
+from urllib.parse import quote, urlsplit
 from urllib.request import Request, urlopen
 
 import pytest
@@ -416,6 +419,30 @@ def test_it_ends_when_it_is_told_to(tree, tmp_path, how):
 
     assert code in (0, -how)
     assert (tmp_path / "log").read_text() == ""
+
+
+@pytest.mark.parametrize(
+    "signals",
+    [[signal.SIGINT], [signal.SIGTERM], [signal.SIGINT] * 2, [signal.SIGINT] * 3],
+    ids=["Ctrl-C", "kill", "Ctrl-C twice", "Ctrl-C three times"],
+)
+def test_it_ends_also_while_a_question_waits_inside_sqlite(tmp_path, signals):
+    root = plant(tmp_path / "results")
+    with (
+        serving(root, home=tmp_path) as served,
+        closing(sqlite3.connect(root / ".ckptdb" / "catalog.db", isolation_level=None)) as writer,
+        socket.create_connection(urlsplit(served.base).netloc.split(":")) as visitor,
+    ):
+        writer.execute("BEGIN EXCLUSIVE")  # a question waits five seconds for it
+        visitor.sendall(b"GET /catalog/runs HTTP/1.1\r\nHost: localhost\r\n\r\n")
+        time.sleep(0.5)
+        for how in signals:
+            served.process.send_signal(how)
+            time.sleep(0.2)
+        code = served.process.wait(timeout=2.5)
+
+    assert code in (0, -signals[0])
+    assert served.log.read_text() == ""
 
 
 def test_a_port_that_is_taken_ends_with_a_sentence():

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import asyncio
 import errno
 import gc
 import importlib
 import ipaddress
 import logging
 import secrets
+import signal
 import socket
 import sys
 import warnings
@@ -37,6 +39,9 @@ SETTINGS: Final = {
     "num_sql_threads": 4,
     "sql_time_limit_ms": 2_000,
 }
+
+_FAREWELL_SECONDS: Final = 1.0
+"""How long the answers that are under way may take when the server is told to end."""
 
 # Plotly styles what it draws by `style=` and a `<style>` of its own.
 _PAGE_POLICY: Final = (
@@ -119,6 +124,13 @@ def serve(reopen: Callable[[], Registry], door: Door, ready: Callable[[], None])
             await super().startup(sockets)
             ready()
 
+        async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+            with suppress(TimeoutError):
+                await asyncio.wait_for(super().shutdown(sockets), _FAREWELL_SECONDS)
+            if self.server_state.tasks:
+                # A thread is inside SQLite, and Python would wait for it. It only reads.
+                _die_of(self._captured_signals[-1])
+
     with catalog_of(reopen) as catalog:
         app = make_app(reopen, catalog, door)
         # Its log of requests would hold the token.
@@ -127,6 +139,11 @@ def serve(reopen: Callable[[], Registry], door: Door, ready: Callable[[], None])
         gc.freeze()  # what is imported stays: no collection during a page need look at it
         with suppress(KeyboardInterrupt):  # that is how it ends
             Server(config).run(sockets=[door.listener])
+
+
+def _die_of(number: int) -> None:
+    signal.signal(number, signal.SIG_DFL)
+    signal.raise_signal(number)
 
 
 @contextmanager
