@@ -14,6 +14,7 @@ class Served:
 
     address: str
     process: subprocess.Popen
+    log: Path
 
     @property
     def base(self):
@@ -34,7 +35,7 @@ def serving(tree, *options, home):
             address = process.stdout.readline().strip()
             log.seek(0)
             assert address.startswith("http://"), log.read()
-            yield Served(address, process)
+            yield Served(address, process, home / "log")
         finally:
             process.terminate()
             process.communicate(timeout=30)

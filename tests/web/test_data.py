@@ -1,9 +1,11 @@
+from shutil import copytree
+
 import pytest
 
 from ckptdb import Registry
 from ckptdb.catalog.engine import Database
 from ckptdb.catalog.location import locate
-from ckptdb.web.data import DELETIONS, MOST_POINTS, take_snapshot
+from ckptdb.web.data import DELETIONS, MOST_POINTS, catch_up, take_snapshot
 from statements import sent
 from web.planting import fill, plant, save
 
@@ -86,6 +88,28 @@ def test_inside_a_run_only_that_run_is_shown(tree):
     assert found.where == str(tree / "up")
     assert {gone.run for gone in found.deletions} == {"up"}
     assert found.metrics == ("val:acc", "val:loss")
+
+
+def test_a_snapshot_of_a_run_changes_nothing_in_the_catalog(tmp_path):
+    run = plant(tmp_path / "results") / "up"
+    copytree(run / "step_2", run / "step_7")
+    file = tmp_path / "results" / ".ckptdb" / "catalog.db"
+    before = file.read_bytes()
+
+    assert [shown.latest.step for shown in snapshot(run).runs] == [4]
+    assert file.read_bytes() == before
+
+
+def test_catching_up_takes_in_what_was_put_into_the_run_that_was_opened(tmp_path):
+    root = plant(tmp_path / "results")
+    copytree(root / "plain" / "step_5", root / "plain" / "step_7")
+    with Registry.open(root) as registry:
+        catch_up(registry)
+    assert {shown.latest.step for shown in snapshot(root / "plain").runs} == {5}
+
+    with Registry.open(root / "plain") as registry:
+        catch_up(registry)
+    assert {shown.latest.step for shown in snapshot(root / "plain").runs} == {7}
 
 
 def test_deletions_come_with_their_reasons_the_newest_first(tree):

@@ -127,6 +127,15 @@ def test_a_broken_cookie_is_no_cookie(cookie):
     assert knock(LOCKED, cookie=cookie)[0] == 403
 
 
+@pytest.mark.parametrize("others", ['a={"x":1}', "theme=dark mode", 'b=\xff,"; =;; c', "a[]=1"])
+def test_a_cookie_of_another_server_on_this_machine_hides_none_of_ours(others):
+    ticket = knock(LOCKED, f"/?token={TOKEN}")[1]["set-cookie"].partition(";")[0]
+
+    assert knock(LOCKED, cookie=f"{others}; {ticket}")[0] == 200
+    assert knock(LOCKED, cookie=f"{ticket};{others}")[0] == 200
+    assert knock(LOCKED, cookie=f"{others}; x{ticket}")[0] == 403
+
+
 def test_scripts_show_the_token_in_a_header():
     assert knock(LOCKED, authorization=f"Bearer {TOKEN}")[0] == 200
     assert knock(LOCKED, authorization="Bearer other")[0] == 403

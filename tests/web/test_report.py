@@ -4,6 +4,7 @@ import re
 import subprocess
 import sys
 from pathlib import Path
+from shutil import copytree
 
 import pytest
 from hypothesis import given
@@ -12,7 +13,7 @@ from hypothesis import strategies as st
 from ckptdb import Registry
 from ckptdb.web.data import take_snapshot
 from ckptdb.web.report import drawn, embed_json, write_report
-from web.planting import HOSTILE_METRICS, fill, save, write
+from web.planting import HOSTILE_METRICS, fill, plant, save, write
 
 CKPTDB = Path(sys.executable).with_name("ckptdb")
 
@@ -60,6 +61,13 @@ def test_a_link_is_followed(tree, tmp_path):
 
 def test_the_report_goes_to_standard_output_too(tree):
     assert run("-C", tree, "report", "-o", "-").stdout.startswith("<!doctype html>")
+
+
+def test_the_report_of_a_run_shows_what_has_just_been_put_into_it(tmp_path):
+    run_directory = plant(tmp_path / "results") / "plain"
+    copytree(run_directory / "step_5", run_directory / "step_7")
+
+    assert f"{run_directory}/step_7" in run("-C", run_directory, "report", "-o", "-").stdout
 
 
 def test_the_same_catalog_gives_the_same_report(tree):

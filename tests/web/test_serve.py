@@ -6,12 +6,17 @@ import json
 import os
 import re
 import signal
+import socket
 import sqlite3
 import subprocess
 import sys
+import time
+from contextlib import closing
+from html import unescape
 from pathlib import Path
+from shutil import copytree
 from urllib.error import HTTPError
-from urllib.parse import quote
+from urllib.parse import quote, urlsplit
 from urllib.request import Request, urlopen
 
 import pytest
@@ -118,6 +123,64 @@ def test_what_is_wrong_with_a_query_is_said_without_its_running(server):
 
 
 @pytest.mark.parametrize(
+    "path",
+    [
+        "metrics.json?_timelimit=abc", "metrics.json?_through=zz", "metrics.json?_through=[]",
+        'metrics.json?_through={"table":1}', "metrics.json?_facet={", "metrics.json?_facet={}",
+        "metrics.json?_facet_size=²", "metrics.json?_facetx=1", "metrics/1.json",
+        "runs.json?id__in=[", "runs.json?id__in=[[1]]", "runs.json?id__gt=99999999999999999999",
+        "runs.json?id__in=" + "[" * 20_000, "run_summary.json?_next=zz", "runs.csv?id__in=[",
+        "runs.json?_json_infinity=2",
+    ],
+)  # fmt: skip
+def test_an_address_that_makes_no_sense_is_quoted_and_nothing_is_logged(server, path):
+    quoted = quote(path, safe="/?=")
+    status, text = ask(f"{server.base}/catalog/{quoted}")
+
+    assert status == 400
+    assert f"This address cannot be understood: /catalog/{path}"[:200] in unescape(
+        json.loads(text)["error"] if ".json" in path else text
+    )
+    assert server.log.read_text() == ""
+
+
+@pytest.mark.parametrize(
+    ("path", "told"),
+    [
+        ("/metrics.json?_sort=zz", "Cannot sort table by zz"),
+        ("/runs.json?_where=1;drop", "You can only execute one statement at a time."),
+        ("/runs.json?_where=:x", "You did not supply a value for binding parameter :x."),
+        ("/runs.json?_where=nosuch", "no such column: nosuch"),
+        ("/metrics.json?_facet=nosuch", "no such column: nosuch"),
+        ("/runs.json?nosuch__in=1", "no such column: nosuch"),
+        (".json?sql=select+nosuch+from+runs", "no such column: nosuch"),
+        (".json?sql=select+zeroblob(20000000)", "string or blob too big"),
+        (".csv?sql=selec", "Statement must be a SELECT"),
+        (".csv", "This address cannot be understood: /catalog.csv"),
+        (f".csv?sql={quote(ENDLESS)}", "The query was stopped: it ran for too long. Narrow it."),
+    ],
+)
+def test_a_question_that_is_wrong_is_told_so_and_nothing_is_logged(server, path, told):
+    status, text = ask(f"{server.base}/catalog{path}")
+
+    assert status == 400
+    assert told in text
+    assert server.log.read_text() == ""
+
+
+def test_what_is_wrong_here_is_a_bug_and_stands_in_the_log(tmp_path):
+    root = plant(tmp_path / "results")
+    catalog = sqlite3.connect(root / ".ckptdb" / "catalog.db")
+    with catalog:
+        catalog.execute("UPDATE checkpoints SET path = x'00'")
+    catalog.close()
+    with serving(root, home=tmp_path) as served:
+        assert ask(f"{served.base}/?_timelimit=abc")[0] == 500
+        assert "TypeError" in served.log.read_text()
+        os.truncate(served.log, 0)  # or `serving` would take exception
+
+
+@pytest.mark.parametrize(
     "path", ["/catalog.db", "/_internal", "/_internal.json?sql=select+1", "/_memory", "/nothing"]
 )
 def test_there_is_nothing_else_to_be_had(server, path):
@@ -160,6 +223,21 @@ def test_what_is_saved_while_the_page_is_open_appears_on_reload(tmp_path, look):
         seen.page.wait_for_selector("body[data-drawn]")
         assert seen.page.get_by_role("button", name=f"{root}/up/step_9").count() == 0
         assert "by hand" in seen.page.inner_text("section[aria-labelledby=h-deletions]")
+
+
+def test_of_a_run_the_catalog_is_brought_up_to_date_once_and_then_only_read(tmp_path):
+    root = plant(tmp_path / "results")
+    run, file = root / "plain", root / ".ckptdb" / "catalog.db"
+    copytree(run / "step_5", run / "step_6")
+    with serving(run, home=tmp_path) as served:
+        before = file.read_bytes()
+        assert f"{run}/step_6" in ask(served.base)[1]
+
+        copytree(run / "step_5", run / "step_7")
+        assert f"{run}/step_7" not in ask(served.base)[1]
+        assert file.read_bytes() == before
+        save(run, 8, {"note": "no numbers"})
+        assert f"{run}/step_8" in ask(served.base)[1]
 
 
 def test_pages_stay_whole_while_a_training_writes(tmp_path):
@@ -343,6 +421,30 @@ def test_it_ends_when_it_is_told_to(tree, tmp_path, how):
     assert (tmp_path / "log").read_text() == ""
 
 
+@pytest.mark.parametrize(
+    "signals",
+    [[signal.SIGINT], [signal.SIGTERM], [signal.SIGINT] * 2, [signal.SIGINT] * 3],
+    ids=["Ctrl-C", "kill", "Ctrl-C twice", "Ctrl-C three times"],
+)
+def test_it_ends_also_while_a_question_waits_inside_sqlite(tmp_path, signals):
+    root = plant(tmp_path / "results")
+    with (
+        serving(root, home=tmp_path) as served,
+        closing(sqlite3.connect(root / ".ckptdb" / "catalog.db", isolation_level=None)) as writer,
+        socket.create_connection(urlsplit(served.base).netloc.split(":")) as visitor,
+    ):
+        writer.execute("BEGIN EXCLUSIVE")  # a question waits five seconds for it
+        visitor.sendall(b"GET /catalog/runs HTTP/1.1\r\nHost: localhost\r\n\r\n")
+        time.sleep(0.5)
+        for how in signals:
+            served.process.send_signal(how)
+            time.sleep(0.2)
+        code = served.process.wait(timeout=2.5)
+
+    assert code in (0, -signals[0])
+    assert served.log.read_text() == ""
+
+
 def test_a_port_that_is_taken_ends_with_a_sentence():
     with (
         open_door("127.0.0.1", 0, None) as door,
@@ -350,6 +452,14 @@ def test_a_port_that_is_taken_ends_with_a_sentence():
         open_door("127.0.0.1", door.port, None),
     ):
         pass
+
+
+@pytest.mark.parametrize("host", ["nosuch.invalid", "::zz", "192.0.2.1", "two..dots"])
+def test_a_host_that_is_not_here_ends_with_a_sentence(host):
+    with pytest.raises(NotServable, match=r"see --host\.") as told, open_door(host, 0, None):
+        pass
+
+    assert "while attempting" not in str(told.value)
 
 
 @pytest.mark.parametrize(

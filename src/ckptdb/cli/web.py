@@ -27,10 +27,11 @@ from ckptdb.errors import LibraryMissing
 def report(session: Session, file: str) -> None:
     """Write what there is to see into one HTML file that needs no network."""
     _need("report", "report", "jinja2", "plotly")
-    from ckptdb.web.data import take_snapshot
+    from ckptdb.web.data import catch_up, take_snapshot
     from ckptdb.web.report import write_report
 
     with session.open() as registry:
+        catch_up(registry)
         snapshot = take_snapshot(registry)
     content = write_report(snapshot)
     if file == "-":

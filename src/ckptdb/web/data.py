@@ -13,8 +13,8 @@ from typing import Any, Final, NamedTuple
 
 from ckptdb.records import Run, Status, rank_key, seconds, utc
 from ckptdb.registry import Registry
+from ckptdb.thin import thin
 from ckptdb.web.snapshot import Deletion, Point, RunShown, Saves, Snapshot
-from ckptdb.web.thin import thin
 
 NUMBERS: Final = 120_000
 """About how many numbers the page carries, shared among points and their metrics."""
@@ -31,15 +31,19 @@ _WIDTHS: Final = (
 _MOST_BARS: Final = 60
 
 
+def catch_up(registry: Registry) -> None:
+    """Bring the catalog up to date with the run that was opened; of a root it is taken as it is."""
+    if registry.run is not None:
+        registry.latest()  # compares the run with its directory first
+
+
 def take_snapshot(registry: Registry, *, now: float | None = None) -> Snapshot:
-    """Read what the page shows: of the run that was opened, or of all.
+    """Read what the page shows: of the run that was opened, or of all. Changes nothing.
 
     Args:
         registry: What to look at.
         now: POSIX timestamp; None for the clock's.
     """
-    if registry.run is not None:
-        registry.latest()  # compares the run with its directory first
     found = _Reading(registry)
     everything = [row for rows in found.rows.values() for row in rows]
     every, saves = _saves(everything)

@@ -8,14 +8,17 @@ from __future__ import annotations
 import asyncio
 import csv
 import logging
+import re
 import sqlite3
 import sys
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import closing
+from http import HTTPStatus
 from typing import Any, Final, TypeVar
+from urllib.parse import unquote_plus
 
 from datasette import hookimpl
-from datasette.database import Database
+from datasette.database import Database, QueryInterrupted
 from datasette.utils.asgi import Base400, NotFound, Response
 from datasette.views.base import DatasetteError
 from markupsafe import Markup
@@ -39,6 +42,13 @@ _TYPES: Final = {
 }
 _PATIENCE_SECONDS: Final = 5.0
 """How long a table waits for whoever has locked the catalog."""
+
+_TABLE = re.compile(rf"/{NAME}(/\w+(\.\w+)?)?", re.ASCII)
+_NONSENSE: Final = (
+    ValueError, LookupError, TypeError, OverflowError, RecursionError, UnboundLocalError,
+    sqlite3.Error, sqlite3.Warning,
+)  # fmt: skip
+"""What Datasette runs into where an address holds what it has not looked for."""
 
 _LOG = logging.getLogger(__name__)
 _Answer = TypeVar("_Answer")
@@ -69,7 +79,7 @@ class Plugin:
         """Answer with one sentence; only what nobody expected goes to the log."""
 
         async def answer() -> Response:
-            status, title, sentence = _explain(exception)
+            status, title, sentence = _explain(exception, request)
             if request.path.partition("?")[0].endswith(".json"):
                 told = {"ok": False, "error": sentence, "status": status, "title": title}
                 return Response.json(told, status=status)
@@ -113,18 +123,36 @@ async def _asset(request: Any) -> Response:
     return Response(body, headers=headers, content_type=_TYPES[name])
 
 
-def _explain(error: Exception) -> tuple[int, str | None, str]:
+def _explain(error: Exception, request: Any) -> tuple[int, str | None, str]:
     if isinstance(error, CkptdbError):
         return 503, "Not now", str(error)
-    if isinstance(error, DatasetteError) and error.message_is_html:
-        # The only such: it quotes the query inside HTML.
-        return error.status, error.title, "The query was stopped: it ran for too long. Narrow it."
+    # The only one in HTML quotes the query; for CSV the other is let through as it is.
+    if getattr(error, "message_is_html", False) or isinstance(error, QueryInterrupted):
+        return 400, "SQL Interrupted", "The query was stopped: it ran for too long. Narrow it."
     if isinstance(error, DatasetteError):
-        return error.status, error.title, str(error.message)
+        # Unless told otherwise it says 500 of what it has found to be wrong in an address.
+        unsaid = error.status == HTTPStatus.INTERNAL_SERVER_ERROR
+        return 400 if unsaid else error.status, error.title, str(error.message)
     if isinstance(error, Base400):
         return error.status, None, str(error.args[0] if error.args else error)
+    if isinstance(error, _NONSENSE) and _asks(request):
+        return 400, None, _quoted(error, request)
     _LOG.error("A page could not be made", exc_info=error)
     return 500, "A bug in ckptdb or Datasette", "What went wrong is in the log of the server."
+
+
+def _asks(request: Any) -> bool:
+    """Tell whether an address says more than which table, and so may be what is wrong."""
+    if not request.path.startswith(f"/{NAME}"):
+        return False
+    return bool(request.query_string) or _TABLE.fullmatch(request.path) is None
+
+
+def _quoted(error: Exception, request: Any) -> str:
+    if isinstance(error, sqlite3.Error | sqlite3.Warning) and "_where" in request.args:
+        return str(error)
+    address = f"{request.path}?{request.query_string}".rstrip("?")
+    return f"This address cannot be understood: {clean(unquote_plus(address))[:200]}"
 
 
 # --- the database -----------------------------------------------------------------------------
@@ -162,6 +190,10 @@ class CatalogFile(Database):  # type: ignore[misc]  # Datasette is untyped
             raw.close()
             raise
         return raw
+
+    async def execute(self, *args: Any, **options: Any) -> Any:
+        """Answer SQL; what is wrong with it is told to who has sent it, and not printed."""
+        return await super().execute(*args, **options | {"log_sql_errors": False})
 
     async def execute_fn(self, fn: Callable[[sqlite3.Connection], _Answer]) -> _Answer:
         """Answer in one of Datasette's threads."""

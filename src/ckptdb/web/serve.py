@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
-import base64
+import asyncio
+import errno
 import gc
-import hashlib
 import importlib
 import ipaddress
+import logging
 import secrets
+import signal
 import socket
 import sys
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -21,7 +24,9 @@ from ckptdb.catalog.schema import VERSION_TABLE
 from ckptdb.catalog.views import PURPOSES
 from ckptdb.errors import NotServable
 from ckptdb.registry import Registry
+from ckptdb.web.data import catch_up
 from ckptdb.web.gate import LOOPBACK, App, Gate, Rules, standard
+from ckptdb.web.report import script_hash
 
 AUTO: Final = "auto"
 """Stands for a token that nobody had to think of."""
@@ -34,6 +39,9 @@ SETTINGS: Final = {
     "num_sql_threads": 4,
     "sql_time_limit_ms": 2_000,
 }
+
+_FAREWELL_SECONDS: Final = 1.0
+"""How long the answers that are under way may take when the server is told to end."""
 
 # Plotly styles what it draws by `style=` and a `<style>` of its own.
 _PAGE_POLICY: Final = (
@@ -87,11 +95,18 @@ def open_door(host: str, port: int, token: str | None) -> Iterator[Door]:
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     try:
         listener = socket.create_server((host, port), family=family)
-    except OSError as error:
-        why = f"{host}:{port} cannot be listened on ({error.strerror or error}); see --port"
-        raise NotServable(why) from error
+    except (OSError, TypeError) as error:  # TypeError: what is no name at all
+        raise _not_listening(host, port, error) from error
     with listener:
         yield Door(listener=listener, host=host, token=token)
+
+
+def _not_listening(host: str, port: int, error: OSError | TypeError) -> NotServable:
+    told = getattr(error, "strerror", None) or str(error)
+    of_port = getattr(error, "errno", None) in (errno.EADDRINUSE, errno.EACCES)
+    option = "--port" if of_port else "--host"
+    why = told.partition(" (while ")[0]  # what follows says once more where
+    return NotServable(f"{host}:{port} cannot be listened on ({why}); see {option}")
 
 
 def serve(reopen: Callable[[], Registry], door: Door, ready: Callable[[], None]) -> None:
@@ -109,18 +124,31 @@ def serve(reopen: Callable[[], Registry], door: Door, ready: Callable[[], None])
             await super().startup(sockets)
             ready()
 
+        async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+            with suppress(TimeoutError):
+                await asyncio.wait_for(super().shutdown(sockets), _FAREWELL_SECONDS)
+            if self.server_state.tasks:
+                # A thread is inside SQLite, and Python would wait for it. It only reads.
+                _die_of(self._captured_signals[-1])
+
     with catalog_of(reopen) as catalog:
         app = make_app(reopen, catalog, door)
         # Its log of requests would hold the token.
         config = uvicorn.Config(app, log_level="warning", access_log=False, proxy_headers=False)
+        logging.getLogger("ckptdb.web").addHandler(logging.StreamHandler())
         gc.freeze()  # what is imported stays: no collection during a page need look at it
         with suppress(KeyboardInterrupt):  # that is how it ends
             Server(config).run(sockets=[door.listener])
 
 
+def _die_of(number: int) -> None:
+    signal.signal(number, signal.SIG_DFL)
+    signal.raise_signal(number)
+
+
 @contextmanager
 def catalog_of(reopen: Callable[[], Registry]) -> Iterator[engine.Database]:
-    """Enter the catalog that is to be served.
+    """Enter the catalog that is to be served, up to date with the run that was opened.
 
     Raises:
         CatalogError: There is none, or it cannot be read.
@@ -132,6 +160,7 @@ def catalog_of(reopen: Callable[[], Registry]) -> Iterator[engine.Database]:
             raise NotServable(f"{location} is not a SQLite file; `ckptdb report` shows any catalog")
         if not registry.status().exists:
             raise registry.explain_missing()
+        catch_up(registry)  # now, since visitors change nothing
     catalog = engine.Database.open(location)
     try:
         yield catalog
@@ -147,6 +176,9 @@ def make_app(reopen: Callable[[], Registry], catalog: engine.Database, door: Doo
     # It prints a traceback with all local variables for every mistyped query; ours answers.
     manager.unregister(name="datasette.handle_exception")
     manager.register(plugin.Plugin(reopen), "ckptdb")
+    # It makes all questions of a page before it asks them, and drops the rest when one is wrong.
+    never = r"coroutine '(TableView|\w+Facet)\..* was never awaited"
+    warnings.filterwarnings("ignore", never, RuntimeWarning)
     views: Any = importlib.import_module("datasette.views.base")
     views.csv = plugin.InertCsv
     datasette = datasette_app.Datasette(files=[], settings=SETTINGS, metadata=_metadata())
@@ -155,7 +187,7 @@ def make_app(reopen: Callable[[], Registry], catalog: engine.Database, door: Doo
     loader = datasette.jinja_env.loader
     names = ("_close_open_menus.html", "_codemirror_foot.html", "table.html")
     sources = [loader.get_source(datasette.jinja_env, name)[0] for name in names]
-    scripts = " ".join(map(_hash, plugin.inline_scripts(sources)))
+    scripts = " ".join(map(script_hash, plugin.inline_scripts(sources)))
     rules = Rules(
         hosts=_names(door),
         token=door.token,
@@ -213,7 +245,3 @@ def _is_any(host: str) -> bool:
 
 def _bracketed(host: str) -> str:
     return f"[{host}]" if ":" in host else host
-
-
-def _hash(script: str) -> str:
-    return f"'sha256-{base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()}'"
