@@ -1,3 +1,4 @@
+import json
 import subprocess
 import sys
 
@@ -148,3 +149,41 @@ def test_schema_tells_types_purposes_and_examples_also_of_one_alone(ckptdb, root
     unknown = ckptdb("schema", "nix", cwd=root)
     assert unknown.code == 1
     assert "No table or view is called 'nix'; there are checkpoints," in unknown.err
+
+
+@pytest.mark.parametrize("form", ["json", "jsonl"])
+def test_no_column_of_a_json_answer_hides_another_of_its_name(ckptdb, root, form):
+    out = ckptdb("sql", "SELECT 1 AS x, 2 AS x", "-o", form, cwd=root).out
+    found = json.loads(out)
+    assert (found[0] if form == "json" else found) == {"x": 1, "x_2": 2}
+
+
+@pytest.mark.parametrize("form", ["json", "jsonl"])
+def test_a_json_answer_is_json_whatever_is_in_it(ckptdb, root, form):
+    answer = ckptdb("sql", "SELECT 9e999 AS inf, x'00ff' AS b, 0.5 AS n", "-o", form, cwd=root)
+    assert (answer.code, answer.err) == (0, "")
+    found = json.loads(answer.out, parse_constant=pytest.fail)
+    assert (found[0] if form == "json" else found) == {"inf": None, "b": "00ff", "n": 0.5}
+
+
+@pytest.mark.parametrize(
+    ("form", "shown"),
+    [
+        ("table", "b\nff\n"),
+        ("csv", "b\nff\n"),
+        ("tsv", "b\nff\n"),
+        ("md", "| b |\n| --- |\n| ff |\n"),
+    ],
+)
+def test_bytes_are_shown_as_hexadecimal_digits(ckptdb, root, form, shown):
+    assert ckptdb("sql", "SELECT x'ff' AS b", "-o", form, cwd=root).out == shown
+
+
+def test_an_answer_without_rows_is_its_header_alone(ckptdb, root):
+    assert ckptdb("sql", "SELECT 1 AS x WHERE 0", cwd=root).out == "x\n"
+
+
+def test_nothing_in_a_markdown_answer_is_live_html_or_ends_its_cell(ckptdb, root):
+    query = r"SELECT '<b onclick=x>&amp;' AS html, 'a\|b' AS bars"
+    answer = ckptdb("sql", query, "-o", "md", cwd=root)
+    assert answer.out.splitlines()[2] == r"| &lt;b onclick=x>&amp;amp; | a\\\|b |"
