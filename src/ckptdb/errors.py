@@ -483,6 +483,13 @@ class QueryFailed(CkptdbError, ValueError):
         self.excerpt = excerpt
 
 
+class FileUnusable(CkptdbError):
+    """A file cannot be read or written that was named for a query or a report."""
+
+    def __init__(self, path: Path, how: str, why: str) -> None:
+        super().__init__(f"{path} cannot be {how}: {why}.")
+
+
 class UnknownRelation(CkptdbError, LookupError):
     """No table or view is called so."""
 

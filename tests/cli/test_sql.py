@@ -94,7 +94,7 @@ def test_sql_reads_a_file_as_if_started_in_the_chosen_directory(ckptdb, root, tm
     assert ckptdb("sql", "-f", root / "count.sql", "SELECT 1", cwd=root).code == 2
     missing = ckptdb("sql", "-f", "nix.sql", cwd=root)
     assert missing.code == 1
-    assert "nix.sql: No such file" in missing.err
+    assert missing.err == "ckptdb: nix.sql cannot be read: No such file or directory.\n"
 
 
 @pytest.mark.parametrize(

@@ -11,10 +11,10 @@ from typing import Any
 import click
 
 from ckptdb.cli.ask import Session, run_option
-from ckptdb.cli.output import echo_json, output_option, print_table
+from ckptdb.cli.output import echo_json, output_option, print_table, say
 from ckptdb.compare import Difference, FileChange, MetricChange
 from ckptdb.records import Checkpoint
-from ckptdb.shown import clean, number
+from ckptdb.shown import number
 from ckptdb.units import human_bytes
 
 _LONGEST_VALUE = 60
@@ -38,8 +38,8 @@ def diff(session: Session, a: str, b: str, run: str | None, form: str) -> None:
         return
     for index, (title, rows) in enumerate(_sections(found)):
         if index:
-            click.echo()
-        click.echo(title)
+            say()
+        say(title)
         if rows:
             print_table([""] * len(rows[0]), rows)
 
@@ -79,7 +79,7 @@ def _sections(found: Difference) -> Iterator[tuple[str, Sequence[Sequence[str]]]
 
 def _name(checkpoint: Checkpoint) -> str:
     gone = "" if checkpoint.status == "final" else f" ({checkpoint.status})"
-    return f"{clean(checkpoint.run)}:{checkpoint.step}{gone}"
+    return f"{checkpoint.run}:{checkpoint.step}{gone}"
 
 
 def _lacking(found: Difference, files: tuple[str, ...]) -> str:

@@ -76,11 +76,17 @@ def console(*, stderr: bool = False, fold: bool = True) -> Console:
     )
 
 
+def say(sentence: object = "", *, err: bool = False) -> None:
+    """Print a line for people, in which nothing is for a terminal to obey."""
+    click.echo(clean(sentence), err=err)
+
+
 def echo_error(error: CkptdbError, *, prefix: str = "") -> None:
     """Print an error's sentence and, of a query, the place, to standard error."""
-    click.echo(f"{prefix}{clean(error)}", err=True)
+    say(f"{prefix}{error}", err=True)
     if isinstance(error, QueryFailed) and error.excerpt:
-        click.echo(error.excerpt, err=True)
+        for line in error.excerpt.splitlines():
+            say(line, err=True)
 
 
 def width(*, otherwise: int = 100) -> int:
@@ -91,6 +97,20 @@ def width(*, otherwise: int = 100) -> int:
 def echo_path(path: object) -> None:
     """Print one path alone, byte for byte, so that a shell can use it."""
     click.echo(os.fsencode(str(path)))
+
+
+def echo_bytes(content: bytes) -> None:
+    """Print a document as it is."""
+    click.echo(content, nl=False)
+
+
+def echo_drawing(drawing: str) -> None:
+    """Print lines of our own making, escapes for colour included.
+
+    Each character that cannot be written here becomes one other, so that all stay in their places.
+    """
+    encoding = sys.stdout.encoding or "utf-8"
+    click.echo(drawing.encode(encoding, "replace").decode(encoding))
 
 
 def echo_json(content: object) -> None:

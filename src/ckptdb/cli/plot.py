@@ -11,7 +11,7 @@ from typing import Any, Final, Literal
 import click
 
 from ckptdb.cli.ask import Session, metric_argument, mode_option
-from ckptdb.cli.output import is_coloured, print_table, width
+from ckptdb.cli.output import echo_drawing, is_coloured, print_table, say, width
 from ckptdb.errors import LibraryMissing
 from ckptdb.records import Curve, Mode, rank_key, seconds
 from ckptdb.shown import clean, number
@@ -66,8 +66,8 @@ def plot(
     with session.open() as registry:
         name, curves = registry.curves(metric, runs=runs, mode=mode)
     looks = [look(index, coloured=is_coloured()) for index in range(len(curves))]
-    click.echo(draw(name, curves, looks, axis, columns=min(width(otherwise=80), _WIDEST)))
-    click.echo()
+    echo_drawing(draw(name, curves, looks, axis, columns=min(width(otherwise=80), _WIDEST)))
+    say()
     _print_legend(curves, looks)
 
 

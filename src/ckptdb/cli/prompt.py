@@ -12,13 +12,10 @@ from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
-import click
-
 from ckptdb.cli.completion import Words
-from ckptdb.cli.output import FORMATS, echo_error
+from ckptdb.cli.output import FORMATS, echo_error, say
 from ckptdb.cli.sql import Asker, echo_relation, select
 from ckptdb.errors import CkptdbError
-from ckptdb.shown import clean
 
 if TYPE_CHECKING:
     from prompt_toolkit.key_binding import KeyPressEvent
@@ -43,7 +40,7 @@ def run(asker: Asker) -> None:
     commands = {".help": (), ".mode": FORMATS, ".quit": (), ".schema": names}
     words = Words(relations, (seen.name for seen in asker.registry.runs()), commands)
     read = _reader(words)
-    click.echo(f"{clean(asker.registry.location)}, read-only; .help tells more.", err=True)
+    say(f"{asker.registry.location}, read-only; .help tells more.", err=True)
     while True:
         try:
             text = read().strip()
@@ -52,10 +49,10 @@ def run(asker: Asker) -> None:
             if text:
                 _obey(asker, text)
         except EOFError:
-            click.echo(err=True)
+            say(err=True)
             return
         except KeyboardInterrupt:
-            click.echo("Stopped.", err=True)
+            say("Stopped.", err=True)
         except CkptdbError as error:
             echo_error(error)
 
@@ -97,13 +94,14 @@ def _obey(asker: Asker, text: str) -> None:
     elif name == ".mode" and argument in FORMATS:
         asker.form = argument
     elif name == ".mode" and argument is None:
-        click.echo(asker.form)
+        say(asker.form)
     elif name == ".mode":
-        click.echo(f"There is no form {clean(argument)}; choose {', '.join(FORMATS)}.", err=True)
+        say(f"There is no form {argument}; choose {', '.join(FORMATS)}.", err=True)
     elif name == ".help":
-        click.echo(HELP.format(forms=", ".join(FORMATS)))
+        for line in HELP.format(forms=", ".join(FORMATS)).splitlines():
+            say(line)
     else:
-        click.echo(f"There is no command {clean(name)}; .help lists them.", err=True)
+        say(f"There is no command {name}; .help lists them.", err=True)
 
 
 def _reader(words: Words) -> Read:

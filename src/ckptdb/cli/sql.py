@@ -12,8 +12,8 @@ import click
 
 from ckptdb.catalog.adhoc import Relation
 from ckptdb.cli.ask import Session
-from ckptdb.cli.output import FORMATS, output_option, print_records, print_rows, width
-from ckptdb.errors import UnknownRelation
+from ckptdb.cli.output import FORMATS, output_option, print_records, print_rows, say, width
+from ckptdb.errors import FileUnusable, UnknownRelation
 from ckptdb.registry import Registry
 
 _WHOLE: Final = re.compile(r"[+-]?\d+", re.ASCII)
@@ -37,7 +37,7 @@ class Asker:
         )
         print_rows(rows.columns, rows.rows, self.form)
         if rows.truncated:
-            click.echo(f"Only the first {len(rows)} rows; --limit shows more.", err=True)
+            say(f"Only the first {len(rows)} rows; --limit shows more.", err=True)
 
 
 @click.command()
@@ -133,16 +133,22 @@ def echo_relation(relation: Relation) -> None:
     """Print a table or view for people: purpose, columns with their types, an example."""
     # A column stays on one line with its type.
     columns = ", ".join("\u00a0".join(filter(None, (c.name, c.type))) for c in relation.columns)
-    click.echo(f"{relation.name} ({relation.kind}): {relation.purpose}")
+    say(f"{relation.name} ({relation.kind}): {relation.purpose}")
     told = click.wrap_text(columns, width() - 1, "    ", "    ")
-    click.echo(told.replace("\u00a0", " "))
-    click.echo(f"    e.g. {relation.example}\n")
+    for line in told.split("\n"):
+        say(line.replace("\u00a0", " "))
+    say(f"    e.g. {relation.example}")
+    say()
 
 
 def _read(session: Session, query: str | None, file: str | None) -> str:
     if file not in (None, "-"):
         # As -C says: as if started there.
-        return Path(session.directory, str(file)).read_text(encoding="utf-8", errors="replace")
+        path = Path(session.directory, str(file))
+        try:
+            return path.read_text(encoding="utf-8", errors="replace")
+        except OSError as error:
+            raise FileUnusable(path, "read", error.strerror or str(error)) from error
     if query in (None, "-"):
         return sys.stdin.read()
     return query
