@@ -497,6 +497,13 @@ class UnknownRelation(CkptdbError, LookupError):
         super().__init__(f"No table or view is called {name!r}; there are {', '.join(known)}.")
 
 
+class ParameterMissing(CkptdbError, LookupError):
+    """The SQL has a parameter that was given no value."""
+
+    def __init__(self, name: str) -> None:
+        super().__init__(f"The query asks for :{name}; pass -p {name}=...")
+
+
 class QueryTimeout(CkptdbError, TimeoutError):
     """The SQL ran longer than it may."""
 

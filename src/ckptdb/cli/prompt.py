@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Final
 
 from ckptdb.cli.completion import Words
 from ckptdb.cli.output import FORMATS, echo_error, say
-from ckptdb.cli.sql import Asker, echo_relation, select
+from ckptdb.cli.sql import Asker, echo_relation, is_text, select
 from ckptdb.errors import CkptdbError
 
 if TYPE_CHECKING:
@@ -53,6 +53,8 @@ def run(asker: Asker) -> None:
             return
         except KeyboardInterrupt:
             say("Stopped.", err=True)
+        except UnicodeError:
+            say("This line holds bytes that are no UTF-8; type it again.", err=True)
         except CkptdbError as error:
             echo_error(error)
 
@@ -67,17 +69,17 @@ def is_complete(text: str) -> bool:
 def history_file() -> Path | None:
     """Return the file with what was typed, made for nobody else to read; None if none can be."""
     state = os.environ.get("XDG_STATE_HOME", "")
-    # The specification: what is not absolute counts for nothing.
-    base = Path(state) if os.path.isabs(state) else Path.home() / ".local" / "state"
-    file = base / "ckptdb" / "sql_history"
     try:
+        # The specification: what is not absolute counts for nothing.
+        base = Path(state) if os.path.isabs(state) else Path.home() / ".local" / "state"
+        file = base / "ckptdb" / "sql_history"
         file.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
         descriptor = os.open(file, os.O_CREAT | os.O_RDWR | os.O_CLOEXEC, 0o600)
         try:
             os.fchmod(descriptor, 0o600)
         finally:
             os.close(descriptor)
-    except OSError:
+    except (OSError, RuntimeError):  # the latter: nobody knows where the home is
         return None
     return file
 
@@ -138,7 +140,10 @@ def _rich_reader(words: Words) -> Read:
     @keys.add("enter")
     def _(event: KeyPressEvent) -> None:
         buffer = event.current_buffer
-        if is_complete(buffer.text):
+        if not is_text(buffer.text):
+            # Neither SQLite nor the history could take it.
+            event.app.exit(exception=UnicodeError())
+        elif is_complete(buffer.text):
             buffer.validate_and_handle()
         else:
             buffer.insert_text("\n")
