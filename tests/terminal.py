@@ -52,7 +52,7 @@ class Terminal:
 
     def type(self, text):
         """Send keys; "\\r" is Enter, "\\x03" Ctrl-C, "\\x04" Ctrl-D."""
-        os.write(self._parent, text.encode())
+        os.write(self._parent, os.fsencode(text))
 
     def interrupt_until(self, wanted, *, seconds=20):
         """Send SIGINT, as Ctrl-C does, until something shows.

@@ -45,6 +45,13 @@ def test_metrics_are_ranked_by_how_much_they_changed_of_what_they_were():
     assert [change.name for change in found] == ["zero", "loss", "acc", "gone", "nan", "new"]
     assert [change.relative for change in found[:3]] == [math.inf, -0.5, pytest.approx(0.2)]
     assert [change.relative for change in found[3:]] == [None] * 3
+    assert [change.kind for change in found[3:]] == ["removed", "changed", "added"]
+
+
+def test_a_metric_that_only_one_has_differs_also_where_it_is_not_finite():
+    (change,) = metric_changes({}, {"nan": None})
+    assert (change.kind, change.a, change.b) == ("added", None, None)
+    assert metric_changes({"nan": None}, {"nan": None}) == ()
 
 
 def test_files_are_ranked_by_how_many_bytes_that_is():

@@ -180,3 +180,7 @@ def test_rows_are_tuples_and_also_mappings():
     assert len(rows) == 2
     assert list(rows) == [(1, 0.5), (2, 0.4)]
     assert rows.as_dicts() == [{"step": 1, "loss": 0.5}, {"step": 2, "loss": 0.4}]
+
+
+def test_no_column_of_a_row_hides_another_of_its_name():
+    assert Rows(("x", "x"), ((1, 2),)).as_dicts() == [{"x": 1, "x_2": 2}]

@@ -34,15 +34,16 @@ class ConfigChange:
 
 @dataclass(frozen=True, slots=True)
 class MetricChange:
-    """A metric that differs; None where it is missing or not finite."""
+    """A metric that differs; None where it is not finite, or, as the kind tells, missing."""
 
     name: str
+    kind: Kind
     a: float | None
     b: float | None
 
     @property
     def relative(self) -> float | None:
-        """Change as a part of what it was, infinite from zero; None where one is missing."""
+        """Change as a part of what it was, infinite from zero; None where one is None."""
         if self.a is None or self.b is None:
             return None
         return (self.b - self.a) / abs(self.a) if self.a else math.copysign(math.inf, self.b)
@@ -104,7 +105,13 @@ class Difference:
             "a": _name(self.a),
             "b": _name(self.b),
             "metrics": [
-                {"name": m.name, "a": m.a, "b": m.b, "relative": number(m.relative)}
+                {
+                    "name": m.name,
+                    "kind": m.kind,
+                    "a": m.a,
+                    "b": m.b,
+                    "relative": number(m.relative),
+                }
                 for m in self.metrics
             ],
             "config": None
@@ -134,13 +141,17 @@ def metric_changes(
     a: Mapping[str, float | None], b: Mapping[str, float | None]
 ) -> tuple[MetricChange, ...]:
     """Return the metrics that differ, by relative change."""
-    changes = (MetricChange(name, a.get(name), b.get(name)) for name in {*a, *b})
+    changes = (
+        MetricChange(name, _kind(name in a, name in b), a.get(name), b.get(name))
+        for name in {*a, *b}
+    )
 
     def rank(change: MetricChange) -> tuple[bool, float, str]:
         relative = change.relative
         return (relative is None, -abs(relative or 0.0), change.name)
 
-    return tuple(sorted((change for change in changes if change.a != change.b), key=rank))
+    differing = (one for one in changes if one.kind != "changed" or one.a != one.b)
+    return tuple(sorted(differing, key=rank))
 
 
 def config_changes(a: Mapping[str, Any], b: Mapping[str, Any]) -> tuple[ConfigChange, ...]:

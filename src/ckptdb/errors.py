@@ -89,10 +89,16 @@ class UnwritableInfo(CkptdbError, TypeError):
 
 
 class UnknownMetric(CkptdbError, LookupError):
-    """No checkpoint has the metric that was asked for."""
+    """No checkpoint has the metric that was asked for.
+
+    Attributes:
+        known: Metrics that checkpoints have, by name.
+    """
 
     def __init__(self, metric: str, known: Iterable[str], *, run: str | None = None) -> None:
-        names = ", ".join(sorted(known))
+        self.metric = metric
+        self.known = tuple(sorted(known))
+        names = ", ".join(self.known)
         hint = f"known metrics: {names}" if names else "no checkpoint has any metric"
         where = "" if run is None else f" of {run!r}"
         super().__init__(f"No checkpoint{where} has the metric {metric!r}; {hint}.")
@@ -108,6 +114,23 @@ class UnknownDirection(CkptdbError, ValueError):
         else:
             message = f"Say whether {metric!r} is better low or high (--mode min|max)."
         super().__init__(message)
+
+
+class NothingFinite(CkptdbError, LookupError):
+    """Some checkpoint has the metric, but none of those asked for a value that can be drawn."""
+
+    def __init__(self, metric: str, runs: Sequence[str]) -> None:
+        of = f" of {', '.join(map(repr, runs))}" if runs else ""
+        super().__init__(f"No checkpoint{of} has a finite value of the metric {metric!r}.")
+
+
+class MetricNotChosen(CkptdbError, ValueError):
+    """The metric to draw was not named, and the runs do not agree on one."""
+
+    def __init__(self, metrics: Iterable[str | None]) -> None:
+        own = ", ".join(sorted(map(str, metrics)))
+        why = f"are judged by several ({own})" if own else "have none of their own"
+        super().__init__(f"The runs here {why}; name a metric: `ckptdb plot METRIC`.")
 
 
 class InvalidCondition(CkptdbError, ValueError):
@@ -483,11 +506,25 @@ class QueryFailed(CkptdbError, ValueError):
         self.excerpt = excerpt
 
 
+class FileUnusable(CkptdbError):
+    """A file cannot be read or written that was named for a query or a report."""
+
+    def __init__(self, path: Path, how: str, why: str) -> None:
+        super().__init__(f"{path} cannot be {how}: {why}.")
+
+
 class UnknownRelation(CkptdbError, LookupError):
     """No table or view is called so."""
 
     def __init__(self, name: str, known: Iterable[str]) -> None:
         super().__init__(f"No table or view is called {name!r}; there are {', '.join(known)}.")
+
+
+class ParameterMissing(CkptdbError, LookupError):
+    """The SQL has a parameter that was given no value."""
+
+    def __init__(self, name: str) -> None:
+        super().__init__(f"The query asks for :{name}; pass -p {name}=...")
 
 
 class QueryTimeout(CkptdbError, TimeoutError):

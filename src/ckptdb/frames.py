@@ -13,6 +13,7 @@ from importlib import import_module
 from typing import Any, Literal
 
 from ckptdb.errors import LibraryMissing
+from ckptdb.records import unique_names
 
 Kind = Literal["nothing", "whole", "number", "text", "bytes", "truth", "mixed"]
 
@@ -37,16 +38,10 @@ class Column:
 
 def columns(names: Sequence[str], rows: Sequence[Sequence[Any]]) -> Iterator[Column]:
     """Yield the columns of an answer; the second of a name is called ``name_2``."""
-    taken: set[str] = set()
-    for index, name in enumerate(names):
-        unique, count = name, 1
-        while unique in taken:
-            count += 1
-            unique = f"{name}_{count}"
-        taken.add(unique)
+    for index, name in enumerate(unique_names(names)):
         values = [row[index] for row in rows]
         kind = _kind(values)
-        yield Column(unique, kind, [_float(v) for v in values] if kind == "number" else values)
+        yield Column(name, kind, [_float(v) for v in values] if kind == "number" else values)
 
 
 def to_pandas(names: Sequence[str], rows: Sequence[Sequence[Any]]) -> Any:

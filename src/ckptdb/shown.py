@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 import re
+import shlex
 from pathlib import Path
 
 _FORMULA = re.compile(r"'*[=+\-@\t\n\uff1d\uff0b\uff0d\uff20]")
@@ -32,12 +33,12 @@ def number(value: object) -> str:
 def copyable(path: Path) -> str:
     """Return what to paste into a shell for a path.
 
-    The path itself, unless it holds what a terminal would obey or what is no text: such a one is
-    quoted, as bash and zsh understand it (``$'...'``).
+    The path itself, unless a shell would make something else of it: such a one is in quotes; and
+    in those of bash and zsh (``$'...'``) if it holds what a terminal would obey or what is no text.
     """
     text = str(path)
     if text.isprintable():
-        return text
+        return shlex.quote(text)
     return "$'" + "".join(map(_quoted, os.fsencode(path))) + "'"
 
 

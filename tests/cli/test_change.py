@@ -1,4 +1,11 @@
+import re
+from pathlib import Path
+
 import pytest
+
+from ckptdb.cli import output
+
+from .conftest import save
 
 
 def steps(ckptdb, run, status="final"):
@@ -66,3 +73,33 @@ def test_forget_drops_a_run_from_the_catalog_alone(ckptdb, root):
     assert "beta" not in ckptdb("ls", cwd=root).out
     assert ckptdb("reconcile", cwd=root).code == 0
     assert "beta" in ckptdb("ls", cwd=root).out
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        ("rm", "1", "--dry-run"), ("gc", "--keep-latest", "1", "--dry-run"),
+        ("gc", "--keep-latest", "1", "--replay"), ("pin", "1"), ("unpin", "1"), ("tag", "1", "rc"),
+        ("untag", "1", "rc"), ("reject", "1", "bad"), ("unreject", "1"),
+        ("log", "1", "m\x1b[31m=1"),
+        ("diff", "1", "2"), ("plot",), ("watch", "--once"), ("verify",), ("reconcile",), ("init",),
+        ("best",), ("ls", "--\x1b[31m"), ("\x1b[31m\x07",), ("forget", "."), ("db", "path"),
+        ("report", "-o", "red\x1b[31m\x07.html"), ("undelete", "1"), ("log", "1", "\x1b[31m\x07"),
+    ],
+)  # fmt: skip
+def test_no_command_lets_a_name_drive_the_terminal(ckptdb, tmp_path, command):
+    run = tmp_path / "\x1b[31mred\x07"
+    for step in (1, 2):
+        save(run, step, {"val:loss": step})
+    printed = ckptdb(*command, cwd=run)
+    shown = printed.err if command[0] in ("best", "watch", "db") else printed.out + printed.err
+    assert not {"\x1b", "\x07"} & set(shown)
+    assert "This is a bug" not in printed.err
+
+
+def test_only_one_module_prints_and_so_cleans_what_others_have_named():
+    folder = Path(output.__file__).parent
+    printing = re.compile(r"\b(click\.s?echo|print)\(")
+    assert {file.name for file in folder.glob("*.py") if printing.search(file.read_text())} == {
+        "output.py"
+    }

@@ -225,3 +225,26 @@ def test_warnings_are_one_line_on_standard_error(ckptdb, root, holder):
     assert answer.code == 1
     assert "is locked by another process" in answer.out
     assert os.environ.get("NO_COLOR") is None or "\x1b" not in answer.out
+
+
+@pytest.mark.parametrize("command", [("diff", "1", "2"), ("plot",)])
+def test_what_the_encoding_of_a_terminal_lacks_is_no_error(root, command):
+    done = subprocess.run(
+        [sys.executable, "-m", "ckptdb", *command],
+        env=os.environ | {"PYTHONIOENCODING": "latin-1"},
+        cwd=root / "alpha", capture_output=True, check=False,
+    )  # fmt: skip
+    assert (done.returncode, done.stderr) == (0, b"")
+    expected = b"0.5  \\u2192  0.2" if command[0] == "diff" else b"????"
+    assert expected in done.stdout
+
+
+@pytest.mark.parametrize(
+    ("file", "why"),
+    [("nodir/x.html", "the folder {0}/nodir does not exist"), ("a" * 255, "File name too long")],
+)
+def test_a_report_that_cannot_be_written_is_named_as_asked_for(ckptdb, root, file, why):
+    answer = ckptdb("-C", root, "report", "-o", file)
+    assert answer.code == 1
+    why = why.format(root)
+    assert answer.err == f"ckptdb: {root}/{file} cannot be written: {why}.\n"

@@ -1,5 +1,6 @@
 """A metric on the terminal: looked at, counted, and harmless."""
 
+import math
 import re
 import sqlite3
 import sys
@@ -12,6 +13,8 @@ from hypothesis import strategies as st
 from ckptdb import CheckpointManager, Registry
 from ckptdb.cli.plot import look, thin
 from terminal import Terminal
+
+from .conftest import save
 
 
 @pytest.fixture
@@ -76,7 +79,7 @@ def test_runs_are_chosen_and_time_goes_to_the_right(ckptdb, pruned):
         "plot", "val:loss", "--run", "gamma", "--run", "beta", "--x", "time", cwd=pruned
     ).out
     assert [line[1] for line in legend(out)[1:]] == ["gamma", "beta"]
-    assert re.search(r"^ *\d\d:\d\d:\d\d .*\d\d:\d\d:\d\d$", out, re.MULTILINE)
+    assert re.search(r"^( +\d\d:\d\d:\d\d)+$", out, re.MULTILINE)
 
 
 def test_the_metric_of_the_run_need_not_be_named(ckptdb, pruned):
@@ -179,3 +182,78 @@ def test_one_checkpoint_is_a_curve_too(ckptdb, root, axis):
     out = ckptdb("plot", "val:loss", "--run", "beta", "--run", "beta", "--x", axis, cwd=root).out
     assert legend(out)[1:] == [["a", "beta", "0.1", "5", "0.1", "5", "1", "0"]]
     assert out.partition("\n\n")[0].count("a") - out.partition("\n\n")[0].count("val") == 1
+
+
+def below(text):
+    """Return what stands below the drawing, as words."""
+    return text.partition("\n\n")[0].splitlines()[-1].split()
+
+
+def beside(text):
+    """Return the labels at the left of the drawing, from the top."""
+    return [line.split("┤")[0].strip() for line in text.splitlines() if "┤" in line]
+
+
+@pytest.mark.parametrize(
+    ("steps", "labels"),
+    [((1, 2, 3), "1 2 3"), ((7,), "7"), ((1, 2), "1 2"), ((0, 100), "0 25 50 75 100")],
+)
+def test_each_step_is_labelled_once_and_where_it_is(ckptdb, tmp_path, write_nemo, steps, labels):
+    for step in steps:
+        write_nemo(tmp_path / "run", step, {"loss": step})
+    assert below(ckptdb("plot", "loss", cwd=tmp_path / "run").out) == labels.split()
+
+
+def test_no_second_is_told_twice(ckptdb, tmp_path):
+    for step in (1, 2):
+        save(tmp_path / "run", step, {"val:loss": step})
+    labels = below(ckptdb("plot", "--x", "time", cwd=tmp_path / "run").out)
+    assert labels
+    assert len(labels) == len(set(labels))
+
+
+@pytest.mark.parametrize(
+    "values", [(1e32, 1.5e32), (1e32, 1.0000001e32), (1e-9, 3e-9), (-1e300, 1e300), (2e32, 2e32)]
+)
+def test_labels_of_large_and_small_values_are_short_and_differ(
+    ckptdb, tmp_path, write_nemo, values
+):
+    for step, value in enumerate(values, 1):
+        write_nemo(tmp_path / "run", step, {"loss": value})
+    labels = beside(ckptdb("plot", "loss", cwd=tmp_path / "run").out)
+    assert labels
+    assert len(labels) == len(set(labels))
+    assert max(map(len, labels)) <= 16
+    assert {float(labels[0]), float(labels[-1])} == set(values)
+
+
+@pytest.mark.parametrize(
+    ("metrics", "why"),
+    [(("loss", "kl"), "are judged by several (kl, loss)"), ((), "have none of their own")],
+)
+def test_where_no_metric_is_the_runs_own_it_says_how_to_name_one(
+    ckptdb, tmp_path, write_nemo, metrics, why
+):
+    for metric in metrics:
+        save(tmp_path / "tree" / metric, 1, {metric: 1.0}, metric_name=metric)
+    write_nemo(tmp_path / "tree" / "nemo", 1, {"acc": 1.0})
+    answer = ckptdb("plot", cwd=tmp_path / "tree")
+    assert answer.code == 1
+    assert answer.err == f"ckptdb: The runs here {why}; name a metric: `ckptdb plot METRIC`.\n"
+
+
+def test_where_there_is_no_run_it_says_so(ckptdb, tmp_path):
+    ckptdb("init", tmp_path)
+    answer = ckptdb("plot", cwd=tmp_path)
+    assert answer.code == 1
+    assert "holds no run yet" in answer.err
+
+
+def test_where_no_value_is_finite_it_says_so(ckptdb, root):
+    for step in (1, 2):
+        save(root / "broken", step, {"val:loss": math.nan})
+    answer = ckptdb("plot", "--run", "broken", cwd=root)
+    assert answer.code == 1
+    assert answer.err == (
+        "ckptdb: No checkpoint of 'broken' has a finite value of the metric 'val:loss'.\n"
+    )

@@ -4,6 +4,7 @@ import os
 import stat
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -176,6 +177,29 @@ def test_where_history_cannot_be_kept_there_is_none(prompt, state):
     with prompt() as terminal:
         terminal.type("SELECT 6 * 7;\r")
         terminal.wait_for("42")
+
+
+def test_without_a_home_there_is_no_history(monkeypatch):
+    def nobody():
+        raise RuntimeError("Could not determine home directory.")
+
+    monkeypatch.delenv("XDG_STATE_HOME", raising=False)
+    monkeypatch.setattr(Path, "home", nobody)
+    assert history_file() is None
+
+
+def test_bytes_that_are_no_text_are_one_sentence_and_the_prompt_goes_on(prompt):
+    with prompt() as terminal:
+        terminal.type("SELECT '\udcff';\r")
+        terminal.wait_for("no UTF-8", "ckptdb>")
+        terminal.type("SELECT 6 * 7;\r")
+        terminal.wait_for("42")
+
+
+def test_bytes_are_answered_in_every_form_and_the_prompt_goes_on(prompt):
+    with prompt("-o", "json") as terminal:
+        terminal.type("SELECT x'ff' AS b;\r")
+        terminal.wait_for('"b": "ff"', "ckptdb>")
 
 
 def test_a_relative_state_directory_counts_for_nothing(monkeypatch, tmp_path):

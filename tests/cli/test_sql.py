@@ -1,3 +1,4 @@
+import json
 import subprocess
 import sys
 
@@ -93,20 +94,67 @@ def test_sql_reads_a_file_as_if_started_in_the_chosen_directory(ckptdb, root, tm
     assert ckptdb("sql", "-f", root / "count.sql", "SELECT 1", cwd=root).code == 2
     missing = ckptdb("sql", "-f", "nix.sql", cwd=root)
     assert missing.code == 1
-    assert "nix.sql: No such file" in missing.err
+    assert missing.err == "ckptdb: nix.sql cannot be read: No such file or directory.\n"
 
 
 @pytest.mark.parametrize(
     ("text", "kind"),
     [
-        ("7", "integer"), ("-7", "integer"), ("0.5", "real"), ("1e-3", "real"), (".5", "real"),
+        ("7", "integer"), ("-7", "integer"), ("0", "integer"), ("9223372036854775807", "integer"),
+        ("0.5", "real"), ("-3.25", "real"), ("1.0", "real"),
+        ("007", "text"), ("1e-4", "text"), ("1e-05", "text"), (".5", "text"), ("+7", "text"),
+        ("-0", "text"), ("0.10", "text"), ("7.", "text"), ("1" * 5000 + ".5", "text"),
         ("nan", "text"), ("inf", "text"), ("1_000", "text"), ("", "text"), ("a=b", "text"),
         ("\u0667", "text"),
     ],
 )  # fmt: skip
-def test_a_parameter_is_a_number_only_where_it_reads_as_one(ckptdb, root, text, kind):
+def test_a_parameter_is_a_number_only_where_it_would_be_written_so(ckptdb, root, text, kind):
     answer = ckptdb("sql", "SELECT typeof(:x) AS kind", "-p", f"x={text}", "-o", "csv", cwd=root)
     assert answer.out == f"kind\n{kind}\n"
+
+
+@pytest.mark.parametrize("name", ["007", "1e-4", "7", "0.5"])
+def test_a_run_is_found_whatever_number_its_name_looks_like(ckptdb, root, write_nemo, name):
+    write_nemo(root / name, 1, {"val:loss": 1})
+    ckptdb("reconcile", cwd=root)
+    query = "SELECT name FROM runs WHERE name = :run"
+    answer = ckptdb("sql", query, "-p", f"run={name}", "-o", "tsv", cwd=root)
+    assert answer.out == f"name\n{name}\n"
+
+
+@pytest.mark.parametrize("text", ["1e-1", "0.50", ".5"])
+def test_a_parameter_that_stays_text_is_still_compared_with_values(ckptdb, root, text):
+    query = "SELECT step FROM leaderboard WHERE run = 'alpha' AND value < :most ORDER BY step"
+    found = ckptdb("sql", query, "-p", f"most={text}", "-o", "json", cwd=root).json
+    assert [row["step"] for row in found] == ([] if text == "1e-1" else [2, 3])
+
+
+@pytest.mark.parametrize("number", ["99999999999999999999", "-9223372036854775809", "1" * 5000])
+def test_a_parameter_that_no_database_holds_is_named(ckptdb, root, number):
+    answer = ckptdb("sql", "SELECT :a", "-p", f"a={number}", cwd=root)
+    assert answer.code == 2
+    assert answer.err.endswith(
+        "Invalid value for -p: 'a' does not fit into the whole numbers of SQL, which have 64 bits\n"
+    )
+
+
+def test_a_parameter_without_a_value_is_named(ckptdb, root):
+    answer = ckptdb("sql", "SELECT name FROM runs WHERE name = :run", cwd=root)
+    assert (answer.code, answer.err) == (
+        1, "ckptdb: The query asks for :run; pass -p run=...\n"
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize("comment", ["-- x\n", "--x\n", "--\tx\n"])
+def test_a_query_may_begin_with_a_comment(ckptdb, root, comment):
+    answer = ckptdb("sql", f"{comment}SELECT 1 AS x", "-o", "csv", cwd=root)
+    assert (answer.code, answer.out) == (0, "x\n1\n")
+
+
+def test_what_is_no_text_is_one_sentence(ckptdb, root):
+    answer = ckptdb("sql", "SELECT '\udcff'", cwd=root)
+    assert (answer.code, answer.out) == (1, "")
+    assert answer.err.startswith("ckptdb: The query failed: it holds bytes that are no UTF-8.")
 
 
 def test_a_fault_is_marked_below_the_query(ckptdb, root):
@@ -148,3 +196,41 @@ def test_schema_tells_types_purposes_and_examples_also_of_one_alone(ckptdb, root
     unknown = ckptdb("schema", "nix", cwd=root)
     assert unknown.code == 1
     assert "No table or view is called 'nix'; there are checkpoints," in unknown.err
+
+
+@pytest.mark.parametrize("form", ["json", "jsonl"])
+def test_no_column_of_a_json_answer_hides_another_of_its_name(ckptdb, root, form):
+    out = ckptdb("sql", "SELECT 1 AS x, 2 AS x", "-o", form, cwd=root).out
+    found = json.loads(out)
+    assert (found[0] if form == "json" else found) == {"x": 1, "x_2": 2}
+
+
+@pytest.mark.parametrize("form", ["json", "jsonl"])
+def test_a_json_answer_is_json_whatever_is_in_it(ckptdb, root, form):
+    answer = ckptdb("sql", "SELECT 9e999 AS inf, x'00ff' AS b, 0.5 AS n", "-o", form, cwd=root)
+    assert (answer.code, answer.err) == (0, "")
+    found = json.loads(answer.out, parse_constant=pytest.fail)
+    assert (found[0] if form == "json" else found) == {"inf": None, "b": "00ff", "n": 0.5}
+
+
+@pytest.mark.parametrize(
+    ("form", "shown"),
+    [
+        ("table", "b\nff\n"),
+        ("csv", "b\nff\n"),
+        ("tsv", "b\nff\n"),
+        ("md", "| b |\n| --- |\n| ff |\n"),
+    ],
+)
+def test_bytes_are_shown_as_hexadecimal_digits(ckptdb, root, form, shown):
+    assert ckptdb("sql", "SELECT x'ff' AS b", "-o", form, cwd=root).out == shown
+
+
+def test_an_answer_without_rows_is_its_header_alone(ckptdb, root):
+    assert ckptdb("sql", "SELECT 1 AS x WHERE 0", cwd=root).out == "x\n"
+
+
+def test_nothing_in_a_markdown_answer_is_live_html_or_ends_its_cell(ckptdb, root):
+    query = r"SELECT '<b onclick=x>&amp;' AS html, 'a\|b' AS bars"
+    answer = ckptdb("sql", query, "-o", "md", cwd=root)
+    assert answer.out.splitlines()[2] == r"| &lt;b onclick=x>&amp;amp; | a\\\|b |"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import click
 
 from ckptdb.cli.ask import Session, run_option
+from ckptdb.cli.output import say
 from ckptdb.records import Checkpoint
 
 step_argument = click.argument("step", type=click.IntRange(0))
@@ -103,14 +104,14 @@ def forget(session: Session, run: str) -> None:
     """Drop RUN from the catalog; its directory is not touched."""
     with session.open() as registry:
         gone = registry.forget(run)
-    click.echo(f"{gone.name} is out of the catalog; {gone.directory} was not touched.")
+    say(f"{gone.name} is out of the catalog; {gone.directory} was not touched.")
 
 
 COMMANDS = (pin, unpin, tag, untag, reject, unreject, log, forget)
 
 
 def _say(checkpoint: Checkpoint, what: str) -> None:
-    click.echo(f"{checkpoint.run} step {checkpoint.step}: {what}")
+    say(f"{checkpoint.run} step {checkpoint.step}: {what}")
 
 
 def _number(text: str) -> tuple[str, float]:

@@ -14,11 +14,12 @@ from ckptdb.cli.output import (
     echo_path,
     output_option,
     print_checkpoints,
+    say,
 )
 from ckptdb.errors import NothingToChoose
 from ckptdb.records import MODES, Checkpoint
 from ckptdb.registry import Registry
-from ckptdb.shown import clean, number
+from ckptdb.shown import number
 
 _Function = TypeVar("_Function", bound=Callable[..., Any])
 
@@ -79,7 +80,7 @@ def best(session: Session, /, form: str, *, each: bool, **asked: Any) -> None:
         else:
             _print_one(found, form)
         if asked["metric"] is None and not metric_of(registry, (found,)):
-            click.echo(f"{clean(found.run)} has no metric; this is its latest.", err=True)
+            say(f"{found.run} has no metric; this is its latest.", err=True)
 
 
 @click.command()
@@ -176,7 +177,7 @@ def _print_beside(registry: Registry, found: Checkpoint, form: str, asked: dict[
         left = "nothing is available instead"
     else:
         left = f"the best available is {available.path}{_values(available, metrics)}"
-    click.echo(clean(f"{was} {went}; {left}."), err=True)
+    say(f"{was} {went}; {left}.", err=True)
 
 
 def _ranked_by(

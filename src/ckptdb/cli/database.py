@@ -5,7 +5,7 @@ from __future__ import annotations
 import click
 
 from ckptdb.cli.ask import Session
-from ckptdb.cli.output import echo_json, echo_path, output_option, print_table
+from ckptdb.cli.output import echo_json, echo_path, output_option, print_table, say
 from ckptdb.units import human_bytes
 
 
@@ -50,9 +50,9 @@ def upgrade(session: Session) -> None:
             raise registry.explain_missing()
         before, after, copy = registry.upgrade()
     if before == after:
-        click.echo(f"The catalog is at revision {after} already.")
+        say(f"The catalog is at revision {after} already.")
     else:
-        click.echo(f"Upgraded from revision {before} to {after}; the old one is {copy}.")
+        say(f"Upgraded from revision {before} to {after}; the old one is {copy}.")
 
 
 COMMANDS = (db,)

@@ -9,10 +9,9 @@ import click
 
 from ckptdb import units
 from ckptdb.cli.ask import Session, metric_option, mode_option, run_option
-from ckptdb.cli.output import echo_json, output_option, print_table
+from ckptdb.cli.output import echo_json, output_option, print_table, say
 from ckptdb.records import Mode
 from ckptdb.retention import Policy, Replay
-from ckptdb.shown import clean
 from ckptdb.units import human_bytes
 from ckptdb.upkeep import Collected
 
@@ -76,9 +75,7 @@ def undelete(session: Session, step: int, run: str | None) -> None:
     """Bring back the deleted checkpoint at STEP, as long as its bytes are kept (--trash-ttl)."""
     with session.open() as registry:
         found = registry.undelete(step, run=run)
-    click.echo(
-        f"{clean(found.run)} step {found.step}: back. Pin it, or retention may take it again."
-    )
+    say(f"{found.run} step {found.step}: back. Pin it, or retention may take it again.")
 
 
 @click.command()
@@ -184,7 +181,7 @@ def gc(  # noqa: PLR0917  # one parameter an option
         _print_plans(found, form)
         if dry_run and form == "table" and found:
             ids = " ".join(f"--plan {plan.plan}" for plan in found)
-            click.echo(f"To do exactly this or nothing: {ids}")
+            say(f"To do exactly this or nothing: {ids}")
 
 
 COMMANDS = (rm, undelete, gc)
@@ -213,11 +210,11 @@ def _print_plan(plan: Collected) -> None:
     if plan.trash_ttl_seconds and plan.retention.gone:
         hours = plan.trash_ttl_seconds / 3600
         later = f" now, {human_bytes(plan.retention.freed_bytes)} after {units.duration(hours)}"
-    click.echo(f"{plan.run}: {human_bytes(plan.freed_bytes)} {verb}{later}.{_becomes(plan)}")
+    say(f"{plan.run}: {human_bytes(plan.freed_bytes)} {verb}{later}.{_becomes(plan)}")
     if plan.waiting:
         held = human_bytes(sum(left.size_bytes for left in plan.waiting))
         steps = _listed([left.step for left in plan.waiting])
-        click.echo(f"{held} can still be undeleted (steps {steps}); --empty-trash removes them.")
+        say(f"{held} can still be undeleted (steps {steps}); --empty-trash removes them.")
 
 
 def _becomes(plan: Collected) -> str:
@@ -246,20 +243,20 @@ def _print_replays(replays: Sequence[Replay], form: str) -> None:
         return
     for found in replays:
         steps = f" (steps {_listed(found.kept)})" if found.kept else ""
-        click.echo(
-            f"{clean(found.run)}: of {found.saved} saved, {len(found.kept)} would be left{steps}, "
+        say(
+            f"{found.run}: of {found.saved} saved, {len(found.kept)} would be left{steps}, "
             f"{human_bytes(found.end_bytes)}; at most {human_bytes(found.peak_bytes)} at once, "
             f"where {human_bytes(found.recorded_peak_bytes)} is recorded."
         )
         if found.best_ever is not None and not found.lost:
-            click.echo(f"  The best ever, step {found.best_ever}, would still be there.")
+            say(f"  The best ever, step {found.best_ever}, would still be there.")
         for lost in found.lost[:_SHOWN]:
-            click.echo(
+            say(
                 f"  Step {lost.step} ({lost.value:.6g}) is better than all that would be left, and "
-                f"would have gone after step {lost.after_step}: {clean(lost.reason)}"
+                f"would have gone after step {lost.after_step}: {lost.reason}"
             )
         if len(found.lost) > _SHOWN:
-            click.echo(f"  And {len(found.lost) - _SHOWN} more.")
+            say(f"  And {len(found.lost) - _SHOWN} more.")
 
 
 def _listed(steps: Sequence[int]) -> str:

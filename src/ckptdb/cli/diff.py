@@ -4,20 +4,22 @@ from __future__ import annotations
 
 import json
 import math
+import os
 from collections.abc import Iterator, Sequence
-from pathlib import Path
-from typing import Any
+from itertools import takewhile
 
 import click
 
 from ckptdb.cli.ask import Session, run_option
-from ckptdb.cli.output import echo_json, output_option, print_table
-from ckptdb.compare import Difference, FileChange, MetricChange
+from ckptdb.cli.output import echo_json, output_option, print_table, say
+from ckptdb.compare import ConfigChange, Difference, FileChange, MetricChange
 from ckptdb.records import Checkpoint
-from ckptdb.shown import clean, number
+from ckptdb.shown import number
 from ckptdb.units import human_bytes
 
 _LONGEST_VALUE = 60
+_BEFORE = 20
+"""Characters shown before the first one that differs, where both are long."""
 
 
 @click.command()
@@ -38,8 +40,8 @@ def diff(session: Session, a: str, b: str, run: str | None, form: str) -> None:
         return
     for index, (title, rows) in enumerate(_sections(found)):
         if index:
-            click.echo()
-        click.echo(title)
+            say()
+        say(title)
         if rows:
             print_table([""] * len(rows[0]), rows)
 
@@ -48,8 +50,9 @@ COMMANDS = (diff,)
 
 
 def _from(session: Session, text: str) -> str:
-    path = Path(session.directory, text)
-    return str(path) if not text.isdigit() and path.is_dir() else text
+    path = os.path.join(session.directory, text)
+    # Unlike a Path, this takes what is too long for a name.
+    return path if not text.isdigit() and os.path.isdir(path) else text
 
 
 def _sections(found: Difference) -> Iterator[tuple[str, Sequence[Sequence[str]]]]:
@@ -62,11 +65,7 @@ def _sections(found: Difference) -> Iterator[tuple[str, Sequence[Sequence[str]]]
     if found.config is None:
         yield f"config: not known of {_lacking(found, ('config.yaml',))}", ()
     elif found.config:
-        rows = [
-            [f"  {c.key}", _value(c.a, c.kind == "added"), "→", _value(c.b, c.kind == "removed")]
-            for c in found.config
-        ]
-        yield "config", rows
+        yield "config", [_config(change) for change in found.config]
     else:
         yield "config: no difference", ()
     if found.files is None:
@@ -79,7 +78,7 @@ def _sections(found: Difference) -> Iterator[tuple[str, Sequence[Sequence[str]]]
 
 def _name(checkpoint: Checkpoint) -> str:
     gone = "" if checkpoint.status == "final" else f" ({checkpoint.status})"
-    return f"{clean(checkpoint.run)}:{checkpoint.step}{gone}"
+    return f"{checkpoint.run}:{checkpoint.step}{gone}"
 
 
 def _lacking(found: Difference, files: tuple[str, ...]) -> str:
@@ -93,12 +92,45 @@ def _lacking(found: Difference, files: tuple[str, ...]) -> str:
 
 
 def _metric(change: MetricChange) -> list[str]:
+    a, b = _number(change.a), _number(change.b)
+    if a == b and change.kind == "changed":
+        a, b = repr(change.a), repr(change.b)
+    if change.kind == "added":
+        a = "-"
+    if change.kind == "removed":
+        b = "-"
+    return [f"  {change.name}", a, "→", b, _how(change)]
+
+
+def _number(value: float | None) -> str:
+    return "not finite" if value is None else number(value)
+
+
+def _how(change: MetricChange) -> str:
+    if change.kind != "changed":
+        return change.kind
     relative = change.relative
-    if relative is None:
-        how = "added" if change.a is None else "removed"
-    else:
-        how = f"{relative:+.1%}" if math.isfinite(relative) else ""
-    return [f"  {change.name}", number(change.a) or "-", "→", number(change.b) or "-", how]
+    return f"{relative:+.1%}" if relative is not None and math.isfinite(relative) else ""
+
+
+def _config(change: ConfigChange) -> list[str]:
+    texts = [json.dumps(value, ensure_ascii=False) for value in (change.a, change.b)]
+    begin = _begin(*texts) if change.kind == "changed" else 0
+    a = "-" if change.kind == "added" else _window(texts[0], begin)
+    b = "-" if change.kind == "removed" else _window(texts[1], begin)
+    return [f"  {change.key}", a, "→", b]
+
+
+def _begin(a: str, b: str) -> int:
+    """Return where to begin to show two texts, so that the first difference is seen."""
+    alike = takewhile(lambda pair: pair[0] == pair[1], zip(a, b, strict=False))
+    first = sum(1 for _ in alike)
+    return 0 if first < _LONGEST_VALUE - _BEFORE else first - _BEFORE
+
+
+def _window(text: str, begin: int) -> str:
+    shown = f"…{text[begin:]}" if begin else text
+    return shown if len(shown) <= _LONGEST_VALUE else f"{shown[: _LONGEST_VALUE - 1]}…"
 
 
 def _file(change: FileChange) -> list[str]:
@@ -109,10 +141,3 @@ def _file(change: FileChange) -> list[str]:
         f"  {change.path}", human_bytes(change.a) or "-", "→", human_bytes(change.b) or "-",
         f"{sign}{human_bytes(abs(grown))}", how,
     ]  # fmt: skip
-
-
-def _value(value: Any, absent: bool) -> str:  # noqa: FBT001  # of which side it is
-    if absent:
-        return "-"
-    text = json.dumps(value, ensure_ascii=False)
-    return text if len(text) <= _LONGEST_VALUE else f"{text[: _LONGEST_VALUE - 1]}…"

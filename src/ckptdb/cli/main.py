@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import io
 import os
 import sys
 import traceback
@@ -14,7 +15,7 @@ from typing import Final, TextIO
 import click
 
 from ckptdb.cli import ask, change, choose, database, delete, diff, plot, sql, tend, watch, web
-from ckptdb.cli.output import echo_error
+from ckptdb.cli.output import echo_error, say
 from ckptdb.errors import (
     CatalogForeign,
     CatalogLocked,
@@ -24,7 +25,6 @@ from ckptdb.errors import (
     RunLocked,
 )
 from ckptdb.registry import Registry
-from ckptdb.shown import clean
 
 EXIT_CODES: Final[dict[type[CkptdbError], int]] = {
     CatalogMissing: 10,
@@ -79,6 +79,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     if arguments is None:
         # The process is ours, and what it has imported stays: no collection need look at it.
         gc.freeze()
+        _spell_what_cannot_be_written()
     given = list(sys.argv[1:] if arguments is None else arguments)
     warnings.showwarning = _show_warning
     try:
@@ -97,24 +98,33 @@ def _report(error: Exception, *, debug: bool) -> int:
     if debug:
         traceback.print_exception(error)
     if isinstance(error, click.Abort):
-        click.echo("Stopped.", err=True)
+        say("Stopped.", err=True)
         return 1
     if isinstance(error, click.ClickException):
-        error.show()
+        shown = io.StringIO()
+        error.show(shown)
+        for line in shown.getvalue().rstrip("\n").split("\n"):
+            say(line, err=True)
         return error.exit_code
     if isinstance(error, CkptdbError):
         echo_error(error, prefix="ckptdb: ")
         return next((c for kind, c in EXIT_CODES.items() if isinstance(error, kind)), 1)
     if isinstance(error, OSError):
         where = f"{error.filename}: " if error.filename else ""
-        _say(f"{where}{error.strerror or error}; nothing else was changed.")
+        say(f"ckptdb: {where}{error.strerror or error}; nothing else was changed.", err=True)
         return 1
-    _say(f"This is a bug in ckptdb ({error!r}); run again with --debug and report it.")
+    say(
+        f"ckptdb: This is a bug in ckptdb ({error!r}); run again with --debug and report it.",
+        err=True,
+    )
     return 1
 
 
-def _say(sentence: str) -> None:
-    click.echo(f"ckptdb: {clean(sentence)}", err=True)
+def _spell_what_cannot_be_written() -> None:
+    """Let a stream whose encoding lacks a character have it as an escape, not as an error."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
 
 
 def _show_warning(  # noqa: PLR0917  # the signature of warnings.showwarning
@@ -126,4 +136,4 @@ def _show_warning(  # noqa: PLR0917  # the signature of warnings.showwarning
     line: str | None = None,
 ) -> None:
     del category, filename, lineno, file, line
-    click.echo(f"warning: {clean(message)}", err=True)
+    say(f"warning: {message}", err=True)

@@ -8,6 +8,7 @@ from __future__ import annotations
 import csv
 import io
 import json
+import math
 import os
 import re
 import shutil
@@ -20,7 +21,7 @@ import click
 
 from ckptdb.cli.layout import lay_out
 from ckptdb.errors import CkptdbError, QueryFailed
-from ckptdb.records import Ancestor, Checkpoint
+from ckptdb.records import Ancestor, Checkpoint, unique_names
 from ckptdb.shown import clean, inert, number
 from ckptdb.units import human_bytes
 
@@ -35,6 +36,9 @@ _FIELDS = (
     "run", "step", "status", "path", "size_bytes", "file_count", "created_at", "finalized_at",
     "deleted_at", "deleted_reason", "pinned", "tags", "notes", "problem", "rejected",
 )  # fmt: skip
+
+_MARKDOWN = str.maketrans({"\\": "\\\\", "|": "\\|", "<": "&lt;", "&": "&amp;"})
+"""What would end a cell, or be HTML."""
 
 Row = Sequence[Any]
 
@@ -72,11 +76,17 @@ def console(*, stderr: bool = False, fold: bool = True) -> Console:
     )
 
 
+def say(sentence: object = "", *, err: bool = False) -> None:
+    """Print a line for people, in which nothing is for a terminal to obey."""
+    click.echo(clean(sentence), err=err)
+
+
 def echo_error(error: CkptdbError, *, prefix: str = "") -> None:
     """Print an error's sentence and, of a query, the place, to standard error."""
-    click.echo(f"{prefix}{clean(error)}", err=True)
+    say(f"{prefix}{error}", err=True)
     if isinstance(error, QueryFailed) and error.excerpt:
-        click.echo(error.excerpt, err=True)
+        for line in error.excerpt.splitlines():
+            say(line, err=True)
 
 
 def width(*, otherwise: int = 100) -> int:
@@ -89,15 +99,32 @@ def echo_path(path: object) -> None:
     click.echo(os.fsencode(str(path)))
 
 
+def echo_bytes(content: bytes) -> None:
+    """Print a document as it is."""
+    click.echo(content, nl=False)
+
+
+def echo_drawing(drawing: str) -> None:
+    """Print lines of our own making, escapes for colour included.
+
+    Each character that cannot be written here becomes one other, so that all stay in their places.
+    """
+    encoding = sys.stdout.encoding or "utf-8"
+    click.echo(drawing.encode(encoding, "replace").decode(encoding))
+
+
 def echo_json(content: object) -> None:
     """Print an indented JSON document."""
     click.echo(json.dumps(content, indent=2))
 
 
 def print_rows(columns: Sequence[str], rows: Iterable[Row], form: str) -> None:
-    """Print rows in one of `FORMATS`."""
+    """Print rows in one of `FORMATS`; bytes as hexadecimal digits."""
+    rows = (list(map(_spelled, row)) for row in rows)
     if form in ("json", "jsonl"):
-        print_records([dict(zip(columns, row, strict=True)) for row in rows], form)
+        names = unique_names(columns)
+        found = (map(_jsonable, row) for row in rows)
+        print_records([dict(zip(names, row, strict=True)) for row in found], form)
     elif form in ("csv", "tsv"):
         _print_separated(columns, rows, "," if form == "csv" else "\t")
     elif form == "md":
@@ -143,7 +170,8 @@ def print_table(
             click.style(line[:end], fg=colour) + line[end:]
             for line, end, colour in zip(lines, starts, first_colours, strict=True)
         ]
-    click.echo("\n".join(lines))
+    for line in lines:
+        click.echo(line)
 
 
 def is_coloured() -> bool:
@@ -281,6 +309,17 @@ def _flat(value: object) -> object:
     return value if value is None or isinstance(value, int | float | str) else str(value)
 
 
+def _spelled(value: object) -> object:
+    return value.hex() if isinstance(value, bytes) else value
+
+
+def _jsonable(value: object) -> object:
+    """Return a value that JSON can hold: it knows neither infinity nor what is no number."""
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    return value if value is None or isinstance(value, int | str) else str(value)
+
+
 def _print_separated(columns: Sequence[str], rows: Iterable[Row], delimiter: str) -> None:
     buffer = io.StringIO()
     writer = csv.writer(buffer, delimiter=delimiter, lineterminator="\n")
@@ -291,7 +330,7 @@ def _print_separated(columns: Sequence[str], rows: Iterable[Row], delimiter: str
 
 def _print_markdown(columns: Sequence[str], rows: Iterable[Row]) -> None:
     def line(cells: Iterable[object]) -> str:
-        return "| " + " | ".join(clean(cell).replace("|", "\\|") for cell in cells) + " |"
+        return "| " + " | ".join(clean(cell).translate(_MARKDOWN) for cell in cells) + " |"
 
     click.echo(line(columns))
     click.echo(line("---" for _ in columns))

@@ -11,9 +11,18 @@ from typing import Any, Final, Literal
 import click
 
 from ckptdb.cli.ask import Session, metric_argument, mode_option
-from ckptdb.cli.output import is_coloured, print_table, width
-from ckptdb.errors import LibraryMissing
+from ckptdb.cli.output import echo_drawing, is_coloured, print_table, say, width
+from ckptdb.errors import (
+    CkptdbError,
+    LibraryMissing,
+    MetricNotChosen,
+    NoRuns,
+    NothingFinite,
+    UnknownDirection,
+    UnknownMetric,
+)
 from ckptdb.records import Curve, Mode, rank_key, seconds
+from ckptdb.registry import Registry
 from ckptdb.shown import clean, number
 
 Axis = Literal["step", "time"]
@@ -27,6 +36,9 @@ _COARSE: Final = "·"
 _FEW: Final = 12
 """Curves that can be followed; of more a fine line costs time and shows no more."""
 _TICKS: Final = 5
+_HEIGHTS: Final = 7
+_LARGE: Final = 1e7
+_SMALL: Final = 1e-4
 _HOUR: Final = 3600.0
 _SEASON: Final = 60 * 24 * _HOUR
 _HIGHEST: Final = 24
@@ -64,14 +76,29 @@ def plot(
     Large dots are the checkpoints that are kept. METRIC is the runs' own one unless it is named.
     """
     with session.open() as registry:
-        name, curves = registry.curves(metric, runs=runs, mode=mode)
+        try:
+            name, curves = registry.curves(metric, runs=runs, mode=mode)
+        except UnknownDirection as error:
+            raise _nothing_to_draw(registry) from error
+        except UnknownMetric as error:
+            if error.metric not in error.known:
+                raise
+            raise NothingFinite(error.metric, runs) from error
     looks = [look(index, coloured=is_coloured()) for index in range(len(curves))]
-    click.echo(draw(name, curves, looks, axis, columns=min(width(otherwise=80), _WIDEST)))
-    click.echo()
+    echo_drawing(draw(name, curves, looks, axis, columns=min(width(otherwise=80), _WIDEST)))
+    say()
     _print_legend(curves, looks)
 
 
 COMMANDS = (plot,)
+
+
+def _nothing_to_draw(registry: Registry) -> CkptdbError:
+    """Return why no metric could be chosen for somebody who has named none."""
+    runs = registry.runs()
+    if not runs:
+        return NoRuns(str(registry.location))
+    return MetricNotChosen({run.metric_name for run in runs} - {None})
 
 
 def look(index: int, *, coloured: bool) -> Look:
@@ -107,9 +134,10 @@ def draw(
             canvas.scatter(
                 [x for x, _ in kept], [y for _, y in kept], marker=style.dot, color=colour
             )
-    lowest, highest = _ends(x for points in shown for x, *_ in points)
-    ticks = [lowest + (highest - lowest) * n / (_TICKS - 1) for n in range(_TICKS)]
-    canvas.xticks(ticks, _labels(ticks, axis))
+    canvas.xticks(*_ticks([x for points in shown for x, *_ in points], axis))
+    heights = [y for points in shown for _, y, _ in points]
+    if _is_long(heights):
+        canvas.yticks(*_short_ticks(heights))
     drawn = str(canvas.build())
     if looks[0].colour is None:
         drawn = canvas.uncolorize(drawn)
@@ -152,9 +180,39 @@ def _points(curve: Curve, axis: Axis) -> Iterator[tuple[float, float, bool]]:
             yield float(x), value, kept
 
 
-def _ends(values: Iterator[float]) -> tuple[float, float]:
-    found = list(values) or [0.0, 1.0]
-    return min(found), max(found)
+def _ticks(values: Sequence[float], axis: Axis) -> tuple[list[float], list[str]]:
+    """Return where the axis below is labelled, and how: at whole steps, and nothing twice."""
+    ticks = _spread(values, _TICKS)
+    if axis == "step":
+        ticks = [float(round(tick)) for tick in ticks]
+    at: dict[str, float] = {}
+    for tick, label in zip(ticks, _labels(ticks, axis), strict=True):
+        at.setdefault(label, tick)
+    return list(at.values()), list(at)
+
+
+def _is_long(values: Sequence[float]) -> bool:
+    """Tell whether values have so many digits that labels would leave no room for curves."""
+    largest = max(map(abs, values), default=0.0)
+    return largest >= _LARGE or 0.0 < largest < _SMALL
+
+
+def _short_ticks(values: Sequence[float]) -> tuple[list[float], list[str]]:
+    """Return where the axis of values is labelled, and how: as short as tells them apart."""
+    ticks = sorted(set(_spread(values, _HEIGHTS)))
+    labels: list[str] = []
+    for digits in range(3, 18):
+        labels = [f"{tick:.{digits}g}" for tick in ticks]
+        if len(set(labels)) == len(ticks):
+            break
+    return ticks, labels
+
+
+def _spread(values: Sequence[float], count: int) -> list[float]:
+    """Return numbers from the lowest value to the highest one, evenly."""
+    low, high = min(values, default=0.0), max(values, default=1.0)
+    parts = (n / (count - 1) for n in range(count))
+    return [low * (1 - part) + high * part for part in parts]
 
 
 def _labels(ticks: Sequence[float], axis: Axis) -> list[str]:

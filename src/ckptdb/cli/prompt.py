@@ -12,13 +12,10 @@ from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
-import click
-
 from ckptdb.cli.completion import Words
-from ckptdb.cli.output import FORMATS, echo_error
-from ckptdb.cli.sql import Asker, echo_relation, select
+from ckptdb.cli.output import FORMATS, echo_error, say
+from ckptdb.cli.sql import Asker, echo_relation, is_text, select
 from ckptdb.errors import CkptdbError
-from ckptdb.shown import clean
 
 if TYPE_CHECKING:
     from prompt_toolkit.key_binding import KeyPressEvent
@@ -43,7 +40,7 @@ def run(asker: Asker) -> None:
     commands = {".help": (), ".mode": FORMATS, ".quit": (), ".schema": names}
     words = Words(relations, (seen.name for seen in asker.registry.runs()), commands)
     read = _reader(words)
-    click.echo(f"{clean(asker.registry.location)}, read-only; .help tells more.", err=True)
+    say(f"{asker.registry.location}, read-only; .help tells more.", err=True)
     while True:
         try:
             text = read().strip()
@@ -52,10 +49,12 @@ def run(asker: Asker) -> None:
             if text:
                 _obey(asker, text)
         except EOFError:
-            click.echo(err=True)
+            say(err=True)
             return
         except KeyboardInterrupt:
-            click.echo("Stopped.", err=True)
+            say("Stopped.", err=True)
+        except UnicodeError:
+            say("This line holds bytes that are no UTF-8; type it again.", err=True)
         except CkptdbError as error:
             echo_error(error)
 
@@ -70,17 +69,17 @@ def is_complete(text: str) -> bool:
 def history_file() -> Path | None:
     """Return the file with what was typed, made for nobody else to read; None if none can be."""
     state = os.environ.get("XDG_STATE_HOME", "")
-    # The specification: what is not absolute counts for nothing.
-    base = Path(state) if os.path.isabs(state) else Path.home() / ".local" / "state"
-    file = base / "ckptdb" / "sql_history"
     try:
+        # The specification: what is not absolute counts for nothing.
+        base = Path(state) if os.path.isabs(state) else Path.home() / ".local" / "state"
+        file = base / "ckptdb" / "sql_history"
         file.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
         descriptor = os.open(file, os.O_CREAT | os.O_RDWR | os.O_CLOEXEC, 0o600)
         try:
             os.fchmod(descriptor, 0o600)
         finally:
             os.close(descriptor)
-    except OSError:
+    except (OSError, RuntimeError):  # the latter: nobody knows where the home is
         return None
     return file
 
@@ -97,13 +96,14 @@ def _obey(asker: Asker, text: str) -> None:
     elif name == ".mode" and argument in FORMATS:
         asker.form = argument
     elif name == ".mode" and argument is None:
-        click.echo(asker.form)
+        say(asker.form)
     elif name == ".mode":
-        click.echo(f"There is no form {clean(argument)}; choose {', '.join(FORMATS)}.", err=True)
+        say(f"There is no form {argument}; choose {', '.join(FORMATS)}.", err=True)
     elif name == ".help":
-        click.echo(HELP.format(forms=", ".join(FORMATS)))
+        for line in HELP.format(forms=", ".join(FORMATS)).splitlines():
+            say(line)
     else:
-        click.echo(f"There is no command {clean(name)}; .help lists them.", err=True)
+        say(f"There is no command {name}; .help lists them.", err=True)
 
 
 def _reader(words: Words) -> Read:
@@ -140,7 +140,10 @@ def _rich_reader(words: Words) -> Read:
     @keys.add("enter")
     def _(event: KeyPressEvent) -> None:
         buffer = event.current_buffer
-        if is_complete(buffer.text):
+        if not is_text(buffer.text):
+            # Neither SQLite nor the history could take it.
+            event.app.exit(exception=UnicodeError())
+        elif is_complete(buffer.text):
             buffer.validate_and_handle()
         else:
             buffer.insert_text("\n")

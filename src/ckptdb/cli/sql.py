@@ -12,12 +12,18 @@ import click
 
 from ckptdb.catalog.adhoc import Relation
 from ckptdb.cli.ask import Session
-from ckptdb.cli.output import FORMATS, output_option, print_records, print_rows, width
-from ckptdb.errors import UnknownRelation
+from ckptdb.cli.output import FORMATS, output_option, print_records, print_rows, say, width
+from ckptdb.errors import FileUnusable, ParameterMissing, QueryFailed, UnknownRelation
+from ckptdb.records import Rows
 from ckptdb.registry import Registry
 
-_WHOLE: Final = re.compile(r"[+-]?\d+", re.ASCII)
-_DECIMAL: Final = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)(e[+-]?\d+)?", re.ASCII | re.IGNORECASE)
+_WHOLE: Final = re.compile(r"0|-?[1-9]\d*", re.ASCII)
+_DECIMAL: Final = re.compile(r"-?\d+\.\d+", re.ASCII)
+_LONGEST: Final = 20
+"""Characters of a whole number of 64 bits, with its sign."""
+_MISSING: Final = re.compile(r"parameter (?::|missing: )(\w+)")
+"""What SQLite and psycopg say of a parameter without a value."""
+_COMMENT: Final = re.compile(r"--(\s|[^=\s]*\n)")
 
 
 @dataclass(slots=True)
@@ -32,18 +38,36 @@ class Asker:
 
     def answer(self, query: str) -> None:
         """Print what a query says."""
-        rows = self.registry.query(
-            query, self.parameters, limit=self.limit, timeout_seconds=self.timeout_seconds
-        )
+        rows = self._ask(query)
         print_rows(rows.columns, rows.rows, self.form)
         if rows.truncated:
-            click.echo(f"Only the first {len(rows)} rows; --limit shows more.", err=True)
+            say(f"Only the first {len(rows)} rows; --limit shows more.", err=True)
+
+    def _ask(self, query: str) -> Rows:
+        if not is_text(query):
+            raise QueryFailed("it holds bytes that are no UTF-8")
+        try:
+            return self.registry.query(
+                query, self.parameters, limit=self.limit, timeout_seconds=self.timeout_seconds
+            )
+        except QueryFailed as error:
+            missing = _MISSING.search(error.why)
+            if missing is None:
+                raise
+            raise ParameterMissing(missing[1]) from error
 
 
-@click.command()
+class _Query(click.Command):
+    """A command whose argument may begin with a comment of SQL, which is no option."""
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        return super().parse_args(ctx, [f" {a}" if _COMMENT.match(a) else a for a in args])
+
+
+@click.command(cls=_Query)
 @click.argument("query", required=False)
 @click.option("-f", "--file", metavar="FILE", help="Read the query from FILE.")
-@click.option("-p", "parameters", multiple=True, metavar="NAME=VALUE", help="Value of :NAME.")
+@click.option("-p", "parameters", multiple=True, metavar="NAME=VALUE", help="VALUE of :NAME.")
 @click.option(
     "--limit", type=click.IntRange(1), default=10_000, show_default=True, help="Rows at most."
 )
@@ -69,6 +93,9 @@ def sql(  # noqa: PLR0917  # one parameter an option
 
     Without a QUERY on a terminal, a prompt. With "-", or where nobody types, QUERY is read from
     standard input. Paths in the tables are relative to the root; abspath(path) makes them absolute.
+
+    A VALUE is a number if a number is written just so: 7, 0.5, -3. All others are texts, 007 and
+    1e-4 too; columns are compared with these as with numbers where they hold numbers.
     """
     if query is not None and file is not None:
         raise click.UsageError("Pass a query or --file, not both.")
@@ -133,16 +160,31 @@ def echo_relation(relation: Relation) -> None:
     """Print a table or view for people: purpose, columns with their types, an example."""
     # A column stays on one line with its type.
     columns = ", ".join("\u00a0".join(filter(None, (c.name, c.type))) for c in relation.columns)
-    click.echo(f"{relation.name} ({relation.kind}): {relation.purpose}")
+    say(f"{relation.name} ({relation.kind}): {relation.purpose}")
     told = click.wrap_text(columns, width() - 1, "    ", "    ")
-    click.echo(told.replace("\u00a0", " "))
-    click.echo(f"    e.g. {relation.example}\n")
+    for line in told.split("\n"):
+        say(line.replace("\u00a0", " "))
+    say(f"    e.g. {relation.example}")
+    say()
+
+
+def is_text(text: str) -> bool:
+    """Tell whether what came from a terminal or a command line was UTF-8."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def _read(session: Session, query: str | None, file: str | None) -> str:
     if file not in (None, "-"):
         # As -C says: as if started there.
-        return Path(session.directory, str(file)).read_text(encoding="utf-8", errors="replace")
+        path = Path(session.directory, str(file))
+        try:
+            return path.read_text(encoding="utf-8", errors="replace")
+        except OSError as error:
+            raise FileUnusable(path, "read", error.strerror or str(error)) from error
     if query in (None, "-"):
         return sys.stdin.read()
     return query
@@ -152,7 +194,18 @@ def _named(text: str) -> tuple[str, object]:
     name, equals, value = text.partition("=")
     if not equals or not name:
         raise click.BadParameter(f"{text!r} is not NAME=VALUE", param_hint="-p")
-    # Not whatever int() and float() take: a run may be called nan, or 1_000.
+    # A run may be called nan, 007 or 1e-4: what would be written otherwise is no number.
     if _WHOLE.fullmatch(value):
-        return name, int(value)
-    return name, float(value) if _DECIMAL.fullmatch(value) else value
+        return name, _whole(name, value)
+    return name, float(value) if _is_decimal(value) else value
+
+
+def _whole(name: str, digits: str) -> int:
+    if len(digits) <= _LONGEST and -(2**63) <= int(digits) < 2**63:
+        return int(digits)
+    why = f"{name!r} does not fit into the whole numbers of SQL, which have 64 bits"
+    raise click.BadParameter(why, param_hint="-p")
+
+
+def _is_decimal(text: str) -> bool:
+    return _DECIMAL.fullmatch(text) is not None and repr(float(text)) == text

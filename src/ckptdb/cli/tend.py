@@ -12,7 +12,7 @@ from pathlib import Path
 import click
 
 from ckptdb.cli.ask import Session, run_option
-from ckptdb.cli.output import console, echo_json, output_option, print_table
+from ckptdb.cli.output import console, echo_json, output_option, print_table, say
 from ckptdb.disk.verified import Depth
 from ckptdb.reconcile import ReconcileReport, RunReport
 from ckptdb.registry import Registry
@@ -34,7 +34,7 @@ def init(session: Session, directory: str) -> None:
     registry, report = Registry.init(Path(session.directory, directory))
     with registry:
         _print_report(report, dry_run=False)
-    click.echo(f"{registry.location} is the catalog of {len(report.runs)} run(s).")
+    say(f"{registry.location} is the catalog of {len(report.runs)} run(s).")
 
 
 @click.command()
@@ -86,7 +86,7 @@ def verify(
         print_table(
             ["run", "step", "problem"], ([cp.run, str(cp.step), cp.problem or ""] for cp in bad)
         )
-    click.echo(_told(found, len(bad), partly=max_seconds is not None), err=True)
+    say(_told(found, len(bad), partly=max_seconds is not None), err=True)
     return 1 if bad else 0
 
 
@@ -141,14 +141,14 @@ def _reconcile(session: Session, path: str | None, form: str, *, full: bool, dry
 
 def _print_report(report: ReconcileReport, *, dry_run: bool) -> None:
     if report.set_aside:
-        click.echo(f"The broken catalog was set aside as {clean(report.set_aside)}.")
+        say(f"The broken catalog was set aside as {report.set_aside}.")
     for run in report.runs:
         _print_run(run)
     for sentence in report.blocked:
-        click.echo(f"ckptdb: {clean(sentence)}.", err=True)
+        say(f"ckptdb: {sentence}.", err=True)
     drift = sum(action.is_drift for run in report.runs for action in run.actions)
     result = f"{drift} difference(s) {'found' if dry_run else 'settled'}" if drift else "no drift"
-    click.echo(
+    say(
         f"{report.checkpoints} checkpoint(s) in {len(report.runs)} run(s) compared in "
         f"{report.seconds:.1f} s: {result}."
     )
@@ -162,10 +162,10 @@ def _print_run(run: RunReport) -> None:
         if shown[action.kind] > _SHOWN:
             continue
         step = "" if action.step is None else f" step {action.step}"
-        click.echo(f"{clean(run.name)}{step}: {action.kind}: {clean(action.what)}")
+        say(f"{run.name}{step}: {action.kind}: {action.what}")
     for kind, count in kinds.items():
         if count > _SHOWN:
-            click.echo(f"{clean(run.name)}: … and {count - _SHOWN} more {kind}")
+            say(f"{run.name}: … and {count - _SHOWN} more {kind}")
 
 
 @contextmanager

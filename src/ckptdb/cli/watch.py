@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import json
 import os
 import signal
 import subprocess
@@ -14,13 +13,12 @@ from types import FrameType
 import click
 
 from ckptdb.cli.ask import Session
-from ckptdb.cli.output import echo_path, output_option
+from ckptdb.cli.output import echo_path, output_option, print_records, say
 from ckptdb.cli.tend import PARTLY
 from ckptdb.errors import CatalogError, CatalogMissing
 from ckptdb.records import Checkpoint
 from ckptdb.registry import Registry
 from ckptdb.registry.watching import POLL_SECONDS
-from ckptdb.shown import clean
 
 _SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
@@ -81,7 +79,8 @@ def watch(  # noqa: PLR0917  # one parameter an option
                 if command is not None and (why := job.run(command, checkpoint)):
                     arrivals.give_up()
                     failed += 1
-                    _say(f"{checkpoint.run} step {checkpoint.step}: the command {why}")
+                    where = f"{checkpoint.run} step {checkpoint.step}"
+                    say(f"ckptdb: {where}: the command {why}.", err=True)
     return PARTLY if failed else 0
 
 
@@ -170,7 +169,7 @@ def _describe(checkpoint: Checkpoint) -> dict[str, str]:
 
 def _print(checkpoint: Checkpoint, form: str) -> None:
     if form == "json":
-        click.echo(json.dumps(checkpoint.as_dict()))
+        print_records([checkpoint.as_dict()], "jsonl")
     else:
         echo_path(checkpoint.path)
 
@@ -179,10 +178,6 @@ def _say_what_is_waited_for(registry: Registry) -> None:
     try:
         registry.runs()
     except CatalogMissing:
-        click.echo("There is no run here yet; waiting for the first one.", err=True)
+        say("There is no run here yet; waiting for the first one.", err=True)
     except CatalogError:
         return  # it is done without
-
-
-def _say(sentence: str) -> None:
-    click.echo(f"ckptdb: {clean(sentence)}.", err=True)

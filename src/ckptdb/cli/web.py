@@ -10,7 +10,8 @@ from pathlib import Path
 import click
 
 from ckptdb.cli.ask import Session
-from ckptdb.errors import LibraryMissing
+from ckptdb.cli.output import echo_bytes, say
+from ckptdb.errors import FileUnusable, LibraryMissing
 
 
 @click.command()
@@ -35,11 +36,16 @@ def report(session: Session, file: str) -> None:
         snapshot = take_snapshot(registry)
     content = write_report(snapshot)
     if file == "-":
-        click.echo(content, nl=False)
+        echo_bytes(content.encode())
         return
     path = Path("" if "://" in session.directory else session.directory, file)
-    _write(path, content)
-    click.echo(f"{path} shows {len(snapshot.runs)} run(s); open it in a browser.")
+    try:
+        _write(path, content)
+    except OSError as error:
+        folder = path.parent
+        why = error.strerror if folder.is_dir() else f"the folder {folder} does not exist"
+        raise FileUnusable(path, "written", why or str(error)) from error
+    say(f"{path} shows {len(snapshot.runs)} run(s); open it in a browser.")
 
 
 @click.command()
@@ -60,7 +66,7 @@ def serve(session: Session, path: str, host: str, port: int, token: str | None) 
 
     with open_door(host, port, token) as door:
         reopen = partial(session.open, path)
-        serve(reopen, door, lambda: click.echo(door.address))
+        serve(reopen, door, lambda: say(door.address))
 
 
 def _write(path: Path, content: str) -> None:

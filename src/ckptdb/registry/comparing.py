@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
+from typing import Final
 
 from ckptdb.compare import Difference, Side, compare
 from ckptdb.disk import info, manifest, names
 from ckptdb.errors import NotACheckpoint, UnknownRun
 from ckptdb.records import Checkpoint
 from ckptdb.registry.tree import PathLike, Tree
+
+_LONGEST_STEP: Final = 100
+"""Digits, leading zeros among them."""
 
 
 class Comparing(Tree):
@@ -63,4 +67,5 @@ class Comparing(Tree):
 
 
 def _is_step(text: str) -> bool:
-    return text.isascii() and text.isdigit()
+    # Python makes no number of very many digits; what is too large for a step, its own error says.
+    return text.isascii() and text.isdigit() and len(text) <= _LONGEST_STEP
