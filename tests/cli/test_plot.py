@@ -7,11 +7,10 @@ import sys
 from contextlib import closing
 
 import pytest
-from hypothesis import given
 from hypothesis import strategies as st
 
 from ckptdb import CheckpointManager, Registry
-from ckptdb.cli.plot import look, thin
+from ckptdb.cli.plot import look
 from terminal import Terminal
 
 from .conftest import save
@@ -155,17 +154,6 @@ def test_more_runs_than_colours_or_letters_are_still_told_apart():
 points = st.lists(st.floats(-1e9, 1e9), max_size=200).map(
     lambda values: [(float(x), y) for x, y in enumerate(values)]
 )
-
-
-@given(points, st.integers(1, 50))
-def test_thinning_keeps_the_extremes_and_the_order(curve, buckets):
-    kept = list(thin(curve, buckets))
-    assert len(kept) <= max(2 * buckets, 0) or kept == curve
-    assert kept == sorted(kept)
-    assert set(kept) <= set(curve)
-    if curve:
-        values = [y for _, y in curve]
-        assert {min(values), max(values)} <= {y for _, y in kept}
 
 
 def test_curves_hold_what_was_deleted_too(pruned):

@@ -24,6 +24,7 @@ from ckptdb.errors import (
 from ckptdb.records import Curve, Mode, rank_key, seconds
 from ckptdb.registry import Registry
 from ckptdb.shown import clean, number
+from ckptdb.thin import thin
 
 Axis = Literal["step", "time"]
 
@@ -121,11 +122,11 @@ def draw(
     canvas.title(clean(name))
     shown = [list(_points(curve, axis)) for curve in curves]
     line = _FINE if len(curves) <= _FEW else _COARSE
-    buckets = max(min(_POINTS // len(curves) // 2, columns), 10)
+    room = max(min(_POINTS // len(curves), 2 * columns), 20)
     for points, style in zip(shown, looks, strict=True):
-        thinned = list(thin([(x, y) for x, y, _ in points], buckets))
+        seen = [points[i] for i in thin([y for _, y, _ in points], room)]
         colour = style.colour if style.colour is not None else "default"
-        canvas.plot([x for x, _ in thinned], [y for _, y in thinned], marker=line, color=colour)
+        canvas.plot([x for x, *_ in seen], [y for _, y, _ in seen], marker=line, color=colour)
     # After all lines, of which none may hide one.
     for points, style in zip(shown, looks, strict=True):
         kept = [(x, y) for x, y, here in points if here]
@@ -142,26 +143,6 @@ def draw(
     if looks[0].colour is None:
         drawn = canvas.uncolorize(drawn)
     return "\n".join(line.rstrip() for line in drawn.splitlines())
-
-
-def thin(points: Sequence[tuple[float, float]], buckets: int) -> Iterator[tuple[float, float]]:
-    """Yield what of a curve can be seen: of each part of its width the lowest and the highest.
-
-    Args:
-        points: x and y, in the order of x.
-        buckets: How many parts there are.
-    """
-    if len(points) <= 2 * buckets:
-        yield from points
-        return
-    size = len(points) / buckets
-    for index in range(buckets):
-        part = points[round(index * size) : round((index + 1) * size)]
-        yield from sorted({min(part, key=_ordinate), max(part, key=_ordinate)})
-
-
-def _ordinate(point: tuple[float, float]) -> float:
-    return point[1]
 
 
 def _canvas() -> Any:
