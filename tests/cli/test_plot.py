@@ -7,7 +7,6 @@ import sys
 from contextlib import closing
 
 import pytest
-from hypothesis import strategies as st
 
 from ckptdb import CheckpointManager, Registry
 from ckptdb.cli.plot import look
@@ -149,11 +148,6 @@ def test_more_runs_than_colours_or_letters_are_still_told_apart():
     coloured = {look(index, coloured=True) for index in range(28)}
     assert len(coloured) == 28
     assert len({look(index, coloured=False) for index in range(52)}) == 52
-
-
-points = st.lists(st.floats(-1e9, 1e9), max_size=200).map(
-    lambda values: [(float(x), y) for x, y in enumerate(values)]
-)
 
 
 def test_curves_hold_what_was_deleted_too(pruned):
