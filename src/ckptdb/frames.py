@@ -7,13 +7,12 @@ mixed values.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from importlib import import_module
 from typing import Any, Literal
 
 from ckptdb.errors import LibraryMissing
-from ckptdb.records import unique_names
 
 Kind = Literal["nothing", "whole", "number", "text", "bytes", "truth", "mixed"]
 
@@ -34,6 +33,18 @@ class Column:
     def as_text(self) -> list[str | None]:
         """Return every value as text."""
         return [None if value is None else str(value) for value in self.cells]
+
+
+def unique_names(names: Iterable[str]) -> list[str]:
+    """Return the names of columns, the second of a name as ``name_2``."""
+    unique: dict[str, None] = {}
+    for name in names:
+        new, count = name, 1
+        while new in unique:
+            count += 1
+            new = f"{name}_{count}"
+        unique[new] = None
+    return list(unique)
 
 
 def columns(names: Sequence[str], rows: Sequence[Sequence[Any]]) -> Iterator[Column]:

@@ -6,7 +6,7 @@ Times are ISO-8601 strings in UTC with milliseconds, e.g. ``2026-11-22T16:01:24.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -258,8 +258,12 @@ class Rows:
         return len(self.rows)
 
     def as_dicts(self) -> list[dict[str, Any]]:
-        """Return each row as a mapping from column to value; see `unique_names`."""
-        names = unique_names(self.columns)
+        """Return each row as a mapping from column to value; the second ``x`` is ``x_2``."""
+        names: Sequence[str] = self.columns
+        if len(set(names)) < len(names):
+            from ckptdb import frames
+
+            names = frames.unique_names(names)
         return [dict(zip(names, row, strict=True)) for row in self.rows]
 
     def to_pandas(self) -> Any:
@@ -283,18 +287,6 @@ class Rows:
         from ckptdb import frames
 
         return frames.to_arrow(self.columns, self.rows)
-
-
-def unique_names(names: Iterable[str]) -> list[str]:
-    """Return the names of columns, the second of a name as ``name_2``."""
-    unique: dict[str, None] = {}
-    for name in names:
-        new, count = name, 1
-        while new in unique:
-            count += 1
-            new = f"{name}_{count}"
-        unique[new] = None
-    return list(unique)
 
 
 def rank_key(

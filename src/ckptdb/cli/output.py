@@ -21,7 +21,8 @@ import click
 
 from ckptdb.cli.layout import lay_out
 from ckptdb.errors import CkptdbError, QueryFailed
-from ckptdb.records import Ancestor, Checkpoint, unique_names
+from ckptdb.frames import unique_names
+from ckptdb.records import Ancestor, Checkpoint
 from ckptdb.shown import clean, inert, number
 from ckptdb.units import human_bytes
 
