@@ -239,7 +239,8 @@ def test_one_step_on_a_long_text_ends_in_time(database: Database, sql: str):
     started = time.monotonic()
     with suppress(QueryTimeout):
         query(database, sql, timeout_seconds=0.5)
-    assert time.monotonic() - started < 8  # minutes, by SQLite's own functions
+    # Not how fast, but that it ends: by SQLite's own functions these take many minutes.
+    assert time.monotonic() - started < 60
 
 
 def test_what_no_pattern_or_set_may_be(database: Database):
