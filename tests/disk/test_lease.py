@@ -408,3 +408,46 @@ def test_a_child_forked_while_a_thread_takes_it_does_not_keep_it(tmp_path: Path,
     for end in (*ready, *go_on):
         os.close(end)
     assert str(tmp_path / "trainer") not in leaked
+
+
+def _count_open_files() -> int:
+    return len(list(Path("/proc/self/fd").iterdir()))
+
+
+# Python says so of a file whose only name was about to be given; it closes that all the same.
+@pytest.mark.filterwarnings("ignore:unclosed file:ResourceWarning")
+@pytest.mark.filterwarnings("ignore:.*unclosed file:pytest.PytestUnraisableExceptionWarning")
+def test_an_interrupt_at_any_instruction_leaves_it_free_and_closes_nothing_twice(tmp_path: Path):
+    """As the handler of a signal raises it: between any two instructions of ours."""
+    mine = {function.__code__ for function in (lease.take, lease._try, lease._find_taken)}
+    mine.add(lease.Lease.__init__.__code__)
+    left = 0
+
+    def step(frame, event, _):
+        nonlocal left
+        frame.f_trace_opcodes, frame.f_trace_lines = True, False
+        if event == "opcode":
+            left -= 1
+            if left == 0:
+                raise KeyboardInterrupt
+        return step
+
+    def begin(frame, event, _):
+        return step(frame, event, None) if frame.f_code in mine else None
+
+    points, tracing, opened = 0, sys.gettrace(), _count_open_files()
+    while left <= 0:
+        points += 1
+        left = points
+        try:
+            sys.settrace(
+                lambda frame, *_: step(frame, "call", None) if frame.f_code in mine else None
+            )
+            take(tmp_path, since=SINCE)
+        except KeyboardInterrupt:
+            pass
+        finally:
+            sys.settrace(tracing)
+        assert is_free(tmp_path), points
+    assert points > 100
+    assert _count_open_files() == opened

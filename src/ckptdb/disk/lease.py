@@ -15,6 +15,7 @@ import time
 import weakref
 from contextlib import suppress
 from dataclasses import asdict, dataclass
+from io import FileIO
 from pathlib import Path
 from typing import Final, Self
 
@@ -48,14 +49,14 @@ class Holder(Process):
 class Lease:
     """Held as long as somebody keeps this object, in the process that took it."""
 
-    def __init__(self, handle: int) -> None:
-        self._handle = handle
-        self._end = weakref.finalize(self, _release, handle)
+    def __init__(self, file: FileIO) -> None:
+        self._file = file
+        self._end = weakref.finalize(self, _release, file)
 
     def abandon(self) -> None:
         """Close a forked child's copy; the lease stays with the parent."""
-        if self._end.detach() is not None:
-            os.close(self._handle)
+        self._end.detach()
+        self._file.close()
 
 
 _taken: Final[weakref.WeakValueDictionary[tuple[int, int], Lease]] = weakref.WeakValueDictionary()
@@ -107,33 +108,35 @@ def _find_taken(path: Path) -> Lease | None:
 
 
 def _try(path: Path, since: str) -> Lease | None:
-    handle = _open(path)
+    # A file object, which can be closed twice: a signal's exception may come when the lease has
+    # it already, and a number that is closed twice may be somebody else's by then.
+    file = open(path, "rb", buffering=0, opener=_open)  # noqa: SIM115  # the lease keeps it
     try:
         # Looked at again: a lock on a file that was removed meanwhile keeps nobody out.
-        if _lock(handle, path) and _find_key(path) == (key := _key(os.fstat(handle))):
-            _write(handle, Holder.this_process(since))
-            lease = _taken[key] = Lease(handle)
+        if _lock(file, path) and _find_key(path) == (key := _key(os.fstat(file.fileno()))):
+            _write(file, Holder.this_process(since))
+            lease = _taken[key] = Lease(file)
             return lease
     except BaseException:
-        os.close(handle)
+        file.close()
         raise
-    os.close(handle)
+    file.close()
     return None
 
 
-def _open(path: Path) -> int:
+def _open(path: str, _: int) -> int:
     try:
         return os.open(path, os.O_RDWR | os.O_CREAT | _FLAGS, 0o666)
     except PermissionError:
-        if not path.exists():
+        if not os.path.exists(path):  # as `open` hands it on
             raise
         # Another user's, who shares the run but not this file: it can be held without a name.
         return os.open(path, os.O_RDONLY | _FLAGS)
 
 
-def _lock(handle: int, path: Path) -> bool:
+def _lock(file: FileIO, path: Path) -> bool:
     try:
-        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
         return False
     except OSError as error:
@@ -143,21 +146,23 @@ def _lock(handle: int, path: Path) -> bool:
     return True
 
 
-def _write(handle: int, holder: Holder) -> None:
+def _write(file: FileIO, holder: Holder) -> None:
     # The lease is the lock. That it could not be named, on a full disk, must not fail a save; and
     # nobody's name is better than that of the one before.
     with suppress(OSError):
-        os.ftruncate(handle, 0)
-        os.pwrite(handle, json.dumps(asdict(holder)).encode() + b"\n", 0)
+        os.ftruncate(file.fileno(), 0)
+        os.pwrite(file.fileno(), json.dumps(asdict(holder)).encode() + b"\n", 0)
 
 
-def _release(handle: int) -> None:
-    with suppress(OSError):
-        os.ftruncate(handle, 0)
-    with suppress(OSError):
-        # By name: a child that is being forked at this moment may hold a copy.
-        fcntl.flock(handle, fcntl.LOCK_UN)
-    os.close(handle)
+def _release(file: FileIO) -> None:
+    if file.closed:
+        return
+    with file:
+        with suppress(OSError):
+            os.ftruncate(file.fileno(), 0)
+        with suppress(OSError):
+            # By name: a child that is being forked at this moment may hold a copy.
+            fcntl.flock(file, fcntl.LOCK_UN)
 
 
 def _find_key(path: Path) -> tuple[int, int] | None:
