@@ -172,7 +172,8 @@ class Sqlite(Dialect):
 
     def wait_at_most(self, connection: Connection, seconds: float) -> None:
         proxied = connection.connection
-        milliseconds = math.ceil(max(seconds, 0) * 1000)
+        # By tenths of a second: what a save waited last time changes it by less.
+        milliseconds = math.ceil(max(seconds, 0) * 10) * 100
         if proxied.info.get("busy_timeout") != milliseconds:
             _raw(connection).execute(f"PRAGMA busy_timeout = {milliseconds}")
             proxied.info["busy_timeout"] = milliseconds

@@ -150,12 +150,14 @@ class Retiring(Changing):
         """
         failed: list[OSError] = []
         now = math.inf if everything else self._clock()
-        if any(left.is_due(now) for left in scan.list_trash(self.directory)):
+        trash = scan.list_trash(self.directory)
+        if any(left.is_due(now) for left in trash):
             self._condemn(now)
-        removed = self._remove_retired(failed)
-        if not all(left.recorded for left in scan.list_trash(self.directory)):
+            trash = scan.list_trash(self.directory)
+        removed = self._remove_retired(trash, failed)
+        if not all(left.recorded for left in trash):
             self._record_late()
-            removed += self._remove_retired(failed)
+            removed += self._remove_retired(scan.list_trash(self.directory), failed)
         if failed:
             raise failed[0]
         return removed
@@ -168,8 +170,7 @@ class Retiring(Changing):
                 if left.is_due(now):
                     self._to_trash(watch, left.path, left.step, left.uuid)
 
-    def _remove_retired(self, failed: list[OSError]) -> int:
-        trash = scan.list_trash(self.directory)
+    def _remove_retired(self, trash: Sequence[Leftover], failed: list[OSError]) -> int:
         retired = [left for left in trash if left.recorded and left.until is None]
         kept = self._find_kept() if retired else frozenset()
         doomed = [left for left in retired if left.uuid not in kept]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from itertools import chain
 from typing import cast
 
@@ -27,7 +28,7 @@ from ckptdb.retention.rules import (
 from ckptdb.retention.text import parse_all
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Policy:
     """Which of a run's checkpoints survive; a checkpoint stays if any rule keeps it.
 
@@ -72,7 +73,7 @@ class Policy:
             raise InvalidPolicy([*faults, *wrong])
         object.__setattr__(self, "keep", keep)
 
-    @property
+    @cached_property
     def rules(self) -> tuple[Rule, ...]:
         """All rules; none of them keeps what goes."""
         found: list[Rule] = []
@@ -87,18 +88,18 @@ class Policy:
         rules = (clause for clause in self._clauses if not isinstance(clause, AtMost))
         return (*found, *(judged_by(rule, self.metric, self.mode) for rule in rules))
 
-    @property
+    @cached_property
     def at_most(self) -> AtMost | None:
         """What the checkpoints that rules keep may take, except for those that never go."""
         limits = [clause for clause in self._clauses if isinstance(clause, AtMost)]
         return min(limits, key=lambda limit: limit.size_bytes, default=None)
 
-    @property
+    @cached_property
     def has_limit(self) -> bool:
         """Whether anything can ever go."""
         return bool(self._clauses) or bool(self.rules)
 
-    @property
+    @cached_property
     def ranked_by(self) -> tuple[str, ...]:
         """The metrics by whose rank it is decided what goes."""
         found = dict.fromkeys(metrics_of(self.rules))
@@ -106,13 +107,13 @@ class Policy:
             found[self.metric] = None
         return tuple(found)
 
-    @property
+    @cached_property
     def named(self) -> tuple[str, ...]:
         """The metrics that decide what goes, also in conditions."""
         mentioned = (rule.metrics for rule in self.rules if isinstance(rule, Where))
         return tuple(dict.fromkeys([*self.ranked_by, *chain.from_iterable(mentioned)]))
 
-    @property
+    @cached_property
     def wanted(self) -> Wanted:
         """What has to be known of the candidates."""
         rules = self.rules
