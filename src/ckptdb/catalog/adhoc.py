@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import sqlite3
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -23,7 +24,7 @@ from ckptdb.catalog.fork import in_use
 from ckptdb.catalog.phrasing import COMMANDS, QUESTIONS, first_word, for_driver
 from ckptdb.catalog.pointing import Compile, excerpt, find_spots
 from ckptdb.catalog.views import EXAMPLES, PURPOSES
-from ckptdb.errors import CkptdbError, QueryFailed, QueryRefused, QueryTimeout
+from ckptdb.errors import CkptdbError, ParameterMissing, QueryFailed, QueryRefused, QueryTimeout
 from ckptdb.records import Rows
 
 _MIB: Final = 1 << 20
@@ -54,6 +55,10 @@ JOIN metrics m ON m.checkpoint_id = c.id
 WHERE m.name = :metric AND m.value IS NOT NULL {0}
 ORDER BY c.run_id, c.step, c.id
 """
+
+
+_MISSING: Final = re.compile(r"parameter (?::|missing: )(\w+)")
+"""What SQLite and psycopg say of a parameter without a value."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -118,6 +123,7 @@ def query(
     Raises:
         QueryRefused: It would write, attach a file, or is more than one statement.
         QueryFailed: It is wrong; the message is the database's own.
+        ParameterMissing: It names a parameter that has no value.
         QueryTimeout: It ran for too long.
         CatalogError: The catalog itself cannot be read.
     """
@@ -291,7 +297,9 @@ class _Task:
 
     # --- both
 
-    def _failed(self, why: str, compiles: Compile | None = None) -> QueryFailed:
+    def _failed(self, why: str, compiles: Compile | None = None) -> CkptdbError:
+        if (missing := _MISSING.search(why)) is not None:
+            return ParameterMissing(missing[1])
         spots = find_spots(self._sql, why, compiles)
         where = f"line {spots[0].line}, column {spots[0].column}" if len(spots) == 1 else ""
         return QueryFailed(why.rstrip("."), where=where, excerpt=excerpt(self._sql, spots))

@@ -12,17 +12,8 @@ import click
 
 from ckptdb.cli.ask import Session, metric_argument, mode_option
 from ckptdb.cli.output import echo_drawing, is_coloured, print_table, say, width
-from ckptdb.errors import (
-    CkptdbError,
-    LibraryMissing,
-    MetricNotChosen,
-    NoRuns,
-    NothingFinite,
-    UnknownDirection,
-    UnknownMetric,
-)
+from ckptdb.errors import LibraryMissing
 from ckptdb.records import Curve, Mode, rank_key, seconds
-from ckptdb.registry import Registry
 from ckptdb.shown import clean, number
 from ckptdb.thin import thin
 
@@ -77,14 +68,7 @@ def plot(
     Large dots are the checkpoints that are kept. METRIC is the runs' own one unless it is named.
     """
     with session.open() as registry:
-        try:
-            name, curves = registry.curves(metric, runs=runs, mode=mode)
-        except UnknownDirection as error:
-            raise _nothing_to_draw(registry) from error
-        except UnknownMetric as error:
-            if error.metric not in error.known:
-                raise
-            raise NothingFinite(error.metric, runs) from error
+        name, curves = registry.curves(metric, runs=runs, mode=mode)
     looks = [look(index, coloured=is_coloured()) for index in range(len(curves))]
     echo_drawing(draw(name, curves, looks, axis, columns=min(width(otherwise=80), _WIDEST)))
     say()
@@ -92,14 +76,6 @@ def plot(
 
 
 COMMANDS = (plot,)
-
-
-def _nothing_to_draw(registry: Registry) -> CkptdbError:
-    """Return why no metric could be chosen for somebody who has named none."""
-    runs = registry.runs()
-    if not runs:
-        return NoRuns(str(registry.location))
-    return MetricNotChosen({run.metric_name for run in runs} - {None})
 
 
 def look(index: int, *, coloured: bool) -> Look:

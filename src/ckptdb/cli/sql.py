@@ -13,7 +13,7 @@ import click
 from ckptdb.catalog.adhoc import Relation
 from ckptdb.cli.ask import Session
 from ckptdb.cli.output import FORMATS, output_option, print_records, print_rows, say, width
-from ckptdb.errors import FileUnusable, ParameterMissing, QueryFailed, UnknownRelation
+from ckptdb.errors import FileUnusable, QueryFailed, UnknownRelation
 from ckptdb.records import Rows
 from ckptdb.registry import Registry
 
@@ -21,8 +21,6 @@ _WHOLE: Final = re.compile(r"0|-?[1-9]\d*", re.ASCII)
 _DECIMAL: Final = re.compile(r"-?\d+\.\d+", re.ASCII)
 _LONGEST: Final = 20
 """Characters of a whole number of 64 bits, with its sign."""
-_MISSING: Final = re.compile(r"parameter (?::|missing: )(\w+)")
-"""What SQLite and psycopg say of a parameter without a value."""
 _COMMENT: Final = re.compile(r"--(\s|[^=\s]*\n)")
 
 
@@ -46,15 +44,9 @@ class Asker:
     def _ask(self, query: str) -> Rows:
         if not is_text(query):
             raise QueryFailed("it holds bytes that are no UTF-8")
-        try:
-            return self.registry.query(
-                query, self.parameters, limit=self.limit, timeout_seconds=self.timeout_seconds
-            )
-        except QueryFailed as error:
-            missing = _MISSING.search(error.why)
-            if missing is None:
-                raise
-            raise ParameterMissing(missing[1]) from error
+        return self.registry.query(
+            query, self.parameters, limit=self.limit, timeout_seconds=self.timeout_seconds
+        )
 
 
 class _Query(click.Command):

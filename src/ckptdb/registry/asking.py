@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 
 from ckptdb.catalog import adhoc
 from ckptdb.catalog.adhoc import Relation
-from ckptdb.errors import InvalidChoice, UnknownDirection, UnknownMetric
+from ckptdb.errors import InvalidChoice, MetricNotChosen, NoRuns, NothingFinite, UnknownMetric
 from ckptdb.records import (
     MODES,
     STATUSES,
@@ -87,7 +87,9 @@ class Asking(Tree):
 
         Raises:
             UnknownMetric: No run has it; the message lists those that exist.
-            UnknownDirection: The runs have several of their own, or none.
+            NothingFinite: None of these runs has a finite value of it.
+            MetricNotChosen: The runs have several of their own, or none.
+            NoRuns: There is none.
             InvalidChoice: The mode is neither.
         """
         if mode is not None and mode not in MODES:
@@ -98,13 +100,18 @@ class Asking(Tree):
             scopes = [self._get_run(None)]
         known = scopes or catalog.runs()
         if metric is None:
+            if not known:
+                raise NoRuns(str(self.location))
             own = {seen.run.metric_name for seen in known} - {None}
             if len(own) != 1:
-                raise UnknownDirection(None)
+                raise MetricNotChosen(own)
             metric = str(own.pop())
         found = adhoc.curves(catalog.database, metric, [seen.id for seen in scopes] or None)
         if not found:
-            raise UnknownMetric(metric, catalog.metric_names())
+            names = catalog.metric_names()
+            if metric in names:
+                raise NothingFinite(metric, [seen.run.name for seen in scopes])
+            raise UnknownMetric(metric, names)
         return metric, tuple(
             Curve(
                 seen.run.name,
@@ -129,6 +136,7 @@ class Asking(Tree):
         Raises:
             QueryRefused: It would change something.
             QueryFailed: It is wrong.
+            ParameterMissing: It names a parameter that has no value.
             QueryTimeout: It ran for too long.
         """
         database = self._catalog().database
