@@ -717,6 +717,19 @@ def test_a_folder_that_cannot_be_made_is_unusable(tmp_path, for_everybody):
     tmp_path.chmod(0o755)
 
 
+def test_a_folder_that_cannot_be_written_is_read_only(location, for_everybody):
+    folder = location.file.parent
+    folder.mkdir(exist_ok=True)
+    folder.chmod(0o555)
+
+    def create() -> None:
+        with pytest.raises(CatalogReadOnly):
+            Database.open(location, create=True)
+
+    in_fork(create, user=for_everybody)
+    folder.chmod(0o755)
+
+
 def test_a_replaced_file_is_noticed(database: Database, tmp_path: Path):
     file = database.location.file
     assert not database.replaced()

@@ -252,10 +252,11 @@ class Sqlite(Dialect):
 
 
 def _explain_cantopen(file: Path, why: str) -> CatalogError:
-    if not file.exists():
+    is_there, may_write = file.exists(), os.access(file.parent, os.W_OK)
+    if not is_there and (may_write or not file.parent.is_dir()):
         return CatalogMissing(file)
-    if os.access(file, os.R_OK) and not os.access(file.parent, os.W_OK):
-        # The file could be written, but not without a journal beside it.
+    if not may_write and (not is_there or os.access(file, os.R_OK)):
+        # None can be made there, and none be written without a journal beside it.
         return CatalogReadOnly(str(file))
     return CatalogUnusable(str(file), why)
 
