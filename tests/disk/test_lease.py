@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import dis
 import errno
 import fcntl
 import gc
@@ -10,7 +11,9 @@ import subprocess
 import sys
 import threading
 from contextlib import contextmanager
+from itertools import pairwise
 from pathlib import Path
+from types import CodeType
 
 import pytest
 
@@ -417,37 +420,44 @@ def _count_open_files() -> int:
 # Python says so of a file whose only name was about to be given; it closes that all the same.
 @pytest.mark.filterwarnings("ignore:unclosed file:ResourceWarning")
 @pytest.mark.filterwarnings("ignore:.*unclosed file:pytest.PytestUnraisableExceptionWarning")
-def test_an_interrupt_at_any_instruction_leaves_it_free_and_closes_nothing_twice(tmp_path: Path):
-    """As the handler of a signal raises it: between any two instructions of ours."""
-    mine = {function.__code__ for function in (lease.take, lease._try, lease._find_taken)}
-    mine.add(lease.Lease.__init__.__code__)
+def test_an_interrupt_at_any_moment_leaves_it_free_and_closes_nothing_twice(tmp_path: Path):
+    """Python calls the handler of a signal where a function begins, and after each call."""
+    mine = (lease.take, lease._try, lease._find_taken, lease.Lease.__init__)
+    spots = {function.__code__: _after_calls(function.__code__) for function in mine}
     left = 0
 
-    def step(frame, event, _):
+    def interrupt(frame, event, _):
         nonlocal left
+        if frame.f_code not in spots:
+            return None
         frame.f_trace_opcodes, frame.f_trace_lines = True, False
-        if event == "opcode":
+        if event == "opcode" and frame.f_lasti in spots[frame.f_code]:
             left -= 1
             if left == 0:
                 raise KeyboardInterrupt
-        return step
-
-    def begin(frame, event, _):
-        return step(frame, event, None) if frame.f_code in mine else None
+        return interrupt
 
     points, tracing, opened = 0, sys.gettrace(), _count_open_files()
     while left <= 0:
         points += 1
         left = points
         try:
-            sys.settrace(
-                lambda frame, *_: step(frame, "call", None) if frame.f_code in mine else None
-            )
+            sys.settrace(interrupt)
             take(tmp_path, since=SINCE)
         except KeyboardInterrupt:
             pass
         finally:
             sys.settrace(tracing)
         assert is_free(tmp_path), points
-    assert points > 100
+        assert not lease._guard._is_owned(), points
+    assert points > 20
     assert _count_open_files() == opened
+
+
+def _after_calls(code: CodeType) -> set[int]:
+    pairs = pairwise(dis.get_instructions(code))
+    return {
+        after.offset
+        for before, after in pairs
+        if before.opname == "RESUME" or before.opname.startswith("CALL")
+    }
