@@ -253,6 +253,33 @@ def test_in_whatever_order_it_is_told_only_what_can_be_trusted_is_ranked(catalog
             assert steps == ((1,) if trusted else ())
 
 
+TOLD = st.dictionaries(st.sampled_from("abc"), st.sampled_from([None, 0.5, 1.0]))
+
+
+@given(TOLD, TOLD, st.sampled_from(["tmp", "final", "deleted"]), st.booleans(), st.booleans())
+@settings(
+    max_examples=80, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
+def test_its_metrics_become_what_was_told_last(catalog, first, then, status, later, late):
+    """By every column: as if what was told before had never been."""
+    run = Run(uuid="told", name="told", directory=Path("/told"))
+    said = Annotations(late=(Metric("c", 7.0, "mmlu", AT),)) if late else Annotations()
+    tmp = make(run, 1, status="tmp", finalized_at=None, metrics=first)
+    moment = {"finalized_at": second(30)} if later else {}
+    last = make(run, 1, status=status, metrics=then, **moment)
+    found = []
+    for told in ([last], [tmp, last]):
+        for seen in catalog.runs():
+            catalog.forget(seen.id)
+        for checkpoint in told:
+            annotations = {"told-1": said} if checkpoint is told[0] else {}
+            catalog.apply(Changes(run=run, checkpoints=[checkpoint], annotations=annotations))
+        sql = "SELECT name, step, value, source, reported_at, live FROM metrics ORDER BY name"
+        with catalog.database.read() as connection:
+            found.append(connection.exec_driver_sql(sql).all())
+    assert found[0] == found[1]
+
+
 # --- lineage ------------------------------------------------------------------------------------
 
 

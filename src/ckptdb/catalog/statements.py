@@ -489,17 +489,19 @@ PUT_CHECKPOINT = """
         parent_id = CASE WHEN ? = 0 THEN checkpoints.parent_id ELSE excluded.parent_id END
 """
 
-# Where those rows are, whether they have metrics, whether some that came later, and whether they
-# are rejected.
+# Where those rows are, whether they are rejected, and each metric they have; one row without any.
 PUT_AT = """
-    SELECT uuid, id,
-        EXISTS (SELECT 1 FROM metrics WHERE checkpoint_id = checkpoints.id),
-        EXISTS (SELECT 1 FROM metrics WHERE checkpoint_id = checkpoints.id AND source <> ?),
-        rejected IS NOT NULL
-    FROM checkpoints WHERE run_id = ? AND uuid IN ({})
+    SELECT checkpoints.uuid, checkpoints.id, checkpoints.rejected IS NOT NULL,
+        metrics.name, metrics.value, metrics.source
+    FROM checkpoints LEFT JOIN metrics ON metrics.checkpoint_id = checkpoints.id
+    WHERE checkpoints.run_id = ? AND checkpoints.uuid IN ({})
 """
 
 CLEAR_METRICS = "DELETE FROM metrics WHERE checkpoint_id = ? AND source = ?"
+
+KEEP_METRICS = """
+    UPDATE metrics SET step = ?, reported_at = ?, live = ? WHERE checkpoint_id = ? AND source = ?
+"""
 
 RANK_METRICS = "UPDATE metrics SET live = ? WHERE checkpoint_id = ?"
 

@@ -6,7 +6,7 @@ import json
 import sqlite3
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
-from typing import Any
+from typing import Any, Final
 
 from sqlalchemy import Connection, Row
 from sqlalchemy.exc import IntegrityError
@@ -25,6 +25,7 @@ from ckptdb.catalog.statements import (
     INSERT_RUN,
     INSERT_TAG,
     KEEP_CONFIG_OF_STEP,
+    KEEP_METRICS,
     LINK_PARENT,
     MOVE_PATHS,
     MOVE_STAMP,
@@ -42,6 +43,8 @@ from ckptdb.catalog.statements import (
 )
 from ckptdb.errors import IndexStale
 from ckptdb.records import TRAINING_INFO, Annotations, Checkpoint, Run
+
+_NONE: Final[frozenset[str]] = frozenset()
 
 
 @dataclass(frozen=True, slots=True)
@@ -140,23 +143,51 @@ def _put(connection: Connection, paths: Paths, run_id: int, found: Sequence[Chec
 
 
 def _put_metrics(connection: Connection, run_id: int, found: Sequence[Checkpoint]) -> None:
-    """Store what came with the checkpoints themselves; what came later stays."""
+    """Store what came with the checkpoints themselves; what came later stays, and hides it."""
     by_uuid = {cp.uuid: cp for cp in found}
     where = PUT_AT.format(",".join("?" * len(by_uuid)))
-    values = (TRAINING_INFO, run_id, *by_uuid)
-    at = _send(connection, where, values).fetchall()
-    # What has been rejected stays so, whatever is stored of its files.
-    live = {uuid: _is_live(by_uuid[uuid], rejected=rejected) for uuid, *_, rejected in at}
-    known = [(row_id, TRAINING_INFO) for _, row_id, has_any, *_ in at if has_any]
-    late = [(live[uuid], row_id) for uuid, row_id, _, has_late, _ in at if has_late]
-    own = [
-        row
-        for uuid, row_id, *_ in at
-        for row in _metrics(run_id, row_id, by_uuid[uuid], live[uuid])
-    ]
-    for statement, rows in ((CLEAR_METRICS, known), (RANK_METRICS, late), (PUT_METRIC, own)):
-        if rows:
-            _send(connection, statement, rows)
+    at: dict[str, tuple[int, bool]] = {}
+    own: dict[str, dict[str, float | None]] = {}
+    late: dict[str, set[str]] = {}
+    rows = _send(connection, where, (run_id, *by_uuid)).fetchall()
+    for uuid, row_id, rejected, name, value, source in rows:
+        at[uuid] = row_id, rejected
+        if source == TRAINING_INFO:
+            own.setdefault(uuid, {})[name] = value
+        elif name is not None:
+            late.setdefault(uuid, set()).add(name)
+    cleared: list[tuple[object, ...]] = []
+    kept: list[tuple[object, ...]] = []
+    ranked: list[tuple[object, ...]] = []
+    new: list[tuple[object, ...]] = []
+    for uuid, (row_id, rejected) in at.items():
+        cp = by_uuid[uuid]
+        # What has been rejected stays so, whatever is stored of its files.
+        live = _is_live(cp, rejected=rejected)
+        moment = cp.finalized_at or cp.created_at
+        hidden = late.get(uuid, _NONE).union(cp.late)
+        said = {name: value for name, value in cp.metrics.items() if name not in hidden}
+        known = own.get(uuid, {})
+        if uuid in late:
+            ranked.append((live, row_id))
+        # To store five metrics anew takes longer than all else that a save stores.
+        if known and said == known:
+            kept.append((cp.step, moment, live, row_id, TRAINING_INFO))
+            continue
+        if known:
+            cleared.append((row_id, TRAINING_INFO))
+        new += [
+            (row_id, run_id, cp.step, name, value, TRAINING_INFO, moment, live)
+            for name, value in said.items()
+        ]
+    for statement, values in (
+        (CLEAR_METRICS, cleared),
+        (KEEP_METRICS, kept),
+        (RANK_METRICS, ranked),
+        (PUT_METRIC, new),
+    ):
+        if values:
+            _send(connection, statement, values)
 
 
 def _send(
@@ -232,18 +263,6 @@ def _move_paths(connection: Connection, run_id: int, old: str, new: str) -> None
     before, after = ("" if d == "." else f"{d}/" for d in (old, new))
     moved = {"of_run": run_id, "after": after, "begin": len(before) + 1}
     connection.execute(MOVE_PATHS, moved)
-
-
-def _metrics(
-    run_id: int, row_id: int, checkpoint: Checkpoint, live: int
-) -> list[tuple[object, ...]]:
-    at = checkpoint.finalized_at or checkpoint.created_at
-    step, late = checkpoint.step, checkpoint.late
-    return [
-        (row_id, run_id, step, name, value, TRAINING_INFO, at, live)
-        for name, value in checkpoint.metrics.items()
-        if name not in late
-    ]
 
 
 def _is_live(stored: Checkpoint | Row[Any], *, rejected: bool) -> int:

@@ -44,6 +44,7 @@ class Changing:
     ) -> None:
         self.directory = directory
         self._hidden = identity.hidden(directory)
+        self._trash = self._hidden / names.TRASH
         self._durable = make_durable
         self._metric = metric
         self.trash_ttl_seconds = trash_ttl_seconds
@@ -70,7 +71,7 @@ class Changing:
     @contextmanager
     def _changing(self, *, first: bool = False) -> Iterator[tuple[Identity, Watch]]:
         # With the trash: when the disk is full, there may be no space for another directory.
-        durable.make_directories(self._hidden / "trash", durable=self._durable)
+        durable.make_directories(self._trash, durable=self._durable)
         with run_lock(self._hidden):
             self._make_names_durable()
             yield self._establish_locked(first=first), Watch(self.directory)

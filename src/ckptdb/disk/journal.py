@@ -195,8 +195,12 @@ class _Marks(Generic[_Key]):
 
     def standing(self) -> list[_Key]:
         inode, read_bytes, known = self._known
+        path = f"{self._hidden}/{_NAME}"
         try:
-            handle = _open(self._hidden / _NAME, os.O_RDONLY)
+            now = os.lstat(path)
+            if (now.st_ino, now.st_size) == (inode, read_bytes):
+                return [key for key, stands in known.items() if stands]
+            handle = _open(path, os.O_RDONLY)
         except (FileNotFoundError, NotADirectoryError):
             return []
         with os.fdopen(handle, "rb", _PART_BYTES) as file:
@@ -249,7 +253,7 @@ def _line(fact: Fact) -> str:
     return json.dumps({**head, **fact.details}) + "\n"
 
 
-def _open(path: Path, flags: int) -> int:
+def _open(path: Path | str, flags: int) -> int:
     """Open the journal and nothing else that may have its name; never blocks on a FIFO."""
     handle = os.open(path, flags | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC, 0o666)
     mode = os.fstat(handle).st_mode

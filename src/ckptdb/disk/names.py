@@ -16,6 +16,7 @@ from ckptdb.errors import InvalidStep, NoCheckpointHere
 from ckptdb.records import is_storable
 
 HIDDEN = ".ckptdb"
+TRASH = "trash"
 INFO = "training_info.json"
 CONFIG = "config.yaml"
 CONFIG_JSON = "config.json"

@@ -317,12 +317,11 @@ class Retiring(Changing):
         recorded: bool = True,
         until: int | None = None,
     ) -> Path:
-        trash = self._hidden / "trash"
         for attempt in range(1000):
             name = names.trash_name(
                 step, checkpoint_uuid, recorded=recorded, until=until, attempt=attempt
             )
-            target = trash / name
+            target = self._trash / name
             try:
                 with watch.change(links=-1 if path.parent == self.directory else 0):
                     durable.rename_new(path, target)
@@ -337,4 +336,4 @@ class Retiring(Changing):
     def _sync_trash(self) -> None:
         # A new name first: the old one may not be gone for good before.
         if self._durable:
-            durable.fsync(self._hidden / "trash")
+            durable.fsync(self._trash)

@@ -618,7 +618,7 @@ def list_finals(directory: Path) -> list[tuple[int, Path]]:
 
 def list_trash(directory: Path) -> tuple[Leftover, ...]:
     """Return what a run has retired and not yet removed."""
-    trash = identity.hidden(directory) / "trash"
+    trash = identity.hidden(directory) / names.TRASH
     try:
         entries = sorted(os.listdir(trash))
     except FileNotFoundError:
