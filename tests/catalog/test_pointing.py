@@ -48,7 +48,7 @@ def test_only_the_line_at_fault_is_shown_and_nothing_that_a_terminal_obeys():
 
 def test_what_has_no_place_is_not_marked():
     with closing(Database.in_memory()) as database, pytest.raises(QueryFailed) as caught:
-        query(database, "SELECT :missing")
+        query(database, "SELECT zeroblob(1000000000)")
     assert caught.value.excerpt == ""
 
 
