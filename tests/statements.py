@@ -4,14 +4,14 @@ from contextlib import contextmanager
 
 from sqlalchemy import Engine, event
 
-from ckptdb.catalog import store
+from ckptdb.catalog import driver
 
 
 @contextmanager
 def sent():
     """Collect each statement with its parameters, of many rows those of the first."""
     found = []
-    send = store._send
+    send = driver.send
 
     def note(connection, cursor, statement, parameters, context, executemany):
         found.append((statement, parameters[0] if executemany else parameters))
@@ -22,9 +22,9 @@ def sent():
         return send(connection, statement, values)
 
     event.listen(Engine, "before_cursor_execute", note)
-    store._send = note_and_send
+    driver.send = note_and_send
     try:
         yield found
     finally:
         event.remove(Engine, "before_cursor_execute", note)
-        store._send = send
+        driver.send = send

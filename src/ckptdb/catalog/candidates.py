@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Container, Mapping
+from collections.abc import Container, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
 from sqlalchemy import Connection
 
+from ckptdb.catalog import driver
 from ckptdb.catalog.statements import (
     ANCESTORS_OF_LIVE,
     BELOW,
@@ -123,24 +124,22 @@ def find_below(
 ) -> tuple[Candidate, ...]:
     """Return what of a run ranks below its ``best`` best checkpoints, the worst first."""
     given = {"run_id": run_id, "name": metric, "best": best}
-    rows = connection.execute(BELOW[mode], given).all()
-    return tuple(
-        _candidate(
-            row,
-            _Known({metric: row.value}, set() if row.source == TRAINING_INFO else {metric}),
-        )
-        for row in rows
-    )
+    found = []
+    for *row, value, source in driver.ask(connection, BELOW[mode], given):
+        late = set() if source == TRAINING_INFO else {metric}
+        found.append(_candidate(row, _Known({metric: value}, late)))
+    return tuple(found)
 
 
-def _candidate(row: Any, known: _Known) -> Candidate:
+def _candidate(row: Sequence[Any], known: _Known) -> Candidate:
+    _, step, uuid, pinned, size_bytes, finalized_at = row
     return Candidate(
-        row.step,
-        row.uuid,
+        step,
+        uuid,
         known.values,
-        bool(row.pinned),
-        row.size_bytes,
-        row.finalized_at,
+        bool(pinned),
+        size_bytes,
+        finalized_at,
         frozenset(known.late),
         frozenset(known.tags),
     )

@@ -14,7 +14,7 @@ from typing import Any, cast
 
 from sqlalchemy import Connection, CursorResult, Executable, Row
 
-from ckptdb.catalog import candidates, conditions, selection, store
+from ckptdb.catalog import candidates, conditions, driver, selection, store
 from ckptdb.catalog.candidates import Candidate, Wanted
 from ckptdb.catalog.engine import Database
 from ckptdb.catalog.paths import Paths, readable, storable
@@ -161,8 +161,8 @@ class Catalog:
 
     def top_steps(self, run_id: int, metric: str, mode: Mode, count: int) -> tuple[int, ...]:
         """Return the steps of a run with the best finite values, the best first."""
-        rows = self._rows(TOP_STEPS[mode], {"run_id": run_id, "name": metric, "count": count})
-        return tuple(row.step for row in rows)
+        asked = {"run_id": run_id, "name": metric, "count": count}
+        return self._column(TOP_STEPS[mode], asked)
 
     def find_latest_step(self, run_id: int) -> int | None:
         """Return the highest step of a run's trusted checkpoints."""
@@ -170,8 +170,7 @@ class Catalog:
 
     def steps_without(self, run_id: int, metric: str) -> tuple[int, ...]:
         """Return the steps of live checkpoints that lack a finite value of a metric, ascending."""
-        rows = self._rows(STEPS_WITHOUT, {"run_id": run_id, "name": metric})
-        return tuple(row.step for row in rows)
+        return self._column(STEPS_WITHOUT, {"run_id": run_id, "name": metric})
 
     def candidates(self, run_id: int, wanted: Wanted) -> tuple[Candidate, ...]:
         """Return a run's live, trusted checkpoints by step, as retention sees them."""
@@ -209,8 +208,7 @@ class Catalog:
 
     def newest_steps(self, run_id: int, count: int) -> tuple[int, ...]:
         """Return the highest steps of a run's trusted checkpoints, the highest first."""
-        rows = self._rows(NEWEST_STEPS, {"run_id": run_id, "count": count})
-        return tuple(row.step for row in rows)
+        return self._column(NEWEST_STEPS, {"run_id": run_id, "count": count})
 
     def counts(self) -> tuple[int, int]:
         """Return how many runs and how many checkpoints there are, gone ones included."""
@@ -312,7 +310,7 @@ class Catalog:
 
     def pinned_gone(self, run_id: int) -> tuple[str, ...]:
         """Return the uuids of pinned checkpoints that are no longer published."""
-        return tuple(row.uuid for row in self._rows(PINNED_GONE, {"run_id": run_id}))
+        return self._column(PINNED_GONE, {"run_id": run_id})
 
     # --- lineage ------------------------------------------------------------------------
 
@@ -419,9 +417,12 @@ class Catalog:
             return connection.execute(statement, parameters).all()
 
     def _number(self, statement: Executable, parameters: Mapping[str, Any]) -> int | None:
+        found = self._column(statement, parameters)
+        return int(found[0]) if found and found[0] is not None else None
+
+    def _column(self, statement: Executable, parameters: Mapping[str, Any]) -> tuple[Any, ...]:
         with self.database.read() as connection:
-            found = connection.execute(statement, parameters).scalar()
-        return None if found is None else int(found)
+            return tuple(row[0] for row in driver.ask(connection, statement, parameters))
 
     def _seen(self, row: Row[Any]) -> Seen:
         if not (isinstance(row.uuid, str) and isinstance(row.directory, str)):

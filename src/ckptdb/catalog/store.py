@@ -11,6 +11,7 @@ from typing import Any, Final
 from sqlalchemy import Connection, Row
 from sqlalchemy.exc import IntegrityError
 
+from ckptdb.catalog import driver
 from ckptdb.catalog.paths import Paths, storable
 from ckptdb.catalog.statements import (
     CHECKPOINT_BY_UUID,
@@ -113,7 +114,7 @@ def _put_run(connection: Connection, paths: Paths, run: Run) -> int:
         "higher_is_better": int(run.higher_is_better),
         "forked_from": run.forked_from,
     }
-    found = _send(connection, RUN_AS_PUT, (run.uuid,)).fetchone()
+    found = driver.send(connection, RUN_AS_PUT, (run.uuid,)).fetchone()
     if found is not None:
         row_id, known = found[0], dict(zip(values, found[1:], strict=True))
     elif (taken := _taken_over(connection, values)) is not None:
@@ -132,7 +133,7 @@ def _put(connection: Connection, paths: Paths, run_id: int, found: Sequence[Chec
     if not found:
         return
     try:
-        _send(connection, PUT_CHECKPOINT, [_values(paths, run_id, cp) for cp in found])
+        driver.send(connection, PUT_CHECKPOINT, [_values(paths, run_id, cp) for cp in found])
     except (IntegrityError, sqlite3.IntegrityError) as error:
         if not _is_taken(error):
             raise
@@ -149,7 +150,7 @@ def _put_metrics(connection: Connection, run_id: int, found: Sequence[Checkpoint
     at: dict[str, tuple[int, bool]] = {}
     own: dict[str, dict[str, float | None]] = {}
     late: dict[str, set[str]] = {}
-    rows = _send(connection, where, (run_id, *by_uuid)).fetchall()
+    rows = driver.send(connection, where, (run_id, *by_uuid)).fetchall()
     for uuid, row_id, rejected, name, value, source in rows:
         at[uuid] = row_id, rejected
         if source == TRAINING_INFO:
@@ -187,20 +188,7 @@ def _put_metrics(connection: Connection, run_id: int, found: Sequence[Checkpoint
         (PUT_METRIC, new),
     ):
         if values:
-            _send(connection, statement, values)
-
-
-def _send(
-    connection: Connection,
-    statement: str,
-    values: tuple[object, ...] | Sequence[tuple[object, ...]],
-) -> Any:
-    """Give a statement to the driver as it is, with the values of one row or of many."""
-    if connection.dialect.paramstyle != "qmark":
-        return connection.exec_driver_sql(statement.replace("?", "%s"), values)
-    # Past SQLAlchemy, which would take longer than SQLite.
-    raw: Any = connection.connection.dbapi_connection
-    return (raw.execute if isinstance(values, tuple) else raw.executemany)(statement, values)
+            driver.send(connection, statement, values)
 
 
 def _is_taken(error: Exception) -> bool:
@@ -285,7 +273,7 @@ def _link(connection: Connection, run_id: int, children: Sequence[Child]) -> Non
         for child in children
     ]
     if rows:
-        _send(connection, LINK_PARENT, rows)
+        driver.send(connection, LINK_PARENT, rows)
 
 
 def _annotate(connection: Connection, run_id: int, uuid: str, found: Annotations) -> None:
@@ -301,7 +289,7 @@ def _annotate(connection: Connection, run_id: int, uuid: str, found: Annotations
     connection.execute(UPDATE_CHECKPOINT, marks)
     live = _is_live(row, rejected=found.rejected is not None)
     if (found.rejected is None) != (row.rejected is None):
-        _send(connection, RANK_METRICS, (live, row.id))
+        driver.send(connection, RANK_METRICS, (live, row.id))
     if row.resumed:
         connection.execute(DELETE_RESUMES, {"row_id": row.id})
     if found.resumptions:
@@ -353,4 +341,4 @@ def _finish(connection: Connection, run_id: int, changes: Changes) -> None:
         values += [before, before, after]
     if assigned:
         sql = f"UPDATE runs SET {', '.join(assigned)} WHERE id = ?"  # noqa: S608  # texts of ours
-        _send(connection, sql, (*values, run_id))
+        driver.send(connection, sql, (*values, run_id))
