@@ -6,6 +6,7 @@ import math
 import os
 import shutil
 import sqlite3
+import threading
 import warnings
 from contextlib import closing, contextmanager
 
@@ -13,6 +14,7 @@ import pytest
 
 from ckptdb import CheckpointManager, Registry, upkeep
 from ckptdb.catalog import engine
+from ckptdb.catalog.engine import Database
 from ckptdb.disk import identity, names, reading, scan
 from ckptdb.disk.publish import Publisher
 from ckptdb.errors import (
@@ -31,6 +33,7 @@ from ckptdb.errors import (
     UnknownMetric,
     UnknownRun,
 )
+from ckptdb.reconcile import apply
 from ckptdb.registry import tree
 from ckptdb.retention import Policy
 
@@ -1095,6 +1098,69 @@ def test_a_broken_catalog_is_set_aside_and_built_anew(root, dump):
         assert report.set_aside.read_bytes() == b"no database\n" * 1000
         assert registry.best().step == 9
     assert dump(file) == before
+
+
+LIE = """
+    INSERT INTO checkpoints (run_id, uuid, step, path, created_at, status)
+    SELECT run_id, 'lie', 77, path, created_at, status FROM checkpoints
+    WHERE status = 'final' LIMIT 1
+"""
+
+
+def break_and_lie(file):
+    """Let a catalog tell of a step that never was, and break a page that nobody reads."""
+    with closing(sqlite3.connect(file)) as connection, connection:
+        connection.execute(LIE)
+        query = "SELECT rootpage FROM sqlite_master WHERE name = 'ix_tags_name'"
+        (page,) = connection.execute(query).fetchone()
+    with file.open("r+b") as stream:
+        stream.seek(4096 * (page - 1))
+        stream.write(b"\xff" * 4096)
+    return file.read_bytes()
+
+
+@pytest.fixture
+def late(monkeypatch):
+    """Let the check of a catalog end when a run has been looked at, and no sooner."""
+    looked, look, check = threading.Event(), apply._look, Database.integrity
+
+    def look_first(*arguments, **options):
+        found = look(*arguments, **options)
+        looked.set()
+        return found
+
+    monkeypatch.setattr(apply, "_look", look_first)
+    monkeypatch.setattr(
+        Database, "integrity", lambda self, **how: looked.wait(60) and check(self, **how)
+    )
+
+
+@pytest.mark.usefixtures("late")
+@pytest.mark.parametrize("full", [False, True])
+def test_nothing_that_a_broken_catalog_says_gets_anywhere(root, dump, full):
+    file = root / ".ckptdb" / "catalog.db"
+    with Registry.open(root) as registry:
+        registry.reconcile()
+    before, said = dump(file), break_and_lie(file)
+    journals = {path: path.read_bytes() for path in root.rglob("journal.jsonl")}
+    with Registry.open(root) as registry:
+        report = registry.reconcile(full=full)
+    assert report.set_aside.read_bytes() == said
+    assert {path: path.read_bytes() for path in root.rglob("journal.jsonl")} == journals
+    assert {action.kind for run in report.runs for action in run.actions} == {"new run", "added"}
+    assert dump(file) == before
+
+
+@pytest.mark.usefixtures("late")
+def test_a_run_is_absorbed_by_a_root_whose_catalog_is_whole(loners):
+    with Registry.open(loners) as registry:
+        registry.reconcile()
+    identity.mark_root(loners / "x")
+    (loners / "x" / ".ckptdb" / "catalog.db").write_bytes(b"of its own")
+    break_and_lie(loners / ".ckptdb" / "catalog.db")
+    with Registry.open(loners) as registry:
+        assert registry.reconcile().set_aside is not None
+    assert_one_root(loners)
 
 
 def test_upgrading_a_catalog_that_is_new_changes_nothing(registry):

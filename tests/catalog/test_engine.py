@@ -30,6 +30,7 @@ from ckptdb.errors import (
     CatalogTooNew,
     CatalogUnusable,
 )
+from ckptdb.threads import Task
 
 INSERT = text("INSERT INTO runs (uuid, name, directory) VALUES (:uuid, 'n', 'd')")
 
@@ -267,6 +268,86 @@ def test_a_damaged_page_is_found_by_the_integrity_check(location: Location):
         stream.write(b"\xff" * 4096)
     with closing(Database.open(location)) as database:
         assert database.integrity() != "ok"
+
+
+# --- checked behind what already reads --------------------------------------------------
+
+
+def damage_an_index(file: Path) -> None:
+    """Break a page that no statement of these tests reads."""
+    with closing(sqlite3.connect(file)) as connection:
+        query = "SELECT rootpage FROM sqlite_master WHERE name = 'ix_tags_name'"
+        (page,) = connection.execute(query).fetchone()
+    with file.open("r+b") as stream:
+        stream.seek(4096 * (page - 1))
+        stream.write(b"\xff" * 4096)
+
+
+def test_while_a_check_is_under_way_reading_goes_on_and_writing_waits(database, monkeypatch):
+    ended, real = threading.Event(), Database.integrity
+    monkeypatch.setattr(
+        Database, "integrity", lambda self, **how: ended.wait(60) and real(self, **how)
+    )
+    with database.checked(quick=True):
+        writer = threading.Thread(target=add, args=(database, "a"))
+        writer.start()
+        assert count(database) == 0
+        writer.join(0.2)
+        assert writer.is_alive()
+        ended.set()
+        writer.join(60)
+        assert count(database) == 1
+    add(database, "b")
+
+
+@pytest.mark.parametrize("quick", [True, False])
+@pytest.mark.parametrize("can_start", [True, False], ids=["behind", "without threads"])
+def test_a_check_that_finds_something_ends_all_that_rests_on_it(
+    location, monkeypatch, quick, can_start
+):
+    def refuse(_):
+        raise RuntimeError("can't start new thread")
+
+    def write(database: Database) -> None:
+        add(database, "a")
+
+    def fail(_) -> None:
+        raise ValueError
+
+    def interrupt(_) -> None:
+        raise KeyboardInterrupt
+
+    damage_an_index(created(location))
+    if not can_start:
+        monkeypatch.setattr(Task, "start", refuse)
+    expected = {count: CatalogBroken, write: CatalogBroken, fail: CatalogBroken}
+    with closing(Database.open(location)) as database:
+        for act, error in (expected | {interrupt: KeyboardInterrupt}).items():
+            with pytest.raises(error), database.checked(quick=quick):
+                act(database)
+        assert count(database) == 0
+
+
+def test_a_check_that_cannot_be_made_is_an_error_too(database, monkeypatch):
+    def fail(self, *, quick):
+        raise CatalogLocked("x")
+
+    monkeypatch.setattr(Database, "integrity", fail)
+    with pytest.raises(CatalogLocked), database.checked(quick=True):
+        count(database)
+
+
+def test_a_child_waits_for_no_check_of_its_parent(database, monkeypatch):
+    forked = threading.Event()
+    monkeypatch.setattr(Database, "integrity", lambda *_, **__: forked.wait(60) and "ok")
+    with database.checked(quick=True):
+        child = os.fork()
+        if child == 0:
+            signal.alarm(20)
+            database.ensure_sound()
+            os._exit(7)
+        forked.set()
+        assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 7
 
 
 def test_a_lost_table_is_a_broken_catalog(database: Database):

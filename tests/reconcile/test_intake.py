@@ -19,7 +19,7 @@ from ckptdb.disk import identity, journal, pace, reading, scan
 from ckptdb.disk.journal import Fact
 from ckptdb.disk.publish import Publisher
 from ckptdb.disk.retiring import Doomed
-from ckptdb.errors import CatalogLocked
+from ckptdb.errors import CatalogBroken, CatalogLocked
 from ckptdb.reconcile import intake, reconcile_run
 from ckptdb.records import Checkpoint
 from statements import sent
@@ -298,6 +298,31 @@ def test_what_a_trainer_does_before_a_portion_is_stored_is_seen(
     here = scan.observe(run).finals
     assert live(catalog) == {step: checkpoint.uuid for step, checkpoint in here.items()}
     assert not reconcile_run(catalog, run).has_drift
+
+
+@pytest.mark.parametrize("portion", [1, 100])
+def test_nothing_is_done_before_the_catalog_is_known_to_be_sound(
+    run, catalog, monkeypatch, portion
+):
+    monkeypatch.setattr(scan, "PORTION", portion)
+    save(run, 1)
+    save(run, 2)
+    reconcile_run(catalog, run)
+    (run / "step_1").rename(run / "aside")
+    reconcile_run(catalog, run)
+    (run / "aside").rename(run / "step_1")
+    put(run, 3)
+    before = everything(catalog), (run / ".ckptdb" / "journal.jsonl").read_bytes()
+
+    def refuse(_):
+        raise CatalogBroken("x", "it is")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Database, "ensure_sound", refuse)
+        with pytest.raises(CatalogBroken):
+            reconcile_run(catalog, run)
+    assert (everything(catalog), (run / ".ckptdb" / "journal.jsonl").read_bytes()) == before
+    assert "reappeared" in dict(told(reconcile_run(catalog, run)))
 
 
 def test_another_one_that_the_index_has_meanwhile_is_left_to_the_whole_look(

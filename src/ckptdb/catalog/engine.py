@@ -11,6 +11,7 @@ import os
 import threading
 from contextlib import closing, contextmanager, suppress
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Self
 
@@ -35,6 +36,7 @@ from ckptdb.errors import (
     CatalogTooNew,
     CatalogUnusable,
 )
+from ckptdb.threads import Task
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -62,6 +64,7 @@ class Database:
         self._rest(dialect.engine())
         self._identity: tuple[int, int] | None = None
         self._lock = threading.Lock() if location.in_memory else None
+        self._check: Task | None = None
         fork.HEIRS.add(self)
 
     @classmethod
@@ -150,6 +153,7 @@ class Database:
             CatalogMissing: The file is gone.
             CatalogUnusable: Anything else: full disk, I/O error, a value no database accepts.
         """
+        self.ensure_sound()
         timeout = self._timeout_seconds if timeout_seconds is None else timeout_seconds
         with (
             self._session(self._writers, timeout) as connection,
@@ -202,6 +206,49 @@ class Database:
                 return "; ".join(self._dialect.integrity(connection, quick=quick))
         except CatalogBroken as error:
             return str(origin(error))
+
+    @contextmanager
+    def checked(self, *, quick: bool) -> Iterator[None]:
+        """Check every page behind what already reads; no `write` begins before that has ended.
+
+        Args:
+            quick: As of `integrity`.
+
+        Raises:
+            CatalogBroken: Something is wrong, which whatever else has failed may be due to.
+        """
+        self._check = task = Task(partial(self._raise_if_broken, quick=quick))
+        try:
+            try:
+                task.start()
+            except RuntimeError:
+                task.run()  # there can be no more threads
+            try:
+                yield
+            except Exception:
+                _await(task)
+                raise
+            _await(task)
+        finally:
+            self._check = None
+            task.give_up()  # interrupted at the wrong moment, it was not even started
+            task.wait()
+
+    def ensure_sound(self) -> None:
+        """Wait for the check that is under way, if there is one.
+
+        What has been read meanwhile counts for nothing before: no answer, no file may rest on it.
+
+        Raises:
+            CatalogBroken: It has found something wrong.
+        """
+        if self._check is not None:
+            _await(self._check)
+
+    def _raise_if_broken(self, *, quick: bool) -> None:
+        found = self.integrity(quick=quick)
+        if found != "ok":
+            raise CatalogBroken(str(self.location), found)
 
     def close(self) -> None:
         """Close the connections; those in use close when they come back."""
@@ -276,6 +323,7 @@ class Database:
 
     def after_fork(self) -> None:
         """Give the child connections of its own; called there by the fork itself."""
+        self._check = None  # its thread does not exist there, and would be waited for for ever
         if self._lock is not None:
             # The thread that held it does not exist in the child.
             self._lock = threading.Lock()
@@ -283,6 +331,12 @@ class Database:
         fork.keep_for_ever((self._readers, self._writers, self._writers.engine.pool))
         self._writers.engine.dispose(close=False)
         self._rest(self._writers.engine)
+
+
+def _await(check: Task) -> None:
+    check.wait()
+    if check.error is not None:
+        raise check.error
 
 
 # --- setting aside and upgrading ------------------------------------------------------------

@@ -189,6 +189,7 @@ def reconcile_run(
         return look
     if dry_run or not (_worth_it(look, assume=assume) or _is_new_copy(look, how)):
         return _report(directory, look)
+    catalog.database.ensure_sound()
     publisher = publisher or Publisher(directory)
     done: list[Action] = []
     blocked: list[str] = []

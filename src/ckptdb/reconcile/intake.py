@@ -65,6 +65,8 @@ class Intake:
             CatalogError: They cannot be stored.
         """
         directory = self.who.run.directory
+        if self.store:
+            self.catalog.database.ensure_sound()
         if not self.history:
             told = self.catalog.recorded(self.recorded.seen, history=True)
             self.recorded, self.history = replace(self.recorded, gone=told.gone), True

@@ -203,21 +203,26 @@ class Indexing(Tree):
             raise _nothing_at(top)
         if dry_run:
             return look(self._catalog_or_empty(), on_run=on_run, dry_run=True)
-        aside = self._make_usable(quick=not full)
+        aside = self._make_usable()
         try:
-            report = self._look(look, on_run)
+            report = self._look(look, on_run, quick=not full)
         except CatalogBroken:
-            # Sound as a database and nonsense as a catalog: only reading all of it can tell.
+            # As a database, which its check says, or only as a catalog, which reading it has shown.
             self.close()
             aside = engine.set_aside(self.location)
-            report = self._look(look, on_run)
+            report = self._look(look, on_run, quick=not full)
         return replace(report, set_aside=aside)
 
     def _look(
-        self, look: Callable[..., ReconcileReport], on_run: Callable[[Path], None]
+        self,
+        look: Callable[..., ReconcileReport],
+        on_run: Callable[[Path], None],
+        *,
+        quick: bool,
     ) -> ReconcileReport:
         catalog = self._catalog(create=True)
-        with _absorbing(self.location.base) as absorb:
+        database = catalog.database
+        with _absorbing(self.location.base, database) as absorb, database.checked(quick=quick):
 
             def begin(run: Path) -> None:
                 absorb(run)
@@ -234,20 +239,17 @@ class Indexing(Tree):
             caller.warn(str(error))
             return Catalog(Database.in_memory(self.location.base))
 
-    def _make_usable(self, *, quick: bool) -> Path | None:
-        """Set a broken catalog aside; return where it went."""
+    def _make_usable(self) -> Path | None:
+        """Set aside what cannot be opened as a catalog; return where it went."""
         self.close()
         try:
-            database = self._open(create=True)
-            if database.integrity(quick=quick) == "ok":
-                self._opened = Catalog(database)
-                return None
-            database.close()
+            self._opened = Catalog(self._open(create=True))
         except CatalogBroken as error:
             if self.location.base is None:
                 # A file that somebody named may be anything, a script or weights: not ours to move.
                 raise CatalogForeign(str(self.location)) from error
-        return engine.set_aside(self.location)
+            return engine.set_aside(self.location)
+        return None
 
     def _top(self, path: PathLike | None) -> Path:
         if path is not None:
@@ -270,7 +272,7 @@ class Indexing(Tree):
 
 
 @contextmanager
-def _absorbing(root: Path | None) -> Iterator[Callable[[Path], None]]:
+def _absorbing(root: Path | None, database: Database) -> Iterator[Callable[[Path], None]]:
     """Let a root take over the runs below it that were roots of their own.
 
     Yields what to call before each run is indexed in the root's catalog.
@@ -280,6 +282,7 @@ def _absorbing(root: Path | None) -> Iterator[Callable[[Path], None]]:
     def absorb(run: Path) -> None:
         if root is None or root not in run.parents or not identity.is_root(run):
             return
+        database.ensure_sound()
         try:
             identity.unmark_root(run)
         except OSError as error:
