@@ -87,14 +87,14 @@ def write_while_looking(monkeypatch):
 
 
 def overlook_a_good_one(monkeypatch):
-    real = scan._list
+    real = scan.list_folder
 
     def listed(directory):
         found = real(directory)
-        found.finals.pop(4, None)
+        found.finals = [step for step in found.finals if step != 4]
         return found
 
-    monkeypatch.setattr(scan, "_list", listed)
+    monkeypatch.setattr(scan, "list_folder", listed)
 
 
 def rank_backwards(monkeypatch):

@@ -978,6 +978,48 @@ def test_a_tree_is_reconciled_run_by_run(catalog, run, tmp_path):
     assert again.as_dict()["drift"] is False
 
 
+@pytest.fixture
+def listings(monkeypatch):
+    """Collect every directory that is listed."""
+    made, real = [], os.scandir
+    monkeypatch.setattr(os, "scandir", lambda path: made.append(path) or real(path))
+    return made
+
+
+def test_looking_for_runs_and_looking_at_one_take_one_listing(catalog, run, listings):
+    save(run, 1)
+    age(run)
+    for _ in ("from nothing", "unchanged"):
+        del listings[:]
+        reconcile_tree(catalog, run.parent)
+        assert listings.count(run) == 1
+    save(run, 2)
+    del listings[:]
+    reconcile_tree(catalog, run.parent)
+    assert listings.count(run) == 3, "it was too young to prove anything, also under the lock"
+    assert set(live(catalog)) == {1, 2}
+
+
+@pytest.mark.parametrize("hidden", [False, True], ids=["as ever", "with its time set back"])
+def test_what_comes_after_the_listing_is_seen(catalog, run, hidden):
+    save(run, 1)
+    put(run, "step_2")
+    age(run)
+    reconcile_tree(catalog, run.parent)
+    before = run.stat()
+
+    def change(directory: Path) -> None:
+        put(directory, "step_3")
+        shutil.rmtree(directory / "step_2")
+        if hidden:
+            os.utime(directory, ns=(before.st_atime_ns, before.st_mtime_ns))
+
+    (report,) = reconcile_tree(catalog, run.parent, on_run=change).runs
+    assert (run.stat().st_mtime_ns == before.st_mtime_ns) == hidden
+    assert kinds(report) == ["added", "vanished"]
+    assert set(live(catalog)) == {1, 3}
+
+
 def test_a_run_that_is_not_there_is_told_and_its_history_kept(catalog, run, tmp_path):
     save(run, 1)
     reconcile_tree(catalog, tmp_path / "results")

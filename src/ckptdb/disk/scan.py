@@ -14,6 +14,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
+from itertools import chain
 from pathlib import Path
 from typing import Any, Literal
 
@@ -206,6 +207,40 @@ class Leftover:
         return self.until is not None and self.until <= now
 
 
+@dataclass(slots=True)
+class Listing:
+    """What the names in a directory say.
+
+    Attributes:
+        stamp: The directory's, before it was listed.
+        settled: Whether any change since is sure to have moved the stamp.
+        finals: The steps that are published.
+        foreign: Names that look like ours and are not.
+        below: Names of directories that may lead to other runs.
+    """
+
+    directory: Path
+    stamp: Stamp
+    settled: bool
+    finals: list[int] = field(default_factory=list)
+    tmps: list[int] = field(default_factory=list)
+    olds: list[Leftover] = field(default_factory=list)
+    foreign: list[str] = field(default_factory=list)
+    below: list[str] = field(default_factory=list)
+
+    @property
+    def is_run(self) -> bool:
+        """Whether the directory holds checkpoints, ours or NeMo-RL's."""
+        checkpoints = map(names.final_name, self.finals), map(names.tmp_name, self.tmps)
+        return _has_identity(self.directory) or any(
+            (self.directory / name / names.INFO).is_file() for name in chain(*checkpoints)
+        )
+
+    def is_still_true(self) -> bool:
+        """Whether listing the directory again would be sure to show the same."""
+        return self.settled and self.stamp.is_same(find_stamp(self.directory))
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Observation:
     """What a run directory holds.
@@ -250,6 +285,7 @@ def observe(
     verify: bool = False,
     on_checkpoint: Callable[[], None] | None = None,
     take: Take | None = None,
+    listing: Listing | None = None,
 ) -> Observation:
     """Look at a run directory.
 
@@ -261,17 +297,16 @@ def observe(
         take: Gets what is read, whenever `PORTION` checkpoints have come together, and returns
             what of it is to be in the observation, by step; of the others that says no more than
             that the caller knows them.
+        listing: Of this directory, made not long ago; None to make one now.
 
     Raises:
         OSError: The directory itself cannot be read.
     """
     known = known or Known()
-    stamp = find_stamp(directory)
-    if stamp is None:
-        raise FileNotFoundError(f"{directory} is not there")
-    settled = stamp.is_settled()
+    if listing is None or not listing.is_still_true():
+        listing = list_folder(directory)
+    stamp = listing.stamp
     who = identity.identify(directory)
-    listing = _list(directory)
     trouble, pace = _Trouble(), Pace()
     finals, took, bare = _load_finals(
         look(who, sorted(listing.finals), known.finals, verify=verify, pace=pace),
@@ -301,11 +336,11 @@ def observe(
             config = _newest_config(directory, [s for s in steps if s not in bare], pace)
         except OSError:
             trouble.unsure = True
-    tmps = _load_tmps(who, listing.tmps, trouble)
+    tmps = _load_tmps(who, sorted(listing.tmps), trouble)
     return Observation(
         identity=who,
         stamp=stamp,
-        settled=settled,
+        settled=listing.settled,
         finals=finals,
         tmps=tmps,
         olds=tuple(listing.olds),
@@ -532,25 +567,11 @@ def _has_identity(directory: Path) -> bool:
 
 def sort_folders(top: Path) -> tuple[bool, list[str]]:
     """Tell whether a directory is a run, and which names below it may lead to other runs."""
-    below, found = [], _has_identity(top)
     try:
-        listing = os.scandir(top)
+        listing = list_folder(top)
     except PermissionError:
         return False, []
-    with listing:
-        for entry in listing:
-            name = entry.name
-            if names.find_final_step(name) is not None or names.find_tmp_step(name) is not None:
-                found = found or _is_checkpoint(entry)
-            elif name.startswith(".") or names.find_old(name) is not None:
-                continue
-            elif entry.is_dir(follow_symlinks=False):
-                below.append(name)
-    return found, sorted(below)
-
-
-def _is_checkpoint(entry: os.DirEntry[str]) -> bool:
-    return entry.is_dir(follow_symlinks=False) and Path(entry.path, names.INFO).is_file()
+    return listing.is_run, sorted(listing.below)
 
 
 def age_seconds(folder: Path) -> float:
@@ -610,10 +631,10 @@ def _is_aside(folder: Path) -> bool:
 def list_finals(directory: Path) -> list[tuple[int, Path]]:
     """Return step and path of everything published in a directory, by step."""
     try:
-        found = _list(directory).finals
+        found = list_folder(directory).finals
     except (FileNotFoundError, NotADirectoryError):
         return []
-    return [(step, directory / found[step]) for step in sorted(found)]
+    return [(step, directory / names.final_name(step)) for step in sorted(found)]
 
 
 def list_trash(directory: Path) -> tuple[Leftover, ...]:
@@ -644,23 +665,25 @@ def find_runs(top: Path, *, other_roots: bool = False) -> Iterator[Path]:
         top: Where to begin.
         other_roots: Also search the trees of other roots.
     """
-    found, below = sort_folders(top)
-    if found:
-        yield top
+    return (found.directory for found in list_runs(top, other_roots=other_roots))
+
+
+def list_runs(top: Path, *, other_roots: bool = False) -> Iterator[Listing]:
+    """Yield the listing of every run that `find_runs` would."""
+    try:
+        listing = list_folder(top)
+    except PermissionError:
+        return
+    below = sorted(listing.below)
+    if listing.is_run:
+        yield listing
+    del listing  # it may be large, and what is below has one of its own
     for name in below:
         if other_roots or not identity.is_root(top / name) or is_run(top / name):
-            yield from find_runs(top / name, other_roots=other_roots)
+            yield from list_runs(top / name, other_roots=other_roots)
 
 
 # --- reading one directory --------------------------------------------------------------
-
-
-@dataclass(slots=True)
-class _Listing:
-    finals: dict[int, str] = field(default_factory=dict)
-    tmps: dict[int, Path] = field(default_factory=dict)
-    olds: list[Leftover] = field(default_factory=list)
-    foreign: list[str] = field(default_factory=list)
 
 
 @dataclass(slots=True)
@@ -680,29 +703,37 @@ class _Trouble:
             self.errors.append(f"{path}: {why}")
 
 
-def _list(directory: Path) -> _Listing:
-    found = _Listing()
-    with os.scandir(directory) as listing:
-        for entry in listing:
+def list_folder(directory: Path) -> Listing:
+    """List a directory.
+
+    Raises:
+        OSError: It cannot be.
+    """
+    stamp = find_stamp(directory)
+    if stamp is None:
+        raise FileNotFoundError(f"{directory} is not there")
+    found = Listing(directory, stamp, stamp.is_settled())
+    with os.scandir(directory) as entries:
+        for entry in entries:
             name = entry.name
             is_directory = entry.is_dir(follow_symlinks=False)
             if is_directory and (step := names.find_final_step(name)) is not None:
-                found.finals[step] = name
-            elif name.startswith(("step_", "tmp_step_", "old_step_")):
-                _sort_in(found, directory / name, is_directory=is_directory)
+                found.finals.append(step)
+            else:
+                _sort_in(found, name, is_directory=is_directory)
     return found
 
 
-def _sort_in(found: _Listing, path: Path, *, is_directory: bool) -> None:
-    name = path.name
-    if not is_directory:
-        found.foreign.append(name)
-    elif (tmp := names.find_tmp_step(name)) is not None:
-        found.tmps[tmp] = path
-    elif (old := names.find_old(name)) is not None:
-        found.olds.append(Leftover(path, *old))
+def _sort_in(found: Listing, name: str, *, is_directory: bool) -> None:
+    if is_directory and (tmp := names.find_tmp_step(name)) is not None:
+        found.tmps.append(tmp)
+    elif is_directory and (old := names.find_old(name)) is not None:
+        found.olds.append(Leftover(found.directory / name, *old))
     else:
-        found.foreign.append(name)
+        if name.startswith(("step_", "tmp_step_", "old_step_")):
+            found.foreign.append(name)
+        if is_directory and not name.startswith("."):
+            found.below.append(name)
 
 
 def _load_finals(
@@ -752,9 +783,10 @@ def _newest_config(directory: Path, finals: Iterable[int], pace: Pace) -> dict[s
     return {}
 
 
-def _load_tmps(who: Identity, paths: Mapping[int, Path], trouble: _Trouble) -> dict[int, Tmp]:
+def _load_tmps(who: Identity, steps: Iterable[int], trouble: _Trouble) -> dict[int, Tmp]:
     found = {}
-    for step, path in sorted(paths.items()):
+    for step in steps:
+        path = who.run.directory / names.tmp_name(step)
         try:
             found[step] = load_tmp(who, path, step)
         except OSError as error:

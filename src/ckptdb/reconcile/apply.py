@@ -14,7 +14,7 @@ from ckptdb.catalog.catalog import Catalog, Recorded, Seen
 from ckptdb.catalog.store import Changes, Child
 from ckptdb.disk import identity, scan
 from ckptdb.disk.publish import Publisher
-from ckptdb.disk.scan import Known, Observation, Stamp
+from ckptdb.disk.scan import Known, Listing, Observation, Stamp
 from ckptdb.errors import CkptdbError
 from ckptdb.reconcile.held import bury, held
 from ckptdb.reconcile.intake import Intake
@@ -131,10 +131,10 @@ def reconcile_tree(
 
     reports: dict[Path, RunReport] = {}
     look = partial(reconcile_run, catalog, depth=depth, dry_run=dry_run, on_checkpoint=counted)
-    for directory in _with_known(scan.find_runs(top), catalog, top, reports):
+    for directory, listing in _with_known(scan.list_runs(top), catalog, top, reports):
         if on_run:
             on_run(directory)
-        reports[directory] = look(directory)
+        reports[directory] = look(directory, listing=listing)
     if any(action.kind == "moved run" for run in reports.values() for action in run.actions):
         # What seemed to have lost its run.json may be another run, begun where one moved away.
         again = [directory for directory, report in reports.items() if report.blocked]
@@ -146,14 +146,15 @@ def reconcile_tree(
 
 
 def _with_known(
-    found: Iterator[Path], catalog: Catalog, top: Path, done: Mapping[Path, object]
-) -> Iterator[Path]:
-    yield from found
+    found: Iterator[Listing], catalog: Catalog, top: Path, done: Mapping[Path, object]
+) -> Iterator[tuple[Path, Listing | None]]:
+    for listing in found:
+        yield listing.directory, listing
     # A run behind a symlink, or emptied, is not found by looking; the catalog remembers it.
     for seen in catalog.runs():
         directory = seen.run.directory
         if directory.is_relative_to(top) and directory not in done and directory.is_dir():
-            yield directory
+            yield directory, None
 
 
 def reconcile_run(
@@ -166,6 +167,7 @@ def reconcile_run(
     assume: bool = False,
     publisher: Publisher | None = None,
     on_checkpoint: Callable[[], None] | None = None,
+    listing: Listing | None = None,
 ) -> RunReport:
     """Compare one run with the index and make the index true.
 
@@ -179,12 +181,13 @@ def reconcile_run(
         assume: Store the stamp even if it is too young to be sure, marked as not verified.
         publisher: Does the repairs, with its durability and metric.
         on_checkpoint: Called after each checkpoint that was looked at.
+        listing: Of the directory, when it has just been made.
 
     Raises:
         OSError: The directory cannot be read at all.
     """
     how = _How(depth, touch_disk, assume, store=not dry_run)
-    look = _look(catalog, directory, how, on_checkpoint, take_in=True)
+    look = _look(catalog, directory, how, on_checkpoint, take_in=True, listing=listing)
     if isinstance(look, RunReport):
         return look
     if dry_run or not (_worth_it(look, assume=assume) or _is_new_copy(look, how)):
@@ -238,6 +241,7 @@ def _look(
     before: Observation | None = None,
     *,
     take_in: bool = False,
+    listing: Listing | None = None,
 ) -> _Look | RunReport:
     who = identity.identify(directory)
     seen, blocked = _find_seen(catalog, who)
@@ -253,6 +257,7 @@ def _look(
         verify=how.depth == "full",
         on_checkpoint=on_checkpoint,
         take=intake.take if take_in else None,
+        listing=listing,
     )
     if intake.finals:
         recorded = intake.completed()
