@@ -7,7 +7,8 @@ what is true is decided elsewhere, from the disk.
 from __future__ import annotations
 
 import json
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from contextlib import closing, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, cast
@@ -346,31 +347,33 @@ class Catalog:
         if seen is None:
             return Recorded(seen=None)
         of_run = {"run_id": seen.id}
-        with self.database.read() as connection:
-            # In one statement, so that nothing is both live and gone.
-            rows = _tuples(connection, HISTORY if history else LIVE, of_run)
-            added = connection.execute(ADDED, of_run).all() if history else []
         finals: dict[int, tuple[str, str | None]] = {}
         problems: dict[str, str] = {}
         tmps: dict[str, int] = {}
         gone: dict[str, tuple[str | None, str | None, str | None]] = {}
         said: dict[str, _Said] = {}
-        for (
-            step, uuid, status, fingerprint, problem, at, why, pinned, notes, rejected, parent,
-        ) in rows:  # fmt: skip
-            if type(step) is not int:
-                raise self._broken("a step that is no number")
-            if status == "final":
-                finals[step] = (uuid, fingerprint)
-                if problem is not None:
-                    problems[uuid] = problem
-            elif status == "tmp":
-                tmps[uuid] = step
-            # A damaged index may name what is gone where only live rows were asked for.
-            elif history and status == "deleted":
-                gone[uuid] = (at, why, parent)
-            if pinned or notes is not None or rejected is not None:
-                said[uuid] = (bool(pinned), notes, rejected)
+        with (
+            self.database.read() as connection,
+            # In one statement, so that nothing is both live and gone.
+            _tuples(connection, HISTORY if history else LIVE, of_run) as rows,
+        ):
+            for (
+                step, uuid, status, fingerprint, problem, at, why, pinned, notes, rejected, parent,
+            ) in rows:  # fmt: skip
+                if type(step) is not int:
+                    raise self._broken("a step that is no number")
+                if status == "final":
+                    finals[step] = (uuid, fingerprint)
+                    if problem is not None:
+                        problems[uuid] = problem
+                elif status == "tmp":
+                    tmps[uuid] = step
+                # A damaged index may name what is gone where only live rows were asked for.
+                elif history and status == "deleted":
+                    gone[uuid] = (at, why, parent)
+                if pinned or notes is not None or rejected is not None:
+                    said[uuid] = (bool(pinned), notes, rejected)
+            added = connection.execute(ADDED, of_run).all() if history else []
         return Recorded(
             seen=seen,
             finals=finals,
@@ -517,14 +520,13 @@ def _given(**parameters: object) -> dict[str, object]:
     return {name: value for name, value in parameters.items() if value is not None}
 
 
+@contextmanager
 def _tuples(
     connection: Connection, statement: Executable, parameters: Mapping[str, Any]
-) -> list[tuple[Any, ...]]:
-    """Return rows as the driver has them, for when there may be a hundred thousand."""
-    result = cast("CursorResult[Any]", connection.execute(statement, parameters))
-    rows = [] if result.cursor is None else result.cursor.fetchall()
-    result.close()
-    return cast("list[tuple[Any, ...]]", rows)
+) -> Iterator[Iterable[tuple[Any, ...]]]:
+    """Give rows as the driver has them, one by one: there may be a hundred thousand."""
+    with closing(connection.execute(statement, parameters)) as result:
+        yield cast("Iterable[tuple[Any, ...]]", cast("CursorResult[Any]", result).cursor)
 
 
 def _annotations(said: Mapping[str, _Said], added: Sequence[Row[Any]]) -> dict[str, Annotations]:
