@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import argparse
+import os
 import shutil
 import sys
 import tempfile
 import time
 import traceback
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 from tests.benchmarks import machine, page, plot, table
@@ -65,10 +67,24 @@ def _measure(options: argparse.Namespace) -> Report:
     try:
         found = machine.describe(scratch)
         names = options.only or list(ALL)
-        lines = {name: _try(name, options.size, scratch / name) for name in names}
+        with _compiled(scratch / "bytecode"):
+            lines = {name: _try(name, options.size, scratch / name) for name in names}
         return Report(size=options.size.name, machine=found, lines=lines)
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
+
+
+@contextmanager
+def _compiled(folder: Path) -> Iterator[None]:
+    """Have processes keep bytecode: pip compiles what it installs, and nobody a checkout."""
+    before = dict(os.environ)
+    os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
+    os.environ["PYTHONPYCACHEPREFIX"] = str(folder)
+    try:
+        yield
+    finally:
+        os.environ.clear()
+        os.environ.update(before)
 
 
 def _try(name: str, size: Size, scratch: Path) -> Findings:
