@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import gc
 import os
 import signal
 import sqlite3
@@ -796,6 +797,26 @@ def test_a_folder_that_cannot_be_made_is_unusable(tmp_path, for_everybody):
 
     in_fork(create, user=for_everybody)
     tmp_path.chmod(0o755)
+
+
+class Interrupting:
+    """A value that raises what a signal's handler does, within the driver's call."""
+
+    def __conform__(self, _):
+        raise KeyboardInterrupt
+
+
+@pytest.mark.parametrize("where", ["file", "memory"])
+def test_an_interrupt_within_a_statement_stays_one(location, where):
+    in_memory = where == "memory"
+    opened = Database.in_memory() if in_memory else Database.open(location, create=True)
+    with closing(opened) as database:
+        with pytest.raises(KeyboardInterrupt), database.write() as connection:
+            connection.exec_driver_sql("SELECT ?", (Interrupting(),))
+        gc.collect()  # the error kept the statement, which keeps the lock
+        if not in_memory:
+            add(database, "a")
+            assert count(database) == 1
 
 
 def test_a_folder_that_cannot_be_written_is_read_only(location, for_everybody):

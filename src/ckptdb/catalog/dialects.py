@@ -194,7 +194,10 @@ class Sqlite(Dialect):
                 self.wait_at_most(connection, left)
             raw.commit()
         except BaseException:
-            raw.rollback()
+            # What is interrupted within a statement, SQLAlchemy has closed already; to say so
+            # would hide the interrupt.
+            with suppress(sqlite3.ProgrammingError):
+                raw.rollback()
             raise
 
     def opened(self) -> None:
