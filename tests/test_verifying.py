@@ -59,13 +59,13 @@ def test_without_the_library_sizes_are_compared_and_one_warning_says_so(run, mon
 def clock(monkeypatch):
     """A clock that every file takes a second of."""
     now = [1_000.0]
-    real = manifest.find_fault
+    real = manifest.compare_file
 
-    def find_fault(*given):
+    def compare_file(*given):
         now[0] += 1
         return real(*given)
 
-    monkeypatch.setattr(manifest, "find_fault", find_fault)
+    monkeypatch.setattr(manifest, "compare_file", compare_file)
     monkeypatch.setattr(verifying.time, "monotonic", lambda: now[0])
     monkeypatch.setattr(verifying.time, "time", lambda: now[0])
     return now
@@ -73,13 +73,13 @@ def clock(monkeypatch):
 
 def looked_at(monkeypatch):
     """Collect which files are looked at."""
-    found, real = [], manifest.find_fault
+    found, real = [], manifest.compare_file
 
-    def find_fault(folder, name, size):
+    def compare_file(folder, name, content):
         found.append((int(folder.name[5:]), name))
-        return real(folder, name, size)
+        return real(folder, name, content)
 
-    monkeypatch.setattr(manifest, "find_fault", find_fault)
+    monkeypatch.setattr(manifest, "compare_file", compare_file)
     return found
 
 
@@ -114,9 +114,13 @@ def test_what_has_no_manifest_takes_its_time_too(tmp_path, monkeypatch, clock):
         folder = tmp_path / "run" / f"step_{step}"
         folder.mkdir(parents=True)
         (folder / "training_info.json").write_text("{}")
+    looked = []
     with Registry.open(tmp_path / "run") as registry:
-        assert registry.verify(max_seconds=0).done == 1
-        assert registry.verify(max_seconds=1).done == 3  # no file of theirs is looked at
+        for max_seconds, count in ((0, 1), (1, 3)):  # no file of theirs is looked at
+            found = registry.verify(max_seconds=max_seconds, on_checkpoint=lambda: looked.append(1))
+            assert (found.done, found.never, len(found.not_verifiable)) == (0, 0, 3)
+            assert len(looked) == count
+            looked.clear()
 
 
 def test_damage_is_told_before_all_files_have_been_looked_at(run, clock):

@@ -7,6 +7,7 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from operator import attrgetter
+from pathlib import Path
 from typing import Any, Literal, get_args
 
 from ckptdb import caller
@@ -14,6 +15,7 @@ from ckptdb.catalog.catalog import Catalog
 from ckptdb.compare import ConfigChange, config_changes
 from ckptdb.disk import checksums, identity, info, manifest, scan
 from ckptdb.disk.journal import Fact
+from ckptdb.disk.manifest import Compared
 from ckptdb.disk.publish import Publisher
 from ckptdb.errors import (
     CkptdbError,
@@ -141,25 +143,32 @@ class Resuming:
         rejected = known.rejected if known.rejected is not None else self._rejected.get(known.uuid)
         if rejected is not None:
             return known, f"it was rejected: {rejected}"
-        return (known, known.problem) if known.problem else self._look(known)
+        # What a link leads to, or a file, may be back since: then it is as good as ever.
+        may_be_whole = known.problem is None or (
+            known.problem.startswith("damaged") and manifest.DIFFERS not in known.problem
+        )
+        return self._look(known) if may_be_whole else (known, known.problem)
 
     def _look(self, known: Checkpoint) -> tuple[Checkpoint, str | None]:
         who = identity.identify(self._publisher.directory)
         try:
             found = scan.load(who, known.path, known.step, verify=True)
             if self._options.checksums and found.problem is None:
-                found = _with_contents(found)
+                compared = _compare_contents(found.path)
+                if compared.doubt and not compared.damage:
+                    return known, f"it cannot be compared with its checksums ({compared.doubt})"
+                found = replace(found, problem=compared.damage)
         except FileNotFoundError:
             return known, "it is not there any more"
         except (OSError, UnreadableInfo) as error:
             return known, f"it cannot be read ({getattr(error, 'strerror', None) or error})"
         if found.uuid != known.uuid:
             return found, found.problem  # replaced in between, and as good as the other
-        if found.problem is None:
-            return known, None
-        damaged = replace(known, problem=found.problem, fingerprint=found.fingerprint)
-        self._index.learn([damaged])
-        return damaged, found.problem
+        if found.problem == known.problem:
+            return known, known.problem
+        learned = replace(known, problem=found.problem, fingerprint=found.fingerprint)
+        self._index.learn([learned])
+        return learned, found.problem
 
     def _tell(self, checkpoint: Checkpoint, why: str) -> None:
         if (checkpoint.uuid, why) not in self._told:
@@ -209,11 +218,9 @@ class Resuming:
         self._publisher.record([Fact(utc(time.time()), kind, checkpoint.uuid, details)])
 
 
-def _with_contents(found: Checkpoint) -> Checkpoint:
-    content = manifest.find(found.path)
-    return (
-        found if content is None else replace(found, problem=checksums.verify(found.path, content))
-    )
+def _compare_contents(path: Path) -> Compared:
+    content = manifest.find(path)
+    return Compared() if content is None else checksums.verify(path, content)
 
 
 def legible(reason: str) -> str:

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
+from pathlib import Path
 
 from ckptdb import caller
 from ckptdb.catalog.catalog import Catalog, Recorded, Seen
 from ckptdb.catalog.store import Changes
 from ckptdb.disk import checksums, identity, manifest, scan, verified
-from ckptdb.disk.manifest import Manifest
+from ckptdb.disk.manifest import Compared, Manifest
 from ckptdb.disk.verified import Depth, Verified
 from ckptdb.errors import ChecksumsUnavailable, IndexStale, UnreadableInfo
 from ckptdb.reconcile.plan import compare, keep_damage
@@ -24,15 +25,28 @@ class Verification:
 
     Attributes:
         checkpoints: What is published, problems included, however old their verification is.
-        done: How many of them have been verified this time.
-        never: How many of them have never been.
+        done: How many of them have been compared with their manifests this time.
+        never: How many of them have never been, of those that can.
         oldest_at: When the one that was verified longest ago was; None when none ever was.
+        not_verifiable: By uuid, why the files of a checkpoint cannot be compared, as far as they
+            have been looked at; that one has no manifest is known of all. Those that are damaged
+            are not among them.
+        not_seen: By directory, why the checkpoints of a run were not looked at.
+        unrecorded: Why the times of the verifications could not be recorded, or None.
     """
 
     checkpoints: tuple[Checkpoint, ...]
     done: int
     never: int
     oldest_at: str | None
+    not_verifiable: Mapping[str, str] = field(default_factory=dict)
+    not_seen: Mapping[Path, str] = field(default_factory=dict)
+    unrecorded: str | None = None
+
+    @property
+    def damaged(self) -> tuple[Checkpoint, ...]:
+        """Those of which it is known that they are damaged, or that they cannot be read."""
+        return tuple(checkpoint for checkpoint in self.checkpoints if checkpoint.problem)
 
     def __iter__(self) -> Iterator[Checkpoint]:
         return iter(self.checkpoints)
@@ -65,7 +79,9 @@ class Verifier:
         self._on_checkpoint = on_checkpoint
         self._begun = False
         self._done = 0
+        self._seen = set[str]()
         self._can_read: bool | None = None
+        self._doubts: dict[str, str] = {}
 
     def verify(self, runs: Sequence[Seen], *, ours: Sequence[Seen]) -> Verification:
         """Verify what is published in some runs.
@@ -82,6 +98,7 @@ class Verifier:
         live = {seen.id: self._catalog.checkpoints(run_id=seen.id, status="final") for seen in runs}
         each = [(seen, checkpoint) for seen in runs for checkpoint in live[seen.id]]
         each.sort(key=lambda one: notes[one[0].id].at.get(one[1].uuid, ""))
+        unrecorded: str | None = None
         try:
             for seen, checkpoint in each:
                 if self._is_late():
@@ -92,8 +109,11 @@ class Verifier:
             for seen in ours:
                 of = {checkpoint.uuid for checkpoint in live[seen.id]}
                 hidden = identity.hidden(seen.run.directory)
-                verified.store(hidden, self._depth, notes[seen.id], of=of)
-        return self._sum_up(runs, notes)
+                try:
+                    verified.store(hidden, self._depth, notes[seen.id], of=of)
+                except OSError as error:
+                    unrecorded = f"{hidden} cannot be written ({error.strerror})"
+        return replace(self._sum_up(runs, notes), unrecorded=unrecorded)
 
     def _sum_up(self, runs: Sequence[Seen], notes: dict[int, Verified]) -> Verification:
         found = [
@@ -101,13 +121,25 @@ class Verifier:
             for seen in runs
             for checkpoint in self._catalog.checkpoints(run_id=seen.id, status="final")
         ]
-        times = [at for at, _ in found if at is not None]
+        doubts = {
+            checkpoint.uuid: why
+            for _, checkpoint in found
+            if checkpoint.problem is None and (why := self._find_doubt(checkpoint)) is not None
+        }
+        times = [at for at, checkpoint in found if checkpoint.uuid not in doubts]
         return Verification(
             tuple(checkpoint for _, checkpoint in found),
             self._done,
-            len(found) - len(times),
-            min(times, default=None),
+            times.count(None),
+            min(filter(None, times), default=None),
+            doubts,
         )
+
+    def _find_doubt(self, checkpoint: Checkpoint) -> str | None:
+        if checkpoint.uuid in self._seen:
+            return self._doubts.get(checkpoint.uuid)
+        # There was no time for it; that it has no manifest is known all the same.
+        return None if manifest.is_there(checkpoint.path) else manifest.WITHOUT
 
     def _verify(self, seen: Seen, known: Checkpoint, notes: Verified) -> None:
         who = identity.identify(seen.run.directory)
@@ -122,39 +154,46 @@ class Verifier:
             found, content = replace(known, problem=problem, fingerprint=None), None
         if found.uuid != known.uuid:
             return  # another save has taken its place
+        doubt: str | None = manifest.WITHOUT
         if content is not None:
-            faults, finished = self._faults(found, content, notes)
+            compared, finished = self._compare(found, content, notes)
             if not finished:
                 return
-            found = replace(found, problem=manifest.damage(faults))
+            found, doubt = replace(found, problem=compared.damage), compared.doubt
         self._begun = True
-        self._done += 1
+        self._seen.add(known.uuid)
+        if found.problem is None and doubt is not None:
+            self._doubts[known.uuid] = doubt
+        else:
+            self._done += 1
         read = content is not None and self._reads(content)
         if read or self._depth == "sizes" or not (content and content.checksums):
             notes.at[known.uuid] = utc(time.time())
         notes.unfinished.pop(known.uuid, None)
         self._tell(seen, known, found, read=read)
 
-    def _faults(
+    def _compare(
         self, found: Checkpoint, content: Manifest, notes: Verified
-    ) -> tuple[list[str], bool]:
-        """Return what is wrong with the files, and whether all of them have been looked at."""
+    ) -> tuple[Compared, bool]:
+        """Compare the files with the manifest; tell whether all of them have been looked at."""
         done = notes.unfinished.get(found.uuid, [])
-        before, faults, reads = set(done), list[str](), self._reads(content)
-        for name, size in content.files.items():
+        before, each, reads = set(done), list[Compared](), self._reads(content)
+        for name in content.files:
             if name in before:
                 continue
             if self._is_late():
                 notes.unfinished[found.uuid] = done
                 # What is damaged is told at once; it is not worth looking for more.
-                return faults, bool(faults)
-            self._begun = True
-            fault = manifest.find_fault(found.path, name, size)
-            if fault is None and reads:
-                fault = checksums.find_fault(found.path, name, content)
-            faults += [fault] if fault else []
-            done.append(name)
-        return faults, True
+                compared = manifest.join(each)
+                return compared, compared.damage is not None
+            one = manifest.compare_file(found.path, name, content)
+            if one == Compared() and reads:
+                one = checksums.compare_file(found.path, name, content)
+            each.append(one)
+            if one.doubt is None:  # which nobody but the next look would remember
+                self._begun = True
+                done.append(name)
+        return manifest.join(each), True
 
     def _reads(self, content: Manifest) -> bool:
         if self._depth != "contents" or not content.checksums:
@@ -168,8 +207,9 @@ class Verifier:
     def _tell(self, seen: Seen, known: Checkpoint, found: Checkpoint, *, read: bool) -> None:
         problems = {known.uuid: known.problem} if known.problem else {}
         recorded = Recorded(seen=seen, contents={known.uuid: known}, problems=problems)
-        if not read:
-            found = keep_damage(found, recorded, sizes_verified=True)
+        if not read or known.uuid in self._doubts:
+            certain = known.uuid not in self._doubts
+            found = keep_damage(found, recorded, sizes_verified=certain)
         if compare(found, recorded, lambda: ()) is None:
             return
         with suppress(IndexStale):  # another save has taken its place

@@ -9,7 +9,7 @@ import pytest
 import xxhash
 
 from ckptdb.disk import checksums, manifest
-from ckptdb.disk.manifest import Manifest
+from ckptdb.disk.manifest import Compared, Manifest
 from ckptdb.errors import ChecksumsUnavailable
 
 LARGE = os.urandom(3 * 1024 * 1024 + 17)
@@ -18,17 +18,18 @@ LARGE = os.urandom(3 * 1024 * 1024 + 17)
 @pytest.fixture
 def saved(tmp_path):
     """A checkpoint's directory and its manifest with checksums."""
-    (tmp_path / "sub").mkdir()
-    (tmp_path / "model.bin").write_bytes(LARGE)
-    (tmp_path / "sub" / "part.bin").write_bytes(b"part")
-    (tmp_path / "empty").write_bytes(b"")
-    (tmp_path / "link").symlink_to("model.bin")
-    files = manifest.list_files(tmp_path)
+    folder = tmp_path / "step_5"
+    (folder / "sub").mkdir(parents=True)
+    (folder / "model.bin").write_bytes(LARGE)
+    (folder / "sub" / "part.bin").write_bytes(b"part")
+    (folder / "empty").write_bytes(b"")
+    (folder / "link").symlink_to("model.bin")
+    files = manifest.list_files(folder)
     content = Manifest(
         uuid="0b1e0e60-9d3c-4f5e-8a7b-3f0c2d1e4a5b", step=5, created_at="t", finalized_at="t",
-        parent=None, replaces=None, files=files, checksums=checksums.compute(tmp_path, files),
+        parent=None, replaces=None, files=files, checksums=checksums.compute(folder, files),
     )  # fmt: skip
-    return tmp_path, content
+    return folder, content
 
 
 def test_regular_files_have_one_each_and_it_is_that_of_the_library(saved):
@@ -60,16 +61,35 @@ def flip(path):
     path.write_bytes(content)
 
 
+def move_and_link(path):
+    elsewhere = path.parent.with_name("elsewhere.bin")
+    path.rename(elsewhere)
+    path.symlink_to(elsewhere)
+    return elsewhere
+
+
+def link_to_a_pipe(path):
+    os.mkfifo(move_and_link(path).with_name("pipe"))
+    path.unlink()
+    path.symlink_to(path.parent.with_name("pipe"))
+
+
 DIFFERS = "damaged: model.bin differs from its checksum"
 HARM = {
     "nothing": (lambda _: None, None),
     "a flipped bit": (lambda folder: flip(folder / "model.bin"), DIFFERS),
     "truncated": (lambda folder: os.truncate(folder / "model.bin", 5), DIFFERS),
-    "appended": (lambda folder: append(folder / "model.bin"), None),
-    "a link": (
+    "appended": (lambda folder: append(folder / "model.bin"), DIFFERS),
+    "a link that leads to itself": (
         lambda folder: ((folder / "model.bin").unlink(), (folder / "model.bin").symlink_to("link")),
+        "damaged: model.bin: Too many levels of symbolic links",
+    ),
+    "moved and linked": (lambda folder: move_and_link(folder / "model.bin"), None),
+    "moved, linked and flipped": (
+        lambda folder: flip(move_and_link(folder / "model.bin")),
         DIFFERS,
     ),
+    "a link to a pipe": (lambda folder: link_to_a_pipe(folder / "model.bin"), DIFFERS),
     "gone": (
         lambda folder: (folder / "sub" / "part.bin").unlink(),
         "damaged: sub/part.bin: No such file or directory",
@@ -81,7 +101,7 @@ HARM = {
 def test_a_content_that_is_another_is_damage(saved, harm, problem):
     folder, content = saved
     harm(folder)
-    assert checksums.verify(folder, content) == problem
+    assert checksums.verify(folder, content) == Compared(problem)
 
 
 @pytest.mark.parametrize("said", ["", "sha512:00", "xxh3_128", "nonsense"])
@@ -89,7 +109,7 @@ def test_what_another_version_says_is_not_compared(saved, said):
     folder, content = saved
     other = replace(content, checksums={"model.bin": said, "elsewhere": "xxh3_128:00"})
     flip(folder / "model.bin")
-    assert checksums.verify(folder, other) is None
+    assert checksums.verify(folder, other) == Compared()
 
 
 def test_without_the_library_one_sentence_says_what_to_install(monkeypatch):

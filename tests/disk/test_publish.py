@@ -19,6 +19,7 @@ from ckptdb.disk import durable, identity, journal, lock, manifest, scan
 from ckptdb.disk.durable import ExchangeUnsupported
 from ckptdb.disk.identity import Writer
 from ckptdb.disk.lock import run_lock
+from ckptdb.disk.manifest import Compared
 from ckptdb.disk.publish import Publisher
 from ckptdb.disk.retiring import Doomed
 from ckptdb.disk.scan import Leftover
@@ -240,7 +241,7 @@ def test_publishing_gives_the_final_name_to_a_whole_directory(tmp_path, renaming
     assert (whole.uuid, whole.parent, whole.replaces) == (found.uuid, "the parent", None)
     assert (whole.created_at, whole.finalized_at) == (AT, AT)
     assert set(whole.files) == {"training_info.json", "config.yaml", "policy/model.pt"}
-    assert manifest.verify(found.path, whole) is None
+    assert manifest.verify(found.path, whole) == Compared()
     assert (found.parent, found.problem, found.file_count) == ("the parent", None, 3)
     assert published.replaced is None
     assert published.span is not None
@@ -496,7 +497,7 @@ def test_a_failed_flush_fails_the_save_for_good_wherever_it_strikes(tmp_path, re
             if folder.is_dir() and loss_of(folder) == 0.2
         ]
         assert len(kept) == 1
-        assert manifest.verify(kept[0], manifest.find(kept[0])) is None
+        assert manifest.verify(kept[0], manifest.find(kept[0])) == Compared()
         if path.is_dir() and kept[0] != path:
             # Not retried: the next flush may succeed without the bytes being there.
             with pytest.raises(SaveFailed, match="an earlier attempt"):
@@ -1068,7 +1069,7 @@ def check_what_is_left(directory: Path, before: dict[int, str], reasons: tuple[s
         # A published name is whole.
         assert found.problem is None
         whole = manifest.find(found.path)
-        assert whole is None or manifest.verify(found.path, whole) is None
+        assert whole is None or manifest.verify(found.path, whole) == Compared()
 
 
 def check_reconciling(

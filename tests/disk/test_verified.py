@@ -41,6 +41,7 @@ def test_what_is_odd_counts_for_nothing_and_is_replaced(tmp_path, content):
     assert json.loads((tmp_path / "verified.json").read_text())["sizes"]["at"] == {"a": NOW}
 
 
-def test_where_it_cannot_be_written_it_is_not(tmp_path):
-    verified.store(tmp_path / "nowhere", "sizes", Verified({"a": NOW}), of={"a"})
+def test_where_it_cannot_be_written_somebody_has_to_say_so(tmp_path):
+    with pytest.raises(FileNotFoundError):
+        verified.store(tmp_path / "nowhere", "sizes", Verified({"a": NOW}), of={"a"})
     assert list(tmp_path.iterdir()) == []

@@ -13,6 +13,7 @@ import click
 
 from ckptdb.cli.ask import Session, run_option
 from ckptdb.cli.output import console, echo_json, output_option, print_table, say
+from ckptdb.disk import manifest
 from ckptdb.disk.verified import Depth
 from ckptdb.reconcile import ReconcileReport, RunReport
 from ckptdb.registry import Registry
@@ -75,19 +76,28 @@ def reconcile(session: Session, path: str | None, form: str, *, dry_run: bool, f
 def verify(
     session: Session, run: str | None, max_seconds: float | None, form: str, *, sizes_only: bool
 ) -> int:
-    """Compare every file of every checkpoint with its manifest. Exits 1 when one is damaged."""
+    """Compare every file of every checkpoint with its manifest. Exits 1 when one is damaged.
+
+    A file that is missing or of another size is damage, and so is a link to nothing; with
+    checksums the content is compared, too. What was written without a manifest, by NeMo-RL for
+    example, cannot be compared: it is counted apart. Exits 4 when a run could not be looked at.
+    """
     depth: Depth = "sizes" if sizes_only else "contents"
     with session.open() as registry, _progress("verifying") as (_, count):
         found = registry.verify(run=run, depth=depth, max_seconds=max_seconds, on_checkpoint=count)
-    bad = [checkpoint for checkpoint in found if checkpoint.problem]
     if form == "json":
-        echo_json([checkpoint.as_dict() for checkpoint in found])
-    elif bad:
-        print_table(
-            ["run", "step", "problem"], ([cp.run, str(cp.step), cp.problem or ""] for cp in bad)
-        )
-    say(_told(found, len(bad), partly=max_seconds is not None), err=True)
-    return 1 if bad else 0
+        why = found.not_verifiable
+        echo_json([cp.as_dict() | {"not_verifiable": why.get(cp.uuid)} for cp in found])
+    elif rows := _find_problems(found):
+        print_table(["run", "step", "problem"], rows)
+    say(_sum_up(found, partly=max_seconds is not None), err=True)
+    for run_directory, reason in found.not_seen.items():
+        say(f"ckptdb: {run_directory} was not verified: it {reason}.", err=True)
+    if found.unrecorded:
+        say(f"When this was verified could not be recorded: {found.unrecorded}.", err=True)
+    if found.damaged:
+        return 1
+    return PARTLY if found.not_seen else 0
 
 
 @click.command()
@@ -104,10 +114,24 @@ def demo(context: click.Context, directory: str) -> int:
     return training.main(Path(context.obj.directory, directory), run)
 
 
-def _told(found: Verification, bad: int, *, partly: bool) -> str:
+def _find_problems(found: Verification) -> list[list[str]]:
+    """Return what there is to say of single checkpoints; of those without a manifest nothing is."""
+    rows = []
+    for checkpoint in found:
+        doubt = found.not_verifiable.get(checkpoint.uuid, manifest.WITHOUT)
+        said = "" if doubt == manifest.WITHOUT else f"not verifiable: {doubt}"
+        if checkpoint.problem or said:
+            rows.append([checkpoint.run, str(checkpoint.step), checkpoint.problem or said])
+    return rows
+
+
+def _sum_up(found: Verification, *, partly: bool) -> str:
+    bad, rest = len(found.damaged), _count_not_verifiable(found)
     if not partly:
-        what = f"{bad} damaged" if bad else "all whole"
-        return f"{len(found)} checkpoint(s) verified, {what}."
+        what = f", {bad} damaged" if bad else ", all whole" if found.done else ""
+        left = len(found) - found.done - len(found.not_verifiable)
+        gone = f"; {left} gone or replaced meanwhile" if left > 0 else ""
+        return f"{found.done} checkpoint(s) verified{what}{rest}{gone}."
     oldest = ""
     if found.never:
         oldest = f"; {found.never} never yet"
@@ -116,8 +140,15 @@ def _told(found: Verification, bad: int, *, partly: bool) -> str:
         oldest = f"; the oldest verification is {human_age(age.total_seconds())} old"
     return (
         f"{found.done} of {len(found)} checkpoint(s) verified, {bad or 'none'} known to be "
-        f"damaged{oldest}."
+        f"damaged{rest}{oldest}."
     )
+
+
+def _count_not_verifiable(found: Verification) -> str:
+    without = sum(why == manifest.WITHOUT for why in found.not_verifiable.values())
+    others = len(found.not_verifiable) - without
+    said = f"; {without} not verifiable: {manifest.WITHOUT}" if without else ""
+    return said + (f"; {others} not verifiable in every file" if others else "")
 
 
 COMMANDS = (init, check, reconcile, verify, demo)
@@ -148,9 +179,10 @@ def _print_report(report: ReconcileReport, *, dry_run: bool) -> None:
         say(f"ckptdb: {sentence}.", err=True)
     drift = sum(action.is_drift for run in report.runs for action in run.actions)
     result = f"{drift} difference(s) {'found' if dry_run else 'settled'}" if drift else "no drift"
+    rest = report.not_verifiable
     say(
         f"{report.checkpoints} checkpoint(s) in {len(report.runs)} run(s) compared in "
-        f"{report.seconds:.1f} s: {result}."
+        f"{report.seconds:.1f} s: {result}{f'; {rest} not verifiable' if rest else ''}."
     )
 
 

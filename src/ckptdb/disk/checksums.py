@@ -14,12 +14,12 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from ckptdb.disk import manifest
-from ckptdb.disk.manifest import Manifest
+from ckptdb.disk.manifest import Compared, Manifest
 from ckptdb.errors import ChecksumsUnavailable
 
 ALGORITHM = "xxh3_128"
 _PART_BYTES = 1024 * 1024
-_FLAGS = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
+_FLAGS = os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC
 
 
 def is_available() -> bool:
@@ -55,43 +55,44 @@ def compute(folder: Path, files: Mapping[str, int]) -> dict[str, str]:
     """
     found = {}
     for name, size in files.items():
-        checksum = _checksum(folder / name, size, exactly=True)
+        checksum = _checksum(folder / name, size, follow=False)
         if checksum is not None:
             found[name] = checksum
     return found
 
 
-def find_fault(folder: Path, name: str, content: Manifest) -> str | None:
-    """Say what is wrong with the content of a listed file, or None.
+def compare_file(folder: Path, name: str, content: Manifest) -> Compared:
+    """Compare the content of a listed file with its checksum, if it has one.
 
-    As much is compared as was saved: what somebody has appended to it is no damage.
+    A file that was moved elsewhere and linked is read through the link. No more is read than was
+    saved, and nothing but a regular file.
     """
     expected = content.checksums.get(name)
     if expected is None or not expected.startswith(f"{ALGORITHM}:"):
-        return None  # nothing, or something of another version, to compare it with
+        return Compared()  # nothing, or something of another version, to compare it with
     try:
-        found = _checksum(folder / name, content.files[name], exactly=False)
+        found = _checksum(folder / name, content.files[name], follow=True)
     except OSError as error:
-        return f"{name}: {error.strerror}"
-    return None if found == expected else f"{name} {manifest.DIFFERS}"
+        return manifest.unreadable(name, error)
+    return Compared(None if found == expected else f"{name} {manifest.DIFFERS}")
 
 
-def verify(folder: Path, content: Manifest) -> str | None:
-    """Say what is wrong with the contents of a checkpoint's files, or None."""
-    faults = (find_fault(folder, name, content) for name in content.files)
-    return manifest.damage([fault for fault in faults if fault])
+def verify(folder: Path, content: Manifest) -> Compared:
+    """Compare the contents of a checkpoint's files with their checksums."""
+    return manifest.join([compare_file(folder, name, content) for name in content.files])
 
 
-def _checksum(path: Path, size: int, *, exactly: bool) -> str | None:
-    """Return the checksum of the first bytes of a file; None when it is no such file."""
+def _checksum(path: Path, size: int, *, follow: bool) -> str | None:
+    """Return the checksum of a regular file of a size; None when it is no such file."""
     import xxhash
 
-    if not stat.S_ISREG(os.lstat(path).st_mode):
+    found = os.stat(path, follow_symlinks=follow)
+    if not stat.S_ISREG(found.st_mode):
         return None
-    handle = os.open(path, _FLAGS)
+    handle = os.open(path, _FLAGS if follow else _FLAGS | os.O_NOFOLLOW)
     try:
-        length = os.fstat(handle).st_size
-        if length < size or (exactly and length != size):
+        found = os.fstat(handle)
+        if not stat.S_ISREG(found.st_mode) or found.st_size != size:
             return None
         digest, buffer = xxhash.xxh3_128(), memoryview(bytearray(min(_PART_BYTES, size) or 1))
         while size and (count := os.readv(handle, [buffer[:size]])):

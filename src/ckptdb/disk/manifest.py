@@ -22,6 +22,11 @@ OWN = frozenset({names.MANIFEST, names.WRITER})
 """What no manifest lists."""
 DIFFERS = "differs from its checksum"
 """What is said of a file with the size, but not the content, that was saved."""
+WITHOUT = "written without a manifest"
+"""Why a checkpoint cannot be verified that NeMo-RL has written, or whose manifest is gone."""
+_LISTED = frozenset({stat.S_IFREG, stat.S_IFLNK})
+_NOT_THERE = frozenset({errno.ENOENT, errno.ENOTDIR, errno.ELOOP})
+_FORBIDDEN = frozenset({errno.EACCES, errno.EPERM})
 _UUID = re.compile(r"[0-9a-f]{8}-(?:[0-9a-f]{4}-){3}[0-9a-f]{12}", re.ASCII)
 
 
@@ -36,6 +41,8 @@ class Manifest:
             is not among them.
         checksums: By the same names, ``algorithm:hexadecimal digits``; of none when nobody wanted
             them, or whoever did has not come to it.
+        targets: Of the files that are links to a file, by the same names, the size in bytes of
+            what they lead to.
     """
 
     uuid: str
@@ -46,6 +53,7 @@ class Manifest:
     replaces: str | None
     files: Mapping[str, int]
     checksums: Mapping[str, str] = field(default_factory=dict)
+    targets: Mapping[str, int] = field(default_factory=dict)
 
     @property
     def size_bytes(self) -> int:
@@ -53,14 +61,58 @@ class Manifest:
         return sum(self.files.values())
 
 
+@dataclass(frozen=True, slots=True)
+class Compared:
+    """What comparing files with a manifest has shown; neither when they are as they were saved.
+
+    Attributes:
+        damage: What is wrong.
+        doubt: Why it cannot be told whether something is.
+    """
+
+    damage: str | None = None
+    doubt: str | None = None
+
+
 _FIELDS = tuple(field.name for field in fields(Manifest))
 _OPTIONAL = frozenset(f.name for f in fields(Manifest) if f.default_factory is not MISSING)
 
 
 def list_files(folder: Path) -> dict[str, int]:
-    """Return the size in bytes of every file of a checkpoint; symlinks count as themselves."""
+    """Return the size in bytes of every file of a checkpoint; symlinks count as themselves.
+
+    Pipes, sockets and devices hold nothing, and are left out.
+    """
+    return _sizes(stat_files(folder))
+
+
+def list_files_and_targets(folder: Path) -> tuple[dict[str, int], dict[str, int], list[str]]:
+    """Return the files of a staged checkpoint, what its links lead to, and the links to nothing.
+
+    Sizes in bytes by path below the checkpoint, as in `Manifest`.
+    """
     found = stat_files(folder)
-    return {name: found[name].st_size for name in sorted(found) if name not in OWN}
+    targets, dangling = dict[str, int](), list[str]()
+    for name in sorted(name for name, file in found.items() if stat.S_ISLNK(file.st_mode)):
+        try:
+            target = os.stat(folder / name)
+        except OSError as error:
+            if error.errno in _NOT_THERE:
+                dangling.append(name)
+            continue
+        if Path(os.readlink(folder / name)).is_relative_to(folder):
+            dangling.append(name)  # as soon as the directory has its final name
+        elif stat.S_ISREG(target.st_mode):
+            targets[name] = target.st_size
+    return _sizes(found), targets, dangling
+
+
+def _sizes(found: Mapping[str, os.stat_result]) -> dict[str, int]:
+    return {
+        name: found[name].st_size
+        for name in sorted(found)
+        if name not in OWN and stat.S_IFMT(found[name].st_mode) in _LISTED
+    }
 
 
 def stat_files(folder: Path) -> dict[str, os.stat_result]:
@@ -83,6 +135,11 @@ def write(folder: Path, manifest: Manifest, *, make_durable: bool) -> None:
     content = {name: getattr(manifest, name) for name in _FIELDS}
     content = {name: said for name, said in content.items() if said or name not in _OPTIONAL}
     durable.write_json(folder / names.MANIFEST, content, durable=make_durable)
+
+
+def is_there(folder: Path) -> bool:
+    """Tell whether a checkpoint has a manifest, readable or not."""
+    return os.path.lexists(f"{folder}/{names.MANIFEST}")
 
 
 def find(folder: Path) -> Manifest | None:
@@ -109,26 +166,77 @@ def find(folder: Path) -> Manifest | None:
     return manifest
 
 
-def verify(folder: Path, manifest: Manifest) -> str | None:
-    """Say what is wrong with the files of a checkpoint, or None.
+def verify(folder: Path, manifest: Manifest) -> Compared:
+    """Compare the files of a checkpoint with its manifest, as far as their sizes tell.
 
-    A listed file that is missing or has shrunk is damage; files beyond the list are not.
+    A listed file that is missing, or of another size, is damage; files beyond the list are not.
     """
-    faults = (find_fault(folder, name, size) for name, size in manifest.files.items())
-    return damage([fault for fault in faults if fault])
+    return join([compare_file(folder, name, manifest) for name in manifest.files])
 
 
-def find_fault(folder: Path, name: str, size: int) -> str | None:
-    """Say what is wrong with a file of a checkpoint as far as its size tells, or None."""
+def compare_file(folder: Path, name: str, manifest: Manifest) -> Compared:
+    """Compare a file of a checkpoint with its manifest, as far as its size tells.
+
+    A link has to lead to something. A listed file may have been moved elsewhere and linked, and a
+    link to a file may have been replaced by that file: what counts is the size of what is read.
+    """
+    path = folder / name
     try:
-        found = os.lstat(folder / name)
+        found = os.lstat(path)
+        if stat.S_ISLNK(found.st_mode):
+            return _compare_link(folder, name, manifest, own_size=found.st_size)
     except OSError as error:
-        return f"{name}: {error.strerror}"
+        return unreadable(name, error)
+    return _compare(name, found, manifest.targets.get(name, manifest.files[name]))
+
+
+def unreadable(name: str, error: OSError) -> Compared:
+    """Return what it means that a file cannot be looked at: that of whom it is hidden from, none.
+
+    Args:
+        name: The file's.
+        error: What came of looking.
+    """
+    said = f"{name}: {error.strerror}"
+    return Compared(doubt=said) if error.errno in _FORBIDDEN else Compared(damage=said)
+
+
+def _compare(name: str, found: os.stat_result, size: int) -> Compared:
     if stat.S_ISDIR(found.st_mode):
-        return f"{name}: {os.strerror(errno.EISDIR)}"
+        return Compared(f"{name}: {os.strerror(errno.EISDIR)}")
+    if not stat.S_ISREG(found.st_mode):
+        return Compared(f"{name}: is no regular file any more")
     if found.st_size < size:
-        return f"{name}: {found.st_size} of {size} bytes"
-    return None
+        return Compared(f"{name}: {found.st_size} of {size} bytes")
+    if found.st_size > size:
+        return Compared(f"{name}: {found.st_size} bytes instead of {size}")
+    return Compared()
+
+
+def _compare_link(folder: Path, name: str, manifest: Manifest, *, own_size: int) -> Compared:
+    path, size = folder / name, manifest.targets.get(name)
+    try:
+        found = os.stat(path)
+    except OSError as error:
+        if error.errno in _NOT_THERE:
+            return Compared(f"{name}: leads to {os.readlink(path)}, which is not there")
+        return unreadable(name, error)
+    listed = manifest.files[name]
+    if size is None and own_size != listed:
+        size = listed  # a file when it was saved, and a link to it since
+    if size is not None:
+        return _compare(f"{name} (a link)", found, size)
+    if stat.S_ISREG(found.st_mode) and found.st_size == listed:
+        return Compared()
+    if Path(os.path.realpath(path)).is_relative_to(os.path.realpath(folder)):
+        return Compared()  # what lies in the checkpoint is listed under its own name
+    return Compared(doubt=f"{name} leads out of it, to what the manifest does not list")
+
+
+def join(found: Sequence[Compared]) -> Compared:
+    """Return in one what came of comparing some files."""
+    doubts = [one.doubt for one in found if one.doubt]
+    return Compared(damage([one.damage for one in found if one.damage]), next(iter(doubts), None))
 
 
 def damage(faults: Sequence[str]) -> str | None:
@@ -136,7 +244,8 @@ def damage(faults: Sequence[str]) -> str | None:
     if not faults:
         return None
     more = f" and {len(faults) - 3} more" if len(faults) > 3 else ""  # noqa: PLR2004  # a line
-    return "damaged: " + "; ".join(faults[:3]) + more
+    said = "damaged: " + "; ".join(faults[:3]) + more
+    return said.encode(errors="backslashreplace").decode()  # names may be bytes of any kind
 
 
 def _sound(manifest: Manifest) -> bool:
@@ -152,6 +261,8 @@ def _sound(manifest: Manifest) -> bool:
         and _is_size(manifest.size_bytes)
         and isinstance(manifest.checksums, dict)
         and all(_is_text(checksum) for checksum in manifest.checksums.values())
+        and isinstance(manifest.targets, dict)
+        and all(_is_size(size) for size in manifest.targets.values())
     )
 
 

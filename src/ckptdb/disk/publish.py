@@ -7,13 +7,15 @@ between any two of them loses neither a checkpoint nor the record of a deletion.
 
 from __future__ import annotations
 
+import os
 import uuid
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 
+from ckptdb import caller
 from ckptdb.disk import durable, identity, info, journal, lease, manifest, names, scan
 from ckptdb.disk.changing import Span
 from ckptdb.disk.identity import Identity, Writer
@@ -250,6 +252,9 @@ class Publisher(Retiring):
         tmp = staged or scan.load_tmp(who, path, step).checkpoint
         if self._durable:
             durable.fsync_tree(path, but=names.WRITER)
+        files, targets, dangling = manifest.list_files_and_targets(path)
+        if dangling:
+            _warn_of_links(path, dangling)
         sealed = Manifest(
             uuid=tmp.uuid,
             step=step,
@@ -257,7 +262,8 @@ class Publisher(Retiring):
             finalized_at=self._now(),
             parent=parent,
             replaces=scan.find_uuid(who, self._final(step), step),
-            files=manifest.list_files(path),
+            files=files,
+            targets=targets,
         )
         # The manifest goes last: its presence is what says that the directory is whole.
         manifest.write(path, sealed, make_durable=self._durable)
@@ -343,3 +349,11 @@ class Publisher(Retiring):
         if tmp.fate == "trash":
             self._set_aside(watch, path, step, tmp.published_uuid)
         return None
+
+
+def _warn_of_links(path: Path, dangling: Sequence[str]) -> None:
+    more = f" and {len(dangling) - 1} more" if len(dangling) > 1 else ""
+    caller.warn(
+        f"{path / dangling[0]}{more} leads to {os.readlink(path / dangling[0])}, which is not "
+        "there: the checkpoint will count as damaged. Make the link relative, or copy the file."
+    )

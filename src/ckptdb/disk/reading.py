@@ -11,11 +11,11 @@ import os
 import time
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from ckptdb.disk import identity, info, manifest, names
 from ckptdb.disk.identity import Identity
-from ckptdb.disk.manifest import Manifest
+from ckptdb.disk.manifest import Compared, Manifest
 from ckptdb.errors import UnreadableInfo
 from ckptdb.records import Checkpoint, metrics_of, utc
 
@@ -25,6 +25,19 @@ SETTLE_SECONDS = 2.0
 File systems count time in ticks of up to two seconds, and a server's clock may differ a
 little from ours; git calls an entry younger than that racy.
 """
+
+
+class Reading(NamedTuple):
+    """A checkpoint as it was read.
+
+    Attributes:
+        has_config: Whether a configuration is among its files.
+        doubt: Why its files could not be compared with a manifest, if that was asked.
+    """
+
+    checkpoint: Checkpoint
+    has_config: bool
+    doubt: str | None
 
 
 def load(
@@ -42,13 +55,13 @@ def load(
         strict: Raise the I/O error too when a manifest says which one it is, and only its
             training_info.json cannot be read now. Otherwise it is read again at the next look.
     """
-    return read(who, path, step, verify=verify, strict=strict)[0]
+    return read(who, path, step, verify=verify, strict=strict).checkpoint
 
 
 def read(
     who: Identity, path: Path, step: int, *, verify: bool = False, strict: bool = False
-) -> tuple[Checkpoint, bool]:
-    """Return what `load` does, and whether a configuration is among the checkpoint's files."""
+) -> Reading:
+    """Return what `load` does, and what else was seen on the way."""
     folder = os.lstat(path)
     # A directory of others is listed before anything is read: that also tells whether it has a
     # manifest, and a configuration.
@@ -73,8 +86,11 @@ def read(
         file = file or _find_lstat(f"{path}/{names.INFO}")
         fingerprint = None if info.find_unknown(error) else _fingerprint(folder, file)
         problem = f"{names.INFO} {error.why}"
-    if found and verify and problem is None:
-        problem = manifest.verify(path, found)
+    doubt: str | None = None
+    if verify and problem is None:
+        compared = manifest.verify(path, found) if found else Compared(doubt=manifest.WITHOUT)
+        problem = compared.damage
+        doubt = compared.doubt if problem is None else None
     if found:
         sizes = tuple(found.files.values())
         created_at, finalized_at = found.created_at, found.finalized_at
@@ -99,7 +115,8 @@ def read(
         metrics=metrics_of(content),
         fingerprint=fingerprint,
     )
-    return checkpoint, any(name in (found.files if found else files or ()) for name in info.CONFIGS)
+    listed = found.files if found else files or ()
+    return Reading(checkpoint, any(name in listed for name in info.CONFIGS), doubt)
 
 
 def is_unchanged(path: str | Path, fingerprint: str, folder: int | None = None) -> bool:

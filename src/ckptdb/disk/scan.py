@@ -154,12 +154,14 @@ class Looked:
         read: The others.
         bare: Steps of those that have no configuration, as far as they were read.
         failed: What came of those that could be neither compared nor read.
+        doubts: By step, why files could not be compared with a manifest, if that was asked.
     """
 
     same: list[int] = field(default_factory=list)
     read: list[Checkpoint] = field(default_factory=list)
     bare: list[int] = field(default_factory=list)
     failed: list[tuple[int, OSError]] = field(default_factory=list)
+    doubts: dict[int, str] = field(default_factory=dict)
 
 
 Take = Callable[[Sequence[Checkpoint]], Mapping[int, Checkpoint]]
@@ -258,6 +260,7 @@ class Observation:
         leased: uuids in the trash whose bytes an evaluator is still using.
         unsure: Something could not be read now, and may be readable at the next look without
             anything having moved the stamp.
+        doubts: By step, why files could not be compared with a manifest, if that was asked.
         errors: What else could not be read, in words; while there are any, nothing at all that
             is missing may be taken for deleted.
     """
@@ -276,6 +279,7 @@ class Observation:
     unreadable: Mapping[str, str] = field(default_factory=dict)
     leased: frozenset[str] = frozenset()
     unsure: bool = False
+    doubts: Mapping[int, str] = field(default_factory=dict)
 
 
 def observe(
@@ -352,6 +356,7 @@ def observe(
         unreadable=trouble.unreadable,
         leased=_find_leased(directory, trash),
         unsure=trouble.unsure,
+        doubts=trouble.doubts,
     )
 
 
@@ -384,12 +389,12 @@ def look(
                 if before and before[1] and reading.is_unchanged(name, before[1], folder):
                     found.same.append(step)
                 else:
-                    checkpoint, has_config = reading.read(
-                        who, directory / name, step, verify=verify
-                    )
-                    found.read.append(checkpoint)
-                    if not has_config:
+                    one = reading.read(who, directory / name, step, verify=verify)
+                    found.read.append(one.checkpoint)
+                    if not one.has_config:
                         found.bare.append(step)
+                    if one.doubt:
+                        found.doubts[step] = one.doubt
             except OSError as error:
                 found.failed.append((step, error))
         return found
@@ -688,8 +693,12 @@ def list_runs(top: Path, *, other_roots: bool = False) -> Iterator[Listing]:
 
 @dataclass(slots=True)
 class _Trouble:
-    """What cannot be read: of one directory its own fault, else perhaps that of all."""
+    """What cannot be read: of one directory its own fault, else perhaps that of all.
 
+    And what cannot be compared.
+    """
+
+    doubts: dict[int, str] = field(default_factory=dict)
     unreadable: dict[str, str] = field(default_factory=dict)
     errors: list[str] = field(default_factory=list)
     unsure: bool = False
@@ -749,6 +758,7 @@ def _load_finals(
     took, bare = False, set[int]()
     for looked in looks:
         bare.update(looked.bare)
+        trouble.doubts.update(looked.doubts)
         found.update(dict.fromkeys(looked.same))
         waiting += looked.read
         trouble.unsure |= any(cp.problem and cp.fingerprint is None for cp in looked.read)

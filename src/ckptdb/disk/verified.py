@@ -51,15 +51,18 @@ def load(hidden: Path, depth: Depth, *, now: str) -> Verified:
 
 
 def store(hidden: Path, depth: Depth, verified: Verified, *, of: Container[str]) -> None:
-    """Note it, in one step, for the checkpoints that there are; what cannot be noted is not."""
+    """Note it, in one step, for the checkpoints that there are.
+
+    Raises:
+        OSError: It cannot be noted, which only makes the next verification begin anew.
+    """
     content = _load(hidden) | {
         depth: {
             "at": {uuid: at for uuid, at in verified.at.items() if uuid in of},
             "unfinished": {uuid: done for uuid, done in verified.unfinished.items() if uuid in of},
         }
     }
-    with suppress(OSError):
-        durable.write_json(hidden / _NAME, content, durable=False)
+    durable.write_json(hidden / _NAME, content, durable=False)
 
 
 def _load(hidden: Path) -> dict[str, Any]:

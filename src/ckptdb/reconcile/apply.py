@@ -78,6 +78,11 @@ class ReconcileReport:
     seconds: float = 0.0
 
     @property
+    def not_verifiable(self) -> int:
+        """Of how many checkpoints the files could not be compared, where that was asked."""
+        return sum(a.kind == "not verifiable" for run in self.runs for a in run.actions)
+
+    @property
     def has_drift(self) -> bool:
         """Disk and index differed somewhere."""
         return any(run.has_drift for run in self.runs)
@@ -95,6 +100,7 @@ class ReconcileReport:
         """Return the report for JSON."""
         return {
             "drift": self.has_drift,
+            "not_verifiable": self.not_verifiable,
             "blocked": list(self.blocked),
             "set_aside": None if self.set_aside is None else str(self.set_aside),
             "runs": [run.as_dict() for run in self.runs],
@@ -271,7 +277,8 @@ def _look(
     if recorded.problems:
         full = how.depth == "full"
         kept = {
-            step: cp and keep_damage(cp, recorded, sizes_verified=full)
+            step: cp
+            and keep_damage(cp, recorded, sizes_verified=full and step not in observed.doubts)
             for step, cp in observed.finals.items()
         }
         observed = replace(observed, finals=kept)
@@ -331,7 +338,8 @@ def _completed(observed: Observation, before: Observation) -> Observation:
         for step, checkpoint in observed.finals.items()
     }
     config = before.config if observed.config is None else observed.config
-    return replace(observed, finals=finals, config=config)
+    doubts = {step: why for step, why in before.doubts.items() if observed.finals.get(step) is None}
+    return replace(observed, finals=finals, config=config, doubts=doubts | dict(observed.doubts))
 
 
 def _contents(catalog: Catalog, observed: Observation, recorded: Recorded) -> dict[str, Checkpoint]:

@@ -37,6 +37,7 @@ Kind = Literal[
     "live tmp",
     "unreadable",
     "damaged",
+    "not verifiable",
     "rejected",
     "duplicate",
     "foreign",
@@ -48,8 +49,11 @@ NOT_RANKED: Final = "; kept, not ranked"
 OF_A_RUN: Final = frozenset({"new run", "moved run", "changed run"})
 REPAIRS: Final = frozenset({"complete tmp", "orphan old", "unfinished removal"})
 REPORTED: Final = frozenset(
-    {"abandoned tmp", "live tmp", "unreadable", "damaged", "rejected", "duplicate", "foreign"}
-)
+    {
+        "abandoned tmp", "live tmp", "unreadable", "damaged", "not verifiable", "rejected",
+        "duplicate", "foreign",
+    }
+)  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True)
@@ -118,6 +122,7 @@ def plan(observed: Observation, recorded: Recorded) -> Plan:
         *_run(observed, recorded),
         *_finals(both),
         *_unreadable(observed, recorded),
+        *(Action("not verifiable", why, step) for step, why in observed.doubts.items()),
         *_rejected(both),
         *_tmps(both),
         *_missing(both),

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import errno
 import os
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -12,7 +13,7 @@ from typing import Any, Self
 
 from ckptdb import caller
 from ckptdb.catalog import engine
-from ckptdb.catalog.catalog import Catalog
+from ckptdb.catalog.catalog import Catalog, Seen
 from ckptdb.catalog.engine import Database
 from ckptdb.catalog.location import FILE
 from ckptdb.catalog.schema import HEAD
@@ -24,6 +25,8 @@ from ckptdb.errors import (
     CatalogForeign,
     CatalogMissing,
     CatalogNotBegun,
+    CatalogReadOnly,
+    CatalogUnusable,
     DirectoryMissing,
     InvalidChoice,
     RootsBelow,
@@ -34,6 +37,8 @@ from ckptdb.reconcile import ReconcileReport, reconcile_run, reconcile_tree
 from ckptdb.records import Run
 from ckptdb.registry.tree import PathLike, Tree, enclosing_run, is_ours
 from ckptdb.verifying import Verification, Verifier
+
+_FORBIDDEN = frozenset({errno.EACCES, errno.EPERM, errno.EROFS})
 
 
 @dataclass(frozen=True, slots=True)
@@ -124,6 +129,9 @@ class Indexing(Tree):
     ) -> Verification:
         """Compare every file with its manifest; return the live checkpoints, problems included.
 
+        What was written without a manifest cannot be compared, and is counted apart. Where the
+        catalog may only be read, all that is to be known comes from the files.
+
         Args:
             run: Name, path or uuid prefix; None for all, or for the run that was opened.
             depth: ``"contents"`` reads the files that have checksums, ``"sizes"`` none.
@@ -136,22 +144,56 @@ class Indexing(Tree):
         if depth not in DEPTHS:
             raise InvalidChoice("depth", depth, DEPTHS)
         scope = self._find_scope(run)
-        catalog = self._catalog_to_write()
-        verifier = Verifier(
-            catalog,
-            depth,
+        look = partial(
+            self._verify,
+            [scope] if scope else self._catalog().runs(),
+            depth=depth,
             max_seconds=max_seconds,
             on_checkpoint=on_checkpoint or (lambda: None),
         )
-        here = [
-            seen for seen in ([scope] if scope else catalog.runs()) if seen.run.directory.is_dir()
-        ]
-        for seen in here:
+        try:
+            return look(self._catalog_to_write())
+        except (CatalogUnusable, OSError) as error:
+            if not _is_forbidden(error):
+                raise
+            why = str(error).removesuffix(".")
+        with closing(Database.in_memory(self.location.base)) as database:
+            found = look(Catalog(database), only_read=True)
+        return replace(found, unrecorded=why)
+
+    def _verify(
+        self,
+        wanted: Sequence[Seen],
+        catalog: Catalog,
+        *,
+        depth: Depth,
+        max_seconds: float | None,
+        on_checkpoint: Callable[[], None],
+        only_read: bool = False,
+    ) -> Verification:
+        runs, not_seen = [], dict[Path, str]()
+        for seen in wanted:
             directory = seen.run.directory
-            reconcile_run(catalog, directory, touch_disk=is_ours(directory))
-        # Perhaps under another identity: it may have been a copy.
-        runs = [catalog.find_run_at(seen.run.directory) or seen for seen in here]
-        return verifier.verify(runs, ours=[s for s in runs if is_ours(s.run.directory)])
+            if not directory.is_dir():
+                not_seen[directory] = "is not there"
+                continue
+            ours = is_ours(directory) and not only_read and _may_write(directory)
+            try:
+                report = reconcile_run(catalog, directory, touch_disk=ours)
+            except OSError as error:
+                not_seen[directory] = f"cannot be read ({error.strerror})"
+                continue
+            # Perhaps under another identity: it may have been a copy.
+            found = catalog.find_run_at(directory)
+            if found is None and report.blocked:
+                not_seen[directory] = f"cannot be indexed: {report.blocked}"
+            else:
+                runs.append((found or seen, ours))
+        verifier = Verifier(catalog, depth, max_seconds=max_seconds, on_checkpoint=on_checkpoint)
+        # One that may not be written to has to say that it could not.
+        ours_of = [seen for seen, _ in runs if is_ours(seen.run.directory) and not only_read]
+        result = verifier.verify([seen for seen, _ in runs], ours=ours_of)
+        return replace(result, not_seen=not_seen)
 
     def forget(self, run: PathLike) -> Run:
         """Drop a run from the index; its directory is not touched. Returns what was dropped."""
@@ -296,6 +338,17 @@ def _absorbing(root: Path | None, database: Database) -> Iterator[Callable[[Path
         for name in (f"{FILE}-journal", FILE):
             with suppress(FileNotFoundError):
                 (identity.hidden(run) / name).unlink()
+
+
+def _may_write(run: Path) -> bool:
+    return os.access(identity.hidden(run), os.W_OK)
+
+
+def _is_forbidden(error: CatalogUnusable | OSError) -> bool:
+    """Whether all that is wrong is that something may not be written by this user, or here."""
+    cause = error if isinstance(error, OSError) else error.__cause__
+    forbidden = isinstance(cause, OSError) and cause.errno in _FORBIDDEN
+    return forbidden or isinstance(error, CatalogReadOnly)
 
 
 def _nothing_at(top: Path) -> CatalogMissing:
