@@ -13,6 +13,7 @@ import os
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
@@ -23,7 +24,7 @@ from ckptdb.catalog.catalog import Catalog
 from ckptdb.catalog.engine import Database
 from ckptdb.catalog.location import Location, locate
 from ckptdb.catalog.store import Changes
-from ckptdb.disk import durable, identity, names, scan
+from ckptdb.disk import durable, identity, names, scan, unindexed
 from ckptdb.disk.changing import Span
 from ckptdb.disk.publish import Publisher
 from ckptdb.disk.scan import Stamp
@@ -159,6 +160,7 @@ class RunIndex:
         self._retry_at = 0.0
         self._patience = PATIENCE_SECONDS
         self._warned = False
+        self._missed = False
         self._on_problem = on_problem
         self._reported: set[tuple[int, str]] = set()
         fork.HEIRS.add(self)
@@ -179,6 +181,7 @@ class RunIndex:
             try:
                 stored = self._open(for_writing=False)
                 if stored is not None:
+                    self._catch_up(stored)
                     return self._answer(stored, question, nothing, trust_own=trust_own)
             except (CatalogError, RunLocked, PermissionError) as error:
                 self._give_up(error)
@@ -199,8 +202,7 @@ class RunIndex:
         with self._mutex:
             try:
                 stored = self._open(for_writing=False)
-                uuid = identity.identify(self._directory).run.uuid
-                seen = stored.catalog.find_run(uuid) if stored else None
+                seen = stored.catalog.find_run(self._uuid()) if stored else None
                 return question(stored.catalog, seen.id) if stored and seen else nothing
             except CatalogError as error:
                 self._give_up(error)
@@ -261,11 +263,14 @@ class RunIndex:
         """
         with self._mutex:
             started = time.monotonic()
+            missed = True
             try:
                 stored = self._open(for_writing=True)
                 if stored is not None:
                     changes = self._changes(checkpoints, span, config, config_step)
                     self._store(stored, changes, span)
+                    missed = False
+                    self._catch_up(stored)
             except (CatalogError, RunLocked, OSError) as error:
                 # E.g. no space for the first catalog of a run: the checkpoint is safe all the same.
                 self._give_up(error)
@@ -274,6 +279,34 @@ class RunIndex:
             finally:
                 spent = time.monotonic() - started
                 self._patience = max(self._patience - spent, 0.05)
+            if missed:
+                self._note_missed()
+
+    def _note_missed(self) -> None:
+        """Leave a note for answers over all runs, which would not compare this one."""
+        self._missed = True
+        try:
+            root = find_location(self._directory, self._choice).base
+            if root is not None:
+                unindexed.note(root, self._directory, self._uuid(), make_durable=self._durable)
+        except (CatalogError, OSError) as error:
+            _logger.info("no note that the catalog is behind: %s", error)
+
+    def _catch_up(self, stored: Fresh) -> None:
+        """Bring a catalog that works again to all that it has missed from this process."""
+        if not self._missed:
+            return
+        root, uuid = stored.catalog.database.location.base, self._uuid()
+        notes = [] if root is None else unindexed.find(root, uuid)
+        with suppress(OSError):
+            notes = [note.claim() for note in notes]
+        self._heal(stored, trust_own=False)
+        self._missed = False
+        for note in notes:
+            note.remove()
+
+    def _uuid(self) -> str:
+        return identity.identify(self._directory).run.uuid
 
     def learn(self, checkpoints: Sequence[Checkpoint]) -> None:
         """Store what looking closer at published checkpoints has shown, wherever one answers."""
@@ -452,7 +485,7 @@ class RunIndex:
             self._on_problem(Problem("checkpoint", path, Untrustworthy(path, what)))
 
     def _is_known(self, fresh: Fresh, stamp: Stamp, *, trust_own: bool) -> bool:
-        seen = fresh.catalog.find_run(identity.identify(self._directory).run.uuid)
+        seen = fresh.catalog.find_run(self._uuid())
         if seen is None or seen.stamp != str(stamp):
             return False
         verified = seen.verified and stamp.is_settled()

@@ -948,3 +948,44 @@ def test_an_interrupt_stays_one_where_sqlalchemy_commits(postgres_url, monkeypat
                 add(database, "lost")
         add(database, "kept")
         assert count(database) == 1
+
+
+# --- complete or not ----------------------------------------------------------------------------
+
+
+def test_a_new_catalog_is_not_complete_until_that_is_said(location: Location):
+    created(location)
+    with closing(Database.open(location)) as database:
+        assert not database.is_complete()
+        database.set_complete()
+        assert database.is_complete()
+    with closing(Database.open(location)) as database:
+        assert database.is_complete()
+    assert location.file
+    location.file.unlink()
+    with closing(Database.open(location, create=True)) as database:
+        assert not database.is_complete()
+
+
+def test_a_copy_in_memory_changes_without_the_catalog(location: Location):
+    created(location)
+    with closing(Database.open(location)) as database:
+        copy = database.find_copy()
+        assert copy
+        with copy.write() as connection:
+            connection.execute(schema.runs.insert().values(uuid="u", name="n", directory="d"))
+        with copy.read() as connection:
+            assert connection.execute(schema.runs.select()).all()
+        copy.close()
+        with database.read() as connection:
+            assert not connection.execute(schema.runs.select()).all()
+
+
+def test_copying_waits_for_a_writer_no_longer_than_anything_else(location: Location):
+    file = created(location)
+    with closing(Database.open(location, timeout_seconds=0.1)) as database:
+        with closing(sqlite3.connect(file, isolation_level=None)) as raw:
+            raw.execute("BEGIN EXCLUSIVE")
+            with pytest.raises(CatalogLocked):
+                database.find_copy()
+        assert database.find_copy()

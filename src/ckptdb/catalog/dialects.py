@@ -70,6 +70,15 @@ class Dialect(Protocol):
     def contents(self, connection: Connection) -> tuple[int, set[str]]:
         """Return the owner's application id (0: not said) and the names of all tables."""
 
+    def is_complete(self, connection: Connection) -> bool:
+        """Return whether `set_complete` was called since the database was made."""
+
+    def set_complete(self, connection: Connection) -> None:
+        """Remember, in a transaction, that the catalog has seen every run it is to know."""
+
+    def copy_to(self, source: Connection, target: Connection) -> bool:
+        """Copy the whole database into another one of this kind; False where that is impossible."""
+
     def integrity(self, connection: Connection, *, quick: bool) -> list[str]:
         """Return ``["ok"]`` or what is wrong; ``quick``: without comparing indexes with tables."""
 
@@ -211,6 +220,24 @@ class Sqlite(Dialect):
         rows = connection.exec_driver_sql(query).all()
         return int(rows[0].application_id), {row.name for row in rows} - {None}
 
+    # In the file's header: made with it, replaced with it, and no column that files must rebuild.
+    def is_complete(self, connection: Connection) -> bool:
+        return bool(_raw(connection).execute("PRAGMA user_version").fetchone()[0])
+
+    def set_complete(self, connection: Connection) -> None:
+        _raw(connection).execute("PRAGMA user_version = 1")
+
+    def copy_to(self, source: Connection, target: Connection) -> bool:
+        raw = _raw(source)
+        # With a lock of ours, which is waited for only so long: the copying waits for ever.
+        raw.execute("BEGIN")
+        try:
+            raw.execute("SELECT COUNT(*) FROM sqlite_master").fetchone()
+            raw.backup(_raw(target))
+        finally:
+            raw.rollback()
+        return True
+
     def integrity(self, connection: Connection, *, quick: bool) -> list[str]:
         check = "quick_check" if quick else "integrity_check"
         lines = connection.exec_driver_sql(f"PRAGMA {check}(10)").scalars()
@@ -312,6 +339,16 @@ class Postgres(Dialect):
     def contents(self, connection: Connection) -> tuple[int, set[str]]:
         query = "SELECT tablename FROM pg_tables WHERE schemaname = current_schema()"
         return 0, set(connection.exec_driver_sql(query).scalars())
+
+    # It has no tree of its own that it could have seen the whole of.
+    def is_complete(self, connection: Connection) -> bool:
+        return True
+
+    def set_complete(self, connection: Connection) -> None:
+        return
+
+    def copy_to(self, source: Connection, target: Connection) -> bool:
+        return False
 
     def integrity(self, connection: Connection, *, quick: bool) -> list[str]:
         connection.exec_driver_sql("SELECT 1")

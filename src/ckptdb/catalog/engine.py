@@ -65,6 +65,7 @@ class Database:
         self._identity: tuple[int, int] | None = None
         self._lock = threading.Lock() if location.in_memory else None
         self._check: Task | None = None
+        self._complete = False
         fork.HEIRS.add(self)
 
     @classmethod
@@ -184,6 +185,35 @@ class Database:
         if self.location.file is None:
             return False
         return self._identity is not None and identity_of(self.location.file) != self._identity
+
+    def is_complete(self) -> bool:
+        """Whether the catalog has seen every run of its tree since it was made.
+
+        A save that finds no catalog begins one, which then knows that run alone.
+        """
+        if not self._complete:  # once true, it stays so as long as the file does
+            with self.read() as connection:
+                self._complete = self._dialect.is_complete(connection)
+        return self._complete
+
+    def set_complete(self) -> None:
+        """Remember that it has; only after the whole tree was looked at."""
+        if not self.is_complete():
+            with self.write() as connection:
+                self._dialect.set_complete(connection)
+
+    def find_copy(self) -> Self | None:
+        """Return a copy in memory, of this process alone; None of a database that has none."""
+        copy = type(self).in_memory(self.location.base)
+        try:
+            with self.read() as source, copy.read() as target:
+                if self._dialect.copy_to(source, target):
+                    return copy
+        except BaseException:
+            copy.close()
+            raise
+        copy.close()
+        return None
 
     def revision(self) -> str | None:
         """Return the schema's revision, None for an empty database.

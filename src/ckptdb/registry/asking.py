@@ -26,6 +26,8 @@ class Asking(Tree):
 
     def runs(self) -> tuple[Run, ...]:
         """Return every run, by name."""
+        self._refresh()
+        self._complete()
         return tuple(seen.run for seen in self._catalog().runs())
 
     def checkpoints(
@@ -57,6 +59,7 @@ class Asking(Tree):
         Raises:
             UnknownCheckpoint: There never was one.
         """
+        self._refresh()
         return self._get_at(self._get_run(run), step)
 
     def lineage(self, step: int, *, run: PathLike | None = None) -> tuple[Ancestor, ...]:
@@ -68,6 +71,7 @@ class Asking(Tree):
         Raises:
             UnknownCheckpoint: There never was one.
         """
+        self._refresh()
         seen = self._get_run(run)
         return self._catalog().lineage(seen.id, self._get_at(seen, step).uuid)
 
@@ -94,10 +98,13 @@ class Asking(Tree):
         """
         if mode is not None and mode not in MODES:
             raise InvalidChoice("mode", mode, MODES)
-        catalog = self._catalog()
+        self._refresh()
         scopes = list({seen.id: seen for seen in map(self._get_run, runs)}.values())
         if not scopes and self._run is not None:
             scopes = [self._get_run(None)]
+        if not scopes:
+            self._complete()
+        catalog = self._catalog()
         known = scopes or catalog.runs()
         if metric is None:
             if not known:
@@ -139,6 +146,8 @@ class Asking(Tree):
             ParameterMissing: It names a parameter that has no value.
             QueryTimeout: It ran for too long.
         """
+        self._refresh()
+        self._complete()
         database = self._catalog().database
         return adhoc.query(database, sql, parameters, limit=limit, timeout_seconds=timeout_seconds)
 

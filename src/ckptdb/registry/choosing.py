@@ -143,6 +143,7 @@ class Choosing(Tree):
         if self._run is not None:
             found = self.best(metric, mode=mode)
             return () if found is None else (found,)
+        self._find_scope(None)
         if metric is not None:
             metric, mode = self._ranking(metric, mode, None)
         elif mode is not None and mode not in MODES:

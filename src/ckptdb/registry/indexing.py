@@ -17,7 +17,8 @@ from ckptdb.catalog.catalog import Catalog, Seen
 from ckptdb.catalog.engine import Database
 from ckptdb.catalog.location import FILE
 from ckptdb.catalog.schema import HEAD
-from ckptdb.disk import identity, scan
+from ckptdb.disk import identity, scan, unindexed
+from ckptdb.disk.unindexed import Note
 from ckptdb.disk.verified import DEPTHS, Depth
 from ckptdb.errors import (
     CatalogBroken,
@@ -245,6 +246,7 @@ class Indexing(Tree):
             raise _nothing_at(top)
         if dry_run:
             return look(self._catalog_or_empty(), on_run=on_run, dry_run=True)
+        notes = self._claim_notes(top)
         aside = self._make_usable()
         try:
             report = self._look(look, on_run, quick=not full)
@@ -253,7 +255,28 @@ class Indexing(Tree):
             self.close()
             aside = engine.set_aside(self.location)
             report = self._look(look, on_run, quick=not full)
+        if self._is_whole(top):
+            self._catalog().database.set_complete()
+        blocked = {run.directory for run in report.runs if run.blocked}
+        for note in notes:
+            if note.directory not in blocked:
+                note.remove()
         return replace(report, set_aside=aside)
+
+    def _is_whole(self, top: Path) -> bool:
+        """Whether this is all that the catalog is to know."""
+        base = self.location.base
+        return top == base if base is not None else not scan.is_run(top)
+
+    def _claim_notes(self, top: Path) -> list[Note]:
+        """Take the notes about runs at or below a directory, before these are looked at."""
+        notes: list[Note] = []
+        if self.location.base is not None:
+            for note in unindexed.find(self.location.base):
+                with suppress(OSError):
+                    if note.directory.is_relative_to(top):
+                        notes.append(note.claim())
+        return notes
 
     def _look(
         self,

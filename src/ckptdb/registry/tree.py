@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable, Sequence
+from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
 from typing import Self
@@ -12,7 +13,8 @@ from ckptdb import caller
 from ckptdb.catalog.catalog import Catalog, Seen
 from ckptdb.catalog.engine import Database
 from ckptdb.catalog.location import Location, locate
-from ckptdb.disk import identity, names, scan
+from ckptdb.disk import identity, names, scan, unindexed
+from ckptdb.disk.unindexed import Note
 from ckptdb.errors import (
     AmbiguousRun,
     CatalogError,
@@ -31,6 +33,10 @@ from ckptdb.records import (
 
 PathLike = str | os.PathLike[str]
 _SHORTEST_UUID_PREFIX = 4
+_NAMED = 5
+"""How many runs a sentence names at most."""
+_File = tuple[int, ...] | None
+"""What a catalog's file looked like from outside."""
 
 
 class Tree:
@@ -46,6 +52,8 @@ class Tree:
         self._chosen = chosen
         self._doubted = False
         self._opened: Catalog | None = None
+        self._copied: _File = None
+        self._told: set[str] = set()
 
     @classmethod
     def open(cls, location: PathLike = ".", *, catalog: PathLike | None = None) -> Self:
@@ -82,7 +90,7 @@ class Tree:
         """Close the catalog; the next call opens it again."""
         if self._opened is not None:
             self._opened.database.close()
-        self._opened = None
+        self._opened = self._copied = None
 
     def __enter__(self) -> Self:
         return self
@@ -134,11 +142,30 @@ class Tree:
             raise CatalogMissing(directory)
         return database
 
+    def _refresh(self) -> None:
+        """Begin a question with the catalog that is there now, and not with one it replaced.
+
+        Within a question it stays the same: its rows have ids of their own.
+        """
+        opened, file = self._opened, self.location.file
+        if opened is None or file is None or self._doubted:
+            return
+        if self._copied is not None:
+            changed = self._copied != _look_at(file)
+        elif opened.database.location.in_memory:
+            changed = _look_at(file) is not None
+        else:
+            changed = opened.database.replaced()
+        if changed:
+            self.close()
+
     # --- which run -----------------------------------------------------------------------
 
     def _find_scope(self, run: PathLike | None) -> Seen | None:
         """Return the run that a question is about, compared with its directory; None for all."""
+        self._refresh()
         if run is None and self._run is None:
+            self._complete()
             return None
         return self._get_run(run)
 
@@ -167,6 +194,7 @@ class Tree:
         return found[-1]
 
     def _match(self, run: PathLike | None) -> Seen:
+        self._complete()
         if run is None:
             known = self._catalog().runs()
             if not known:
@@ -201,10 +229,117 @@ class Tree:
         ours = is_ours(directory) and not catalog.database.location.in_memory
         try:
             return reconcile_run(catalog, directory, depth="changes", touch_disk=ours)
-        except (CatalogError, RunLocked, OSError):
+        except CatalogError as error:
+            if strict:
+                raise
+            if not self._copy(error):
+                return None
+        except (RunLocked, OSError):
             if strict:
                 raise
             return None
+        return self._heal(directory)
+
+    def _copy(self, why: CatalogError) -> bool:
+        """Go on with a copy in memory of a catalog that cannot be written; tell whether there is.
+
+        It can be brought to what is on disk all the same, for the answer to be true.
+        """
+        opened, file = self._catalog().database, self.location.file
+        if opened.location.in_memory:
+            return False
+        seen = None if file is None else _look_at(file)
+        try:
+            copy = opened.find_copy()
+        except CatalogError:
+            copy = None
+        if copy is None or seen is None:
+            self._tell(f"{why} Answers may lack what was saved since it was last written.")
+            return False
+        self.close()
+        self._opened, self._copied = Catalog(copy), seen
+        return True
+
+    def _tell(self, sentence: str) -> None:
+        """Warn of something once."""
+        if sentence not in self._told:
+            self._told.add(sentence)
+            caller.warn(sentence)
+
+    # --- seeing all of it ----------------------------------------------------------------
+
+    def _complete(self) -> None:
+        """Let the catalog know all runs before a question that may be about any of them.
+
+        A catalog that a save has begun knows only that run, and one that could not be written for
+        a while lacks what was saved then.
+        """
+        base = self.location.base
+        catalog = self._catalog()
+        if catalog.database.location.in_memory and self._copied is None:
+            return
+        if base is None:
+            self._tell_unseen(catalog)
+            return
+        for note in unindexed.find(base):
+            self._settle(note)
+        if self._catalog().database.is_complete():
+            return
+        try:
+            self._look_everywhere(base)
+        except CatalogError as error:
+            if self._copy(error):
+                self._look_everywhere(base)
+
+    def _settle(self, note: Note) -> None:
+        """Bring the catalog to a run that it was behind on."""
+        if not note.directory.is_dir():
+            return  # moved, or not mounted: `reconcile` of the whole tree will tell
+        if self._copied is None:
+            with suppress(OSError):
+                note = note.claim()
+        report = self._heal(note.directory)
+        is_true = self._find_settled(note.directory) if report is None else not report.blocked
+        if self._copied is None and is_true:
+            note.remove()
+
+    def _look_everywhere(self, base: Path) -> None:
+        """Index every run of a tree that the catalog does not know; nothing else is written."""
+        passed_over: list[str] = []
+        for listing in scan.list_runs(base):
+            directory = listing.directory
+            try:
+                if self._catalog().find_run_at(directory) is not None:
+                    self._heal(directory)
+                    continue
+                reconcile_run(
+                    self._catalog(), directory, depth="changes", touch_disk=False, listing=listing
+                )
+            except (RunLocked, OSError) as error:
+                passed_over.append(f"{directory}: {error}")
+        if passed_over:
+            self._tell(
+                f"{self.location} has not seen all runs yet ({'; '.join(passed_over)}); "
+                "`ckptdb reconcile` completes it."
+            )
+        else:
+            self._catalog().database.set_complete()
+
+    def _tell_unseen(self, catalog: Catalog) -> None:
+        """Name the runs here that a catalog elsewhere has never been told of."""
+        top = None if self._run is not None else self._directory
+        if top is None or catalog.database.is_complete():
+            return
+        unseen = [run for run in scan.find_runs(top) if catalog.find_run_at(run) is None]
+        if not unseen:
+            with suppress(CatalogError):
+                catalog.database.set_complete()
+            return
+        some = ", ".join(run.name for run in unseen[:_NAMED]) + ", …" * (len(unseen) > _NAMED)
+        self._tell(
+            f"{self.location} has not seen {len(unseen)} runs below {top} ({some}); "
+            f"`ckptdb --catalog {self.location} reconcile {top}` adds them."
+        )
 
     def _find_settled(self, directory: Path) -> Seen | None:
         """Return the run in a directory that is surely as it was when it was last indexed."""
@@ -215,16 +350,24 @@ class Tree:
 
     def _follow(self, changed: Iterable[Path]) -> bool:
         """Bring the index to what has just been done to runs; tell whether it could be."""
-        if self._doubted:
+        if self._doubted or self._copied is not None:
             self.close()  # a disk that was full has space now
         for directory in changed:
             try:
                 reconcile_run(self._catalog_to_write(), directory, depth="changes")
             except (CatalogError, OSError) as error:
+                self._note(directory)
                 if not self._doubted:
                     caller.warn(f"Recorded in {directory}; the index follows later: {error}")
                 return False
         return True
+
+    def _note(self, directory: Path) -> None:
+        """Leave a note for those who come later that the catalog is behind on a run."""
+        if self.location.base is not None:
+            with suppress(OSError):
+                run = identity.identify(directory).run
+                unindexed.note(self.location.base, directory, run.uuid)
 
 
 def enclosing_run(path: Path) -> Path | None:
@@ -240,6 +383,14 @@ def enclosing_run(path: Path) -> Path | None:
 def is_ours(directory: Path) -> bool:
     """Tell whether ckptdb has written to a run, and may do so without being asked to."""
     return (identity.hidden(directory) / "run.json").exists()
+
+
+def _look_at(file: Path) -> _File:
+    try:
+        found = file.stat()
+    except OSError:
+        return None
+    return found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns
 
 
 def _only(name: str, matches: Sequence[Seen]) -> Seen | None:
