@@ -161,6 +161,7 @@ class RunIndex:
         self._patience = PATIENCE_SECONDS
         self._warned = False
         self._missed = False
+        self._placed = False
         self._on_problem = on_problem
         self._reported: set[tuple[int, str]] = set()
         fork.HEIRS.add(self)
@@ -265,6 +266,7 @@ class RunIndex:
             started = time.monotonic()
             missed = True
             try:
+                self._check_place()
                 stored = self._open(for_writing=True)
                 if stored is not None:
                     changes = self._changes(checkpoints, span, config, config_step)
@@ -281,6 +283,18 @@ class RunIndex:
                 self._patience = max(self._patience - spent, 0.05)
             if missed:
                 self._note_missed()
+
+    def _check_place(self) -> None:
+        """Warn once of a run that looking through its root would not find again."""
+        if self._placed:
+            return
+        self._placed = True
+        root = find_location(self._directory, self._choice).base
+        if root is not None and (where := scan.find_unsearched(root, self._directory)):
+            caller.warn(
+                f"{self._directory} lies in {where}, where no runs are looked for: when the "
+                "catalog is lost, `ckptdb reconcile` does not find it again. Train elsewhere."
+            )
 
     def _note_missed(self) -> None:
         """Leave a note for answers over all runs, which would not compare this one."""

@@ -455,7 +455,7 @@ def test_runs_are_found_below_a_directory(tmp_path):
 
     found = [path.relative_to(tmp_path).as_posix() for path in scan.find_runs(tmp_path)]
 
-    assert found == ["deep/er", "empty", "nemo", "nested", "nested/child"]
+    assert found == [".hidden", "deep/er", "empty", "nemo", "nested", "nested/child"]
     assert scan.is_run(tmp_path / "nemo")
     assert not scan.is_run(tmp_path)
 

@@ -25,6 +25,16 @@ WRITER = ".writer.json"
 RECORD = frozenset({INFO, MANIFEST, WRITER})
 """What a checkpoint's line in the journal can be written from."""
 
+_NOT_SEARCHED = frozenset({
+    HIDDEN,
+    ".git", ".hg", ".svn", ".bzr", ".jj",  # versions of source files, in thousands of folders
+    ".snapshot", ".snapshots", ".zfs",  # every run once more, as a file system had it earlier
+})  # fmt: skip
+_THROWN_AWAY = ".Trash"
+"""``.Trash``, ``.Trash-1000``, ``.Trashes``: what a desktop has thrown away is no run any more."""
+_OF_AN_ENVIRONMENT = frozenset({"bin", "include", "lib", "lib64", "share", "Lib", "Scripts"})
+_MARKS_OF_AN_ENVIRONMENT = frozenset({"pyvenv.cfg", "conda-meta"})
+
 _LARGEST_STEP = 2**63 - 1
 _NUMBER = r"(0|[1-9][0-9]{0,18})"
 _FINAL = re.compile(rf"step_{_NUMBER}", re.ASCII)
@@ -56,6 +66,24 @@ def as_step(step: object) -> int:
     if not 0 <= number <= _LARGEST_STEP:
         raise InvalidStep(step)
     return number
+
+
+def is_searched(name: str, *, installed: bool = False) -> bool:
+    """Whether runs are looked for in a directory of that name; hidden ones are like all others.
+
+    Args:
+        name: The directory's.
+        installed: It lies directly in an environment of Python or conda. A person's runs may lie
+            there as well, only not in what installing has made.
+    """
+    if name in _NOT_SEARCHED or name.startswith(_THROWN_AWAY):
+        return False
+    return not (installed and name in _OF_AN_ENVIRONMENT)
+
+
+def marks_environment(name: str) -> bool:
+    """Whether a directory that has this name in it is an environment of Python or conda."""
+    return name in _MARKS_OF_AN_ENVIRONMENT
 
 
 def final_name(step: int) -> str:

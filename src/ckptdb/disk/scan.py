@@ -219,6 +219,7 @@ class Listing:
         finals: The steps that are published.
         foreign: Names that look like ours and are not.
         below: Names of directories that may lead to other runs.
+        unlikely: Names of directories that do so only if they are runs themselves.
     """
 
     directory: Path
@@ -229,6 +230,19 @@ class Listing:
     olds: list[Leftover] = field(default_factory=list)
     foreign: list[str] = field(default_factory=list)
     below: list[str] = field(default_factory=list)
+    unlikely: list[str] = field(default_factory=list)
+
+    def where_to_search(self) -> list[str]:
+        """Return the names of the directories in which runs are to be looked for, sorted.
+
+        Whatever its name, a directory with a run.json is a run; and what is called ``step_5`` is
+        no checkpoint in a directory that is no run, such as that of a pipeline.
+        """
+        below, unlikely = list(self.below), list(self.unlikely)
+        if not _has_identity(self.directory):
+            checkpoints = map(names.final_name, self.finals), map(names.tmp_name, self.tmps)
+            (unlikely if self.is_run else below).extend(chain(*checkpoints))
+        return sorted(below + [n for n in unlikely if _has_identity(self.directory / n)])
 
     @property
     def is_run(self) -> bool:
@@ -576,7 +590,7 @@ def sort_folders(top: Path) -> tuple[bool, list[str]]:
         listing = list_folder(top)
     except PermissionError:
         return False, []
-    return listing.is_run, sorted(listing.below)
+    return listing.is_run, listing.where_to_search()
 
 
 def age_seconds(folder: Path) -> float:
@@ -663,8 +677,9 @@ def find_runs(top: Path, *, other_roots: bool = False) -> Iterator[Path]:
     """Yield every run at or below ``top``, in order of path.
 
     A run has a run.json of ours, or a ``step_N`` or ``tmp_step_N`` with a training_info.json.
-    Checkpoints, hidden folders and symlinks are not searched. A run that is a root only of its
-    own is a run like all others; a root of several is somebody else's tree.
+    Not searched are checkpoints, symlinks and what `names.is_searched` denies: git's own folder,
+    snapshots, installed packages; hidden folders are. A run that is a root only of its own is a
+    run like all others; a root of several is somebody else's tree.
 
     Args:
         top: Where to begin.
@@ -679,13 +694,26 @@ def list_runs(top: Path, *, other_roots: bool = False) -> Iterator[Listing]:
         listing = list_folder(top)
     except PermissionError:
         return
-    below = sorted(listing.below)
+    below = listing.where_to_search()
     if listing.is_run:
         yield listing
     del listing  # it may be large, and what is below has one of its own
     for name in below:
         if other_roots or not identity.is_root(top / name) or is_run(top / name):
-            yield from list_runs(top / name, other_roots=other_roots)
+            with suppress(FileNotFoundError, NotADirectoryError):  # removed while we looked
+                yield from list_runs(top / name, other_roots=other_roots)
+
+
+def find_unsearched(top: Path, run: Path) -> Path | None:
+    """Return the directory between two that keeps `find_runs` from the lower one, if one does."""
+    for folder in reversed(run.parents):
+        if top not in folder.parents:
+            continue
+        is_step = names.find_final_step(folder.name), names.find_tmp_step(folder.name)
+        in_checkpoint = is_step != (None, None) and is_run(folder.parent)
+        if in_checkpoint or not names.is_searched(folder.name):
+            return None if _has_identity(folder) else folder
+    return None
 
 
 # --- reading one directory --------------------------------------------------------------
@@ -722,14 +750,20 @@ def list_folder(directory: Path) -> Listing:
     if stamp is None:
         raise FileNotFoundError(f"{directory} is not there")
     found = Listing(directory, stamp, stamp.is_settled())
+    installed = False
     with os.scandir(directory) as entries:
         for entry in entries:
             name = entry.name
+            installed |= names.marks_environment(name)
             is_directory = entry.is_dir(follow_symlinks=False)
             if is_directory and (step := names.find_final_step(name)) is not None:
                 found.finals.append(step)
             else:
                 _sort_in(found, name, is_directory=is_directory)
+    below, found.below = found.below, []
+    for name in below:
+        place = found.below if names.is_searched(name, installed=installed) else found.unlikely
+        place.append(name)
     return found
 
 
@@ -741,7 +775,7 @@ def _sort_in(found: Listing, name: str, *, is_directory: bool) -> None:
     else:
         if name.startswith(("step_", "tmp_step_", "old_step_")):
             found.foreign.append(name)
-        if is_directory and not name.startswith("."):
+        if is_directory and name != names.HIDDEN:
             found.below.append(name)
 
 
