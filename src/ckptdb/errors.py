@@ -189,6 +189,16 @@ class NoRuns(CkptdbError, LookupError):
         )
 
 
+class PathTaken(CkptdbError, LookupError):
+    """What was asked for is gone, and its path is that of another checkpoint now."""
+
+    def __init__(self, was: str, now: str, instead: str) -> None:
+        super().__init__(
+            f"{was}; {now} has its path now, so that no path is printed (-o json prints all "
+            f"there is to know); {instead}."
+        )
+
+
 class NothingToChoose(CkptdbError, LookupError):
     """The best or the latest was asked for, and no checkpoint is live."""
 

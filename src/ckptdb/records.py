@@ -124,6 +124,19 @@ class Checkpoint:
     late: Mapping[str, Metric] = field(default_factory=dict)
     fingerprint: str | None = field(default=None, repr=False, compare=False)
 
+    @property
+    def is_doubted(self) -> bool:
+        """Whether something speaks against it: a problem, or somebody who has rejected it.
+
+        Such a checkpoint is never ranked, be it live or gone.
+        """
+        return self.problem is not None or self.rejected is not None
+
+    @property
+    def is_trusted(self) -> bool:
+        """Whether it is published and nothing speaks against it: what is ranked and counted."""
+        return self.status == "final" and not self.is_doubted
+
     def as_of(self, at: str) -> Self:
         """Return the record with the metrics that were known at a moment.
 

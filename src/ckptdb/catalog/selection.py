@@ -30,7 +30,7 @@ from ckptdb.catalog.conditions import COLUMNS, Condition, explained
 from ckptdb.catalog.dialects import OWN_VALUE
 from ckptdb.catalog.engine import Database
 from ckptdb.catalog.schema import checkpoints, metrics
-from ckptdb.catalog.statements import DELETED, FINAL, RANKED, TRUSTED, best_first
+from ckptdb.catalog.statements import DELETED, FINAL, RANKED, TRUSTED, UNDOUBTED, best_first
 from ckptdb.errors import InvalidCondition, QueryFailed, QueryRefused, QueryTimeout
 from ckptdb.records import TRAINING_INFO, Mode
 
@@ -181,11 +181,14 @@ def _known(selection: Selection, dialect: str) -> Subquery:
 
 
 def _state(selection: Selection) -> Iterator[ColumnElement[bool] | TextClause]:
-    """Say which checkpoints count: never those that were not published or cannot be trusted."""
+    """Say which checkpoints count: never those that were not published or cannot be trusted.
+
+    Whether one has a problem, or is rejected, is as it is now, also for a moment before that.
+    """
     if not selection.is_history:
         yield TRUSTED
         return
-    yield checkpoints.c.problem.is_(None)
+    yield UNDOUBTED
     if selection.at is None:
         yield checkpoints.c.finalized_at.is_not(None)
     else:

@@ -34,6 +34,7 @@ from sqlalchemy import (
     update,
 )
 
+from ckptdb.catalog import trust
 from ckptdb.catalog.schema import checkpoints, metrics, resumes, runs, tags, version
 from ckptdb.records import TRAINING_INFO, Mode, Status
 
@@ -43,9 +44,8 @@ _CHUNK = 500
 
 # Literals, not parameters: only then does the planner use the partial indexes.
 FINAL = text("checkpoints.status = 'final'")
-TRUSTED = text(
-    "checkpoints.status = 'final' AND checkpoints.problem IS NULL AND checkpoints.rejected IS NULL"
-)
+TRUSTED = text(trust.trusted("checkpoints"))
+UNDOUBTED = text(trust.undoubted("checkpoints"))
 NOT_DELETED = text("checkpoints.status <> 'deleted'")
 DELETED = text("checkpoints.status = 'deleted'")
 TMP = text("checkpoints.status = 'tmp'")
@@ -234,7 +234,7 @@ _LATEST = checkpoints.alias("latest")
 _LATEST_ID = (
     select(_LATEST.c.id)
     .where(_LATEST.c.run_id == runs.c.id)
-    .where(text("latest.status = 'final' AND latest.problem IS NULL AND latest.rejected IS NULL"))
+    .where(text(trust.trusted("latest")))
     .order_by(_LATEST.c.step.desc())
     .limit(literal_column("1"))
     .correlate(runs)

@@ -254,6 +254,7 @@ def _move_paths(connection: Connection, run_id: int, old: str, new: str) -> None
 
 
 def _is_live(stored: Checkpoint | Row[Any], *, rejected: bool) -> int:
+    # As `Checkpoint.is_trusted`, of what may be a row and is rejected by another.
     return int(stored.status == "final" and stored.problem is None and not rejected)
 
 

@@ -12,6 +12,7 @@ from dataclasses import asdict
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Final
 
+from ckptdb.catalog import trust
 from ckptdb.catalog.spelling import Spelling
 
 if TYPE_CHECKING:
@@ -80,7 +81,7 @@ VIEWS: Final[Mapping[str, str]] = MappingProxyType(
                     WHERE c.run_id = r.id AND c.status = 'deleted') AS deleted,
                    (SELECT COUNT(*) FROM checkpoints c
                     WHERE c.run_id = r.id AND c.status = 'final'
-                      AND (c.problem IS NOT NULL OR c.rejected IS NOT NULL)) AS problems,
+                      AND {doubted_c}) AS problems,
                    (SELECT CAST(COALESCE(SUM(c.size_bytes), 0) AS BIGINT) FROM checkpoints c
                     WHERE c.run_id = r.id AND c.status = 'final') AS bytes_on_disk,
                    CASE r.higher_is_better WHEN 1 THEN
@@ -104,8 +105,7 @@ VIEWS: Final[Mapping[str, str]] = MappingProxyType(
                           AND m.live = 1 AND m.value IS NOT NULL)
                    END AS best_value,
                    (SELECT c.step FROM checkpoints c
-                    WHERE c.run_id = r.id AND c.status = 'final' AND c.problem IS NULL
-                      AND c.rejected IS NULL
+                    WHERE c.run_id = r.id AND {trusted_c}
                     ORDER BY c.step DESC LIMIT 1) AS latest_step,
                    (SELECT MAX(activity.moment) FROM (
                         SELECT r.created_at AS moment
@@ -204,11 +204,10 @@ VIEWS: Final[Mapping[str, str]] = MappingProxyType(
                     WHERE c.run_id = r.id AND c.status = 'final') AS bytes_on_disk,
                    (SELECT CAST(COALESCE(SUM(c.size_bytes), 0) AS BIGINT) FROM checkpoints c
                     WHERE c.run_id = r.id AND c.status = 'final' AND c.pinned = 0
-                      AND c.problem IS NULL AND c.rejected IS NULL
+                      AND {undoubted_c}
                       AND c.step <> (
                           SELECT n.step FROM checkpoints n
-                          WHERE n.run_id = r.id AND n.status = 'final' AND n.problem IS NULL
-                            AND n.rejected IS NULL
+                          WHERE n.run_id = r.id AND {trusted_n}
                           ORDER BY n.step DESC LIMIT 1)
                       AND c.step <> COALESCE(
                           CASE r.higher_is_better WHEN 1 THEN
@@ -288,7 +287,12 @@ VIEWS: Final[Mapping[str, str]] = MappingProxyType(
 
 def views(spelling: Spelling) -> Mapping[str, str]:
     """Return the query of each view, in the order in which they are made."""
-    spelled = asdict(spelling)
+    spelled = asdict(spelling) | {
+        "trusted_c": trust.trusted("c"),
+        "trusted_n": trust.trusted("n"),
+        "undoubted_c": trust.undoubted("c"),
+        "doubted_c": trust.doubted("c"),
+    }
     return {name: query.format_map(spelled) for name, query in VIEWS.items()}
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Sequence
 from typing import Any, Final, TypeVar
 
@@ -14,9 +15,10 @@ from ckptdb.cli.output import (
     echo_path,
     output_option,
     print_checkpoints,
+    print_records,
     say,
 )
-from ckptdb.errors import NothingToChoose
+from ckptdb.errors import NothingToChoose, PathTaken
 from ckptdb.records import MODES, Checkpoint
 from ckptdb.registry import Registry
 from ckptdb.shown import number
@@ -63,7 +65,8 @@ def best(session: Session, /, form: str, *, each: bool, **asked: Any) -> None:
     """Print the path of the best checkpoint, alone: cp -r "$(ckptdb best)" elsewhere.
 
     With --ever or --at it may be gone; then standard error says so, and which is the best
-    available. As JSON both are the answer.
+    available. Where its step was saved again, nothing is printed, and the exit code is 1: the path
+    is that of another checkpoint. As JSON all of it is the answer.
     """
     others = [name for name in ("run", "where", "tie", "ever", "at") if asked[name]]
     if each and others:
@@ -108,6 +111,9 @@ def top(session: Session, /, count: int, form: str, **asked: Any) -> None:
     """List the COUNT best checkpoints, best first."""
     with session.open() as registry:
         found = registry.top(count, **asked)
+        if form in ("json", "jsonl") and (asked["ever"] or asked["at"]):
+            print_records([_recalled(registry, checkpoint) for checkpoint in found], form)
+            return
         _print_list(registry, found, form, asked["metric"], asked["tie"])
 
 
@@ -165,10 +171,10 @@ def _print_beside(registry: Registry, found: Checkpoint, form: str, asked: dict[
     available = registry.best(**asked | {"ever": False, "at": None})
     if form == "json":
         beside = None if available is None else available.as_dict()
-        echo_json({"best": found.as_dict(), "available": beside})
+        echo_json({"best": _recalled(registry, found), "available": beside})
         return
-    echo_path(found.path)
     if found.status != "deleted":
+        echo_path(found.path)
         return
     metrics = _ranked_by(registry, (found,), asked["metric"])
     was = f"Step {found.step} of {found.run}{_values(found, metrics)}"
@@ -177,7 +183,21 @@ def _print_beside(registry: Registry, found: Checkpoint, form: str, asked: dict[
         left = "nothing is available instead"
     else:
         left = f"the best available is {available.path}{_values(available, metrics)}"
+    other = registry.in_place_of(found)
+    if other is not None or os.path.lexists(found.path):
+        now = f"another one{_values(other, metrics)}" if other else "something else"
+        raise PathTaken(f"{was} {went}", now, left)
+    echo_path(found.path)
     say(f"{was} {went}; {left}.", err=True)
+
+
+def _recalled(registry: Registry, checkpoint: Checkpoint) -> dict[str, Any]:
+    """Return the record of what may be gone for JSON, with the uuid of what is in its place."""
+    record = checkpoint.as_dict()
+    if checkpoint.status != "deleted":
+        return record
+    other = registry.in_place_of(checkpoint)
+    return record | {"in_its_place": None if other is None else other.uuid}
 
 
 def _ranked_by(

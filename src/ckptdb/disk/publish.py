@@ -313,7 +313,8 @@ class Publisher(Retiring):
         self, who: Identity, watch: Watch, final: Path, sealed: Manifest
     ) -> Checkpoint:
         try:
-            old = scan.load(who, final, sealed.step, strict=True)
+            # Whether it is damaged no later look can tell.
+            old = scan.load(who, final, sealed.step, verify=True, strict=True)
         except OSError:
             # It goes in any case; what of it can be read is recorded.
             old = scan.load(who, final, sealed.step)

@@ -293,7 +293,8 @@ class Retiring(Changing):
                 if not durable.is_folder(path):
                     continue
                 # What cannot be read now cannot be recorded: it stays, unless it is forced.
-                found = scan.load(who, path, doom.step, strict=not doom.force)
+                # What somebody takes away by hand may be damaged, which no later look can tell.
+                found = scan.load(who, path, doom.step, verify=doom.by_hand, strict=not doom.force)
                 if found.uuid == doom.uuid:
                     yield found, doom
             except FileNotFoundError:

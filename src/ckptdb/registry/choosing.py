@@ -44,7 +44,8 @@ class Choosing(Tree):
             ever: Deleted ones, too; what is returned may be gone.
             at: Of what was published and not yet deleted at that moment, by what had been
                 reported until then: ISO-8601, in UTC when it names no zone, or e.g.
-                ``"2 hours ago"``. The record has the metrics of that moment; all else is as it
+                ``"2 hours ago"``. The record has the metrics of that moment; all else, rejections and
+                problems too, is as it
                 is now. It may be gone.
 
         Raises:
@@ -163,6 +164,18 @@ class Choosing(Tree):
         seen = self._find_scope(run)
         found = self._choose(Selection(by=None, run_id=None if seen is None else seen.id), 1)
         return found[0] if found else None
+
+    def in_place_of(self, gone: Checkpoint) -> Checkpoint | None:
+        """Return the checkpoint that is published now where one that is gone was.
+
+        A step that was saved again has the path of the one before: what `best` with ``ever`` or
+        ``at`` returns may name it.
+        """
+        seen = None if gone.status != "deleted" else self._catalog().find_run(gone.run_uuid)
+        if seen is None:
+            return None
+        found = self._catalog().contents(seen.id, steps=[gone.step], gone=()).values()
+        return next((cp for cp in found if _is_there(cp)), None)
 
     def _ranking(
         self, metric: str | None, mode: Mode | None, seen: Seen | None

@@ -2,7 +2,8 @@
 
 The recorded history is gone through save by save. Every checkpoint comes when it was published, a
 late metric when it was reported, and the rules are asked after each save, as a manager does. What
-has no time on record counts from the beginning: pins, tags, and what a condition in SQL says.
+has no time on record counts from the beginning: pins, tags, what a condition in SQL says, and what
+is rejected or has a problem, which rules neither rank nor count nor delete.
 """
 
 from __future__ import annotations
@@ -86,14 +87,14 @@ def replay(
         ancestors: The uuids of those that the rule of that name keeps.
     """
     saves = sorted(
-        (cp for cp in history if cp.finalized_at is not None and cp.problem is None),
+        (cp for cp in history if cp.finalized_at is not None),
         key=lambda cp: (_seconds(cp.finalized_at), cp.step),
     )
     course = _Course(policy)
     for checkpoint in saves:
         held = [text for text, uuids in (matches or {}).items() if checkpoint.uuid in uuids]
         course.save(checkpoint, held, is_ancestor=checkpoint.uuid in ancestors)
-    kept = sorted(course.live.values(), key=lambda candidate: candidate.step)
+    kept = sorted(course.held(), key=lambda candidate: candidate.step)
     ranked = _ranked(saves, policy)
     return Replay(
         run=run,
@@ -113,6 +114,8 @@ class _Course:
 
     def __init__(self, policy: Policy) -> None:
         self.live: dict[int, Candidate] = {}
+        # What rules neither rank, count nor delete.
+        self.doubted: dict[int, Candidate] = {}
         self.gone: dict[str, tuple[int, str]] = {}
         self.peak_bytes = 0
         self.peak_step: int | None = None
@@ -122,7 +125,10 @@ class _Course:
     def save(self, checkpoint: Checkpoint, matches: Iterable[str], *, is_ancestor: bool) -> None:
         now = _seconds(checkpoint.finalized_at)
         self._records[checkpoint.uuid] = checkpoint
-        self.live[checkpoint.step] = Candidate(
+        self.live.pop(checkpoint.step, None)
+        self.doubted.pop(checkpoint.step, None)
+        of_kind = self.doubted if checkpoint.is_doubted else self.live
+        of_kind[checkpoint.step] = Candidate(
             checkpoint.step,
             checkpoint.uuid,
             {},
@@ -134,13 +140,17 @@ class _Course:
             ancestor=is_ancestor,
         )
         self._hear(checkpoint.finalized_at or "")
-        held = _bytes(self.live.values())
+        held = _bytes(self.held())
         if held > self.peak_bytes:
             self.peak_bytes, self.peak_step = held, checkpoint.step
         for decision in decide(list(self.live.values()), self._policy, now=now):
             if not decision.keep:
                 del self.live[decision.step]
                 self.gone[decision.uuid] = (checkpoint.step, decision.reason)
+
+    def held(self) -> list[Candidate]:
+        """Return what is on disk."""
+        return [*self.live.values(), *self.doubted.values()]
 
     def _hear(self, at: str) -> None:
         """Give each checkpoint the values that are known by now."""
@@ -156,7 +166,7 @@ def _ranked(saves: Sequence[Checkpoint], policy: Policy) -> list[Checkpoint]:
     metric, mode = policy.metric, policy.mode
     if metric is None or mode is None:
         return []
-    valued = [cp for cp in saves if cp.metrics.get(metric) is not None]
+    valued = [cp for cp in saves if cp.metrics.get(metric) is not None and not cp.is_doubted]
     return sorted(valued, key=lambda cp: rank_key(cp.metrics[metric], cp.step, mode))
 
 

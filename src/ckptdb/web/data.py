@@ -11,6 +11,7 @@ from collections import Counter, defaultdict
 from collections.abc import Iterator, Sequence
 from typing import Any, Final, NamedTuple
 
+from ckptdb.catalog import trust
 from ckptdb.records import Run, Status, rank_key, seconds, utc
 from ckptdb.registry import Registry
 from ckptdb.thin import thin
@@ -80,7 +81,7 @@ SELECT run_id, uuid, final, tmp, deleted, problems, bytes_on_disk, last_activity
 
 _ROWS: Final = """
 SELECT c.run_id, c.id, c.step, c.status,
-       CASE WHEN c.problem IS NULL AND c.rejected IS NULL THEN 1 ELSE 0 END, c.pinned,
+       CASE WHEN {undoubted} THEN 1 ELSE 0 END, c.pinned,
        COALESCE(c.finalized_at, c.created_at), c.size_bytes, m.value
 FROM runs r
 JOIN checkpoints c ON c.run_id = r.id
@@ -226,7 +227,8 @@ class _Reading:
 
     def _ask(self, sql: str, **parts: str) -> tuple[tuple[Any, ...], ...]:
         # Only numbers are put into the text: lists of them, which no parameter can be.
-        filled = sql.format(runs=self._ids, deletions=DELETIONS, **parts)
+        known = {"deletions": DELETIONS, "undoubted": trust.undoubted("c")}
+        filled = sql.format(runs=self._ids, **known, **parts)
         return self._registry.query(filled, limit=None).rows
 
     def _ask_of(self, sql: str, ids: Sequence[int]) -> Iterator[tuple[Any, ...]]:
