@@ -44,9 +44,8 @@ class Choosing(Tree):
             ever: Deleted ones, too; what is returned may be gone.
             at: Of what was published and not yet deleted at that moment, by what had been
                 reported until then: ISO-8601, in UTC when it names no zone, or e.g.
-                ``"2 hours ago"``. The record has the metrics of that moment; all else, rejections and
-                problems too, is as it
-                is now. It may be gone.
+                ``"2 hours ago"``. The record has the metrics of that moment; all else,
+                rejections and problems too, is as it is now. It may be gone.
 
         Raises:
             UnknownMetric: No checkpoint has it; the message lists those that exist.
