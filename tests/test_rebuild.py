@@ -264,7 +264,7 @@ class Rebuild(RuleBasedStateMachine):
     @rule(keep=st.none() | st.integers(0, 2))
     def collect(self, keep):
         with self.registry() as registry, suppress(CatalogMissing, UnknownMetric):
-            registry.gc(Policy(keep_top_k=keep, metric=METRIC, mode="min"))
+            registry.gc(Policy(keep_top_k=keep, metric=METRIC, mode="min"), all_runs=True)
 
     @rule(full=st.booleans())
     def reconcile(self, full):

@@ -109,7 +109,7 @@ def test_a_registry_opens_from_anywhere_inside(root, place, run):
     with Registry.open(root / place) as registry:
         assert registry.location.file == root / ".ckptdb" / "catalog.db"
         assert registry.run == (None if run is None else root / run)
-        assert [r.name for r in registry.runs()] == ["a", "b"]
+        assert [r.name for r in registry.runs()] == (["a", "b"] if run is None else ["a"])
         mine = registry.checkpoints(status="final")
         assert len(mine) == (5 if run is None else 3)
 
@@ -725,7 +725,7 @@ def test_gc_says_first_what_it_then_does(registry, root):
     planned = registry.gc(policy, dry_run=True)
     assert staged.is_dir()
     assert (root / "b" / "step_2").is_dir()
-    done = registry.gc(policy)
+    done = registry.gc(policy, all_runs=True)
     assert plan_of(planned) == plan_of(done)
     assert not any(one.applied for one in planned)
     assert steps(registry.checkpoints(status="final")) == [
@@ -753,7 +753,7 @@ def bury(staged):
 def test_gc_leaves_a_living_save_alone(registry, root):
     with open_manager(root / "a") as manager:
         staged = manager.init_tmp_checkpoint(4, {LOSS: 1})
-        assert registry.gc()[0].leftovers == ()
+        assert registry.gc(all_runs=True)[0].leftovers == ()
         manager.finalize_checkpoint(staged)
     assert registry.latest(run="a").step == 4
 
@@ -802,11 +802,13 @@ def test_gc_ranks_by_nothing_but_a_metric_that_is_there(registry, root, dry_run)
         write_like_nemo(root / "n", step, {"acc": step})
     registry.reconcile()
     with pytest.raises(UnknownDirection, match="No metric to rank 'n' by"):
-        registry.gc(Policy(keep_top_k=1), dry_run=dry_run)
+        registry.gc(Policy(keep_top_k=1), all_runs=True, dry_run=dry_run)
     with pytest.raises(UnknownMetric, match=r"of 'a' has the metric 'val_loss'; known .*: acc,"):
-        registry.gc(Policy(keep_top_k=1, metric="val_loss", mode="min"), dry_run=dry_run)
+        registry.gc(
+            Policy(keep_top_k=1, metric="val_loss", mode="min"), all_runs=True, dry_run=dry_run
+        )
     with pytest.raises(UnknownMetric, match="of 'b' has the metric 'acc'; known metrics: val:"):
-        registry.gc(Policy(keep_top_k=1, metric="acc", mode="max"), dry_run=dry_run)
+        registry.gc(Policy(keep_top_k=1, metric="acc", mode="max"), all_runs=True, dry_run=dry_run)
     assert len(registry.checkpoints(status="final")) == 7
     (found,) = registry.gc(Policy(keep_top_k=0), run="n", dry_run=True)
     assert [d.step for d in found.decisions if d.keep] == [2]
@@ -903,7 +905,7 @@ def test_a_pinned_checkpoint_that_is_replaced_keeps_its_bytes_until_unpinned(reg
     registry.pin("a", 2)
     with pytest.warns(UserWarning, match="pinned checkpoint at step 2 was replaced"):
         save(root / "a", 2, {LOSS: 0.9})
-    registry.gc()
+    registry.gc(all_runs=True)
     assert [left.step for left in scan.list_trash(root / "a")] == [2]
 
 

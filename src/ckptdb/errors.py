@@ -17,6 +17,13 @@ class CkptdbError(Exception):
     """Base of every error of this package; only its descendants are raised."""
 
 
+def _listed(texts: Iterable[str], *, most: int = 10) -> str:
+    """Return texts one after the other, the first of very many."""
+    found = list(texts)
+    more = f" and {len(found) - most} more" if len(found) > most else ""
+    return ", ".join(found[:most]) + more
+
+
 # --- what the caller passed -------------------------------------------------------------
 
 
@@ -196,6 +203,44 @@ class PathTaken(CkptdbError, LookupError):
         super().__init__(
             f"{was}; {now} has its path now, so that no path is printed (-o json prints all "
             f"there is to know); {instead}."
+        )
+
+
+class NoRunsBelow(NoRuns):
+    """What names no run was asked where none is."""
+
+    def __init__(self, directory: Path, catalog: str, *, indexed: bool) -> None:
+        """Write the sentence; ``indexed`` when there is none on the disk, either."""
+        if indexed:
+            message = (
+                f"No run of the catalog {catalog} lies at or below {directory}; "
+                "name one with --run, or change into a directory that has some."
+            )
+        else:
+            message = (
+                f"The runs at or below {directory} are not in the catalog {catalog} yet; "
+                "`ckptdb reconcile` brings them into it."
+            )
+        CkptdbError.__init__(self, message)
+
+
+class RunsNotNamed(CkptdbError, ValueError):
+    """Several runs would be deleted from, and nobody has said which."""
+
+    def __init__(self, runs: Sequence[Path]) -> None:
+        super().__init__(
+            f"This would delete in several runs: {_listed(map(str, runs))}; name those that are "
+            "meant (--run RUN, which may be repeated), or pass --all-runs. Nothing was deleted."
+        )
+
+
+class DeletionNotConfirmed(CkptdbError):
+    """Several runs would be deleted from, and nobody is there to be asked."""
+
+    def __init__(self, runs: Sequence[Path]) -> None:
+        super().__init__(
+            f"This would delete in several runs: {_listed(map(str, runs))}; pass --yes to do so "
+            "without being asked (`--dry-run` says what would go). Nothing was deleted."
         )
 
 

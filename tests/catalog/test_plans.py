@@ -191,6 +191,24 @@ def instructions(catalog, ask):
     return done
 
 
+SOME = {
+    "top": (lambda c: c.top(10, "loss", "max", among=range(3, 13)), BY_METRIC, 5_000),
+    "newest": (lambda c: c.newest(1, among=[3, 4]), FINALS, 5_000),
+    "best of each": (lambda c: c.best_of_runs(among=[3, 4]), BY_RUN, 3_000),
+    "a metric": (lambda c: c.find_unknown_metric(["loss"], among=[3, 4]), BY_RUN, 1_000),
+}
+
+
+@pytest.mark.parametrize(("ask", "index", "most"), SOME.values(), ids=SOME.keys())
+def test_a_question_about_some_runs_looks_at_these(catalog, ask, index, most):
+    with plans(catalog) as found:
+        ask(catalog)
+    assert index in next(iter(found.values()))
+    scanned = {line.split()[1] for line in lines(found) if line.startswith("SCAN")}
+    assert scanned.isdisjoint({"checkpoints", "c", "latest", "metrics", "m", "tags"})
+    assert 10 < instructions(catalog, ask) < most
+
+
 def test_a_metric_that_is_live_anywhere_is_found_at_once(catalog):
     assert instructions(catalog, lambda c: c.find_unknown_metric(["loss", "reward"])) < 200
 

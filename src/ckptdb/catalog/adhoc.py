@@ -38,12 +38,11 @@ LARGEST_ANSWER_BYTES: Final = 256 * _MIB
 """Text and blobs of an answer are cut after this much, whatever the number of rows."""
 
 
-SUMMARY: Final = """
+_SUMMARY: Final = """
 SELECT run, final, tmp, deleted, problems, bytes_on_disk, metric_name, best_value, best_step,
        latest_step, last_activity, directory
-FROM run_summary ORDER BY run, directory
+FROM run_summary {0} ORDER BY run, directory
 """
-"""What a list of runs shows."""
 
 
 _CURVES: Final = """
@@ -147,17 +146,27 @@ def query(
                 raise QueryTimeout(timeout_seconds) from error
 
 
+def summary(database: Database, run_ids: Sequence[int] | None) -> Rows:
+    """Return what a list of runs shows, of all or of some."""
+    chosen = "" if run_ids is None else f"WHERE run_id IN ({_listed(run_ids)})"
+    return query(database, _SUMMARY.format(chosen), limit=None)
+
+
 def curves(
     database: Database, metric: str, run_ids: Sequence[int] | None
 ) -> dict[int, tuple[tuple[Any, ...], ...]]:
     """Return a metric over each run that has it, as the entries of a `Curve`."""
-    chosen = "" if run_ids is None else f"AND r.id IN ({', '.join(map(str, run_ids))})"
+    chosen = "" if run_ids is None else f"AND r.id IN ({_listed(run_ids)})"
     rows = query(database, _CURVES.format(chosen), {"metric": metric}, limit=None)
     found: dict[int, tuple[tuple[Any, ...], ...]] = {}
     for run_id, of_run in groupby(rows, key=itemgetter(0)):
         _, steps, moments, values, kept, ranked = zip(*of_run, strict=True)
         found[run_id] = (steps, moments, values, *(tuple(map(bool, of)) for of in (kept, ranked)))
     return found
+
+
+def _listed(run_ids: Sequence[int]) -> str:
+    return ", ".join(map(str, run_ids)) or "0"  # which is no run's
 
 
 class _Unfinished(Exception):

@@ -31,6 +31,7 @@ from ckptdb.catalog.statements import (
     DELETE_RUN,
     GONE_BY_UUID,
     HAS_METRIC,
+    HAS_METRIC_AMONG,
     HAS_METRIC_OF_RUN,
     HISTORY,
     LATEST_STEP,
@@ -38,15 +39,20 @@ from ckptdb.catalog.statements import (
     LIVE,
     LIVE_AT_STEPS,
     METRIC_NAMES,
+    METRIC_NAMES_AMONG,
     METRIC_NAMES_OF_RUN,
     NEWEST,
+    NEWEST_AMONG,
     NEWEST_OF_RUN,
     NEWEST_STEPS,
     OWN_METRICS,
+    OWN_METRICS_AMONG,
     PINNED_GONE,
+    PLACES,
     RESUMED,
     RUN_BY_UUID,
     RUNS,
+    RUNS_AMONG,
     RUNS_AT,
     RUNS_CALLED,
     STEPS_WITHOUT,
@@ -124,9 +130,14 @@ class Catalog:
 
     # --- runs ---------------------------------------------------------------------------
 
-    def runs(self) -> tuple[Seen, ...]:
-        """Return every run, by name."""
-        return tuple(self._seen(row) for row in self._rows(RUNS))
+    def runs(self, *, among: Sequence[int] | None = None) -> tuple[Seen, ...]:
+        """Return every run, or those with certain ids, by name."""
+        statement = RUNS if among is None else RUNS_AMONG
+        return tuple(self._seen(row) for row in self._rows(statement, _given(among=among)))
+
+    def places(self) -> dict[int, Path]:
+        """Return where each run was seen last, by its id."""
+        return {row.id: self._absolute(row.directory) for row in self._rows(PLACES)}
 
     def find_run(self, uuid: str) -> Seen | None:
         """Return the run with that uuid."""
@@ -139,14 +150,15 @@ class Catalog:
         return self._seen(rows[0]) if rows else None
 
     def find_runs_called(self, name: str, directories: Sequence[Path]) -> tuple[Seen, ...]:
-        """Return the runs with that name or in one of at most two directories, by name."""
+        """Return the runs with that name or in one of some directories, by name."""
         stored = [self._paths.stored(directory) for directory in directories]
-        called = {"name": storable(name), "at": stored[0], "below": stored[-1]}
+        called = {"name": storable(name), "places": stored}
         return tuple(self._seen(row) for row in self._rows(RUNS_CALLED, called))
 
-    def own_metrics(self) -> set[tuple[str, Mode]]:
-        """Return the metrics that runs are judged by, with their directions."""
-        rows = self._rows(OWN_METRICS)
+    def own_metrics(self, *, among: Sequence[int] | None = None) -> set[tuple[str, Mode]]:
+        """Return the metrics that runs, all or some, are judged by, with their directions."""
+        statement = OWN_METRICS if among is None else OWN_METRICS_AMONG
+        rows = self._rows(statement, _given(among=among))
         return {(row.metric_name, "max" if row.higher_is_better else "min") for row in rows}
 
     def forget(self, run_id: int) -> None:
@@ -222,11 +234,25 @@ class Catalog:
         return self._number(COUNT_LIVE, {"run_id": run_id}) or 0
 
     def top(
-        self, count: int, metric: str, mode: Mode, *, run_id: int | None = None
+        self,
+        count: int,
+        metric: str,
+        mode: Mode,
+        *,
+        run_id: int | None = None,
+        among: Sequence[int] | None = None,
     ) -> tuple[Checkpoint, ...]:
-        """Return the live checkpoints with the best finite values, best first."""
-        statement = ranking(mode, of_run=run_id is not None)
-        parameters = _given(name=metric, count=count, run_id=run_id)
+        """Return the live checkpoints with the best finite values, best first.
+
+        Args:
+            count: At most so many.
+            metric: What they are ranked by.
+            mode: Its direction.
+            run_id: Only of this run.
+            among: Only of these runs.
+        """
+        statement = ranking(mode, of_run=run_id is not None, among=among is not None)
+        parameters = _given(name=metric, count=count, run_id=run_id, among=among)
         with self.database.read() as connection:
             found = self._load(connection, statement, parameters)
         return tuple(checkpoint for _, checkpoint in found)
@@ -242,23 +268,29 @@ class Catalog:
         return {row_id: found[row_id] for row_id in ids if row_id in found}
 
     def best_of_runs(
-        self, metric: str | None = None, mode: Mode | None = None
+        self,
+        metric: str | None = None,
+        mode: Mode | None = None,
+        *,
+        among: Sequence[int] | None = None,
     ) -> tuple[Checkpoint, ...]:
         """Return the best live checkpoint of each run that has one, by the run's name.
 
         Args:
             metric: None for each run's own; of a run without one the best is the latest.
             mode: None for the direction that each run gives its own metric.
+            among: Only of these runs.
         """
-        statement = best_of_runs(mode, of_metric=metric is not None)
+        statement = best_of_runs(mode, of_metric=metric is not None, among=among is not None)
         with self.database.read() as connection:
-            found = self._load(connection, statement, _given(name=metric))
+            found = self._load(connection, statement, _given(name=metric, among=among))
         return tuple(checkpoint for _, checkpoint in found)
 
     def checkpoints(
         self,
         *,
         run_id: int | None = None,
+        among: Sequence[int] | None = None,
         status: Status | None = None,
         steps: Sequence[int] | None = None,
         limit: int | None = None,
@@ -267,6 +299,7 @@ class Catalog:
 
         Args:
             run_id: Only of this run.
+            among: Only of these runs.
             status: Only with this status.
             steps: Only at these steps.
             limit: At most so many, the newest steps.
@@ -274,10 +307,11 @@ class Catalog:
         statement = listing(
             status,
             of_run=run_id is not None,
+            among=among is not None,
             at_steps=steps is not None,
             limited=limit is not None,
         )
-        parameters = _given(run_id=run_id, steps=steps, count=limit)
+        parameters = _given(run_id=run_id, among=among, steps=steps, count=limit)
         with self.database.read() as connection:
             found = [cp for _, cp in self._load(connection, statement, parameters)]
         order = {"deleted": 0, "tmp": 1, "final": 2}
@@ -286,26 +320,37 @@ class Catalog:
         found.sort(key=lambda cp: (cp.run, cp.run_uuid, cp.step, order[cp.status]))
         return tuple(found)
 
-    def newest(self, count: int, *, run_id: int | None = None) -> tuple[Checkpoint, ...]:
-        """Return a run's trusted checkpoints with the highest steps, or the newest of all runs."""
-        statement = NEWEST if run_id is None else NEWEST_OF_RUN
+    def newest(
+        self, count: int, *, run_id: int | None = None, among: Sequence[int] | None = None
+    ) -> tuple[Checkpoint, ...]:
+        """Return a run's trusted checkpoints with the highest steps, or the newest of runs."""
+        statement = _of(run_id, among, NEWEST_OF_RUN, NEWEST_AMONG, NEWEST)
+        asked = _given(run_id=run_id, among=among, count=count)
         with self.database.read() as connection:
-            found = self._load(connection, statement, _given(run_id=run_id, count=count))
+            found = self._load(connection, statement, asked)
         return tuple(checkpoint for _, checkpoint in found)
 
-    def metric_names(self, run_id: int | None = None) -> tuple[str, ...]:
-        """Return the names of all metrics ever seen, sorted."""
-        statement = METRIC_NAMES if run_id is None else METRIC_NAMES_OF_RUN
-        found = self._rows(statement, _given(run_id=run_id))
+    def metric_names(
+        self, run_id: int | None = None, *, among: Sequence[int] | None = None
+    ) -> tuple[str, ...]:
+        """Return the names of all metrics ever seen, of one run, some or all, sorted."""
+        statement = _of(run_id, among, METRIC_NAMES_OF_RUN, METRIC_NAMES_AMONG, METRIC_NAMES)
+        found = self._rows(statement, _given(run_id=run_id, among=among))
         # A damaged catalog may hold a name of any type.
         return tuple(row.name for row in found if isinstance(row.name, str))
 
-    def find_unknown_metric(self, names: Iterable[str], run_id: int | None = None) -> str | None:
-        """Return the first metric that no checkpoint, of a run or at all, has ever had."""
-        statement = HAS_METRIC if run_id is None else HAS_METRIC_OF_RUN
+    def find_unknown_metric(
+        self,
+        names: Iterable[str],
+        run_id: int | None = None,
+        *,
+        among: Sequence[int] | None = None,
+    ) -> str | None:
+        """Return the first metric that no checkpoint, of one run, some or all, has ever had."""
+        statement = _of(run_id, among, HAS_METRIC_OF_RUN, HAS_METRIC_AMONG, HAS_METRIC)
         for name in names:
-            asked = _given(name=name, run_id=run_id)
-            if not (is_storable(name) and self._number(statement, asked)):
+            asked = _given(name=name, run_id=run_id, among=among)
+            if not (is_storable(name) and self._is_so(statement, asked)):
                 return name
         return None
 
@@ -419,6 +464,11 @@ class Catalog:
         with self.database.read() as connection:
             return connection.execute(statement, parameters).all()
 
+    def _is_so(self, statement: Executable, parameters: Mapping[str, Any]) -> bool:
+        if "among" in parameters:  # which SQLAlchemy writes into the text
+            return bool(self._rows(statement, parameters)[0][0])
+        return bool(self._number(statement, parameters))
+
     def _number(self, statement: Executable, parameters: Mapping[str, Any]) -> int | None:
         found = self._column(statement, parameters)
         return int(found[0]) if found and found[0] is not None else None
@@ -514,6 +564,19 @@ class Catalog:
 
 def _ancestor(row: Row[Any]) -> Ancestor:
     return Ancestor(**{name: getattr(row, name) for name in Ancestor.__slots__})
+
+
+def _of(
+    run_id: int | None,
+    among: Sequence[int] | None,
+    one: Executable,
+    some: Executable,
+    every: Executable,
+) -> Executable:
+    """Return the statement for one run, for some, or for all."""
+    if run_id is not None:
+        return one
+    return every if among is None else some
 
 
 def _given(**parameters: object) -> dict[str, object]:

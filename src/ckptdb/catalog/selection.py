@@ -49,6 +49,7 @@ class Selection:
         tie: What decides among equal values, before the step does. Without it a checkpoint
             comes after those that have it.
         run_id: Only of this run.
+        among: Only of these runs.
         where: Only those for which it holds.
         ever: Deleted ones, too.
         at: What was published and not yet deleted at that moment, by what had been reported.
@@ -57,6 +58,7 @@ class Selection:
     by: By | None
     tie: By | None = None
     run_id: int | None = None
+    among: Sequence[int] | None = None
     where: Condition | None = None
     ever: bool = False
     at: str | None = None
@@ -64,7 +66,7 @@ class Selection:
     @property
     def is_plain(self) -> bool:
         """Whether it demands nothing but a metric."""
-        return self == Selection(by=self.by, run_id=self.run_id)
+        return self == Selection(by=self.by, run_id=self.run_id, among=self.among)
 
     @property
     def is_history(self) -> bool:
@@ -166,6 +168,9 @@ def _known(selection: Selection, dialect: str) -> Subquery:
         of_run = checkpoints.c.run_id
     if selection.run_id is not None:
         found = found.where(of_run == selection.run_id)
+    if selection.among is not None:
+        # In the text: there may be more runs than a statement can have parameters.
+        found = found.where(of_run.in_([literal_column(str(int(i))) for i in selection.among]))
     mentioned = () if selection.where is None else selection.where.metrics
     return found.add_columns(
         checkpoints.c.id.label("checkpoint_id"),

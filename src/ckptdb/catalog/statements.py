@@ -59,6 +59,10 @@ def _any(name: str) -> Any:
     return bindparam(name, expanding=True)
 
 
+# In the text, because there may be more runs than a statement can have parameters.
+_AMONG = bindparam("among", type_=Integer, expanding=True, literal_execute=True)
+
+
 REVISION = select(version.c.version_num)
 
 # --- runs -----------------------------------------------------------------------------------
@@ -67,16 +71,15 @@ RUNS = select(runs).order_by(runs.c.name, runs.c.directory)
 
 RUN_BY_UUID = select(runs).where(runs.c.uuid == bindparam("uuid"))
 
+# Where each run is, without its configuration.
+PLACES = select(runs.c.id, runs.c.directory).order_by(runs.c.id)
+
+RUNS_AMONG = RUNS.where(runs.c.id.in_(_AMONG))
+
 # What a person may call a run, without reading all of them with their configurations.
 RUNS_CALLED = (
     select(runs)
-    .where(
-        or_(
-            runs.c.directory == bindparam("at"),
-            runs.c.directory == bindparam("below"),
-            runs.c.name == bindparam("name"),
-        )
-    )
+    .where(or_(runs.c.directory.in_(_any("places")), runs.c.name == bindparam("name")))
     .order_by(runs.c.name, runs.c.directory)
 )
 
@@ -85,6 +88,8 @@ OWN_METRICS = (
     .where(runs.c.metric_name.is_not(None))
     .distinct()
 )
+
+OWN_METRICS_AMONG = OWN_METRICS.where(runs.c.id.in_(_AMONG))
 
 RUNS_AT = select(runs).where(runs.c.directory == bindparam("at")).order_by(runs.c.id.desc())
 
@@ -103,6 +108,8 @@ COUNTS = select(
 # --- questions ------------------------------------------------------------------------------
 
 _OF_RUN = checkpoints.c.run_id == bindparam("run_id")
+
+_OF_RUNS = checkpoints.c.run_id.in_(_AMONG)
 
 LATEST_STEP = (
     select(checkpoints.c.step)
@@ -165,6 +172,10 @@ METRIC_NAMES_OF_RUN = METRIC_NAMES.where(
     metrics.c.checkpoint_id.in_(select(checkpoints.c.id).where(_OF_RUN))
 )
 
+METRIC_NAMES_AMONG = METRIC_NAMES.where(
+    metrics.c.checkpoint_id.in_(select(checkpoints.c.id).where(_OF_RUNS))
+)
+
 # First where it is found at once, if it is there at all.
 HAS_METRIC = select(
     or_(
@@ -179,6 +190,15 @@ HAS_METRIC_OF_RUN = select(
         exists()
         .where(metrics.c.checkpoint_id == checkpoints.c.id, metrics.c.name == bindparam("name"))
         .where(_OF_RUN),
+    )
+)
+
+HAS_METRIC_AMONG = select(
+    or_(
+        exists().where(metrics.c.run_id.in_(_AMONG), metrics.c.name == bindparam("name"), RANKED),
+        exists()
+        .where(metrics.c.checkpoint_id == checkpoints.c.id, metrics.c.name == bindparam("name"))
+        .where(_OF_RUNS),
     )
 )
 
@@ -253,13 +273,15 @@ _WHOLE = select(
 
 
 @cache
-def ranking(mode: Mode, *, of_run: bool) -> Select[Any]:
-    """Select whole live checkpoints by a metric, best first, of one run or of all."""
+def ranking(mode: Mode, *, of_run: bool = False, among: bool = False) -> Select[Any]:
+    """Select whole live checkpoints by a metric, best first, of one run, of some or of all."""
     ranked = select(metrics.c.checkpoint_id, metrics.c.value, metrics.c.step).where(
         metrics.c.name == bindparam("name"), RANKED
     )
     if of_run:
         ranked = ranked.where(metrics.c.run_id == bindparam("run_id"))
+    if among:
+        ranked = ranked.where(metrics.c.run_id.in_(_AMONG))
     # First the few that are asked for, from the index alone; then their rows.
     best = ranked.order_by(*best_first(metrics, mode)).limit(bindparam("count")).subquery("best")
     return _WHOLE.join(best, best.c.checkpoint_id == checkpoints.c.id).order_by(
@@ -287,7 +309,7 @@ def _directed(value: ColumnElement[Any], mode: Mode) -> ColumnElement[Any]:
 
 
 @cache
-def best_of_runs(mode: Mode | None, *, of_metric: bool) -> Select[Any]:
+def best_of_runs(mode: Mode | None, *, of_metric: bool, among: bool = False) -> Select[Any]:
     """Select whole the best live checkpoint of each run, by the run's name.
 
     By a given metric, or by the run's own; in a given direction, or in the run's own. Of a run
@@ -310,7 +332,8 @@ def best_of_runs(mode: Mode | None, *, of_metric: bool) -> Select[Any]:
     )
     if not of_metric:
         found = case((runs.c.metric_name.is_(None), _LATEST_ID), else_=found)
-    return _WHOLE.where(checkpoints.c.id == found).order_by(runs.c.name, runs.c.directory)
+    best_ones = _WHOLE.where(checkpoints.c.id == found).order_by(runs.c.name, runs.c.directory)
+    return best_ones.where(runs.c.id.in_(_AMONG)) if among else best_ones
 
 
 BY_ID = _WHOLE.where(checkpoints.c.id.in_(_any("ids")))
@@ -332,13 +355,17 @@ BELONGINGS = union_all(
 
 
 @cache
-def listing(status: Status | None, *, of_run: bool, at_steps: bool, limited: bool) -> Select[Any]:
+def listing(
+    status: Status | None, *, of_run: bool, at_steps: bool, limited: bool, among: bool = False
+) -> Select[Any]:
     """Select whole checkpoints, the newest of each run first."""
     found = _WHOLE.order_by(
         runs.c.name, checkpoints.c.run_id, checkpoints.c.step.desc(), checkpoints.c.id.desc()
     )
     if of_run:
         found = found.where(_OF_RUN)
+    if among:
+        found = found.where(_OF_RUNS)
     if status is not None:
         found = found.where(BY_STATUS[status])
     if at_steps:
@@ -347,6 +374,18 @@ def listing(status: Status | None, *, of_run: bool, at_steps: bool, limited: boo
 
 
 NEWEST = _WHOLE.where(TRUSTED).order_by(checkpoints.c.finalized_at.desc()).limit(bindparam("count"))
+
+# First the few that are asked for, then their rows: all of these runs may have to be sorted.
+_NEWEST_IDS = (
+    select(checkpoints.c.id)
+    .where(_OF_RUNS, TRUSTED)
+    .order_by(checkpoints.c.finalized_at.desc())
+    .limit(bindparam("count"))
+)
+
+NEWEST_AMONG = _WHOLE.where(checkpoints.c.id.in_(_NEWEST_IDS)).order_by(
+    checkpoints.c.finalized_at.desc()
+)
 
 NEWEST_OF_RUN = (
     _WHOLE.where(_OF_RUN, TRUSTED).order_by(checkpoints.c.step.desc()).limit(bindparam("count"))

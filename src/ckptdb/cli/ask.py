@@ -18,13 +18,15 @@ from ckptdb.cli.output import (
     print_table,
     short_time,
 )
-from ckptdb.records import Checkpoint, Run, Status
+from ckptdb.records import Checkpoint, Status
 from ckptdb.registry import Registry
 from ckptdb.shown import number
 from ckptdb.units import human_bytes
 
 run_option = click.option(
-    "--run", metavar="RUN", help="Name, path or uuid prefix of a run; default: the one we are in."
+    "--run",
+    metavar="RUN",
+    help="Name, path or uuid prefix of a run, wherever it lies; default: at or below here.",
 )
 mode_option = click.option(
     "--mode", type=click.Choice(["min", "max"]), help="Whether low or high is better."
@@ -60,9 +62,9 @@ def ls(
     *,
     everything: bool,
 ) -> None:
-    """List the runs of a root, or the checkpoints of RUN.
+    """List the runs at or below here, or the checkpoints of RUN.
 
-    Inside a run, its checkpoints; --all and --status list checkpoints of every run.
+    Inside a run, its checkpoints; --all and --status list checkpoints of all these runs.
     """
     with session.open() as registry:
         if run is None and registry.run is None and not everything and status is None:
@@ -129,8 +131,5 @@ def _run_row(row: dict[str, Any], *, common: str | None) -> list[str]:
 
 def metric_of(registry: Registry, found: Sequence[Checkpoint]) -> tuple[str, ...]:
     """Return the one metric that the runs of these checkpoints are judged by, if there is one."""
-    here = {checkpoint.run_uuid for checkpoint in found}
-    runs: list[Run] = [run for run in registry.runs() if run.uuid in here]
-    metrics = {run.metric_name for run in runs}
-    name = metrics.pop() if len(metrics) == 1 else None
+    name = registry.own_metric(found)
     return () if name is None else (name,)

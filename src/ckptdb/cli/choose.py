@@ -58,7 +58,9 @@ def demand_options(command: _Function) -> _Function:
 @metric_option
 @mode_option
 @demand_options
-@click.option("--each", is_flag=True, help="The best of every run, one path a line.")
+@click.option(
+    "--each", is_flag=True, help="The best of each run at or below here, one path a line."
+)
 @output_option("path", "json")
 @click.pass_obj
 def best(session: Session, /, form: str, *, each: bool, **asked: Any) -> None:
@@ -70,7 +72,7 @@ def best(session: Session, /, form: str, *, each: bool, **asked: Any) -> None:
     """
     others = [name for name in ("run", "where", "tie", "ever", "at") if asked[name]]
     if each and others:
-        raise click.UsageError(f"--each is about every run; leave out --{others[0]}.")
+        raise click.UsageError(f"--each is about several runs; leave out --{others[0]}.")
     with session.open() as registry:
         if each:
             _print_each(registry.best_of_runs(asked["metric"], mode=asked["mode"]), form)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 import click
@@ -10,6 +12,7 @@ import click
 from ckptdb import units
 from ckptdb.cli.ask import Session, metric_option, mode_option, run_option
 from ckptdb.cli.output import echo_json, output_option, print_table, say
+from ckptdb.errors import DeletionNotConfirmed
 from ckptdb.records import Mode
 from ckptdb.retention import Policy, Replay
 from ckptdb.units import human_bytes
@@ -79,7 +82,15 @@ def undelete(session: Session, step: int, run: str | None) -> None:
 
 
 @click.command()
-@run_option
+@click.option(
+    "--run",
+    "runs",
+    metavar="RUN",
+    multiple=True,
+    help="Only this one: name, path or uuid prefix; may be repeated. Default: at or below here.",
+)
+@click.option("--all-runs", is_flag=True, help="All runs at or below here, should they be several.")
+@click.option("--yes", is_flag=True, help="Delete in several runs without asking.")
 @click.option("--keep-top-k", type=click.IntRange(0), help="Keep so many of the best.")
 @click.option(
     "--keep-latest",
@@ -117,7 +128,7 @@ def undelete(session: Session, step: int, run: str | None) -> None:
 @click.pass_obj
 def gc(  # noqa: PLR0917  # one parameter an option
     session: Session,
-    run: str | None,
+    runs: tuple[str, ...],
     keep_top_k: int | None,
     keep_latest: int | None,
     save_period: int | None,
@@ -128,11 +139,17 @@ def gc(  # noqa: PLR0917  # one parameter an option
     trash_ttl: float | None,
     form: str,
     *,
+    all_runs: bool,
+    yes: bool,
     dry_run: bool,
     replay: bool,
     empty_trash: bool,
 ) -> None:
     """Remove what crashes left, and what the given limits do not keep.
+
+    Of the run that we are in, or of the one at or below here. Several have to be named, by --run,
+    by --plan or with --all-runs; before anything goes from them a terminal is asked, and a script
+    says --yes.
 
     Without any of them no published checkpoint goes. What one of them keeps stays; the latest
     and pinned ones always do. The best are ranked by the run's own metric, or by --metric with
@@ -152,6 +169,44 @@ def gc(  # noqa: PLR0917  # one parameter an option
       where CONDITION
       at most N GB
     """  # noqa: D301  # the backspace is click's sign for lines that stay as they are
+    policy = _policy(keep_top_k, keep_latest, save_period, rules, metric, mode)
+    if replay and not policy.has_limit:
+        raise click.UsageError("--replay needs rules to replay: --keep RULE.")
+    if all_runs and runs:
+        raise click.UsageError("--all-runs and --run exclude each other.")
+    with session.open() as registry:
+        if replay:
+            _print_replays(registry.replay(policy, run=runs or None), form)
+            return
+        collect = partial(
+            registry.gc,
+            policy,
+            run=runs or None,
+            all_runs=all_runs,
+            trash_ttl_seconds=trash_ttl or 0.0,
+            empty_trash=empty_trash,
+        )
+        if (all_runs or len(runs) > 1) and not (dry_run or plans or yes):
+            plans = _confirmed(collect(dry_run=True))
+        found = collect(dry_run=dry_run, plans=plans or None)
+        _print_plans(found, form)
+        if dry_run and form == "table" and found:
+            ids = " ".join(f"--plan {plan.plan}" for plan in found)
+            say(f"To do exactly this or nothing: {ids}")
+
+
+COMMANDS = (rm, undelete, gc)
+
+
+def _policy(  # noqa: PLR0917  # one parameter an option
+    keep_top_k: int | None,
+    keep_latest: int | None,
+    save_period: int | None,
+    rules: tuple[str, ...],
+    metric: str | None,
+    mode: Mode | None,
+) -> Policy:
+    """Return what the options say, or what is wrong with them."""
     if keep_top_k is None and keep_latest is None and save_period is not None:
         raise click.UsageError("--save-period needs --keep-top-k or --keep-latest.")
     if keep_top_k is None and metric is not None and not rules:
@@ -163,28 +218,25 @@ def gc(  # noqa: PLR0917  # one parameter an option
     if keep_latest is not None and save_period is None:
         # In a training config a missing keep_top_k means all; here nobody has asked for those.
         keep_top_k = keep_top_k or 0
-    policy = Policy(save_period or 1, keep_top_k, keep_latest, metric, mode, rules)
-    if replay and not policy.has_limit:
-        raise click.UsageError("--replay needs rules to replay: --keep RULE.")
-    with session.open() as registry:
-        if replay:
-            _print_replays(registry.replay(policy, run=run), form)
-            return
-        found = registry.gc(
-            policy,
-            run=run,
-            dry_run=dry_run,
-            plans=plans or None,
-            trash_ttl_seconds=trash_ttl or 0.0,
-            empty_trash=empty_trash,
-        )
-        _print_plans(found, form)
-        if dry_run and form == "table" and found:
-            ids = " ".join(f"--plan {plan.plan}" for plan in found)
-            say(f"To do exactly this or nothing: {ids}")
+    return Policy(save_period or 1, keep_top_k, keep_latest, metric, mode, rules)
 
 
-COMMANDS = (rm, undelete, gc)
+def _confirmed(found: Sequence[Collected]) -> tuple[str, ...]:
+    """Return the ids of what would go, once somebody has said yes to it."""
+    if len(found) > 1 and not sys.stdin.isatty():
+        raise DeletionNotConfirmed([plan.directory for plan in found])
+    losing = [plan for plan in found if plan.retention.gone or plan.leftovers]
+    if len(losing) > 1:
+        for plan in losing:
+            say(f"{plan.run} ({plan.directory}): {_counted(plan)}", err=True)
+        click.confirm(f"Delete in these {len(losing)} runs?", abort=True, err=True)
+    return tuple(plan.plan for plan in found)
+
+
+def _counted(plan: Collected) -> str:
+    gone = [f"{len(plan.retention.gone)} checkpoint(s)"] if plan.retention.gone else []
+    left = [f"{len(plan.leftovers)} leftover(s)"] if plan.leftovers else []
+    return f"{' and '.join([*gone, *left])}, {human_bytes(plan.freed_bytes)}"
 
 
 def _print_plans(plans: Sequence[Collected], form: str) -> None:
@@ -192,10 +244,10 @@ def _print_plans(plans: Sequence[Collected], form: str) -> None:
         echo_json([plan.as_dict() for plan in plans])
         return
     for plan in plans:
-        _print_plan(plan)
+        _print_plan(plan, where=f" ({plan.directory})" if len(plans) > 1 else "")
 
 
-def _print_plan(plan: Collected) -> None:
+def _print_plan(plan: Collected, *, where: str) -> None:
     gone = "gone" if plan.applied else "would go"
     rows = [
         [str(d.step), "keep" if d.keep else gone, human_bytes(d.size_bytes), d.reason]
@@ -210,7 +262,7 @@ def _print_plan(plan: Collected) -> None:
     if plan.trash_ttl_seconds and plan.retention.gone:
         hours = plan.trash_ttl_seconds / 3600
         later = f" now, {human_bytes(plan.retention.freed_bytes)} after {units.duration(hours)}"
-    say(f"{plan.run}: {human_bytes(plan.freed_bytes)} {verb}{later}.{_becomes(plan)}")
+    say(f"{plan.run}{where}: {human_bytes(plan.freed_bytes)} {verb}{later}.{_becomes(plan)}")
     if plan.waiting:
         held = human_bytes(sum(left.size_bytes for left in plan.waiting))
         steps = _listed([left.step for left in plan.waiting])

@@ -22,7 +22,9 @@ from ckptdb.errors import (
     CatalogMissing,
     CatalogTooNew,
     CkptdbError,
+    DeletionNotConfirmed,
     RunLocked,
+    RunsNotNamed,
 )
 from ckptdb.registry import Registry
 
@@ -32,6 +34,8 @@ EXIT_CODES: Final[dict[type[CkptdbError], int]] = {
     RunLocked: 11,
     CatalogTooNew: 12,
     CatalogForeign: 12,
+    RunsNotNamed: 2,
+    DeletionNotConfirmed: 2,
 }
 """What an error ends with; every other one ends with 1, wrong usage with 2."""
 

@@ -63,7 +63,7 @@ class Look:
 def plot(
     session: Session, metric: str | None, runs: tuple[str, ...], axis: Axis, mode: Mode | None
 ) -> None:
-    """Draw METRIC over the steps of every run, deleted checkpoints included.
+    """Draw METRIC over the steps of each run at or below here, deleted checkpoints included.
 
     Large dots are the checkpoints that are kept. METRIC is the runs' own one unless it is named.
     """

@@ -81,7 +81,7 @@ def sql(  # noqa: PLR0917  # one parameter an option
     timeout: float,
     form: str,
 ) -> None:
-    """Answer a SELECT over the catalog; it cannot change anything.
+    """Answer a SELECT over the whole catalog, wherever one stands; it cannot change anything.
 
     Without a QUERY on a terminal, a prompt. With "-", or where nobody types, QUERY is read from
     standard input. Paths in the tables are relative to the root; abspath(path) makes them absolute.

@@ -50,7 +50,7 @@ def watch(  # noqa: PLR0917  # one parameter an option
     once: bool,
     only_new: bool,
 ) -> int:
-    """Print the path of each checkpoint of RUN, or of all runs, as it is saved.
+    """Print the path of each checkpoint of RUN, or of the runs at or below here, as it is saved.
 
     One line for each, also for those that are there already. With -o json the whole record is
     one line.

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 from ckptdb.catalog import adhoc
 from ckptdb.catalog.adhoc import Relation
-from ckptdb.errors import InvalidChoice, MetricNotChosen, NoRuns, NothingFinite, UnknownMetric
+from ckptdb.errors import InvalidChoice, MetricNotChosen, NothingFinite, UnknownMetric
 from ckptdb.records import (
     MODES,
     STATUSES,
@@ -25,10 +25,17 @@ class Asking(Tree):
     """Answers from the catalog."""
 
     def runs(self) -> tuple[Run, ...]:
-        """Return every run, by name."""
+        """Return the runs at or below what was opened, by name; of a catalog all of them."""
         self._refresh()
         self._complete()
-        return tuple(seen.run for seen in self._catalog().runs())
+        return tuple(seen.run for seen in self._runs())
+
+    def own_metric(self, found: Iterable[Checkpoint]) -> str | None:
+        """Return the metric that the runs of some checkpoints are judged by, if it is one."""
+        catalog = self._catalog()
+        runs = map(catalog.find_run, {checkpoint.run_uuid for checkpoint in found})
+        metrics = {seen.run.metric_name for seen in runs if seen}
+        return metrics.pop() if len(metrics) == 1 else None
 
     def checkpoints(
         self,
@@ -40,7 +47,7 @@ class Asking(Tree):
         """Return checkpoints by run and step.
 
         Args:
-            run: Name, path or uuid prefix; None for all, or for the run that was opened.
+            run: Name, path or uuid prefix; None for those at or below what was opened.
             status: Only ``tmp``, ``final`` or ``deleted`` ones.
             limit: At most so many, those with the highest steps.
 
@@ -49,9 +56,10 @@ class Asking(Tree):
         """
         if status is not None and status not in STATUSES:
             raise InvalidChoice("status", status, STATUSES)
-        seen = self._find_scope(run)
-        run_id = None if seen is None else seen.id
-        return self._catalog().checkpoints(run_id=run_id, status=status, limit=limit)
+        scope = self._find_scope(run)
+        return self._catalog().checkpoints(
+            run_id=scope.run_id, among=scope.among, status=status, limit=limit
+        )
 
     def get(self, step: int, *, run: PathLike | None = None) -> Checkpoint:
         """Return the checkpoint at a step: the live one, else the last one that was there.
@@ -86,7 +94,7 @@ class Asking(Tree):
 
         Args:
             metric: None for the runs' own, if that is one.
-            runs: Only these; all of them, or the run that was opened, when empty.
+            runs: Only these; those at or below what was opened when empty.
             mode: Its direction where it is not the run's own metric.
 
         Raises:
@@ -99,25 +107,27 @@ class Asking(Tree):
         if mode is not None and mode not in MODES:
             raise InvalidChoice("mode", mode, MODES)
         self._refresh()
-        scopes = list({seen.id: seen for seen in map(self._get_run, runs)}.values())
-        if not scopes and self._run is not None:
-            scopes = [self._get_run(None)]
-        if not scopes:
+        chosen = list({seen.id: seen for seen in map(self._get_run, runs)}.values())
+        if not chosen and self._run is not None:
+            chosen = [self._get_run(None)]
+        if not chosen:
             self._complete()
         catalog = self._catalog()
-        known = scopes or catalog.runs()
+        among = None if chosen else self._find_among()
+        known = chosen or catalog.runs(among=among)
+        if not known:
+            raise self._nothing_here()
         if metric is None:
-            if not known:
-                raise NoRuns(str(self.location))
             own = {seen.run.metric_name for seen in known} - {None}
             if len(own) != 1:
                 raise MetricNotChosen(own)
             metric = str(own.pop())
-        found = adhoc.curves(catalog.database, metric, [seen.id for seen in scopes] or None)
+        ids = [seen.id for seen in chosen] or among
+        found = adhoc.curves(catalog.database, metric, ids)
         if not found:
-            names = catalog.metric_names()
+            names = catalog.metric_names(among=among)
             if metric in names:
-                raise NothingFinite(metric, [seen.run.name for seen in scopes])
+                raise NothingFinite(metric, [seen.run.name for seen in chosen])
             raise UnknownMetric(metric, names)
         return metric, tuple(
             Curve(
@@ -138,7 +148,14 @@ class Asking(Tree):
         limit: int | None = 100_000,
         timeout_seconds: float = 30.0,
     ) -> Rows:
-        """Answer SQL over the catalog, read-only and bounded; ``:name`` stands for a parameter.
+        """Answer SQL over the whole catalog, read-only and bounded.
+
+        Args:
+            sql: ``:name`` stands for a parameter. It sees all runs, wherever the registry was
+                opened; ``runs.directory`` says where each one lies.
+            parameters: Values by name.
+            limit: Rows after which the answer is cut.
+            timeout_seconds: Bounds the whole call.
 
         Raises:
             QueryRefused: It would change something.
@@ -152,8 +169,17 @@ class Asking(Tree):
         return adhoc.query(database, sql, parameters, limit=limit, timeout_seconds=timeout_seconds)
 
     def summary(self) -> Rows:
-        """Return one row per run: counts, bytes on disk, best, latest, last activity."""
-        return self.query(adhoc.SUMMARY, limit=None)
+        """Return one row per run: counts, bytes on disk, best, latest, last activity.
+
+        Raises:
+            NoRunsBelow: No run lies at or below the directory that was opened.
+        """
+        self._refresh()
+        self._complete()
+        among = self._find_among()
+        if among == ():
+            raise self._nothing_here()
+        return adhoc.summary(self._catalog().database, among)
 
     def schema(self) -> tuple[Relation, ...]:
         """Return the tables and views that SQL can name."""

@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 from datetime import datetime
 from pathlib import Path
 
-from ckptdb.catalog.catalog import Seen
 from ckptdb.catalog.conditions import COLUMNS, Condition, parse, written
 from ckptdb.catalog.selection import By, Selection, pareto_front, ranked
 from ckptdb.disk import scan
 from ckptdb.errors import InvalidChoice, UnknownDirection, UnknownMetric, UnknownName
 from ckptdb.moments import moment
 from ckptdb.records import MODES, Checkpoint, Mode, Run
+from ckptdb.registry.scope import Scope
 from ckptdb.registry.tree import PathLike, Tree
 
 
@@ -37,7 +38,7 @@ class Choosing(Tree):
         Args:
             metric: As written in training_info.json; None for the run's own.
             mode: ``"min"`` when lower is better; None when the run says so itself.
-            run: Name, path or uuid prefix; None for all, or for the run that was opened.
+            run: Name, path or uuid prefix; None for those at or below what was opened.
             where: Only those for which this SQL expression holds, over the columns of a
                 checkpoint and its metrics, e.g. ``'kl < 0.1 AND "val:loss" < 0.5'``.
             tie: A second metric and its mode, which decides among equal values.
@@ -54,9 +55,10 @@ class Choosing(Tree):
             InvalidTime: That is no point in time.
             InvalidChoice: The mode is neither.
         """
-        seen = self._find_scope(run)
-        if metric is None and tie is None and seen is not None and seen.run.metric_name is None:
-            asked = self._selection(None, seen, where=where, ever=ever, at=at)
+        scope = self._find_scope(run)
+        one = scope.seen
+        if metric is None and tie is None and one is not None and one.run.metric_name is None:
+            asked = self._selection(None, scope, where=where, ever=ever, at=at)
             found = self._choose(asked, 1)
         else:
             found = self.top(1, metric, mode=mode, run=run, where=where, tie=tie, ever=ever, at=at)
@@ -75,12 +77,12 @@ class Choosing(Tree):
         at: str | datetime | None = None,
     ) -> tuple[Checkpoint, ...]:
         """Return the live checkpoints with the best finite values, best first; see `best`."""
-        seen = self._find_scope(run)
-        by = self._ranking(metric, mode, seen)
-        asked = self._selection(by, seen, where=where, tie=tie, ever=ever, at=at)
+        scope = self._find_scope(run)
+        by = self._ranking(metric, mode, scope)
+        asked = self._selection(by, scope, where=where, tie=tie, ever=ever, at=at)
         found = self._choose(asked, count)
         if not found:
-            self._must_have(by[0], asked.run_id)
+            self._must_have(by[0], scope)
         return found
 
     def pareto(
@@ -104,9 +106,9 @@ class Choosing(Tree):
             run: Only this one.
             where: Only those for which it holds.
         """
-        seen = self._find_scope(run)
-        by = self._ranking(metric, mode, seen)
-        asked = self._selection(by, seen, where=where, tie=against)
+        scope = self._find_scope(run)
+        by = self._ranking(metric, mode, scope)
+        asked = self._selection(by, scope, where=where, tie=against)
         healed, lost = set[Path](), set[int]()
         while True:
             catalog = self._catalog()
@@ -121,15 +123,15 @@ class Choosing(Tree):
                 # Of a run that is not there nothing is recorded as gone: look behind it.
                 lost |= gone.keys()
         if not front:
-            self._must_have(by[0], asked.run_id)
+            self._must_have(by[0], scope)
         return tuple(front.values())
 
     def best_of_runs(
         self, metric: str | None = None, *, mode: Mode | None = None
     ) -> tuple[Checkpoint, ...]:
-        """Return the best checkpoint of each run, by the run's name; see `best`.
+        """Return the best checkpoint of each run at or below what was opened, by the run's name.
 
-        A run without any finite value of the metric has none.
+        A run without any finite value of the metric has none; see `best`.
 
         Args:
             metric: None for each run's own, which may differ.
@@ -143,15 +145,15 @@ class Choosing(Tree):
         if self._run is not None:
             found = self.best(metric, mode=mode)
             return () if found is None else (found,)
-        self._find_scope(None)
+        scope = self._find_scope(None)
         if metric is not None:
-            metric, mode = self._ranking(metric, mode, None)
+            metric, mode = self._ranking(metric, mode, scope)
         elif mode is not None and mode not in MODES:
             raise InvalidChoice("mode", mode, MODES)
         catalog = self._catalog()
-        best = catalog.best_of_runs(metric, mode)
+        best = catalog.best_of_runs(metric, mode, among=scope.among)
         if not best and metric is not None:
-            self._must_have(metric, None)
+            self._must_have(metric, scope)
         here = {cp.run_uuid: cp for cp in best if _is_there(cp)}
         for gone in best:
             if gone.run_uuid not in here:
@@ -159,9 +161,10 @@ class Choosing(Tree):
         return tuple(here[cp.run_uuid] for cp in best if cp.run_uuid in here)
 
     def latest(self, *, run: PathLike | None = None) -> Checkpoint | None:
-        """Return the run's checkpoint with the highest step; of all runs, the newest one."""
-        seen = self._find_scope(run)
-        found = self._choose(Selection(by=None, run_id=None if seen is None else seen.id), 1)
+        """Return the run's checkpoint with the highest step; of several runs, the newest one."""
+        scope = self._find_scope(run)
+        asked = Selection(by=None, run_id=scope.run_id, among=scope.among)
+        found = self._choose(asked, 1)
         return found[0] if found else None
 
     def in_place_of(self, gone: Checkpoint) -> Checkpoint | None:
@@ -176,14 +179,15 @@ class Choosing(Tree):
         found = self._catalog().contents(seen.id, steps=[gone.step], gone=()).values()
         return next((cp for cp in found if _is_there(cp)), None)
 
-    def _ranking(
-        self, metric: str | None, mode: Mode | None, seen: Seen | None
-    ) -> tuple[str, Mode]:
+    def _ranking(self, metric: str | None, mode: Mode | None, scope: Scope) -> tuple[str, Mode]:
         if mode is not None and mode not in MODES:
             raise InvalidChoice("mode", mode, MODES)
         if metric is not None and mode is not None:
             return metric, mode
-        own = self._catalog().own_metrics() if seen is None else _own_metric(seen.run)
+        if scope.seen is None:
+            own = self._catalog().own_metrics(among=scope.among)
+        else:
+            own = _own_metric(scope.seen.run)
         if metric is None:
             named = {name for name, _ in own}
             if len(named) != 1:
@@ -194,40 +198,52 @@ class Choosing(Tree):
         modes = {direction for name, direction in own if name == metric}
         if len(modes) == 1:
             return metric, modes.pop()
-        self._must_have(metric, None if seen is None else seen.id)
+        self._must_have(metric, scope)
         raise UnknownDirection(metric)
 
     def _selection(
         self,
         by: By | None,
-        seen: Seen | None,
+        scope: Scope,
         *,
         where: str | None = None,
         tie: By | None = None,
         ever: bool = False,
         at: str | datetime | None = None,
     ) -> Selection:
-        run_id = None if seen is None else seen.id
         condition = None if where is None else parse(where)
         if condition is not None:
-            self._must_make_sense(condition, run_id)
+            self._must_make_sense(condition, scope)
         if tie is not None:
             metric, mode = tie
             if mode not in MODES:
                 raise InvalidChoice("mode", mode, MODES)
-            self._must_have(metric, run_id)
+            self._must_have(metric, scope)
         then = None if at is None else moment(at, now=time.time())
-        return Selection(by=by, tie=tie, run_id=run_id, where=condition, ever=ever, at=then)
+        return Selection(
+            by=by,
+            tie=tie,
+            run_id=scope.run_id,
+            among=scope.among,
+            where=condition,
+            ever=ever,
+            at=then,
+        )
 
-    def _must_make_sense(self, condition: Condition, run_id: int | None) -> None:
-        unknown = self._catalog().find_unknown_metric(condition.metrics, run_id)
+    def _must_make_sense(self, condition: Condition, scope: Scope) -> None:
+        unknown = self._find_unknown(condition.metrics, scope)
         if unknown is not None:
-            known = map(written, self._catalog().metric_names(run_id))
-            raise UnknownName(condition.text, unknown, COLUMNS, known)
+            raise UnknownName(condition.text, unknown, COLUMNS, map(written, self._names(scope)))
 
-    def _must_have(self, metric: str, run_id: int | None) -> None:
-        if self._catalog().find_unknown_metric([metric], run_id) is not None:
-            raise UnknownMetric(metric, self._catalog().metric_names(run_id))
+    def _must_have(self, metric: str, scope: Scope) -> None:
+        if self._find_unknown([metric], scope) is not None:
+            raise UnknownMetric(metric, self._names(scope))
+
+    def _find_unknown(self, metrics: Sequence[str], scope: Scope) -> str | None:
+        return self._catalog().find_unknown_metric(metrics, scope.run_id, among=scope.among)
+
+    def _names(self, scope: Scope) -> tuple[str, ...]:
+        return self._catalog().metric_names(scope.run_id, among=scope.among)
 
     # --- what is there ------------------------------------------------------------------
 
@@ -278,9 +294,9 @@ class Choosing(Tree):
     def _ask(self, asked: Selection, count: int) -> tuple[Checkpoint, ...]:
         catalog = self._catalog()
         if asked.is_plain and asked.by is None:
-            return catalog.newest(count, run_id=asked.run_id)
+            return catalog.newest(count, run_id=asked.run_id, among=asked.among)
         if asked.is_plain and asked.by is not None:
-            return catalog.top(count, *asked.by, run_id=asked.run_id)
+            return catalog.top(count, *asked.by, run_id=asked.run_id, among=asked.among)
         ids = [one.id for one in ranked(catalog.database, asked, count)]
         found = catalog.chosen(ids).values()
         return tuple(cp if asked.at is None else cp.as_of(asked.at) for cp in found)

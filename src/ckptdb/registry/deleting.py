@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Collection, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 
@@ -17,6 +18,7 @@ from ckptdb.errors import (
     CatalogUnusable,
     PlanChanged,
     RunLocked,
+    RunsNotNamed,
 )
 from ckptdb.reconcile import RunReport, reconcile_run
 from ckptdb.records import Checkpoint, Run
@@ -35,7 +37,8 @@ class Deleting(Tree):
         self,
         policy: Policy = _NO_LIMIT,
         *,
-        run: PathLike | None = None,
+        run: PathLike | Sequence[PathLike] | None = None,
+        all_runs: bool = False,
         dry_run: bool = False,
         plans: Collection[str] | None = None,
         trash_ttl_seconds: float = 0.0,
@@ -46,22 +49,27 @@ class Deleting(Tree):
         Args:
             policy: Without limits only leftovers are removed. Its metric may be None for
                 the run's own.
-            run: Name, path or uuid prefix; None for all, or for the run that was opened.
-            dry_run: Only say what would go.
+            run: Name, path or uuid prefix, or several of them; None for those at or below what
+                was opened.
+            all_runs: That all of these are meant, should they be several.
+            dry_run: Only say what would go; that may be asked of several without naming them.
             plans: What `Collected.plan` said before; anything else is not done.
             trash_ttl_seconds: How long what goes can be undeleted.
             empty_trash: Also remove what can still be undeleted.
 
         Raises:
+            RunsNotNamed: Several are there, and neither are they named, nor is there a plan or
+                ``all_runs``. Nothing goes.
             PlanChanged: Something else would go. Nothing goes.
             UnknownDirection: The best are to be kept, and a run has no metric. Nothing goes.
             UnknownMetric: The best are to be kept, and no checkpoint of a run has the metric.
         """
         with self._deciding(run):
-            scope = self._find_scope(run)
-            found = [scope] if scope else list(self._catalog().runs())
+            found = self._find_meant(run)
+            if run is None and len(found) > 1 and not (all_runs or dry_run or plans is not None):
+                raise RunsNotNamed([seen.run.directory for seen in found])
             # All of them are judged before anything goes.
-            judged = [self._judge(seen, policy, dry_run=dry_run) for seen in found if _exists(seen)]
+            judged = [self._judge(seen, policy, dry_run=dry_run) for seen in found]
 
             def collect(run: Run, judged: Plan, *, dry_run: bool) -> Collected:
                 publisher = Publisher(run.directory, trash_ttl_seconds=trash_ttl_seconds)
@@ -76,21 +84,22 @@ class Deleting(Tree):
                 self._follow(one.directory for one in collected if one.decisions or one.leftovers)
             return collected
 
-    def replay(self, policy: Policy, *, run: PathLike | None = None) -> tuple[Replay, ...]:
+    def replay(
+        self, policy: Policy, *, run: PathLike | Sequence[PathLike] | None = None
+    ) -> tuple[Replay, ...]:
         """Say what a policy would have made of runs, had it been theirs from the beginning.
 
         Args:
             policy: Its metric may be None for the run's own.
-            run: Name, path or uuid prefix; None for all, or for the run that was opened.
+            run: Name, path or uuid prefix, or several of them; None for those at or below what
+                was opened.
 
         Raises:
             UnknownDirection: The best are to be kept, and a run has no metric.
             UnknownMetric: No checkpoint of a run has ever had the metric.
         """
         with self._deciding(run):
-            scope = self._find_scope(run)
-            found = [scope] if scope else list(self._catalog().runs())
-            exact = (self._exact(seen, dry_run=True) for seen in found if _exists(seen))
+            exact = (self._exact(seen, dry_run=True) for seen in self._find_meant(run))
             return tuple(upkeep.replay(catalog, seen, policy) for catalog, seen, _ in exact)
 
     def remove(
@@ -144,6 +153,15 @@ class Deleting(Tree):
             self._follow([seen.run.directory])
         return found
 
+    def _find_meant(self, run: PathLike | Sequence[PathLike] | None) -> list[Seen]:
+        """Return the runs that are named, or those at or below what was opened, that are there."""
+        if run is not None and not isinstance(run, str | os.PathLike):
+            named = {seen.id: seen for seen in map(self._get_run, run)}
+            return [seen for seen in named.values() if _exists(seen)]
+        scope = self._find_scope(run)
+        found = [scope.seen] if scope.seen else self._catalog().runs(among=scope.among)
+        return [seen for seen in found if _exists(seen)]
+
     def _judge(self, seen: Seen, policy: Policy, *, dry_run: bool) -> tuple[Run, Plan]:
         catalog, seen, report = self._exact(seen, dry_run=dry_run)
         if report is not None and report.blocked:
@@ -151,7 +169,7 @@ class Deleting(Tree):
         return seen.run, upkeep.judge(catalog, seen, policy)
 
     @contextmanager
-    def _deciding(self, run: PathLike | None) -> Iterator[None]:
+    def _deciding(self, run: PathLike | Sequence[PathLike] | None) -> Iterator[None]:
         """Let a deletion be decided by the files when there is no catalog to decide it by."""
         try:
             self._catalog().runs()

@@ -97,8 +97,8 @@ class Indexing(Tree):
         root becomes one, as by `init`, and runs that were roots of their own become part of it.
 
         Args:
-            path: A run or a tree; None for all of the root, or the run that was opened. What
-                lies in another root is compared with the catalog of that one.
+            path: A run or a tree; None for what was opened. What lies in another root is compared
+                with the catalog of that one.
             dry_run: Only say what would be done.
             full: Read everything again and compare every file with its manifest.
             on_run: Called before each run.
@@ -134,7 +134,7 @@ class Indexing(Tree):
         catalog may only be read, all that is to be known comes from the files.
 
         Args:
-            run: Name, path or uuid prefix; None for all, or for the run that was opened.
+            run: Name, path or uuid prefix; None for those at or below what was opened.
             depth: ``"contents"`` reads the files that have checksums, ``"sizes"`` none.
             max_seconds: When to stop; the next time goes on with what was verified longest ago.
             on_checkpoint: Called after each checkpoint.
@@ -147,7 +147,7 @@ class Indexing(Tree):
         scope = self._find_scope(run)
         look = partial(
             self._verify,
-            [scope] if scope else self._catalog().runs(),
+            [scope.seen] if scope.seen else self._catalog().runs(among=scope.among),
             depth=depth,
             max_seconds=max_seconds,
             on_checkpoint=on_checkpoint or (lambda: None),
@@ -322,7 +322,7 @@ class Indexing(Tree):
             if not top.is_dir():
                 raise DirectoryMissing(top)
             return enclosing_run(top) or top
-        top_here = self._run or self.location.base or self._directory
+        top_here = self.directory or self.location.base
         if top_here is None:
             raise UnknownRun(str(self.location), ())
         return top_here

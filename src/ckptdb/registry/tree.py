@@ -21,15 +21,15 @@ from ckptdb.errors import (
     CatalogMissing,
     DirectoryMissing,
     NoRuns,
+    NoRunsBelow,
     RunLocked,
     UnknownCheckpoint,
     UnknownRun,
 )
 from ckptdb.index import find_location
 from ckptdb.reconcile import RunReport, reconcile_run
-from ckptdb.records import (
-    Checkpoint,
-)
+from ckptdb.records import Checkpoint
+from ckptdb.registry.scope import Below, Scope
 
 PathLike = str | os.PathLike[str]
 _SHORTEST_UUID_PREFIX = 4
@@ -43,13 +43,20 @@ class Tree:
     """A root, a run or a catalog, and the catalog that answers for it."""
 
     def __init__(
-        self, location: Location, directory: Path | None, run: Path | None, *, chosen: bool = False
+        self,
+        location: Location,
+        directory: Path | None,
+        run: Path | None,
+        *,
+        chosen: bool = False,
+        whole: bool = False,
     ) -> None:
         """Use `Registry.open`."""
         self.location = location
         self._directory = directory
         self._run = run
         self._chosen = chosen
+        self._whole = whole
         self._doubted = False
         self._opened: Catalog | None = None
         self._copied: _File = None
@@ -58,6 +65,9 @@ class Tree:
     @classmethod
     def open(cls, location: PathLike = ".", *, catalog: PathLike | None = None) -> Self:
         """Open a root, a run, anything inside them, a catalog file or a database URL.
+
+        What names no run is about those at or below the directory that was opened; inside a run
+        about that one, and of a catalog about all of its runs.
 
         Args:
             location: What to look at.
@@ -69,13 +79,14 @@ class Tree:
         """
         name = os.fspath(location)
         if "://" in name:
-            return cls(locate(name), None, None, chosen=True)
+            return cls(locate(name), None, None, chosen=True, whole=True)
         path = Path(os.path.abspath(name))
         if path.is_file():
             found = locate(path)
-            return cls(found, found.base, None, chosen=True)
+            return cls(found, found.base, None, chosen=True, whole=True)
         if not path.is_dir():
             raise DirectoryMissing(path)
+        path = _behind_links(path)
         choice = catalog or os.environ.get("CKPTDB_CATALOG")
         run = enclosing_run(path)
         found = find_location(run or path, choice)
@@ -85,6 +96,11 @@ class Tree:
     def run(self) -> Path | None:
         """The run that was opened; None for a root or a catalog."""
         return self._run
+
+    @property
+    def directory(self) -> Path | None:
+        """The directory whose runs are meant where none is named; None for all of a catalog."""
+        return None if self._whole else self._run or self._directory
 
     def close(self) -> None:
         """Close the catalog; the next call opens it again."""
@@ -161,21 +177,41 @@ class Tree:
 
     # --- which run -----------------------------------------------------------------------
 
-    def _find_scope(self, run: PathLike | None) -> Seen | None:
-        """Return the run that a question is about, compared with its directory; None for all."""
+    def _find_scope(self, run: PathLike | None) -> Scope:
+        """Return what a question is about; a single run is compared with its directory.
+
+        Raises:
+            NoRunsBelow: No run lies at or below the directory that was opened.
+        """
         self._refresh()
-        if run is None and self._run is None:
-            self._complete()
+        if run is not None or self._run is not None:
+            return Scope(self._get_run(run))
+        self._complete()
+        among = self._find_among()
+        if among == ():
+            raise self._nothing_here()
+        return Scope(among=among)
+
+    def _find_among(self) -> tuple[int, ...] | None:
+        """Return which runs lie at or below what was opened; None for all of the catalog."""
+        top = self.directory
+        if top is None or top == self.location.base:
             return None
-        return self._get_run(run)
+        return Below(top).find(self._catalog().places())
+
+    def _runs(self) -> tuple[Seen, ...]:
+        """Return the runs at or below what was opened, by name."""
+        return self._catalog().runs(among=self._find_among())
+
+    def _nothing_here(self) -> NoRuns:
+        top = self.directory
+        if top is None or top == self.location.base:
+            return NoRuns(str(self.location))
+        return NoRunsBelow(top, str(self.location), indexed=not any(scan.find_runs(top)))
 
     def _get_run(self, run: PathLike | None) -> Seen:
         if run is None and self._run is not None:
-            settled = self._find_settled(self._run)
-            if settled is not None:
-                return settled
-            self._heal(self._run)
-            seen = self._catalog().find_run_at(self._run)
+            seen = self._find_at(self._run)
             if seen is None:
                 raise UnknownRun(str(self._run), [s.run.name for s in self._catalog().runs()])
             return seen
@@ -196,18 +232,11 @@ class Tree:
     def _match(self, run: PathLike | None) -> Seen:
         self._complete()
         if run is None:
-            known = self._catalog().runs()
-            if not known:
-                raise NoRuns(str(self.location))
-            if len(known) == 1:
-                return known[0]
-            raise AmbiguousRun(None, [str(seen.run.directory) for seen in known])
+            return self._match_here()
         name = os.fspath(run)
-        paths = [Path(os.path.abspath(name))]
-        if self.location.base is not None:
-            paths.append(Path(os.path.abspath(self.location.base / name)))
-        called = self._catalog().find_runs_called(name, paths)
-        found = _only(name, [seen for seen in called if seen.run.directory in paths])
+        places = self._places(name)
+        called = self._catalog().find_runs_called(name, places)
+        found = _only(name, [seen for seen in called if seen.run.directory in places])
         found = found or _only(name, called)
         if found is None:
             known = self._catalog().runs()
@@ -215,6 +244,20 @@ class Tree:
         if found is None:
             raise UnknownRun(name, [seen.run.name for seen in known])
         return found
+
+    def _match_here(self) -> Seen:
+        known = self._runs()
+        if not known:
+            raise self._nothing_here()
+        if len(known) > 1:
+            raise AmbiguousRun(None, [str(seen.run.directory) for seen in known])
+        return known[0]
+
+    def _places(self, name: str) -> list[Path]:
+        """Return the directories that a name may mean: below what was opened first."""
+        tops = (self.directory, Path.cwd(), self.location.base)
+        found = (Path(os.path.abspath(top / name)) for top in tops if top is not None)
+        return list(dict.fromkeys(found))
 
     # --- staying true --------------------------------------------------------------------
 
@@ -341,6 +384,14 @@ class Tree:
             f"`ckptdb --catalog {self.location} reconcile {top}` adds them."
         )
 
+    def _find_at(self, directory: Path) -> Seen | None:
+        """Return the run in a directory, brought up to date as far as that is possible."""
+        settled = self._find_settled(directory)
+        if settled is not None:
+            return settled
+        self._heal(directory)
+        return self._catalog().find_run_at(directory)
+
     def _find_settled(self, directory: Path) -> Seen | None:
         """Return the run in a directory that is surely as it was when it was last indexed."""
         seen, stamp = self._catalog().find_run_at(directory), scan.find_stamp(directory)
@@ -368,6 +419,15 @@ class Tree:
             with suppress(OSError):
                 run = identity.identify(directory).run
                 unindexed.note(self.location.base, directory, run.uuid)
+
+
+def _behind_links(path: Path) -> Path:
+    """Return a directory as the root names it that it is in, should links lead there."""
+    if identity.find_root(path) is None and not scan.is_run(path):
+        real = Path(os.path.realpath(path))
+        if real != path and identity.find_root(real) is not None:
+            return real
+    return path
 
 
 def enclosing_run(path: Path) -> Path | None:

@@ -70,7 +70,7 @@ class Watching(Tree):
         dies, somebody else gets it.
 
         Args:
-            run: Name, path or uuid prefix; None for the run that was opened, or for all, those
+            run: Name, path or uuid prefix; None for those at or below what was opened, those
                 that begin later included.
             lease: Name of the evaluation, e.g. ``"mmlu"``.
             lease_seconds: After how long without a sign of life a lease ends whose holder is on
@@ -101,7 +101,7 @@ class Watching(Tree):
         one = self._run if run is None else self._match(run).run.directory
         if one is not None:
             return lambda: (one,)
-        top = self._directory if self._chosen else self.location.base or self._directory
+        top = self._directory if self._whole else self.directory
         if top is None:
             return self._find_known
         known: set[Path] = set()
@@ -117,7 +117,7 @@ class Watching(Tree):
         return lambda: sorted(known.union(runs.find()))
 
     def _find_known(self) -> list[Path]:
-        return [seen.run.directory for seen in self._catalog().runs()]
+        return [seen.run.directory for seen in self._runs()]
 
 
 class _Answers:

@@ -39,7 +39,7 @@ def catch_up(registry: Registry) -> None:
 
 
 def take_snapshot(registry: Registry, *, now: float | None = None) -> Snapshot:
-    """Read what the page shows: of the run that was opened, or of all. Changes nothing.
+    """Read what the page shows: the runs at or below what was opened. Changes nothing.
 
     Args:
         registry: What to look at.
@@ -49,7 +49,7 @@ def take_snapshot(registry: Registry, *, now: float | None = None) -> Snapshot:
     everything = [row for rows in found.rows.values() for row in rows]
     every, saves = _saves(everything)
     return Snapshot(
-        where=str(registry.run or registry.location.base or registry.location),
+        where=str(registry.directory or registry.location.base or registry.location),
         made_at=utc(time.time() if now is None else now),
         runs=found.shown(),
         metric=found.metric,
@@ -127,7 +127,7 @@ class _Reading:
     def __init__(self, registry: Registry) -> None:
         self._registry = registry
         self._ids = ""
-        here = [r for r in registry.runs() if registry.run in (None, r.directory)]
+        here = registry.runs()
         self._runs = {run.uuid: run for run in here}
         self._summary = {row[0]: row for row in self._ask(_SUMMARY) if row[1] in self._runs}
         self._ids = ", ".join(str(int(run_id)) for run_id in self._summary) or "0"

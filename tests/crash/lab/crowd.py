@@ -218,7 +218,7 @@ def _settled(root: Path) -> Iterator[history.Violation]:
 def _rebuilt(root: Path) -> Iterator[history.Violation]:
     """Empty the trash, then delete the catalog and build it anew."""
     with Registry.open(root) as registry:
-        registry.gc()
+        registry.gc(all_runs=True)
         registry.reconcile()
     # One that died before it could say who it was may belong to a living process elsewhere.
     left = [str(p.relative_to(root)) for p in root.glob("*/*_step_*") if (p / names.WRITER).exists()
