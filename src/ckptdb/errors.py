@@ -7,8 +7,10 @@ Each class takes facts and writes one sentence: what happened, where, what to do
 from __future__ import annotations
 
 import errno
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from ckptdb.units import human_bytes
 
@@ -292,6 +294,90 @@ class PlanChanged(CkptdbError):
             f"What would go from {named} is not what was planned: something has changed since. "
             "Nothing went; look at a new plan (`--dry-run`, `plan_retention()`) and decide again."
         )
+
+
+@dataclass(frozen=True, slots=True)
+class NotDeleted:
+    """What was to be deleted and was not, or not wholly.
+
+    Attributes:
+        run: Its directory.
+        step: The checkpoint's; None when something went wrong for the run as a whole.
+        error: Why.
+        left: Where bytes of it are left, though it counts as deleted; None when it is untouched.
+    """
+
+    run: Path
+    step: int | None
+    error: Exception
+    left: Path | None = None
+
+    @property
+    def cause(self) -> str:
+        """The error in words, without what kind of error it is."""
+        name, why = getattr(self.error, "filename", None), getattr(self.error, "strerror", None)
+        return f"{name}: {why}" if name and why else str(why or self.error)
+
+    def as_dict(self) -> dict[str, object]:
+        """Return it for JSON."""
+        left = None if self.left is None else str(self.left)
+        return {"step": self.step, "cause": self.cause, "left": left}
+
+
+class DeletionIncomplete(CkptdbError, OSError):
+    """Of what was to be deleted, something was not, or not wholly; the message says what.
+
+    Attributes:
+        gone: By run, the steps that are out of sight, those with bytes left included.
+        failed: What is not gone, or not wholly.
+        done: What would have been returned, had nothing failed.
+    """
+
+    def __init__(
+        self,
+        gone: Mapping[Path, Sequence[int]],
+        failed: Sequence[NotDeleted],
+        done: Any = None,
+    ) -> None:
+        self.gone = {run: tuple(steps) for run, steps in gone.items() if steps}
+        self.failed = tuple(failed)
+        self.done = done
+        head = "Not everything was deleted" if self.is_partial else "Nothing was deleted"
+        runs = dict.fromkeys((*self.gone, *(one.run for one in self.failed)))
+        message = f"{head}. " + " ".join(f"{run}: {self._describe(run)}." for run in runs)
+        if any(one.left for one in self.failed):
+            message += " When that is mended, `ckptdb gc` removes what is left."
+        super().__init__(message)
+        self.errno = next((e.errno for e in self._errors if e.errno), None)
+
+    @property
+    def is_partial(self) -> bool:
+        """Whether anything is out of sight."""
+        return bool(self.gone) or any(one.left for one in self.failed)
+
+    @property
+    def _errors(self) -> list[OSError]:
+        return [one.error for one in self.failed if isinstance(one.error, OSError)]
+
+    def _describe(self, run: Path) -> str:
+        failed = [one for one in self.failed if one.run == run]
+        left = {one.step: one.left for one in failed if one.left is not None}
+        untouched = [one.step for one in failed if one.left is None and one.step is not None]
+        parts = [_of_steps([s for s in self.gone.get(run, ()) if s not in left], "gone")]
+        if left:
+            where = ", ".join(str(path) for path in left.values())
+            parts.append(f"{_of_steps(list(left), 'out of sight')}, with bytes left in {where}")
+        parts.append(_of_steps(untouched, "untouched"))
+        causes = "; ".join(dict.fromkeys(one.cause for one in failed))
+        told = "; ".join(part for part in parts if part)
+        return f"{told} ({causes})" if told and causes else told or causes
+
+
+def _of_steps(steps: Sequence[int | None], are: str) -> str:
+    if not steps:
+        return ""
+    named = ", ".join(map(str, steps))
+    return f"step {named} is {are}" if len(steps) == 1 else f"steps {named} are {are}"
 
 
 class NotUndeleted(CkptdbError):

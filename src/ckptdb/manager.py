@@ -31,7 +31,13 @@ from ckptdb.disk import info, names, scan, space
 from ckptdb.disk.lease import Lease
 from ckptdb.disk.publish import Publisher
 from ckptdb.disk.retiring import Doomed
-from ckptdb.errors import CkptdbError, NoCheckpointHere, PlanChanged, UnreadableInfo
+from ckptdb.errors import (
+    CkptdbError,
+    DeletionIncomplete,
+    NoCheckpointHere,
+    PlanChanged,
+    UnreadableInfo,
+)
 from ckptdb.hooks import Teller
 from ckptdb.index import RunIndex, find_location
 from ckptdb.recent import RecentSaves, Save, find_recorded
@@ -589,12 +595,18 @@ class CheckpointManager:
     def _retire(self, doomed: Sequence[Doomed]) -> None:
         if not doomed:
             return
-        retired = self._publisher.retire(doomed)
+        failure: DeletionIncomplete | None = None
+        try:
+            retired = self._publisher.retire(doomed)
+        except DeletionIncomplete as error:
+            failure, retired = error, error.done
         for checkpoint in retired.gone:
             _logger.info("retired %s: %s", checkpoint.path, checkpoint.deleted_reason)
         self._index.tell(retired.gone, retired.span, config_step=self._config_step)
         self._hooks.deleted(retired.gone)
         self._background.submit(self._empty_trash)
+        if failure is not None:
+            raise failure
 
     def _warn_of_unknown_metrics(self, policy: Policy) -> None:
         if self._looked_for.issuperset(policy.named):
@@ -653,6 +665,9 @@ class CheckpointManager:
             self._publisher.empty_trash(everything=everything)
         except OSError as error:
             self._report("prune", self._directory, error)
+            if isinstance(error, DeletionIncomplete):
+                caller.warn(f"Failed to prune old checkpoints: {error}")
+                return
             caller.warn(
                 f"Failed to prune old checkpoints: {error!r}. They are out of sight in "
                 f"{self._directory}/.ckptdb/trash; `ckptdb gc` tries again."

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
-from contextlib import suppress
+from collections.abc import Collection, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -14,7 +14,9 @@ from ckptdb.disk import claims, identity, journal, manifest, scan
 from ckptdb.disk.publish import Publisher
 from ckptdb.disk.retiring import Doomed
 from ckptdb.errors import (
+    DeletionIncomplete,
     LeasedCheckpoint,
+    NotDeleted,
     PinnedCheckpoint,
     UnknownCheckpoint,
     UnknownDirection,
@@ -54,6 +56,7 @@ class Collected:
         leftovers: Unfinished saves and bytes that were retired before.
         waiting: What was deleted before, can be undeleted, and takes its bytes until then.
         trash_ttl_seconds: For how long that is so of what goes now.
+        failed: What was to go and did not, or has bytes left.
     """
 
     run: str
@@ -63,6 +66,7 @@ class Collected:
     applied: bool
     waiting: tuple[Leftover, ...] = ()
     trash_ttl_seconds: float = 0.0
+    failed: tuple[NotDeleted, ...] = ()
 
     @property
     def decisions(self) -> tuple[Decision, ...]:
@@ -72,8 +76,17 @@ class Collected:
     @property
     def freed_bytes(self) -> int:
         """Sum of what is on the disk no more."""
-        now = 0 if self.trash_ttl_seconds else self.retention.freed_bytes
-        return now + sum(left.size_bytes for left in self.leftovers)
+        # What is left of it, nobody has counted.
+        steps = {one.step for one in self.failed if one.left is not None}
+        paths = {one.left for one in self.failed}
+        gone = () if self.trash_ttl_seconds else self.retention.gone
+        now = sum(decision.size_bytes or 0 for decision in gone if decision.step not in steps)
+        return now + sum(left.size_bytes for left in self.leftovers if left.path not in paths)
+
+    @property
+    def went(self) -> tuple[int, ...]:
+        """Steps of the checkpoints that are out of sight now."""
+        return tuple(decision.step for decision in self.retention.gone) if self.applied else ()
 
     @property
     def plan(self) -> str:
@@ -106,6 +119,7 @@ class Collected:
             ],
             "leftovers": [left.as_dict() for left in self.leftovers],
             "waiting": [left.as_dict() for left in self.waiting],
+            "failed": [one.as_dict() for one in self.failed],
         }
 
 
@@ -223,7 +237,10 @@ def collect(
     pinned = journal.Pins(identity.hidden(publisher.directory)).find()
     unfinished = [tmp for tmp in observed.tmps.values() if tmp.abandoned]
     kept = pinned | observed.leased
-    trash = [left for left in scan.list_trash(publisher.directory) if left.uuid not in kept]
+    # What could not be moved into the trash is being deleted where it stands.
+    in_place = [left for left in observed.trash if left.path.parent == publisher.directory]
+    listed = (*scan.list_trash(publisher.directory), *in_place)
+    trash = [left for left in listed if left.uuid not in kept]
     retired = [left for left in trash if empty_trash or left in observed.trash]
     waiting = tuple(
         _leftover(left.path, left.step, "can be undeleted") for left in trash if left not in retired
@@ -233,17 +250,23 @@ def collect(
           for tmp in unfinished),
         *(_leftover(left.path, left.step, "retired") for left in retired),
     )  # fmt: skip
+    attempt = _Attempt(publisher)
     if not dry_run:
         _make_space(publisher)
+        for left in in_place:
+            with attempt.at(left.step, left.path):
+                publisher.finish_deletion(left)
         for tmp in unfinished:
             # Meanwhile somebody may have begun to save that step anew.
-            publisher.discard(
-                tmp.checkpoint.path,
-                reason="discarded: left unfinished, removed by gc",
-                uuid=tmp.checkpoint.uuid,
-            )
-        judged = _retire(publisher, judged)
-        publisher.empty_trash(everything=empty_trash)
+            with attempt.at(tmp.checkpoint.step, tmp.checkpoint.path):
+                publisher.discard(
+                    tmp.checkpoint.path,
+                    reason="discarded: left unfinished, removed by gc",
+                    uuid=tmp.checkpoint.uuid,
+                )
+        judged = attempt.retire(judged)
+        with attempt.at():
+            publisher.empty_trash(everything=empty_trash)
     return Collected(
         run.name,
         publisher.directory,
@@ -252,6 +275,7 @@ def collect(
         not dry_run,
         waiting,
         publisher.trash_ttl_seconds,
+        tuple(attempt.failed),
     )
 
 
@@ -272,10 +296,12 @@ def remove(
         force: Also what is pinned or leased by now.
         dry_run: Only say what would go.
     """
+    attempt = _Attempt(publisher)
     if not dry_run:
         _make_space(publisher)
-        chosen = _retire(publisher, chosen, force=force, by_hand=True)
-        publisher.empty_trash()
+        chosen = attempt.retire(chosen, force=force, by_hand=True)
+        with attempt.at():
+            publisher.empty_trash()
     return Collected(
         run.name,
         publisher.directory,
@@ -283,6 +309,7 @@ def remove(
         (),
         not dry_run,
         trash_ttl_seconds=publisher.trash_ttl_seconds,
+        failed=tuple(attempt.failed),
     )
 
 
@@ -292,21 +319,48 @@ def _make_space(publisher: Publisher) -> None:
         publisher.empty_trash()
 
 
-def _retire(
-    publisher: Publisher, planned: Plan, *, force: bool = False, by_hand: bool = False
-) -> Plan:
-    """Retire what is to go; return what became of each."""
-    doomed = [Doomed(d.step, d.uuid, d.reason, force, by_hand) for d in planned.gone]
-    gone = {cp.uuid for cp in publisher.retire(doomed).gone} if doomed else set()
-    if gone.issuperset(doom.uuid for doom in doomed):
-        return planned
-    decisions = tuple(
-        decision
-        if decision.keep or decision.uuid in gone
-        else replace(decision, keep=True, reason=_MEANWHILE)
-        for decision in planned.decisions
-    )
-    return replace(planned, decisions=decisions, after=None)
+class _Attempt:
+    """Carries out what is to go from a run, whatever fails in between.
+
+    Attributes:
+        failed: What did not go, or has bytes left.
+    """
+
+    def __init__(self, publisher: Publisher) -> None:
+        self._publisher = publisher
+        self.failed: list[NotDeleted] = []
+
+    @contextmanager
+    def at(self, step: int | None = None, left: Path | None = None) -> Iterator[None]:
+        """Take down what fails; ``left`` is what was to be removed."""
+        try:
+            yield
+        except DeletionIncomplete as error:
+            self.failed += error.failed
+        except OSError as error:
+            self.failed.append(NotDeleted(self._publisher.directory, step, error, left))
+
+    def retire(self, planned: Plan, *, force: bool = False, by_hand: bool = False) -> Plan:
+        """Retire what is to go; return what became of each."""
+        doomed = [Doomed(d.step, d.uuid, d.reason, force, by_hand) for d in planned.gone]
+        if not doomed:
+            return planned
+        try:
+            retired = self._publisher.retire(doomed, checked=True)
+        except DeletionIncomplete as error:
+            self.failed += error.failed
+            retired = error.done
+        gone = {cp.uuid for cp in retired.gone}
+        if gone.issuperset(doom.uuid for doom in doomed):
+            return planned
+        why = {one.step: f"not deleted: {one.cause}" for one in self.failed if one.left is None}
+        decisions = tuple(
+            decision
+            if decision.keep or decision.uuid in gone
+            else replace(decision, keep=True, reason=why.get(decision.step, _MEANWHILE))
+            for decision in planned.decisions
+        )
+        return replace(planned, decisions=decisions, after=None)
 
 
 def _standing(standing: Standing | None) -> dict[str, Any] | None:

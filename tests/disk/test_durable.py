@@ -208,7 +208,7 @@ def test_the_call_is_looked_up_without_trust(monkeypatch, error):
         raise error
 
     monkeypatch.setattr(durable.ctypes, "CDLL", refuse)
-    assert durable._load_renameat2() is None
+    assert durable._load("renameat2") is None
 
 
 def test_names_that_are_no_text_are_renamed(tmp_path: Path, renaming):

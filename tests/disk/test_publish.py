@@ -23,7 +23,14 @@ from ckptdb.disk.manifest import Compared
 from ckptdb.disk.publish import Publisher
 from ckptdb.disk.retiring import Doomed
 from ckptdb.disk.scan import Leftover
-from ckptdb.errors import NoCheckpointHere, RunLocked, SaveFailed, StepInUse, StepTaken
+from ckptdb.errors import (
+    DeletionIncomplete,
+    NoCheckpointHere,
+    RunLocked,
+    SaveFailed,
+    StepInUse,
+    StepTaken,
+)
 from ckptdb.reconcile import reconcile_run
 
 NOW = 1_795_363_284.0
@@ -696,7 +703,7 @@ def test_one_that_will_not_go_keeps_no_other(publisher, monkeypatch):
 
     with monkeypatch.context() as patch:
         patch.setattr(durable, "rename_new", fail)
-        with pytest.raises(PermissionError):
+        with pytest.raises(DeletionIncomplete, match="Permission denied"):
             publisher.retire([Doomed(cp.step, cp.uuid, "old") for cp in (one, two, three)])
     assert listing(publisher) == ["step_2"]
     assert trash(publisher) == [f"step_1.{one.uuid}", f"step_3.{three.uuid}"]
@@ -790,7 +797,7 @@ def test_a_trash_that_takes_no_more_is_an_error(publisher, monkeypatch):
         raise FileExistsError(errno.EEXIST, "File exists")
 
     monkeypatch.setattr(durable, "rename_new", fail)
-    with pytest.raises(FileExistsError):
+    with pytest.raises(DeletionIncomplete, match="File exists"):
         publisher.retire([Doomed(1, first.uuid, "old")])
 
 
@@ -956,7 +963,7 @@ def test_one_that_will_not_go_does_not_keep_the_others(publisher, monkeypatch):
         real(path)
 
     monkeypatch.setattr(durable, "remove_tree", remove)
-    with pytest.raises(PermissionError):
+    with pytest.raises(DeletionIncomplete, match="step 1 is out of sight"):
         publisher.empty_trash()
     assert trash(publisher) == [f"step_1.{saved[0].uuid}"]
 

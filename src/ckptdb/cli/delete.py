@@ -12,7 +12,7 @@ import click
 from ckptdb import units
 from ckptdb.cli.ask import Session, metric_option, mode_option, run_option
 from ckptdb.cli.output import echo_json, output_option, print_table, say
-from ckptdb.errors import DeletionNotConfirmed
+from ckptdb.errors import DeletionIncomplete, DeletionNotConfirmed
 from ckptdb.records import Mode
 from ckptdb.retention import Policy, Replay
 from ckptdb.units import human_bytes
@@ -64,9 +64,13 @@ def rm(
 ) -> None:
     """Delete the checkpoints at the given steps: all of them, or none."""
     with session.open() as registry:
-        removed = registry.remove(
-            steps, run=run, force=force, dry_run=dry_run, trash_ttl_seconds=trash_ttl or 0.0
-        )
+        try:
+            removed = registry.remove(
+                steps, run=run, force=force, dry_run=dry_run, trash_ttl_seconds=trash_ttl or 0.0
+            )
+        except DeletionIncomplete as error:
+            _print_plans([error.done], form)
+            raise
         _print_plans([removed], form)
 
 
@@ -188,7 +192,11 @@ def gc(  # noqa: PLR0917  # one parameter an option
         )
         if (all_runs or len(runs) > 1) and not (dry_run or plans or yes):
             plans = _confirmed(collect(dry_run=True))
-        found = collect(dry_run=dry_run, plans=plans or None)
+        try:
+            found = collect(dry_run=dry_run, plans=plans or None)
+        except DeletionIncomplete as error:
+            _print_plans(error.done, form)
+            raise
         _print_plans(found, form)
         if dry_run and form == "table" and found:
             ids = " ".join(f"--plan {plan.plan}" for plan in found)
@@ -253,8 +261,9 @@ def _print_plan(plan: Collected, *, where: str) -> None:
         [str(d.step), "keep" if d.keep else gone, human_bytes(d.size_bytes), d.reason]
         for d in plan.decisions
     ]
-    rows += [[str(left.step), gone, human_bytes(left.size_bytes), left.kind]
-             for left in plan.leftovers]  # fmt: skip
+    failed = {one.left for one in plan.failed}
+    rows += [[str(left.step), "left" if left.path in failed else gone,
+              human_bytes(left.size_bytes), left.kind] for left in plan.leftovers]  # fmt: skip
     if rows:
         print_table(["step", "", "size", "why"], rows)
     verb = "freed" if plan.applied else "would be freed"

@@ -22,6 +22,7 @@ from ckptdb.errors import (
     CatalogMissing,
     CatalogTooNew,
     CkptdbError,
+    DeletionIncomplete,
     DeletionNotConfirmed,
     RunLocked,
     RunsNotNamed,
@@ -38,6 +39,8 @@ EXIT_CODES: Final[dict[type[CkptdbError], int]] = {
     DeletionNotConfirmed: 2,
 }
 """What an error ends with; every other one ends with 1, wrong usage with 2."""
+PARTLY_DONE: Final = 4
+"""What a deletion ends with when something is gone and something is not."""
 
 
 @dataclass(slots=True)
@@ -112,10 +115,12 @@ def _report(error: Exception, *, debug: bool) -> int:
         return error.exit_code
     if isinstance(error, CkptdbError):
         echo_error(error, prefix="ckptdb: ")
+        if isinstance(error, DeletionIncomplete) and error.is_partial:
+            return PARTLY_DONE
         return next((c for kind, c in EXIT_CODES.items() if isinstance(error, kind)), 1)
     if isinstance(error, OSError):
         where = f"{error.filename}: " if error.filename else ""
-        say(f"ckptdb: {where}{error.strerror or error}; nothing else was changed.", err=True)
+        say(f"ckptdb: {where}{error.strerror or error}.", err=True)
         return 1
     say(
         f"ckptdb: This is a bug in ckptdb ({error!r}); run again with --debug and report it.",

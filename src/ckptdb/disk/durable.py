@@ -41,7 +41,7 @@ def is_there(path: Path) -> bool:
     Raises:
         OSError: It cannot be told now.
     """
-    return _find_mode(path) is not None
+    return find_status(path) is not None
 
 
 def is_folder(path: Path) -> bool:
@@ -50,13 +50,18 @@ def is_folder(path: Path) -> bool:
     Raises:
         OSError: It cannot be told now.
     """
-    mode = _find_mode(path)
-    return mode is not None and stat.S_ISDIR(mode)
+    status = find_status(path)
+    return status is not None and stat.S_ISDIR(status.st_mode)
 
 
-def _find_mode(path: Path) -> int | None:
+def find_status(path: Path) -> os.stat_result | None:
+    """Return what has that name, None when nothing does; follows no symlink.
+
+    Raises:
+        OSError: It cannot be told now.
+    """
     try:
-        return os.lstat(path).st_mode
+        return os.lstat(path)
     except (FileNotFoundError, NotADirectoryError):
         return None
 
@@ -107,6 +112,17 @@ def fsync_tree(top: Path, *, but: str = "") -> None:
             raise helper.error
     for folder in reversed(folders):
         fsync(folder)
+
+
+def commit_file_system(path: Path) -> None:
+    """Make all durable that the file system of a path holds: some free what was removed only so."""
+    if _libc_syncfs is None:
+        return
+    handle = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        _libc_syncfs(handle)
+    finally:
+        os.close(handle)
 
 
 def walk(top: Path) -> Iterator[tuple[Path, list[os.DirEntry[str]]]]:
@@ -198,7 +214,9 @@ def remove_tree(path: Path) -> None:
 
 def remove_all_but(folder: Path, kept: Container[str]) -> None:
     """Remove what is in a directory, except for the names to keep."""
-    os.chmod(folder, stat.S_IRWXU)
+    mode = os.lstat(folder).st_mode
+    if mode & stat.S_IRWXU != stat.S_IRWXU:
+        os.chmod(folder, stat.S_IMODE(mode) | stat.S_IRWXU)
     with os.scandir(folder) as listing:
         names = [entry.name for entry in listing]
     for name in names:
@@ -234,18 +252,19 @@ def _open_folder(name: str, parent: int | None) -> int:
         return os.open(name, flags, dir_fd=parent)
 
 
-def _load_renameat2() -> Any:
+def _load(name: str, *types: Any) -> Any:
     try:
-        function = ctypes.CDLL(None, use_errno=True).renameat2
+        function = getattr(ctypes.CDLL(None, use_errno=True), name)
     except (AttributeError, OSError):
         return None
-    function.argtypes = [
-        ctypes.c_int, ctypes.c_char_p, ctypes.c_int, ctypes.c_char_p, ctypes.c_uint,
-    ]  # fmt: skip
+    function.argtypes = types
     return function
 
 
-_libc_renameat2 = _load_renameat2()
+_libc_renameat2 = _load(
+    "renameat2", ctypes.c_int, ctypes.c_char_p, ctypes.c_int, ctypes.c_char_p, ctypes.c_uint
+)
+_libc_syncfs = _load("syncfs", ctypes.c_int)
 
 
 def _renameat2(source: Path, target: Path, flags: int) -> None:

@@ -73,6 +73,11 @@ def gone(checkpoint: Checkpoint, kind: Gone, reason: str, at: str) -> Fact:
     return Fact(at, kind, checkpoint.uuid, {"reason": reason, "record": record})
 
 
+def deleted_unrecorded(end: Checkpoint) -> Fact:
+    """Return the line of a deletion that nobody could record in time, from what is left of it."""
+    return gone(end, "deleted", end.deleted_reason or "", end.deleted_at or "")
+
+
 def size(directory: Path) -> int:
     """Return the size in bytes of a run's journal, 0 without one, -1 when it cannot be told."""
     try:

@@ -116,6 +116,7 @@ class Publisher(Retiring):
         """
         path = self.directory / names.tmp_name(step)
         with self._changing(first=True) as (who, watch):
+            self._finish_deletion(who, watch, self._final(step), step)
             adopted, gone = self._make_room(who, watch, path, step)
             created_at = self._now()
             checkpoint_uuid = str(uuid.uuid4())
@@ -292,8 +293,10 @@ class Publisher(Retiring):
         step = sealed.manifest.step
         final = self._final(step)
         current = scan.find_uuid(who, final, step)
-        if current is None and durable.is_there(final):
-            raise StepTaken(final)
+        if current is None:
+            self._finish_deletion(who, watch, final, step)
+            if durable.is_there(final):
+                raise StepTaken(final)
         if current != sealed.manifest.replaces:
             # Somebody published or removed this step since it was sealed; say what is true now.
             said = replace(sealed.manifest, replaces=current)

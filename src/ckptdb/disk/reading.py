@@ -6,8 +6,10 @@ is done a hundred thousand times, and asks the file system for nothing twice.
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import os
+import stat
 import time
 from collections.abc import Mapping
 from pathlib import Path
@@ -25,6 +27,21 @@ SETTLE_SECONDS = 2.0
 File systems count time in ticks of up to two seconds, and a server's clock may differ a
 little from ours; git calls an entry younger than that racy.
 """
+
+DELETING_MODE = stat.S_ISUID | stat.S_ISVTX | stat.S_IRWXU
+"""Mode of a checkpoint's directory that is being deleted where it stands.
+
+Nobody gives it to a directory by chance, and to set it takes no space on a full disk.
+"""
+
+
+class BeingDeleted(FileNotFoundError):
+    """A checkpoint is being deleted where it stands: to whoever reads, it is gone."""
+
+
+def is_being_deleted(status: os.stat_result) -> bool:
+    """Tell whether a directory is a checkpoint that is being deleted where it stands."""
+    return stat.S_ISDIR(status.st_mode) and stat.S_IMODE(status.st_mode) == DELETING_MODE
 
 
 class Reading(NamedTuple):
@@ -54,6 +71,9 @@ def load(
         verify: Also compare every listed file with the manifest.
         strict: Raise the I/O error too when a manifest says which one it is, and only its
             training_info.json cannot be read now. Otherwise it is read again at the next look.
+
+    Raises:
+        BeingDeleted: It is there, and counts as deleted.
     """
     return read(who, path, step, verify=verify, strict=strict).checkpoint
 
@@ -63,6 +83,21 @@ def read(
 ) -> Reading:
     """Return what `load` does, and what else was seen on the way."""
     folder = os.lstat(path)
+    if is_being_deleted(folder):
+        raise BeingDeleted(errno.ENOENT, os.strerror(errno.ENOENT), str(path))
+    return read_files(who, path, step, folder, verify=verify, strict=strict)
+
+
+def read_files(
+    who: Identity,
+    path: Path,
+    step: int,
+    folder: os.stat_result,
+    *,
+    verify: bool = False,
+    strict: bool = False,
+) -> Reading:
+    """Do what `read` does for a directory of that status, even of one that is being deleted."""
     # A directory of others is listed before anything is read: that also tells whether it has a
     # manifest, and a configuration.
     files = None if who.marked else _find_files(path)
@@ -128,6 +163,8 @@ def is_unchanged(path: str | Path, fingerprint: str, folder: int | None = None) 
         folder: Descriptor of what ``path`` is relative to.
     """
     found = os.lstat(path, dir_fd=folder)
+    if is_being_deleted(found):
+        return False
     try:
         file = os.lstat(f"{path}/{names.INFO}", dir_fd=folder)
     except FileNotFoundError:

@@ -1,7 +1,8 @@
 """Taking checkpoints away: into the journal, out of sight, and then their bytes.
 
-Nothing is ever unlinked under a published name. What is retired lies in the trash until somebody
-empties it: at once, or as long as it can be undeleted, is pinned, or is leased.
+Nothing is ever unlinked under a published name, unless it cannot be moved; see `in_place`. What is
+retired lies in the trash until somebody empties it: at once, or as long as it can be undeleted, is
+pinned, or is leased.
 """
 
 from __future__ import annotations
@@ -9,17 +10,19 @@ from __future__ import annotations
 import errno
 import math
 import os
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 
-from ckptdb.disk import claims, durable, journal, names, scan
-from ckptdb.disk.changing import NO_SPACE, Changing, Span
+from ckptdb.disk import claims, durable, journal, names, obstacles, scan
+from ckptdb.disk.changing import NO_SPACE, Span
 from ckptdb.disk.identity import Identity
+from ckptdb.disk.in_place import UNMOVABLE, DeletingInPlace
 from ckptdb.disk.journal import Fact
 from ckptdb.disk.scan import Leftover, Watch
-from ckptdb.errors import NotUndeleted
+from ckptdb.errors import DeletionIncomplete, NotDeleted, NotUndeleted
 from ckptdb.records import Checkpoint
 
 
@@ -48,22 +51,30 @@ class Doomed:
     by_hand: bool = False
 
 
-class Retiring(Changing):
+class Retiring(DeletingInPlace):
     """Ends checkpoints, and keeps the trash."""
 
     @cached_property
     def _pins(self) -> journal.Pins:
         return journal.Pins(self._hidden)
 
-    def retire(self, doomed: Iterable[Doomed]) -> Retired:
+    def retire(self, doomed: Iterable[Doomed], *, checked: bool = False) -> Retired:
         """Record the end of published checkpoints and take them out of sight.
 
         One that is no longer the checkpoint that was judged, or has been pinned, leased, rejected
         or resumed from since, is left alone. The bytes stay in the trash until `empty_trash`; on a
         full disk they go at once.
+
+        Args:
+            doomed: Which.
+            checked: Look first whether all that is in them may be removed; if not, it stays whole.
+                Of what is deleted by hand then nothing goes, or all.
+
+        Raises:
+            DeletionIncomplete: Some of them are not out of sight; says which, and which are.
         """
         with self._changing() as (who, watch):
-            failed: list[OSError] = []
+            failed: list[NotDeleted] = []
             found = list(self._unchanged(who, doomed, failed))
             # By the journal: whoever judged may not have known of the latest pin.
             pinned = self._pins.find() if found else frozenset()
@@ -76,9 +87,17 @@ class Retiring(Changing):
                 if (doom.force or cp.uuid not in kept)
                 and (doom.by_hand or cp.uuid not in beyond_rules)
             ]
+            if checked:
+                leaving = self._find_removable(leaving, failed)
             at = self._now()
-            facts = [journal.gone(cp, "deleted", doom.reason, at) for cp, doom in leaving]
-            gone = self._put_away(who, watch, [checkpoint for checkpoint, _ in leaving], facts)
+            reasons = {cp.uuid: doom.reason for cp, doom in leaving}
+            judged = [cp for cp, _ in leaving]
+            facts = {cp.uuid: journal.gone(cp, "deleted", reasons[cp.uuid], at) for cp in judged}
+            try:
+                gone = self._put_away(who, watch, judged, facts, failed)
+            except OSError as error:
+                failed += [NotDeleted(self.directory, cp.step, error) for cp in judged]
+                gone = []
             forced = [cp.uuid for cp in gone if cp.uuid in pinned]
             if forced:  # only now: what could not be moved keeps its pin
                 self._append(watch, [Fact(at, "unpin", known) for known in forced])
@@ -86,14 +105,15 @@ class Retiring(Changing):
             for claim in leases:
                 if claim.uuid in gone_uuids:
                     claims.remove(claim)
-            reasons = {cp.uuid: doom.reason for cp, doom in leaving}
-            ended = (
+            ended = tuple(
                 replace(cp, status="deleted", deleted_at=at, deleted_reason=reasons[cp.uuid])
                 for cp in gone
             )
+            retired = Retired(ended, watch.span)
             if failed:
-                raise failed[0]
-            return Retired(tuple(ended), watch.span)
+                steps = {self.directory: [cp.step for cp in ended]}
+                raise DeletionIncomplete(steps, failed, done=retired)
+            return retired
 
     def discard(self, path: Path, *, reason: str, uuid: str | None = None) -> Retired:
         """Give up a ``tmp_step_N``: record that, and take it out of sight.
@@ -146,9 +166,9 @@ class Retiring(Changing):
             everything: Also what can still be undeleted.
 
         Raises:
-            OSError: Some of it could not be removed; the rest was.
+            DeletionIncomplete: Some of it could not be removed; the rest was.
         """
-        failed: list[OSError] = []
+        failed: list[NotDeleted] = []
         now = math.inf if everything else self._clock()
         trash = scan.list_trash(self.directory)
         if any(left.is_due(now) for left in trash):
@@ -159,7 +179,7 @@ class Retiring(Changing):
             self._record_late()
             removed += self._remove_retired(scan.list_trash(self.directory), failed)
         if failed:
-            raise failed[0]
+            raise DeletionIncomplete({}, failed, done=removed)
         return removed
 
     def _condemn(self, now: float) -> None:
@@ -170,7 +190,7 @@ class Retiring(Changing):
                 if left.is_due(now):
                     self._to_trash(watch, left.path, left.step, left.uuid)
 
-    def _remove_retired(self, trash: Sequence[Leftover], failed: list[OSError]) -> int:
+    def _remove_retired(self, trash: Sequence[Leftover], failed: list[NotDeleted]) -> int:
         retired = [left for left in trash if left.recorded and left.until is None]
         kept = self._find_kept() if retired else frozenset()
         doomed = [left for left in retired if left.uuid not in kept]
@@ -184,8 +204,8 @@ class Retiring(Changing):
                 removed += 1
             except FileNotFoundError:
                 continue  # another process removes it at the same time
-            except OSError as error:
-                failed.append(error)  # one that will not go must not keep the others
+            except OSError as error:  # one that will not go must not keep the others
+                failed.append(NotDeleted(self.directory, left.step, error, left.path))
         return removed
 
     def _find_beyond_rules(self) -> frozenset[str | None]:
@@ -200,49 +220,104 @@ class Retiring(Changing):
     ) -> Checkpoint:
         at = self._now()
         fact = journal.gone(checkpoint, "discarded", reason, at)
-        self._put_away(who, watch, [checkpoint], [fact])
+        failed: list[NotDeleted] = []
+        self._put_away(who, watch, [checkpoint], {checkpoint.uuid: fact}, failed)
+        if failed:
+            raise failed[0].error
         path = self._final(checkpoint.step)
         return replace(
             checkpoint, path=path, status="deleted", deleted_at=at, deleted_reason=reason
         )
 
     def _put_away(
-        self, who: Identity, watch: Watch, leaving: Sequence[Checkpoint], facts: Sequence[Fact]
+        self,
+        who: Identity,
+        watch: Watch,
+        leaving: Sequence[Checkpoint],
+        facts: Mapping[str, Fact],
+        failed: list[NotDeleted],
     ) -> list[Checkpoint]:
         """Record the end of checkpoints and take them out of sight; return those that went.
 
         A disk too full for the record is freed first: what the record is made of stays in the
-        trash, under a name that says that it is still to be written.
+        trash, under a name that says that it is still to be written. What cannot be moved is
+        deleted where it stands.
+
+        Args:
+            who: The run.
+            watch: Of the run.
+            leaving: Which.
+            facts: What is recorded of each, by uuid.
+            failed: Gets those that did not go, or not wholly.
+
+        Raises:
+            OSError: Their end cannot be recorded, and there is space enough; none went.
         """
         recorded = True
         try:
-            self._append(watch, facts)
+            self._append(watch, list(facts.values()))
         except OSError as error:
             if error.errno not in NO_SPACE:
                 raise
             recorded = False
-        failed: OSError | None = None
-        gone: list[Checkpoint] = []
+        aside, marked = self._move_all(who, watch, leaving, failed, recorded=recorded)
+        try:
+            if aside and not recorded:
+                self._sync_trash()
+            if aside:
+                self._sync_directory()
+            if aside and not recorded:
+                self._record_freed(watch, aside, [facts[left.uuid] for left in aside])
+        except OSError as error:
+            failed += [NotDeleted(self.directory, left.step, error, left.path) for left in aside]
+        self._delete_in_place(watch, marked, {} if recorded else facts, failed)
+        gone = {*(left.uuid for left in aside), *(cp.uuid for cp in marked)}
+        return [cp for cp in leaving if cp.uuid in gone]
+
+    def _move_all(
+        self,
+        who: Identity,
+        watch: Watch,
+        leaving: Sequence[Checkpoint],
+        failed: list[NotDeleted],
+        *,
+        recorded: bool,
+    ) -> tuple[list[Leftover], list[Checkpoint]]:
+        """Return what is in the trash by now, and what is still there and counts as deleted."""
         aside: list[Leftover] = []
+        marked: list[Checkpoint] = []
+        untouched: list[Checkpoint] = []
         for cp in leaving:
             try:
-                path = self._move_aside(who, watch, cp, recorded=recorded)
-            except OSError as error:
-                failed = failed or error  # one that will not go must not keep the others
+                path = self._move_or_mark(who, watch, cp, recorded=recorded)
+            except OSError as error:  # one that will not go must not keep the others
+                failed.append(NotDeleted(self.directory, cp.step, error))
+                untouched.append(cp)
                 continue
-            if path is None:
-                continue
-            gone.append(cp)
-            aside.append(Leftover(path, cp.step, cp.uuid, recorded=recorded))
-        if gone:
-            if not recorded:
-                self._sync_trash()
-            self._sync_directory()
-        if aside and not recorded:
-            self._record_freed(watch, aside, facts)
-        if failed:
-            raise failed
-        return gone
+            if path == cp.path:
+                marked.append(cp)
+            elif path is not None:
+                aside.append(Leftover(path, cp.step, cp.uuid, recorded=recorded))
+        if recorded and untouched:
+            # Such a line counts for nothing; should somebody remove it by hand, it would.
+            with suppress(OSError):
+                self._append(watch, [Fact(self._now(), "reappeared", cp.uuid) for cp in untouched])
+        return aside, marked
+
+    def _move_or_mark(
+        self, who: Identity, watch: Watch, cp: Checkpoint, *, recorded: bool
+    ) -> Path | None:
+        """Return where a checkpoint is by now: in the trash, or still there and marked."""
+        try:
+            return self._move_aside(who, watch, cp, recorded=recorded)
+        except OSError as error:
+            if error.errno not in UNMOVABLE:
+                raise
+            if error.errno not in NO_SPACE and self.trash_ttl_seconds:
+                why = f"{error.strerror}: it cannot be kept for undelete, only deleted at once"
+                raise OSError(error.errno, why, str(cp.path)) from error
+        self._mark(watch, cp)
+        return cp.path
 
     def _move_aside(
         self, who: Identity, watch: Watch, cp: Checkpoint, *, recorded: bool
@@ -266,7 +341,7 @@ class Retiring(Changing):
     def _record_freed(self, watch: Watch, aside: Sequence[Leftover], facts: Sequence[Fact]) -> None:
         for left in aside:
             durable.remove_all_but(left.path, names.RECORD)
-        self._append(watch, facts)
+        self._append_to_freed(watch, facts)
         for left in aside:
             self._to_trash(watch, left.path, left.step, left.uuid)
 
@@ -278,14 +353,28 @@ class Retiring(Changing):
             self._sync_directory()
             told = journal.read(self._hidden, who.run).gone
             ends = [scan.load_retired(who, left) for left in aside if left.uuid not in told]
-            facts = [
-                journal.gone(end, "deleted", end.deleted_reason or "", end.deleted_at or "")
-                for end in ends
-            ]
-            self._record_freed(watch, aside, facts)
+            self._record_freed(watch, aside, [journal.deleted_unrecorded(end) for end in ends])
+
+    def _find_removable(
+        self, leaving: Sequence[tuple[Checkpoint, Doomed]], failed: list[NotDeleted]
+    ) -> list[tuple[Checkpoint, Doomed]]:
+        """Return what nothing forbids to remove; by hand, all of them or none."""
+        removable: list[tuple[Checkpoint, Doomed]] = []
+        for cp, doom in leaving:
+            obstacle = obstacles.find_obstacle(cp.path)
+            if obstacle is None:
+                removable.append((cp, doom))
+            else:
+                failed.append(NotDeleted(self.directory, cp.step, obstacle))
+        if failed and all(doom.by_hand for _, doom in leaving):
+            cause = failed[0].error
+            failed += [NotDeleted(self.directory, cp.step, cause) for cp, _ in removable]
+            failed.sort(key=lambda one: one.step or 0)
+            return []
+        return removable
 
     def _unchanged(
-        self, who: Identity, doomed: Iterable[Doomed], failed: list[OSError]
+        self, who: Identity, doomed: Iterable[Doomed], failed: list[NotDeleted]
     ) -> Iterator[tuple[Checkpoint, Doomed]]:
         for doom in doomed:
             path = self._final(doom.step)
@@ -300,7 +389,7 @@ class Retiring(Changing):
             except FileNotFoundError:
                 continue  # removed by hand meanwhile
             except OSError as error:
-                failed.append(error)
+                failed.append(NotDeleted(self.directory, doom.step, error))
 
     def _set_aside(self, watch: Watch, path: Path, step: int, checkpoint_uuid: str) -> None:
         """Move what was replaced into the trash, where it stays as long as it is pinned."""

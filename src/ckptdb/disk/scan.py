@@ -153,6 +153,7 @@ class Looked:
         same: Steps of those that are exactly as the caller knows them.
         read: The others.
         bare: Steps of those that have no configuration, as far as they were read.
+        deleting: Steps of those that are being deleted where they stand.
         failed: What came of those that could be neither compared nor read.
         doubts: By step, why files could not be compared with a manifest, if that was asked.
     """
@@ -160,6 +161,7 @@ class Looked:
     same: list[int] = field(default_factory=list)
     read: list[Checkpoint] = field(default_factory=list)
     bare: list[int] = field(default_factory=list)
+    deleting: list[int] = field(default_factory=list)
     failed: list[tuple[int, OSError]] = field(default_factory=list)
     doubts: dict[int, str] = field(default_factory=dict)
 
@@ -194,7 +196,8 @@ class Leftover:
     """A directory that a crash left between two steps of ours.
 
     Attributes:
-        recorded: False when it was retired on a disk too full for the line in the journal.
+        recorded: False when it was retired on a disk too full for the line in the journal, or
+            when nobody knows whether it was.
         until: Until when it can be undeleted, in seconds since the epoch.
     """
 
@@ -265,7 +268,8 @@ class Observation:
         finals: By step; None for one that is exactly as the caller knows it.
         config: Of the highest step that has one, empty when none has; None when the caller
             knows it.
-        trash: What is retired, except for what can be undeleted yet.
+        trash: What is retired, except for what can be undeleted yet; also what could not be moved
+            into the trash, and is being deleted where it stands.
         facts: What the journal says, and the trash on its behalf; None when it has not grown
             since the caller read it.
         foreign: Names that look like ours and are not (``step_007``, a file ``step_5``).
@@ -326,7 +330,7 @@ def observe(
     stamp = listing.stamp
     who = identity.identify(directory)
     trouble, pace = _Trouble(), Pace()
-    finals, took, bare = _load_finals(
+    finals, took, bare, deleting = _load_finals(
         look(who, sorted(listing.finals), known.finals, verify=verify, pace=pace),
         directory, trouble, on_checkpoint, take,
     )  # fmt: skip
@@ -335,7 +339,7 @@ def observe(
     new = took or any(cp.uuid != known.finals.get(cp.step, ("",))[0] for cp in read)
     same = not took and not read and finals.keys() >= known.finals.keys()
     stale = known.journal_bytes != stamp.journal_bytes or new
-    trash = list_trash(directory)
+    trash = (*list_trash(directory), *_list_deleting(who, deleting))
     unrecorded = [left for left in trash if not left.recorded]
     facts: Facts | None = None
     if stale or unrecorded:
@@ -409,6 +413,8 @@ def look(
                         found.bare.append(step)
                     if one.doubt:
                         found.doubts[step] = one.doubt
+            except reading.BeingDeleted:
+                found.deleting.append(step)
             except OSError as error:
                 found.failed.append((step, error))
         return found
@@ -501,7 +507,7 @@ def load_retired(who: Identity, left: Leftover) -> Checkpoint:
     if durable.is_there(left.path / names.WRITER):
         found = load_tmp(who, left.path, left.step).checkpoint
     else:
-        found = load(who, left.path, left.step)
+        found = reading.read_files(who, left.path, left.step, os.lstat(left.path)).checkpoint
     if not durable.is_there(left.path / names.MANIFEST):
         found = replace(found, size_bytes=None, file_count=None)
     return replace(
@@ -513,6 +519,24 @@ def load_retired(who: Identity, left: Leftover) -> Checkpoint:
         deleted_reason="deleted on a full disk, which had no space for the reason",
         fingerprint=None,
     )
+
+
+def find_deleting(who: Identity, path: Path, step: int) -> Leftover | None:
+    """Return a checkpoint that is being deleted where it stands; None when it is not."""
+    try:
+        if not reading.is_being_deleted(os.lstat(path)):
+            return None
+        # What tells which one it is goes last, when its end is recorded.
+        has_record = any(durable.is_there(path / name) for name in names.RECORD)
+        return Leftover(path, step, _derive_at(who, path, step), recorded=not has_record)
+    except FileNotFoundError:
+        return None
+
+
+def _list_deleting(who: Identity, steps: Iterable[int]) -> list[Leftover]:
+    directory = who.run.directory
+    found = (find_deleting(who, directory / names.final_name(step), step) for step in steps)
+    return [left for left in found if left]
 
 
 def _ends(who: Identity, unrecorded: Sequence[Leftover]) -> dict[str, Checkpoint]:
@@ -561,8 +585,13 @@ def _find_manifest(path: Path) -> Manifest | None:
 
 def find_uuid(who: Identity, path: Path, step: int) -> str | None:
     """Return the uuid of the checkpoint published at ``path``, or None when nothing is."""
-    if not durable.is_folder(path):
+    status = durable.find_status(path)
+    if status is None or not stat.S_ISDIR(status.st_mode) or reading.is_being_deleted(status):
         return None
+    return _derive_at(who, path, step)
+
+
+def _derive_at(who: Identity, path: Path, step: int) -> str:
     found: Manifest | None = None
     with suppress(UnreadableInfo):
         found = _find_manifest(path)
@@ -653,7 +682,13 @@ def list_finals(directory: Path) -> list[tuple[int, Path]]:
         found = list_folder(directory).finals
     except (FileNotFoundError, NotADirectoryError):
         return []
-    return [(step, directory / names.final_name(step)) for step in sorted(found)]
+    paths = ((step, directory / names.final_name(step)) for step in sorted(found))
+    return [(step, path) for step, path in paths if _is_whole(path)]
+
+
+def _is_whole(path: Path) -> bool:
+    status = durable.find_status(path)
+    return status is not None and not reading.is_being_deleted(status)
 
 
 def list_trash(directory: Path) -> tuple[Leftover, ...]:
@@ -785,14 +820,18 @@ def _load_finals(
     trouble: _Trouble,
     on_checkpoint: Callable[[], None] | None,
     take: Take | None,
-) -> tuple[dict[int, Checkpoint | None], bool, set[int]]:
-    """Return what is published by step, whether anything was taken meanwhile, and what is bare."""
+) -> tuple[dict[int, Checkpoint | None], bool, set[int], list[int]]:
+    """Return what is published by step, whether anything was taken meanwhile, and two more.
+
+    These are what is bare, and what is being deleted where it stands.
+    """
     found: dict[int, Checkpoint | None] = {}
     waiting: list[Checkpoint] = []
-    took, bare = False, set[int]()
+    took, bare, deleting = False, set[int](), list[int]()
     for looked in looks:
         bare.update(looked.bare)
         trouble.doubts.update(looked.doubts)
+        deleting += looked.deleting
         found.update(dict.fromkeys(looked.same))
         waiting += looked.read
         trouble.unsure |= any(cp.problem and cp.fingerprint is None for cp in looked.read)
@@ -801,7 +840,7 @@ def _load_finals(
             if _may_be_there(path):  # else retired while we looked: as if never listed
                 trouble.add(path, error)
         if on_checkpoint:
-            for _ in range(len(looked.same) + len(looked.read) + len(looked.failed)):
+            for _ in chain(looked.same, looked.read, looked.deleting, looked.failed):
                 on_checkpoint()
         if take and len(waiting) >= PORTION:
             found.update(dict.fromkeys(checkpoint.step for checkpoint in waiting))
@@ -809,7 +848,7 @@ def _load_finals(
             waiting.clear()
             took = True
     found.update((checkpoint.step, checkpoint) for checkpoint in waiting)
-    return {step: found[step] for step in sorted(found)}, took, bare
+    return {step: found[step] for step in sorted(found)}, took, bare, sorted(deleting)
 
 
 def _newest_config(directory: Path, finals: Iterable[int], pace: Pace) -> dict[str, Any]:

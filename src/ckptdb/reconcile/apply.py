@@ -423,6 +423,8 @@ def _repair_one(publisher: Publisher, action: Action) -> None:
     elif action.kind == "orphan old" and action.leftover is not None:
         publisher.put_back(action.leftover)
     elif action.kind == "unfinished removal":
+        if action.leftover is not None and action.leftover.path.parent == publisher.directory:
+            publisher.finish_deletion(action.leftover)
         publisher.empty_trash()
 
 

@@ -16,6 +16,9 @@ from ckptdb.errors import (
     CatalogLocked,
     CatalogMissing,
     CatalogUnusable,
+    CkptdbError,
+    DeletionIncomplete,
+    NotDeleted,
     PlanChanged,
     RunLocked,
     RunsNotNamed,
@@ -63,6 +66,8 @@ class Deleting(Tree):
             PlanChanged: Something else would go. Nothing goes.
             UnknownDirection: The best are to be kept, and a run has no metric. Nothing goes.
             UnknownMetric: The best are to be kept, and no checkpoint of a run has the metric.
+            DeletionIncomplete: Something did not go, or not wholly; what is done in all runs is
+                in its ``done``.
         """
         with self._deciding(run):
             found = self._find_meant(run)
@@ -79,10 +84,20 @@ class Deleting(Tree):
 
             if plans is not None:
                 _compare([collect(*one, dry_run=True) for one in judged], set(plans))
-            collected = tuple(collect(*one, dry_run=dry_run) for one in judged)
+            collected: list[Collected] = []
+            failed: list[NotDeleted] = []
+            for seen, plan in judged:
+                try:
+                    collected.append(collect(seen, plan, dry_run=dry_run))
+                except (OSError, CkptdbError) as error:
+                    if len(judged) == 1:
+                        raise
+                    # What was done in the others must not be hidden by it.
+                    failed.append(NotDeleted(seen.directory, None, error))
             if not dry_run:
                 self._follow(one.directory for one in collected if one.decisions or one.leftovers)
-            return collected
+            _raise_if_incomplete(collected, failed, tuple(collected))
+            return tuple(collected)
 
     def replay(
         self, policy: Policy, *, run: PathLike | Sequence[PathLike] | None = None
@@ -124,6 +139,8 @@ class Deleting(Tree):
             UnknownCheckpoint: A step has no live checkpoint.
             PinnedCheckpoint: One is pinned.
             LeasedCheckpoint: One is being evaluated.
+            DeletionIncomplete: Something forbids it, and nothing is gone; or it failed midway, and
+                the error says what is gone and what is not.
         """
         wanted = [names.as_step(step) for step in steps]
         with self._deciding(run):
@@ -133,6 +150,7 @@ class Deleting(Tree):
             removed = upkeep.remove(seen.run, publisher, chosen, force=force, dry_run=dry_run)
             if not dry_run:
                 self._follow([seen.run.directory])
+            _raise_if_incomplete([removed], [], removed)
             return removed
 
     def undelete(self, step: int, *, run: PathLike | None = None) -> Checkpoint:
@@ -213,6 +231,14 @@ def _compare(would: Sequence[Collected], plans: set[str]) -> None:
     now = {collected.plan: collected.run for collected in would}
     if now.keys() != plans:
         raise PlanChanged([name for plan, name in now.items() if plan not in plans])
+
+
+def _raise_if_incomplete(
+    collected: Sequence[Collected], failed: Sequence[NotDeleted], done: object
+) -> None:
+    failed = [*(one for part in collected for one in part.failed), *failed]
+    if failed:
+        raise DeletionIncomplete({part.directory: part.went for part in collected}, failed, done)
 
 
 def _exists(seen: Seen) -> bool:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import sqlite3
+import stat
 import traceback
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
@@ -46,13 +47,21 @@ class Verdict:
             self.say("not_recovered", f"{what}: {error!r} at {place.filename}:{place.lineno}")
 
 
+_DELETING = 0o5700
+
+
 def published(run: Path) -> dict[int, Path]:
-    """Return every ``step_N`` by step, by listing alone."""
+    """Return every ``step_N`` by step, but for what its mode says is being deleted."""
     if not run.is_dir():
         return {}
     with os.scandir(run) as listing:
-        names = [entry.name for entry in listing if entry.is_dir(follow_symlinks=False)]
-    return {int(name[5:]): run / name for name in names if name.startswith("step_")}
+        found = [entry for entry in listing if entry.is_dir(follow_symlinks=False)]
+    steps = [entry for entry in found if entry.name.startswith("step_")]
+    return {
+        int(entry.name[5:]): run / entry.name
+        for entry in steps
+        if stat.S_IMODE(entry.stat(follow_symlinks=False).st_mode) != _DELETING
+    }
 
 
 def whole_token(folder: Path, *, many: bool) -> str | None:

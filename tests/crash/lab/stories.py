@@ -228,6 +228,18 @@ class Actor(loop.Loop):
         with patch.object(journal, "append", append):
             self._retire_newest()
 
+    def _free_in_place(self) -> None:
+        """Retire on a disk that has no space for moving it either."""
+        real = durable.rename_new
+
+        def rename_new(source: Path, target: Path) -> None:
+            if target.parent.name == names.TRASH:
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+            real(source, target)
+
+        with patch.object(durable, "rename_new", rename_new):
+            self._free()
+
     def _die_freeing(self) -> None:
         """Die before what was freed is flushed, or written down; others go on all the while."""
         self.manager._publisher.establish()
@@ -236,13 +248,13 @@ class Actor(loop.Loop):
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
         def die(*_: object) -> None:
-            raise InterruptedError
+            raise KeyboardInterrupt
 
         with (
             patch.object(journal, "append", append),
             patch.object(Publisher, "_sync_trash", die),
             patch.object(Publisher, "_record_freed", die),
-            suppress(InterruptedError),
+            suppress(KeyboardInterrupt),
         ):
             self._retire_newest()
 
@@ -281,7 +293,9 @@ class Actor(loop.Loop):
 _SAVING = frozenset({"save", "async", "bare", "adopt", "foreign"})
 _REPLACING = frozenset({"replace", "bare_replace", "adopt_over", "die_replacing"})
 # Who dies retiring has acknowledged nothing; who empties the trash then makes it certain.
-_RETIRING = frozenset({"retire_newest", "retire_for_a_time", "free", "empty_trash"})
+_RETIRING = frozenset(
+    {"retire_newest", "retire_for_a_time", "free", "free_in_place", "empty_trash"}
+)
 
 
 def after(ledger: Ledger, act: str) -> Ledger:  # noqa: PLR0911  # one for each kind
@@ -758,6 +772,7 @@ _ALL = (
     Story("killed, replacing", "kills", ("replace",), ("save",)),
     Story("killed, replacing in two renames", "kills", ("replace",), ("save",), native=False),
     Story("killed, pruning", "kills", ("prune",), ("save", "save", "save")),
+    Story("killed, freeing in place", "kills", ("free_in_place",), ("save", "save")),
     Story("killed, discarding", "kills", ("discard",), ("save",)),
     Story("killed, measuring otherwise", "kills", ("other_metric",), ("save",)),
     Story("refused, saving", "faults", ("save",), ("save",)),
