@@ -17,7 +17,7 @@ from contextlib import contextmanager
 import pytest
 
 from ckptdb.catalog.catalog import Catalog
-from ckptdb.disk import durable, identity, names, scan
+from ckptdb.disk import durable, identity, names, scan, writer
 from ckptdb.disk.publish import Publisher
 from ckptdb.errors import NoCheckpointHere, StepInUse
 from ckptdb.manager import CheckpointManager
@@ -641,7 +641,7 @@ def test_a_reconcile_elsewhere_touches_nothing_of_a_save_under_way(tmp_path):
         (Publisher, "_seal"),
         (Publisher, "_publish_or_find"),
         (scan, "find_stamp"),
-        (identity, "write_writer"),
+        (writer, "write"),
     ],
     ids=lambda moment: moment if isinstance(moment, str) else None,
 )

@@ -369,7 +369,7 @@ class Rebuild(RuleBasedStateMachine):
         """Make every process that staged something a dead one."""
         for path in self.root.glob("*/tmp_step_*/.writer.json"):
             writer = json.loads(path.read_text())
-            path.write_text(json.dumps({**writer, "boot": "an earlier one"}))
+            path.write_text(json.dumps({**writer, "started": 1}))
 
     def publisher(self, name):
         return publish.Publisher(self.root / name, make_durable=False)

@@ -747,7 +747,7 @@ def test_gc_says_first_what_it_then_does(registry, root):
 def bury(staged):
     """Make the process that wrote a tmp a dead one."""
     path = staged / names.WRITER
-    path.write_text(json.dumps({**json.loads(path.read_text()), "boot": "an earlier one"}))
+    path.write_text(json.dumps({**json.loads(path.read_text()), "started": 1}))
 
 
 def test_gc_leaves_a_living_save_alone(registry, root):

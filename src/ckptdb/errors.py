@@ -468,13 +468,19 @@ class StepTaken(CkptdbError, FileExistsError):
 
 
 class StepInUse(CkptdbError):
-    """Another live process is writing the same step."""
+    """Another process is writing the same step, or may be."""
 
-    def __init__(self, path: Path, holder: str) -> None:
-        super().__init__(
-            f"{path} is being written by {holder}; one process publishes for a run, "
-            "stop the other one first."
-        )
+    def __init__(self, path: Path, holder: str, *, is_sure: bool = True) -> None:
+        if is_sure:
+            super().__init__(
+                f"{path} is being written by {holder}; one process publishes for a run, "
+                "stop the other one first."
+            )
+        else:
+            super().__init__(
+                f"{path} was begun by {holder}, which cannot be asked from here whether it still "
+                "writes; stop it, then remove the directory, and save again."
+            )
 
 
 class RunInUse(CkptdbError):

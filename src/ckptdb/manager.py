@@ -364,7 +364,7 @@ class CheckpointManager:
             self._empty_trash()
 
         def discard_unfinished() -> None:
-            for tmp in scan.observe(self._directory).tmps.values():
+            for tmp in scan.observe(self._directory, may_touch=True).tmps.values():
                 if tmp.abandoned:
                     reason = "discarded: left unfinished, and another save had no space"
                     self._discard(tmp.checkpoint.path, reason=reason, uuid=tmp.checkpoint.uuid)

@@ -13,7 +13,7 @@ from typing import Any, Literal, get_args
 from ckptdb import caller
 from ckptdb.catalog.catalog import Catalog
 from ckptdb.compare import ConfigChange, config_changes
-from ckptdb.disk import checksums, identity, info, manifest, scan
+from ckptdb.disk import checksums, identity, info, manifest, process, scan
 from ckptdb.disk.journal import Fact
 from ckptdb.disk.manifest import Compared
 from ckptdb.disk.publish import Publisher
@@ -199,9 +199,9 @@ class Resuming:
 
     def _record_resumption(self, found: Checkpoint) -> bool:
         """Record it; return whether the checkpoint is still there."""
-        process = identity.this_process()
+        me = process.this_process()
         try:
-            self._append("resumed", found, {"host": process["host"], "pid": process["pid"]})
+            self._append("resumed", found, {"host": me["host"], "pid": me["pid"]})
         except (OSError, CkptdbError) as error:
             caller.warn(
                 f"That training resumes from step {found.step} could not be recorded: {error}"

@@ -10,7 +10,8 @@ from typing import Any
 
 from ckptdb import retention
 from ckptdb.catalog.catalog import Catalog, Seen
-from ckptdb.disk import claims, identity, journal, manifest, scan
+from ckptdb.disk import claims, identity, journal, liveness, manifest, scan
+from ckptdb.disk.process import Life
 from ckptdb.disk.publish import Publisher
 from ckptdb.disk.retiring import Doomed
 from ckptdb.errors import (
@@ -48,6 +49,25 @@ class Leftover:
 
 
 @dataclass(frozen=True, slots=True)
+class Spared:
+    """An unfinished save that `collect` leaves alone.
+
+    Attributes:
+        life: What is known of its writer: ``"alive"`` or ``"unknown"``.
+        why: In words, with what becomes of it.
+    """
+
+    path: Path
+    step: int
+    life: Life
+    why: str
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return it for JSON."""
+        return {"path": str(self.path), "step": self.step, "life": self.life, "why": self.why}
+
+
+@dataclass(frozen=True, slots=True)
 class Collected:
     """What went, or would go, from one run.
 
@@ -57,6 +77,7 @@ class Collected:
         waiting: What was deleted before, can be undeleted, and takes its bytes until then.
         trash_ttl_seconds: For how long that is so of what goes now.
         failed: What was to go and did not, or has bytes left.
+        spared: Unfinished saves that stay, because somebody writes them or may do.
     """
 
     run: str
@@ -67,6 +88,7 @@ class Collected:
     waiting: tuple[Leftover, ...] = ()
     trash_ttl_seconds: float = 0.0
     failed: tuple[NotDeleted, ...] = ()
+    spared: tuple[Spared, ...] = ()
 
     @property
     def decisions(self) -> tuple[Decision, ...]:
@@ -120,6 +142,7 @@ class Collected:
             "leftovers": [left.as_dict() for left in self.leftovers],
             "waiting": [left.as_dict() for left in self.waiting],
             "failed": [one.as_dict() for one in self.failed],
+            "spared": [spared.as_dict() for spared in self.spared],
         }
 
 
@@ -233,7 +256,7 @@ def collect(
         dry_run: Only say what would go.
         empty_trash: Also what can still be undeleted.
     """
-    observed = scan.observe(publisher.directory)
+    observed = scan.observe(publisher.directory, may_touch=not dry_run)
     pinned = journal.Pins(identity.hidden(publisher.directory)).find()
     unfinished = [tmp for tmp in observed.tmps.values() if tmp.abandoned]
     kept = pinned | observed.leased
@@ -245,11 +268,12 @@ def collect(
     waiting = tuple(
         _leftover(left.path, left.step, "can be undeleted") for left in trash if left not in retired
     )
-    leftovers = (
+    spared = [_spared(tmp) for tmp in observed.tmps.values() if not (tmp.abandoned or tmp.fate)]
+    leftovers = [
         *(_leftover(tmp.checkpoint.path, tmp.checkpoint.step, "unfinished save")
           for tmp in unfinished),
         *(_leftover(left.path, left.step, "retired") for left in retired),
-    )  # fmt: skip
+    ]  # fmt: skip
     attempt = _Attempt(publisher)
     if not dry_run:
         _make_space(publisher)
@@ -257,13 +281,12 @@ def collect(
             with attempt.at(left.step, left.path):
                 publisher.finish_deletion(left)
         for tmp in unfinished:
-            # Meanwhile somebody may have begun to save that step anew.
-            with attempt.at(tmp.checkpoint.step, tmp.checkpoint.path):
-                publisher.discard(
-                    tmp.checkpoint.path,
-                    reason="discarded: left unfinished, removed by gc",
-                    uuid=tmp.checkpoint.uuid,
-                )
+            # Meanwhile somebody may have begun to save that step anew, or gone on with it.
+            path, uuid = tmp.checkpoint.path, tmp.checkpoint.uuid
+            reason = "discarded: left unfinished, removed by gc"
+            with attempt.at(tmp.checkpoint.step, path):
+                if not publisher.discard(path, reason=reason, uuid=uuid).gone:
+                    leftovers = [left for left in leftovers if left.path != path]
         judged = attempt.retire(judged)
         with attempt.at():
             publisher.empty_trash(everything=empty_trash)
@@ -271,11 +294,12 @@ def collect(
         run.name,
         publisher.directory,
         judged,
-        leftovers,
+        tuple(leftovers),
         not dry_run,
         waiting,
         publisher.trash_ttl_seconds,
         tuple(attempt.failed),
+        tuple(spared),
     )
 
 
@@ -365,6 +389,11 @@ class _Attempt:
 
 def _standing(standing: Standing | None) -> dict[str, Any] | None:
     return None if standing is None else standing.as_dict()
+
+
+def _spared(tmp: scan.Tmp) -> Spared:
+    why = liveness.describe(tmp.writer, tmp.life)
+    return Spared(tmp.checkpoint.path, tmp.checkpoint.step, tmp.life, why)
 
 
 def _leftover(path: Path, step: int, kind: str) -> Leftover:

@@ -80,7 +80,7 @@ def test_what_is_said_of_a_lease_is_where_the_file_says_it(tmp_path: Path):
     claim = take(tmp_path, seconds=7)
     content = json.loads((tmp_path / "leases" / f"{UUID}.mmlu").read_text())
     assert content == {
-        **asdict(claim.holder), "namespace": claim.namespace, "seconds": 7, "token": claim.token,
+        **asdict(claim.holder), "seconds": 7, "token": claim.token,
     }  # fmt: skip
     assert claims.find(tmp_path) == (claim,)
 
@@ -180,9 +180,15 @@ def test_the_time_is_that_of_the_file_system_and_not_of_this_machine(tmp_path: P
     assert claims.settle(tmp_path) == ()
 
 
-def test_one_from_a_far_future_ends_too(tmp_path: Path):
+def test_one_from_a_far_future_holds_for_its_time_from_now_on(tmp_path: Path):
+    # The file system's clock was set back, and its holder goes on with the evaluation.
     claim = take(tmp_path)
+    rewrite(claim, host="elsewhere")
     make_old(claim.path, -10_000)
+    assert claims.find_leased(tmp_path).keys() == {UUID}
+    assert len(claims.settle(tmp_path)) == 1
+    assert claim.path.stat().st_mtime < time.time() + 100
+    make_old(claim.path, 301)
     assert claims.settle(tmp_path) == ()
 
 

@@ -4,10 +4,6 @@ import errno
 import json
 import os
 import shutil
-import signal
-import socket
-import subprocess
-import sys
 import uuid
 from dataclasses import replace
 from pathlib import Path
@@ -15,7 +11,6 @@ from pathlib import Path
 import pytest
 
 from ckptdb.disk import identity
-from ckptdb.disk.identity import Writer
 
 
 def establish(directory: Path, metric=None, *, higher=False, keep=False):
@@ -223,154 +218,7 @@ def test_only_our_own_marks_and_those_of_the_super_user_count(tmp_path: Path, mo
         assert identity.find_root(tmp_path) is None
 
 
-# --- writers ----------------------------------------------------------------------------
-
-AT = "2026-11-22T16:01:24.123Z"
-
-
-def this_writer() -> Writer:
-    return Writer.this_process(str(uuid.uuid4()), AT)
-
-
-@pytest.fixture
-def child():
-    """Another living process."""
-    command = [sys.executable, "-c", "import sys; sys.stdin.read()"]
-    with subprocess.Popen(command, stdin=subprocess.PIPE) as process:
-        yield process
-        process.kill()
-
-
-def writer_of(pid: int) -> Writer:
-    return replace(this_writer(), pid=pid, started=identity._started(pid))
-
-
-def test_this_process_is_alive_and_me():
-    writer = this_writer()
-    assert (writer.is_here, writer.is_me, writer.is_alive) == (True, True, True)
-
-
-def test_another_process_is_alive_until_it_dies(child):
-    writer = writer_of(child.pid)
-    assert (writer.is_me, writer.is_alive) == (False, True)
-
-    child.send_signal(signal.SIGKILL)
-    child.wait()
-    assert writer.is_alive is False
-
-
-def test_a_dead_process_whose_parent_has_not_asked_is_not_alive(child):
-    writer = writer_of(child.pid)
-    child.send_signal(signal.SIGKILL)
-    os.waitid(os.P_PID, child.pid, os.WEXITED | os.WNOWAIT)
-    assert Path(f"/proc/{child.pid}/stat").exists()
-    assert writer.is_alive is False
-
-
-ONE_THREAD_LEFT = """
-import ctypes, platform, sys, threading
-threading.Thread(target=sys.stdin.read).start()
-print("begun", flush=True)
-# Of a process that is being killed, too, the first thread may be gone while another one is still
-# in the middle of a system call.
-ctypes.CDLL(None).syscall({"x86_64": 60, "aarch64": 93}[platform.machine()], 0)
-"""
-
-
-def test_a_process_of_which_a_thread_is_left_is_alive():
-    command, pipe = [sys.executable, "-c", ONE_THREAD_LEFT], subprocess.PIPE
-    with subprocess.Popen(command, stdin=pipe, stdout=pipe) as process:
-        writer = writer_of(process.pid)
-        assert process.stdout.readline() == b"begun\n"
-        stat = Path(f"/proc/{process.pid}/stat")
-        while stat.read_text().rpartition(")")[2].split()[0] != "Z":
-            pass
-        assert writer.is_alive is True
-        process.kill()
-        process.wait()
-        assert writer.is_alive is False
-
-
-def test_a_reused_pid_is_not_the_writer(child):
-    writer = replace(writer_of(child.pid), started=1)
-    assert writer.is_alive is False
-
-
-def test_a_forked_child_is_not_me():
-    writer = this_writer()
-    pid = os.fork()
-    if pid == 0:
-        os._exit(int(writer.is_me) + 2 * int(writer.is_alive is not True))
-    assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0
-
-
-def test_after_a_boot_nobody_is_alive():
-    writer = replace(this_writer(), boot="another boot")
-    assert (writer.is_here, writer.is_me, writer.is_alive) == (False, False, False)
-
-
-def test_on_another_host_nobody_knows():
-    writer = replace(this_writer(), host=f"not-{socket.gethostname()}")
-    assert (writer.is_here, writer.is_me, writer.is_alive) == (False, False, None)
-
-
-def test_a_process_that_may_not_be_asked_exists(monkeypatch):
-    def refuse(pid, signal_number):
-        raise PermissionError
-
-    monkeypatch.setattr(identity.os, "kill", refuse)
-    assert this_writer().is_alive is True
-
-
-def test_without_proc_only_the_pid_counts(monkeypatch):
-    def refuse(self, *arguments, **options):
-        raise FileNotFoundError
-
-    monkeypatch.setattr(Path, "read_text", refuse)
-    identity._born.cache_clear()
-    writer = this_writer()
-    identity._born.cache_clear()
-    assert (writer.started, writer.boot, writer.is_alive) == (None, None, True)
-
-
-def test_a_writer_is_found_as_it_was_written(tmp_path: Path):
-    writer = this_writer()
-    identity.write_writer(tmp_path, writer)
-    assert identity.find_writer(tmp_path) == writer
-
-    elsewhere = replace(writer, started=None, boot=None)
-    identity.write_writer(tmp_path, elsewhere)
-    assert identity.find_writer(tmp_path) == elsewhere
-
-
-@pytest.mark.parametrize(
-    "change",
-    [
-        {"uuid": "x"},
-        {"uuid": None},
-        {"pid": "x"},
-        {"pid": None},
-        {"pid": 0},
-        {"pid": -1},
-        {"pid": 2**40},
-        {"pid": float("inf")},
-        {"started": "x"},
-        {"created_at": "\ud800"},
-        {"created_at": 5},
-    ],
-    ids=repr,
-)
-def test_a_writer_that_is_not_legible_is_none(tmp_path: Path, change):
-    identity.write_writer(tmp_path, this_writer())
-    path = tmp_path / ".writer.json"
-    path.write_text(json.dumps({**json.loads(path.read_text()), **change}))
-    assert identity.find_writer(tmp_path) is None
-
-
-@pytest.mark.parametrize("content", [b"", b"{}", b"[]"])
-def test_a_file_that_is_no_writer_is_none(tmp_path: Path, content):
-    (tmp_path / ".writer.json").write_bytes(content)
-    assert identity.find_writer(tmp_path) is None
+# --- what cannot be read now -----------------------------------------------------------
 
 
 @pytest.mark.parametrize("code", [errno.EIO, errno.ESTALE, errno.EACCES])

@@ -17,8 +17,9 @@ from types import CodeType
 
 import pytest
 
-from ckptdb.disk import identity, lease, lock
+from ckptdb.disk import lease, lock
 from ckptdb.disk.lease import Holder, find_holder, take
+from ckptdb.disk.process import this_process
 from ckptdb.errors import RunInUse
 
 SINCE = "2026-01-02T03:04:05Z"
@@ -80,7 +81,7 @@ def test_a_second_process_is_told_who_holds_it_and_since_when(tmp_path: Path):
 
 def test_it_says_who_holds_it_as_long_as_somebody_does(tmp_path: Path):
     held = take(tmp_path, since=SINCE)
-    assert find_holder(tmp_path) == Holder(since=SINCE, **identity.this_process())
+    assert find_holder(tmp_path) == Holder(since=SINCE, **this_process())
     assert find_holder(tmp_path).is_me
     del held
     assert (tmp_path / "trainer").read_bytes() == b""
@@ -180,7 +181,7 @@ def test_a_file_that_is_removed_while_it_is_taken_keeps_nobody_out(tmp_path: Pat
 
 
 def its_own(**changes) -> bytes:
-    facts = {"since": SINCE, **identity.this_process(), **changes}
+    facts = {"since": SINCE, **this_process(), **changes}
     return json.dumps(facts).encode()
 
 
@@ -195,7 +196,7 @@ ILLEGIBLE = {
     "a group of processes": its_own(pid=-1),
     "no time": its_own(since=3),
     "a lone surrogate": its_own(since="\ud800"),
-    "a dead process": its_own(boot="before"),
+    "a dead process": its_own(started=1),
     "ourselves": its_own(),
 }
 
@@ -210,10 +211,14 @@ def test_a_holder_that_is_not_named_legibly_is_another_process(tmp_path: Path, c
     assert not lease._taken
 
 
-def test_a_holder_on_another_machine_is_believed(tmp_path: Path):
+@pytest.mark.parametrize("change", [{"host": "gpu-7"}, {"boot": "before"}, {"namespace": 1}])
+def test_a_name_of_a_process_that_cannot_be_asked_may_be_of_the_one_before(tmp_path: Path, change):
     with holder(tmp_path):
-        (tmp_path / "trainer").write_bytes(its_own(host="gpu-7", pid=12))
-        with pytest.raises(RunInUse, match=f"process 12 on gpu-7 since {SINCE}"):
+        named = its_own(pid=12, **change)
+        (tmp_path / "trainer").write_bytes(named)
+        host = json.loads(named)["host"]
+        last = f"by another process .the last one to say so was process 12 on {host} since {SINCE}."
+        with pytest.raises(RunInUse, match=last):
             take(tmp_path, since=SINCE)
 
 

@@ -8,21 +8,21 @@ import stat
 import subprocess
 import sys
 from contextlib import contextmanager
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import pytest
 
 from ckptdb.catalog.catalog import Catalog
 from ckptdb.catalog.engine import Database
-from ckptdb.disk import durable, identity, journal, lock, manifest, scan
+from ckptdb.disk import durable, identity, journal, lock, manifest, process, scan, writer
 from ckptdb.disk.durable import ExchangeUnsupported
-from ckptdb.disk.identity import Writer
 from ckptdb.disk.lock import run_lock
 from ckptdb.disk.manifest import Compared
 from ckptdb.disk.publish import Publisher
 from ckptdb.disk.retiring import Doomed
 from ckptdb.disk.scan import Leftover
+from ckptdb.disk.writer import Writer
 from ckptdb.errors import (
     DeletionIncomplete,
     NoCheckpointHere,
@@ -106,10 +106,10 @@ def test_staging_makes_a_tmp_with_its_metadata(publisher):
     assert (staged.gone, staged.adopted) == ((), ())
     assert sorted(os.listdir(found.path)) == [".writer.json", "config.yaml", "training_info.json"]
     assert (found.path / "training_info.json").read_bytes() == b'{"loss": 0.5}'
-    writer = identity.find_writer(found.path)
-    assert writer is not None
-    assert writer.is_me
-    assert writer.uuid == found.uuid
+    by = writer.find(found.path)
+    assert by is not None
+    assert by.is_me
+    assert by.uuid == found.uuid
 
 
 def test_a_config_is_optional(publisher):
@@ -119,7 +119,7 @@ def test_a_config_is_optional(publisher):
 
 def test_an_incomplete_leftover_goes_to_the_trash_with_a_record(publisher):
     first = stage(publisher, 5, 0.1)
-    uuid = identity.find_writer(first).uuid
+    uuid = writer.find(first).uuid
 
     staged = publisher.stage(5, b'{"loss": 0.2}', None)
 
@@ -184,9 +184,15 @@ def somebody():
 
 
 def written_by(path: Path, pid: int, **more: object) -> Writer:
-    writer = replace(identity.find_writer(path), pid=pid, started=identity._started(pid), **more)
-    identity.write_writer(path, writer)
-    return writer
+    other = replace(writer.find(path), pid=pid, started=process._started(pid), **more)
+    name_writer(path, other)
+    return other
+
+
+def name_writer(path: Path, other: Writer) -> None:
+    """Name another process, without a lock, as the writer."""
+    writer.remove(path)
+    (path / ".writer.json").write_text(json.dumps(asdict(replace(other, lock=None))))
 
 
 def test_a_step_that_another_process_writes_is_in_use(publisher, somebody):
@@ -203,10 +209,23 @@ def test_a_step_that_another_process_writes_is_in_use(publisher, somebody):
 
 
 @pytest.mark.parametrize(
-    "change", [{"host": "elsewhere"}, {"boot": "earlier"}], ids=["other host", "other boot"]
+    "change",
+    [{"host": "elsewhere"}, {"boot": "earlier"}, {"namespace": 1}],
+    ids=["other host", "other boot", "other namespace"],
 )
-def test_a_writer_that_nobody_can_ask_does_not_protect_its_tmp(publisher, somebody, change):
-    written_by(stage(publisher, 5), somebody.pid, **change)
+def test_what_a_process_has_begun_that_nobody_can_ask_is_not_discarded(publisher, somebody, change):
+    path = stage(publisher, 5)
+    other = written_by(path, somebody.pid, **change)
+    with pytest.raises(StepInUse) as told:
+        publisher.stage(5, b"{}", None)
+    assert str(told.value) == (
+        f"{path} was begun by process {somebody.pid} on {other.host}, which cannot be asked from "
+        "here whether it still writes; stop it, then remove the directory, and save again."
+    )
+    assert (path / "policy" / "model.pt").exists()
+
+    for file in (*path.rglob("*"), path):
+        os.utime(file, (1, 1))
     assert len(publisher.stage(5, b"{}", None).gone) == 1
 
 
@@ -226,7 +245,7 @@ def test_metadata_that_cannot_be_written_leaves_nothing(publisher, monkeypatch):
     def fail(*arguments):
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
-    monkeypatch.setattr(identity, "write_writer", fail)
+    monkeypatch.setattr(writer, "write", fail)
     with pytest.raises(OSError, match="No space left"):
         publisher.stage(5, b"{}", None)
     assert listing(publisher) == []
@@ -386,9 +405,9 @@ def test_a_checkpoint_published_for_us_while_it_is_sealed_is_found(publisher, mo
 
 def test_a_living_writer_protects_even_a_sealed_tmp(publisher, somebody):
     path = stage(publisher, 5)
-    writer = written_by(path, somebody.pid)
+    other = written_by(path, somebody.pid)
     publisher._seal(publisher.establish(), path, 5, None)
-    identity.write_writer(path, writer)
+    name_writer(path, other)
 
     assert publisher.adopt(path) is None
     assert listing(publisher) == ["tmp_step_5"]
@@ -624,7 +643,7 @@ def test_a_copy_that_has_filled_the_disk_is_freed(publisher, monkeypatch, tmp_pa
 
 def test_a_disk_that_stays_full_frees_all_the_same_and_is_recorded_later(publisher, monkeypatch):
     old, tmp = save(publisher, 5, 0.1), stage(publisher, 6)
-    uuid = identity.find_writer(tmp).uuid
+    uuid = writer.find(tmp).uuid
     disk = FullDisk(publisher.directory, 7)
     save(publisher, 7)
     with monkeypatch.context() as patch:

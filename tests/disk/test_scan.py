@@ -492,16 +492,6 @@ def test_published_steps_are_listed(run):
     assert scan.list_finals(run / "step_2" / "training_info.json") == []
 
 
-def test_an_age_is_that_of_the_newest_entry(run):
-    path = put(run, "tmp_step_1")
-    age(path, 1000)
-    assert 999 < scan.age_seconds(path) < 1100
-    (path / "model.pt").touch()
-    os.utime(path / "model.pt", (time.time() - 500,) * 2)
-    os.utime(path, (time.time() - 1000,) * 2)
-    assert 499 < scan.age_seconds(path) < 600
-
-
 def test_a_manifest_of_other_hands_never_breaks_the_reading(run):
     path = save(run, 5)
     whole = asdict(manifest.find(path))

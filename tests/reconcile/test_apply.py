@@ -6,7 +6,7 @@ import os
 import shutil
 import subprocess
 import time
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import pytest
@@ -15,7 +15,7 @@ from ckptdb.catalog.candidates import Wanted
 from ckptdb.catalog.catalog import Catalog
 from ckptdb.catalog.engine import Database
 from ckptdb.catalog.location import locate
-from ckptdb.disk import durable, identity, info, journal, scan
+from ckptdb.disk import durable, identity, info, journal, scan, writer
 from ckptdb.disk.journal import Fact
 from ckptdb.disk.publish import Publisher
 from ckptdb.disk.retiring import Doomed
@@ -414,8 +414,8 @@ def test_what_was_pinned_and_replaced_stays_in_the_trash_until_it_is_unpinned(ca
 def test_an_unfinished_tmp_is_kept_and_reported(catalog, run):
     path = stage(run, 5)
     assert kinds(reconcile_run(catalog, run)) == ["live tmp", "new run", "new tmp"]
-    writer = identity.find_writer(path)
-    identity.write_writer(path, replace(writer, boot="earlier"))
+    dead = replace(writer.find(path), started=1)
+    (path / ".writer.json").write_text(json.dumps(asdict(dead)))
     assert kinds(reconcile(catalog, run)) == ["abandoned tmp"]
     assert path.is_dir()
 

@@ -6,9 +6,10 @@ from pathlib import Path
 import pytest
 
 from ckptdb.catalog.catalog import Recorded, Seen
-from ckptdb.disk.identity import Identity, Writer
+from ckptdb.disk.identity import Identity
 from ckptdb.disk.journal import Facts
 from ckptdb.disk.scan import Leftover, Observation, Stamp, Tmp
+from ckptdb.disk.writer import Writer
 from ckptdb.reconcile.plan import Plan, plan
 from ckptdb.records import Annotations, Checkpoint, Metric, Run
 

@@ -272,6 +272,8 @@ def _print_plan(plan: Collected, *, where: str) -> None:
         hours = plan.trash_ttl_seconds / 3600
         later = f" now, {human_bytes(plan.retention.freed_bytes)} after {units.duration(hours)}"
     say(f"{plan.run}{where}: {human_bytes(plan.freed_bytes)} {verb}{later}.{_becomes(plan)}")
+    for spared in plan.spared:
+        say(f"{plan.run}{where}: {spared.path.name} kept: {spared.why}.")
     if plan.waiting:
         held = human_bytes(sum(left.size_bytes for left in plan.waiting))
         steps = _listed([left.step for left in plan.waiting])

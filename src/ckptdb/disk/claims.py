@@ -19,7 +19,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from ckptdb.disk import durable, identity, names
+from ckptdb.disk import clock, durable, names, process
 from ckptdb.disk.info import MAX_BYTES, parse_object, raise_if_unknown, read_with_status
 from ckptdb.disk.lease import Holder
 from ckptdb.errors import UnreadableInfo
@@ -36,7 +36,6 @@ class Claim:
     Attributes:
         evaluation: What is measured; two different ones may go on at the same time.
         holder: None when that is not legible.
-        namespace: In which the holder's pid means something.
         seconds: How long it holds after it was touched.
         token: Tells it apart from one that was taken later.
         touched: The file's mtime.
@@ -46,7 +45,6 @@ class Claim:
     uuid: str
     evaluation: str
     holder: Holder | None
-    namespace: int | None
     seconds: float
     token: str
     touched: float
@@ -60,17 +58,11 @@ class Claim:
         Args:
             now: By the clock that has written ``touched``.
         """
-        # One from the future was copied from elsewhere, or the clock was set back: it is renewed
-        # soon, or by nobody.
-        return abs(now - self.touched) > self.seconds or self._has_died()
-
-    def _has_died(self) -> bool:
-        holder = self.holder
-        # Of one elsewhere nothing can be known, and a name may be that of two machines, or of two
-        # containers on one.
-        if holder is None or not holder.is_here or self.namespace != _find_namespace():
-            return False
-        return holder.is_alive is False
+        # One from the future was copied from elsewhere, or the clock was set back: `settle` gives
+        # it the time that it is.
+        return now - self.touched > self.seconds or (
+            self.holder is not None and self.holder.life == "dead"
+        )
 
 
 def find(hidden: Path, *, now: float | None = None) -> tuple[Claim, ...]:
@@ -78,13 +70,15 @@ def find(hidden: Path, *, now: float | None = None) -> tuple[Claim, ...]:
 
     Args:
         hidden: The run's ``.ckptdb`` folder.
-        now: From `tell_time`; None takes this machine's clock, which is good enough for telling
-            people.
+        now: From `tell_time`; None asks without writing, and takes this machine's clock where that
+            is not possible, which is good enough for telling people.
 
     Raises:
         OSError: There may be some, and it cannot be told now.
     """
     found = tuple(_load(hidden))
+    if now is None and found:
+        now = clock.find_time(hidden, may_touch=False)
     at = time.time() if now is None else now
     return tuple(claim for claim in found if not claim.has_ended(at))
 
@@ -112,17 +106,18 @@ def settle(hidden: Path) -> tuple[Claim, ...]:
     for claim in ended:
         with suppress(OSError):  # it protects nothing, and will be found again
             remove(claim)
+    for claim in found:
+        if claim.touched - now > claim.seconds:
+            # Its holder renews it again, or nobody does: then it ends after its time from now on.
+            with suppress(OSError):
+                os.utime(claim.path)
     return tuple(claim for claim in found if claim not in ended)
 
 
 def tell_time(hidden: Path) -> float:
-    """Return what time it is for the file system that has a run's leases; touches their folder."""
-    folder = hidden / _FOLDER
-    try:
-        os.utime(folder)
-        return folder.stat().st_mtime
-    except OSError:
-        return time.time()  # there is none, or it may only be read
+    """Return what time it is for the file system that has a run's leases."""
+    now = clock.find_time(hidden, may_touch=True)
+    return time.time() if now is None else now  # nothing can be written there anyway
 
 
 def write(hidden: Path, uuid_: str, evaluation: str, *, seconds: float, since: str) -> Claim:
@@ -130,12 +125,7 @@ def write(hidden: Path, uuid_: str, evaluation: str, *, seconds: float, since: s
     durable.make_directories(hidden / _FOLDER, durable=False)
     path = hidden / _FOLDER / names.lease_name(uuid_, evaluation)
     holder = Holder.this_process(since)
-    content = {
-        **asdict(holder),
-        "namespace": _find_namespace(),
-        "seconds": seconds,
-        "token": str(uuid.uuid4()),
-    }
+    content = {**asdict(holder), "seconds": seconds, "token": str(uuid.uuid4())}
     # Not flushed: after a power cut its holder is gone, too.
     durable.write_json(path, content, durable=False)
     return Claim(
@@ -143,7 +133,6 @@ def write(hidden: Path, uuid_: str, evaluation: str, *, seconds: float, since: s
         uuid=uuid_,
         evaluation=evaluation,
         holder=holder,
-        namespace=content["namespace"],
         seconds=seconds,
         token=content["token"],
         touched=path.stat().st_mtime,
@@ -208,11 +197,10 @@ def _read(path: Path, uuid_: str, evaluation: str) -> Claim | None:
             uuid=uuid_,
             evaluation=evaluation,
             holder=Holder(
-                since=identity.legible_text(content["since"]), **identity.legible_process(content)
+                since=process.legible_text(content["since"]), **process.legible_process(content)
             ),
-            namespace=content["namespace"],
             seconds=_legible_seconds(content["seconds"]),
-            token=identity.legible_text(content["token"]),
+            token=process.legible_text(content["token"]),
             touched=status.st_mtime,
         )
     except UnreadableInfo as error:
@@ -233,7 +221,6 @@ def _unknown(path: Path, uuid_: str, evaluation: str) -> Claim | None:
         uuid=uuid_,
         evaluation=evaluation,
         holder=None,
-        namespace=None,
         seconds=SECONDS,
         token="",
         touched=touched,
@@ -245,10 +232,3 @@ def _legible_seconds(value: Any) -> float:
     if not (math.isfinite(seconds) and seconds > 0):
         raise ValueError(value)
     return seconds
-
-
-def _find_namespace() -> int | None:
-    try:
-        return os.stat("/proc/self/ns/pid").st_ino
-    except OSError:
-        return None

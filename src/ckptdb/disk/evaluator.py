@@ -11,7 +11,7 @@ from contextlib import suppress
 from functools import partial
 from pathlib import Path
 
-from ckptdb.disk import claims, durable, identity, journal, names, scan
+from ckptdb.disk import claims, durable, identity, journal, names, process, scan
 from ckptdb.disk.claims import Claim
 from ckptdb.disk.journal import Fact
 from ckptdb.disk.publish import Publisher
@@ -85,7 +85,7 @@ class Evaluator:
             else:
                 is_ours = current.token == claim.token
             if is_ours:
-                details = {"name": self._evaluation, **identity.this_process()}
+                details = {"name": self._evaluation, **process.this_process()}
                 record([Fact(utc(time.time()), "evaluated", claim.uuid, details)])
                 claims.remove(claim)
         self._free(claim)

@@ -1,4 +1,4 @@
-"""Who a run is (run.json), where a root is (root.json), and who writes a checkpoint.
+"""Who a run is (run.json), and where a root is (root.json).
 
 A run's identity is the uuid in its run.json, as long as that file speaks of this very
 directory (same inode). A copy made with ``cp -r``, and a run that ckptdb has never written
@@ -8,19 +8,16 @@ to, get a uuid derived from their path; the first write makes it permanent.
 from __future__ import annotations
 
 import os
-import socket
 import time
 import uuid
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, replace
-from functools import lru_cache
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from ckptdb.disk import durable, names
 from ckptdb.disk.info import (
     MAX_BYTES,
-    load_json,
     parse_object,
     raise_if_unknown,
     read_regular,
@@ -238,161 +235,12 @@ def derive_checkpoint_uuid(*facts: object) -> str:
     return _derive("\0".join(map(str, facts)))
 
 
-# --- who writes a checkpoint ------------------------------------------------------------
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Process:
-    """A process, told apart from any that had its pid before or gets it later.
-
-    Attributes:
-        started: Start time in clock ticks after boot; tells a reused pid apart.
-        boot: Id of the machine's boot; a pid means nothing after the next one.
-    """
-
-    host: str
-    pid: int
-    started: int | None
-    boot: str | None
-
-    @property
-    def is_here(self) -> bool:
-        """It ran on this machine, since its last boot."""
-        return self.host == socket.gethostname() and self.boot == _boot()
-
-    @property
-    def is_me(self) -> bool:
-        """It is the calling process."""
-        return self.is_here and self.pid == os.getpid() and self.started == _started(self.pid)
-
-    @property
-    def is_alive(self) -> bool | None:
-        """Whether it still runs; None when it ran on another machine."""
-        if self.host != socket.gethostname():
-            return None
-        return self.is_here and _exists(self.pid) and self.started == _started(self.pid)
-
-
-def this_process() -> dict[str, Any]:
-    """Return what a `Process` is made of, for the calling one."""
-    return {"host": socket.gethostname(), **_born(os.getpid())}
-
-
-@lru_cache(1)
-def _born(pid: int) -> dict[str, Any]:
-    return {"pid": pid, "started": _started(pid), "boot": _boot()}
-
-
-os.register_at_fork(after_in_child=_born.cache_clear)
-
-
-def legible_process(content: Mapping[str, Any]) -> dict[str, Any]:
-    """Return what a `Process` is made of, out of what a file says.
-
-    Raises:
-        KeyError, TypeError, ValueError, OverflowError: It says no such thing.
-    """
-    return {
-        "host": str(content["host"]),
-        "pid": _pid(content["pid"]),
-        "started": None if content["started"] is None else int(content["started"]),
-        "boot": _text(content["boot"]),
-    }
-
-
-@dataclass(frozen=True, slots=True)
-class Writer(Process):
-    """The process that stages a checkpoint."""
-
-    uuid: str
-    created_at: str
-
-    @classmethod
-    def this_process(cls, checkpoint_uuid: str, created_at: str) -> Writer:
-        """Describe the calling process."""
-        return cls(checkpoint_uuid, created_at, **this_process())
-
-
-def write_writer(folder: Path, writer: Writer) -> None:
-    """Say in a staged checkpoint who writes it."""
-    durable.write_json(folder / names.WRITER, asdict(writer), durable=False)
-
-
-def find_writer(folder: Path) -> Writer | None:
-    """Return who stages a checkpoint, or None when that was not recorded legibly.
-
-    Raises:
-        OSError: It cannot be read now.
-    """
-    try:
-        content, _ = load_json(folder / names.WRITER)
-        return Writer(
-            uuid=str(uuid.UUID(content["uuid"])),
-            created_at=legible_text(content["created_at"]),
-            **legible_process(content),
-        )
-    except UnreadableInfo as error:
-        raise_if_unknown(error)
-        return None
-    except (KeyError, TypeError, ValueError, AttributeError, OverflowError):
-        return None
-
-
-def legible_text(value: Any) -> str:
-    """Return a text as it is.
-
-    Raises:
-        ValueError: It is none, or none that a database can hold.
-    """
-    if not isinstance(value, str) or not is_storable(value):
-        raise ValueError(value)
-    return value
-
-
-def _pid(value: Any) -> int:
-    # 0 and below mean groups of processes to the kernel.
-    pid = int(value)
-    if not 0 < pid < 2**31:
-        raise ValueError(value)
-    return pid
-
-
 def _is_marked(directory: Path) -> bool:
     try:
         owner = os.lstat(hidden(directory) / _ROOT).st_uid
     except (FileNotFoundError, NotADirectoryError, PermissionError):
         return False
     return owner in (os.geteuid(), 0)
-
-
-def _exists(pid: int) -> bool:
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    except OSError:
-        return True
-    return True
-
-
-def _started(pid: int) -> int | None:
-    try:
-        # The command's name is in parentheses and may hold anything, spaces included.
-        line = Path(f"/proc/{pid}/stat").read_text(errors="replace")
-        fields = line.rpartition(")")[2].split()
-        state, threads, started = fields[0], int(fields[17]), int(fields[19])
-    except (OSError, IndexError, ValueError):
-        return None
-    # A zombie is dead, only its parent has not asked yet how it ended; but not as long as another
-    # of its threads is still in the middle of something.
-    return None if state == "Z" and threads <= 1 else started
-
-
-def _boot() -> str | None:
-    try:
-        return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
-    except OSError:
-        return None
 
 
 def _derive(text: str) -> str:

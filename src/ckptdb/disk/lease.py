@@ -19,9 +19,9 @@ from io import FileIO
 from pathlib import Path
 from typing import Final, Self
 
-from ckptdb.disk import identity, lock
-from ckptdb.disk.identity import Process
+from ckptdb.disk import lock, process
 from ckptdb.disk.info import load_json
+from ckptdb.disk.process import Process
 from ckptdb.errors import RunInUse, UnreadableInfo
 
 PATIENCE_SECONDS = 0.2
@@ -40,7 +40,7 @@ class Holder(Process):
     @classmethod
     def this_process(cls, since: str) -> Self:
         """Describe the calling process."""
-        return cls(since=since, **identity.this_process())
+        return cls(since=since, **process.this_process())
 
     def __str__(self) -> str:
         return f"process {self.pid} on {self.host} since {self.since}"
@@ -84,11 +84,18 @@ def take(hidden: Path, *, since: str) -> Lease:
         holder = find_holder(hidden)
         # A name that is no living process's is of the one before: it is being rewritten now, or
         # was never written. One of our own is of a manager that is letting go in another thread.
-        if holder is not None and holder.is_alive is not False and not holder.is_me:
+        life = "dead" if holder is None or holder.is_me else holder.life
+        if life == "alive":
             raise RunInUse(hidden.parent, str(holder))
         if time.monotonic() >= deadline:
-            raise RunInUse(hidden.parent, "another process")
+            last = f" (the last one to say so was {holder})" if life == "unknown" else ""
+            raise RunInUse(hidden.parent, f"another process{last}")
         time.sleep(_PAUSE_SECONDS)
+
+
+def is_held(hidden: Path) -> bool:
+    """Tell whether this process holds the lease of a run, given its ``.ckptdb`` folder."""
+    return _find_taken(hidden / _NAME) is not None
 
 
 def find_holder(hidden: Path) -> Holder | None:
@@ -96,7 +103,7 @@ def find_holder(hidden: Path) -> Holder | None:
     try:
         content, _ = load_json(hidden / _NAME)
         return Holder(
-            since=identity.legible_text(content["since"]), **identity.legible_process(content)
+            since=process.legible_text(content["since"]), **process.legible_process(content)
         )
     except (UnreadableInfo, KeyError, TypeError, ValueError, OverflowError):
         return None

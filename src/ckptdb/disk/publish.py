@@ -16,9 +16,20 @@ from functools import cached_property
 from pathlib import Path
 
 from ckptdb import caller
-from ckptdb.disk import durable, identity, info, journal, lease, manifest, names, scan
+from ckptdb.disk import (
+    durable,
+    identity,
+    info,
+    journal,
+    lease,
+    liveness,
+    manifest,
+    names,
+    scan,
+    writer,
+)
 from ckptdb.disk.changing import Span
-from ckptdb.disk.identity import Identity, Writer
+from ckptdb.disk.identity import Identity
 from ckptdb.disk.lease import Lease
 from ckptdb.disk.manifest import Manifest
 from ckptdb.disk.retiring import Retiring
@@ -111,7 +122,7 @@ class Publisher(Retiring):
             config: Content of config.yaml, None for no such file.
 
         Raises:
-            StepInUse: Another live process on this machine is writing that step.
+            StepInUse: Another process is writing that step, or may be.
             OSError: The directory cannot be written.
         """
         path = self.directory / names.tmp_name(step)
@@ -213,10 +224,8 @@ class Publisher(Retiring):
             return [], []
         if not durable.is_folder(path):
             raise StepTaken(path)
-        tmp = scan.load_tmp(who, path, step)
-        writer = tmp.writer
-        if writer and writer.is_alive and not writer.is_me:
-            raise StepInUse(path, f"process {writer.pid} on {writer.host}")
+        tmp = scan.load_tmp(who, path, step, may_touch=True)
+        self._refuse_in_use(tmp)
         published = self._adopt(who, watch, tmp)
         if published:
             gone = [published.replaced] if published.replaced else []
@@ -226,15 +235,26 @@ class Publisher(Retiring):
             return [], [self._discard(who, watch, tmp.checkpoint, reason)]
         return [], []
 
+    def _refuse_in_use(self, tmp: scan.Tmp) -> None:
+        """Refuse to discard what another process may still be writing."""
+        path, who = tmp.checkpoint.path, tmp.writer
+        if tmp.fate or tmp.abandoned or (who and who.is_me):
+            return
+        if tmp.life == "unknown" and (
+            # What says of no writer is a crash's, or another framework's.
+            who is None or liveness.has_silent_writer(path, who, self._hidden)
+        ):
+            return
+        raise StepInUse(path, str(who or "another process"), is_sure=tmp.life == "alive")
+
     def _write_metadata(
         self, path: Path, content: bytes, config: bytes | None, checkpoint_uuid: str,
         created_at: str,
     ) -> None:  # fmt: skip
-        writer = Writer.this_process(checkpoint_uuid, created_at)
         durable.write_new(path / names.INFO, content, durable=False)
         if config is not None:
             durable.write_new(path / names.CONFIG, config, durable=False)
-        identity.write_writer(path, writer)
+        writer.write(path, checkpoint_uuid, created_at)
 
     def _seal_or_withdraw(self, path: Path, step: int, parent: str | None) -> _Sealed:
         who = identity.identify(self.directory)
@@ -270,7 +290,7 @@ class Publisher(Retiring):
         manifest.write(path, sealed, make_durable=self._durable)
         # From here on another process may publish it for us. It need not be durable: after a power
         # cut nobody is taken for this process.
-        (path / names.WRITER).unlink(missing_ok=True)
+        writer.remove(path)
         return _Sealed(sealed, staged)
 
     def _publish_or_find(
@@ -346,7 +366,7 @@ class Publisher(Retiring):
     def _adopt(self, who: Identity, watch: Watch, tmp: scan.Tmp) -> Published | None:
         path, step = tmp.checkpoint.path, tmp.checkpoint.step
         if tmp.fate == "publish" and tmp.manifest:
-            (path / names.WRITER).unlink(missing_ok=True)
+            writer.remove(path)
             if self._durable:
                 durable.fsync_tree(path)
             return self._publish(who, watch, path, _Sealed(tmp.manifest))

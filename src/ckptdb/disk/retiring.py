@@ -16,7 +16,7 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 
-from ckptdb.disk import claims, durable, journal, names, obstacles, scan
+from ckptdb.disk import claims, durable, journal, names, obstacles, scan, writer
 from ckptdb.disk.changing import NO_SPACE, Span
 from ckptdb.disk.identity import Identity
 from ckptdb.disk.in_place import UNMOVABLE, DeletingInPlace
@@ -121,16 +121,18 @@ class Retiring(DeletingInPlace):
         Args:
             path: Nothing happens when it is not there.
             reason: For the record.
-            uuid: Which one was judged; another that stands there by now is left alone.
+            uuid: Which one was judged to be abandoned. Another that stands there by now is left
+                alone, and that one when somebody has gone on with it.
         """
         step = names.get_tmp_step(path)
         with self._changing() as (who, watch):
             if not durable.is_folder(path):
+                writer.release(path)
                 return Retired((), watch.span)
-            checkpoint = scan.load_tmp(who, path, step).checkpoint
-            if uuid not in (None, checkpoint.uuid):
+            tmp = scan.load_tmp(who, path, step, may_touch=uuid is not None)
+            if uuid is not None and not (tmp.abandoned and tmp.checkpoint.uuid == uuid):
                 return Retired((), watch.span)
-            return Retired((self._discard(who, watch, checkpoint, reason),), watch.span)
+            return Retired((self._discard(who, watch, tmp.checkpoint, reason),), watch.span)
 
     def undelete(self, step: int) -> Checkpoint:
         """Give a retired checkpoint its name again; return it.
@@ -224,6 +226,7 @@ class Retiring(DeletingInPlace):
         self._put_away(who, watch, [checkpoint], {checkpoint.uuid: fact}, failed)
         if failed:
             raise failed[0].error
+        writer.release(checkpoint.path)
         path = self._final(checkpoint.step)
         return replace(
             checkpoint, path=path, status="deleted", deleted_at=at, deleted_reason=reason

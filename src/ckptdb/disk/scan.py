@@ -18,18 +18,28 @@ from itertools import chain
 from pathlib import Path
 from typing import Any, Literal
 
-from ckptdb.disk import claims, durable, identity, info, journal, manifest, names, reading
-from ckptdb.disk.identity import Identity, Writer
+from ckptdb.disk import (
+    claims,
+    durable,
+    identity,
+    info,
+    journal,
+    liveness,
+    manifest,
+    names,
+    reading,
+    writer,
+)
+from ckptdb.disk.identity import Identity
 from ckptdb.disk.journal import Facts
 from ckptdb.disk.manifest import Manifest
 from ckptdb.disk.pace import Pace
+from ckptdb.disk.process import Life
 from ckptdb.disk.reading import derive_uuid
+from ckptdb.disk.writer import Writer
 from ckptdb.errors import UnreadableInfo
 from ckptdb.records import Checkpoint, metrics_of, utc
 
-UNTOUCHED_SECONDS = 24 * 3600.0
-"""Whether a writer on another machine still lives cannot be asked; after a day without a
-change to its files it counts as dead."""
 PORTION = 5000
 """How many checkpoints are in memory at a time when there are many to read."""
 _GAP_SECONDS = 2.0
@@ -179,8 +189,9 @@ class Tmp:
         writer: Who stages it, when that was recorded.
         fate: ``publish`` it under its final name, put it in the ``trash`` because it holds what
             has been replaced, or None: it is not ours to move.
+        life: What is known of its writer.
         abandoned: Nobody will continue it: its writer is dead, or cannot be asked and has not
-            touched it for `UNTOUCHED_SECONDS`.
+            touched it for `liveness.UNTOUCHED_SECONDS`.
     """
 
     checkpoint: Checkpoint
@@ -188,6 +199,7 @@ class Tmp:
     manifest: Manifest | None
     writer: Writer | None
     fate: Literal["publish", "trash"] | None
+    life: Life = "unknown"
     abandoned: bool = False
 
 
@@ -308,6 +320,7 @@ def observe(
     on_checkpoint: Callable[[], None] | None = None,
     take: Take | None = None,
     listing: Listing | None = None,
+    may_touch: bool = False,
 ) -> Observation:
     """Look at a run directory.
 
@@ -320,6 +333,7 @@ def observe(
             what of it is to be in the observation, by step; of the others that says no more than
             that the caller knows them.
         listing: Of this directory, made not long ago; None to make one now.
+        may_touch: To tell how old an unfinished save is, see `clock.find_time`.
 
     Raises:
         OSError: The directory itself cannot be read.
@@ -358,7 +372,7 @@ def observe(
             config = _newest_config(directory, [s for s in steps if s not in bare], pace)
         except OSError:
             trouble.unsure = True
-    tmps = _load_tmps(who, sorted(listing.tmps), trouble)
+    tmps = _load_tmps(who, sorted(listing.tmps), trouble, may_touch=may_touch)
     return Observation(
         identity=who,
         stamp=stamp,
@@ -425,9 +439,16 @@ def look(
         os.close(folder)
 
 
-def load_tmp(who: Identity, path: Path, step: int) -> Tmp:
-    """Read one ``tmp_step_N``; size and count are unknown while it is being written."""
-    writer = identity.find_writer(path)
+def load_tmp(who: Identity, path: Path, step: int, *, may_touch: bool = False) -> Tmp:
+    """Read one ``tmp_step_N``; size and count are unknown while it is being written.
+
+    Args:
+        who: The run.
+        path: The directory.
+        step: Its step.
+        may_touch: To tell how old it is, see `clock.find_time`.
+    """
+    by = writer.find(path)
     raw, content = b"", dict[str, Any]()
     found: Manifest | None = None
     with suppress(UnreadableInfo):
@@ -441,18 +462,20 @@ def load_tmp(who: Identity, path: Path, step: int) -> Tmp:
     if found and found.step != step:
         found = None
     published_uuid = derive_uuid(who, held, step, raw)
-    uuid = (
-        found.uuid
-        if found
-        else (writer.uuid if writer else derive_uuid(who, None, step, raw, "tmp"))
-    )
-    created = found.created_at if found else (writer.created_at if writer else None)
+    uuid = found.uuid if found else (by.uuid if by else derive_uuid(who, None, step, raw, "tmp"))
+    created = found.created_at if found else (by.created_at if by else None)
     created_at = created or _created_at(path)
     checkpoint = as_staged(who, path, step, (uuid, created_at), content)
-    protected = writer is not None and writer.is_alive is True
-    fate = None if protected else _fate(who, path, step, found, published_uuid)
-    abandoned = fate is None and _is_abandoned(path, writer)
-    return Tmp(checkpoint, published_uuid, found, writer, fate, abandoned)
+    life = liveness.find_life(path, by)
+    fate = None if life == "alive" else _fate(who, path, step, found, published_uuid)
+    abandoned = fate is None and (
+        life == "dead"
+        or (
+            life == "unknown"
+            and liveness.is_untouched(path, identity.hidden(path.parent), may_touch=may_touch)
+        )
+    )
+    return Tmp(checkpoint, published_uuid, found, by, fate, life, abandoned)
 
 
 def as_staged(
@@ -474,15 +497,15 @@ def as_staged(
 
 def find_staged(who: Identity, path: Path, step: int) -> Checkpoint | None:
     """Read a ``tmp_step_N`` that is as staging left it; None when it needs `load_tmp`."""
-    writer = identity.find_writer(path)
-    if writer is None or durable.is_there(path / names.MANIFEST):
+    by = writer.find(path)
+    if by is None or durable.is_there(path / names.MANIFEST):
         return None
     try:
         content, _ = info.load_info(path)
     except UnreadableInfo as error:
         info.raise_if_unknown(error)
         return None
-    return as_staged(who, path, step, (writer.uuid, writer.created_at), content)
+    return as_staged(who, path, step, (by.uuid, by.created_at), content)
 
 
 def _created_at(path: Path) -> str:
@@ -490,13 +513,6 @@ def _created_at(path: Path) -> str:
         return utc(os.lstat(f"{path}/{names.INFO}").st_mtime)
     except FileNotFoundError:
         return utc(os.lstat(path).st_mtime)
-
-
-def _is_abandoned(path: Path, writer: Writer | None) -> bool:
-    alive = writer.is_alive if writer else None
-    if alive is None:
-        return age_seconds(path) > UNTOUCHED_SECONDS
-    return not alive
 
 
 def load_retired(who: Identity, left: Leftover) -> Checkpoint:
@@ -620,15 +636,6 @@ def sort_folders(top: Path) -> tuple[bool, list[str]]:
     except PermissionError:
         return False, []
     return listing.is_run, listing.where_to_search()
-
-
-def age_seconds(folder: Path) -> float:
-    """Return how long ago anything directly in a directory, or the directory, last changed."""
-    newest = os.lstat(folder).st_mtime
-    with os.scandir(folder) as listing:
-        for entry in listing:
-            newest = max(newest, entry.stat(follow_symlinks=False).st_mtime)
-    return time.time() - newest
 
 
 def is_published(folder: Path) -> bool:
@@ -866,12 +873,14 @@ def _newest_config(directory: Path, finals: Iterable[int], pace: Pace) -> dict[s
     return {}
 
 
-def _load_tmps(who: Identity, steps: Iterable[int], trouble: _Trouble) -> dict[int, Tmp]:
+def _load_tmps(
+    who: Identity, steps: Iterable[int], trouble: _Trouble, *, may_touch: bool
+) -> dict[int, Tmp]:
     found = {}
     for step in steps:
         path = who.run.directory / names.tmp_name(step)
         try:
-            found[step] = load_tmp(who, path, step)
+            found[step] = load_tmp(who, path, step, may_touch=may_touch)
         except OSError as error:
             if _may_be_there(path):  # else published while we looked
                 trouble.add(path, error)

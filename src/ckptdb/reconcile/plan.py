@@ -339,15 +339,16 @@ def _tmp(step: int, tmp: Tmp) -> Action:
             else "holds what a newer save has replaced; removed"
         )
         return Action("complete tmp", what, step, leftover=tmp.checkpoint.path)
-    who = f"process {tmp.writer.pid} on {tmp.writer.host}" if tmp.writer else "nobody knows whom"
-    if tmp.writer and tmp.writer.is_alive:
-        return Action("live tmp", f"is being written by {who}", step)
     if tmp.abandoned:
         return Action("abandoned tmp", "was left unfinished; `ckptdb gc` removes it", step)
+    if tmp.life == "alive":
+        return Action("live tmp", f"is being written by {tmp.writer or 'another process'}", step)
     later = "`ckptdb gc` removes it a day after its last change"
-    if tmp.writer and tmp.writer.is_alive is None:
+    if tmp.writer:
+        who = f"{tmp.writer}, which cannot be asked from here"
         return Action("live tmp", f"is being written, or was left, by {who}; {later}", step)
-    return Action("abandoned tmp", f"was left unfinished by {who}; {later}", step)
+    what = f"is an unfinished save, by whom is not known; {later}"
+    return Action("abandoned tmp", what, step)
 
 
 def _same_tmp(checkpoint: Checkpoint, recorded: Recorded) -> bool:

@@ -31,7 +31,7 @@ from urllib.parse import unquote, urlsplit
 
 from ckptdb.catalog.catalog import Catalog
 from ckptdb.catalog.engine import Database
-from ckptdb.disk import identity, info, journal, manifest, names, scan
+from ckptdb.disk import identity, info, journal, manifest, names, scan, writer
 from ckptdb.errors import CkptdbError, NoCheckpointHere, UnreadableInfo, UnwritableInfo
 from ckptdb.manager import CheckpointManager, _load_checkpoint_history
 from ckptdb.reconcile import reconcile_run
@@ -212,8 +212,8 @@ def _feed_run(folder: Path, content: bytes) -> None:
 
 def _feed_writer(folder: Path, content: bytes) -> None:
     del content
-    found = identity.find_writer(folder)
-    if found is not None and not (found.is_alive in (True, False, None) and not found.is_me):
+    found = writer.find(folder)
+    if found is not None and not (found.life in ("dead", "unknown") and not found.is_me):
         raise Wrong("it is this process")
     tmp = scan.load_tmp(_who(folder), folder, 7)
     if tmp.fate is not None:

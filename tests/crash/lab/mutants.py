@@ -20,7 +20,7 @@ from typing import Any
 from unittest.mock import patch
 
 import ckptdb
-from ckptdb.disk import claims, durable, identity, lease, manifest, names, scan
+from ckptdb.disk import claims, durable, lease, manifest, names, scan, writer
 from ckptdb.disk.journal import Pins
 from ckptdb.disk.manifest import Manifest
 from ckptdb.disk.publish import Publisher
@@ -197,12 +197,12 @@ def _whatever_is_there(real: Callable[..., Manifest | None], folder: Path) -> Ma
     if found is not None or not folder.name.startswith(names.tmp_name(0)[:-1]):
         return found
     hit()
-    writer = identity.find_writer(folder)
-    if writer is None:
+    by = writer.find(folder)
+    if by is None:
         return None
     return Manifest(
-        uuid=writer.uuid, step=names.get_tmp_step(folder), created_at=writer.created_at,
-        finalized_at=writer.created_at, parent=None, replaces=None,
+        uuid=by.uuid, step=names.get_tmp_step(folder), created_at=by.created_at,
+        finalized_at=by.created_at, parent=None, replaces=None,
         files=manifest.list_files(folder),
     )  # fmt: skip
 
@@ -481,7 +481,7 @@ _RACES = (
            patch=_of(Publisher, _publish_or_find=_only_publish)),
     Mutant("no lock of the run", ("replaced while it is retired",), patch=_unlocked),
     Mutant("no lease", ("two trainers",), patch=_of(lease, _lock=lambda *_: bool(hit() or 1))),
-    Mutant("nobody's name on a save", ("saved by two",), patch=_of(identity, write_writer=_never)),
+    Mutant("nobody's name on a save", ("saved by two",), patch=_of(writer, write=_never)),
     Mutant("pins not read before the trash is emptied", ("pinned, replaced, emptied",),
            patch=_of(Pins, find=lambda *_: hit() or frozenset())),
     Mutant("leases not read before retiring", ("judged, then leased",),

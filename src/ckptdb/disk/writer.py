@@ -1,0 +1,199 @@
+"""Who stages a checkpoint: ``.writer.json``, and the lock on it.
+
+The process that stages a checkpoint holds `flock` on its ``.writer.json`` until it publishes or
+discards it. The lock goes with the process however that ends, and is seen from every container of
+the machine, where the number of a process says nothing; see `liveness`.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+import threading
+import uuid
+from contextlib import suppress
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Final, Literal, NamedTuple
+
+from ckptdb.disk import lock, names, process
+from ckptdb.disk.info import load_json, raise_if_unknown
+from ckptdb.disk.process import Process
+from ckptdb.errors import UnreadableInfo
+
+
+class Locked(NamedTuple):
+    """A locked file, as its process saw it.
+
+    Attributes:
+        system: Kind of the file system, as the kernel numbers them.
+    """
+
+    system: int
+    device: int
+    inode: int
+
+
+@dataclass(frozen=True, slots=True)
+class Writer(Process):
+    """The process that stages a checkpoint.
+
+    Attributes:
+        lock: On which file it holds the lock as long as it stages; None where it holds none.
+    """
+
+    uuid: str
+    created_at: str
+    lock: Locked | None = None
+
+    @classmethod
+    def this_process(cls, checkpoint_uuid: str, created_at: str) -> Writer:
+        """Describe the calling process."""
+        return cls(checkpoint_uuid, created_at, **process.this_process())
+
+    def __str__(self) -> str:
+        return f"process {self.pid} on {self.host}"
+
+
+_locked: Final[dict[Path, int]] = {}
+"""What this process stages, by directory: the descriptor of the file that it keeps locked."""
+_guard: Final = threading.RLock()
+
+
+def write(folder: Path, checkpoint_uuid: str, created_at: str) -> Writer:
+    """Say in a staged checkpoint that this process writes it, and lock that until `release`.
+
+    Raises:
+        OSError: It is said already, or cannot be.
+    """
+    with _guard:
+        # Locked before it says so: nobody may find it free meanwhile.
+        flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
+        handle = os.open(folder / names.WRITER, flags, 0o666)
+        try:
+            me = process.this_process()
+            writer = Writer(checkpoint_uuid, created_at, _find_lock(handle), **me)
+            left = memoryview(json.dumps(asdict(writer)).encode() + b"\n")
+            while left:
+                left = left[os.write(handle, left) :]
+        except BaseException:
+            os.close(handle)
+            raise
+        release(folder)
+        _locked[folder] = handle
+    return writer
+
+
+def release(folder: Path) -> None:
+    """Let go of what this process has staged in a directory, if it has."""
+    handle = _locked.pop(folder, None)
+    if handle is not None:
+        with suppress(OSError):
+            # By name: a child that is being forked at this moment may hold a copy.
+            fcntl.flock(handle, fcntl.LOCK_UN)
+        os.close(handle)
+
+
+def remove(folder: Path) -> None:
+    """Say no longer who writes a staged checkpoint."""
+    # First: network file systems keep a file that is removed while it is open.
+    release(folder)
+    (folder / names.WRITER).unlink(missing_ok=True)
+
+
+def find(folder: Path) -> Writer | None:
+    """Return who stages a checkpoint, or None when that was not recorded legibly.
+
+    Raises:
+        OSError: It cannot be read now.
+    """
+    try:
+        content, _ = load_json(folder / names.WRITER)
+        return Writer(
+            uuid=str(uuid.UUID(content["uuid"])),
+            created_at=process.legible_text(content["created_at"]),
+            lock=_legible_lock(content.get("lock")),
+            **process.legible_process(content),
+        )
+    except UnreadableInfo as error:
+        raise_if_unknown(error)
+        return None
+    except (KeyError, TypeError, ValueError, AttributeError, OverflowError):
+        return None
+
+
+def look_at_lock(folder: Path, writer: Writer | None) -> Literal["held", "free", "unseen", "none"]:
+    """Return what has become of a writer's lock.
+
+    ``free`` says that the writer has ended. ``unseen`` is a lock that nobody holds as far as can
+    be seen from here, and that may be held on another machine; ``none`` one that was never taken,
+    or is not that file's.
+
+    Args:
+        folder: The ``tmp_step_N``.
+        writer: What it says there; None when that is not legible.
+    """
+    found = _try(folder / names.WRITER)
+    if isinstance(found, str):
+        return found
+    taken = writer.lock if writer else None
+    if writer is None or taken is None or taken.inode != found.inode:
+        return "none"  # or of a copy, which nobody has locked
+    # Within a boot locks reach wherever it is the same file; beyond, where both have it on a file
+    # system that one machine at a time can have.
+    if writer.is_of_this_boot:
+        reaches = found == taken
+    else:
+        reaches = found.system == taken.system and found.system in lock.LOCAL
+    return "free" if reaches else "unseen"
+
+
+def _try(path: Path) -> Locked | Literal["held", "unseen"]:
+    """Return which file has that name, when nobody holds a lock on it."""
+    try:
+        handle = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+    except OSError:
+        return "unseen"
+    try:
+        fcntl.flock(handle, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        return _locked_file(handle)
+    except BlockingIOError:
+        return "held"
+    except OSError:
+        return "unseen"
+    finally:
+        os.close(handle)
+
+
+def _find_lock(handle: int) -> Locked | None:
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+        if error.errno not in lock.NO_LOCKS:
+            raise
+        return None
+    return _locked_file(handle)
+
+
+def _locked_file(handle: int) -> Locked:
+    found = os.fstat(handle)
+    return Locked(lock.find_file_system(handle), found.st_dev, found.st_ino)
+
+
+def _legible_lock(content: Any) -> Locked | None:
+    return None if content is None else Locked(*map(int, content))
+
+
+def _close_inherited() -> None:
+    # Closing leaves the lock with the parent; and a child that outlives it must not keep it.
+    for handle in _locked.values():
+        os.close(handle)
+    _locked.clear()
+    _guard.release()
+
+
+# The guard is taken for the fork: a file that another thread is about to lock would be missed.
+os.register_at_fork(
+    before=_guard.acquire, after_in_parent=_guard.release, after_in_child=_close_inherited
+)
