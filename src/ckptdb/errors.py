@@ -546,6 +546,17 @@ class CatalogMissing(CatalogError, FileNotFoundError):
         super().__init__(self.sentence.format(where=where, **facts))
 
 
+class RootRefused(CatalogError):
+    """A directory is marked as a root by somebody whose mark does not count."""
+
+    def __init__(self, root: Path, owner: str, why: str) -> None:
+        super().__init__(
+            f"{root} is marked as a root by {owner}, {why}: its catalog is not used. Name another "
+            "one with --catalog, catalog= or CKPTDB_CATALOG, or let a common group write to "
+            f"{root}/.ckptdb and nobody else."
+        )
+
+
 class DirectoryMissing(CatalogMissing):
     """There is no such directory."""
 

@@ -66,11 +66,15 @@ def find_location(directory: Path, choice: str | os.PathLike[str] | None = None)
 
     Raises:
         CatalogUnusable: What was chosen cannot be a catalog.
+        RootRefused: The directory would have to be its own root, and belongs to a stranger as one.
     """
     explicit = choice or os.environ.get("CKPTDB_CATALOG")
     if explicit:
         return locate(explicit)
-    root = identity.find_root(directory) or directory
+    root = identity.find_root(directory)
+    if root is None:
+        identity.raise_if_refused(directory)
+        root = directory
     file = identity.hidden(root) / "catalog.db"
     return Location(url=f"sqlite:///{file}", file=file, base=root)
 
@@ -275,7 +279,7 @@ class RunIndex:
                     self._catch_up(stored)
             except (CatalogError, RunLocked, OSError) as error:
                 # E.g. no space for the first catalog of a run: the checkpoint is safe all the same.
-                self._give_up(error)
+                self._give_up(error, quiet=())
             except _NONSENSE as error:
                 self._give_up(self._broken(error))
             finally:
@@ -285,11 +289,20 @@ class RunIndex:
                 self._note_missed()
 
     def _check_place(self) -> None:
-        """Warn once of a run that looking through its root would not find again."""
+        """Warn once of a root that is passed over, and of a run that its root would not find."""
         if self._placed:
             return
         self._placed = True
-        root = find_location(self._directory, self._choice).base
+        location = find_location(self._directory, self._choice)
+        root = location.base
+        if root == self._directory:
+            for marker in identity.find_markers(self._directory):
+                if not marker.counts:
+                    caller.warn(
+                        f"{marker}: its catalog is not used, but {location}. To share that of "
+                        f"{marker.root}, let a common group write to {marker.root}/.ckptdb and "
+                        "nobody else, or name one catalog for both with catalog= or CKPTDB_CATALOG."
+                    )
         if root is not None and (where := scan.find_unsearched(root, self._directory)):
             caller.warn(
                 f"{self._directory} lies in {where}, where no runs are looked for: when the "
@@ -406,10 +419,10 @@ class RunIndex:
             self._memory = Fresh(Catalog(Database.in_memory()))
         return self._memory
 
-    def _give_up(self, error: Exception) -> None:
+    def _give_up(self, error: Exception, *, quiet: tuple[type[CatalogError], ...] = _QUIET) -> None:
         self._retry_at = time.monotonic() + RETRY_SECONDS
         self.close_quietly()
-        if isinstance(error, _QUIET):
+        if isinstance(error, quiet):
             if isinstance(error, CatalogMissing):
                 self._retry_at = 0.0
             return

@@ -207,15 +207,26 @@ def test_marking_again_changes_nothing(tmp_path: Path):
     assert (tmp_path / ".ckptdb" / "root.json").read_bytes() == before
 
 
-def test_only_our_own_marks_and_those_of_the_super_user_count(tmp_path: Path, monkeypatch):
+@pytest.mark.parametrize(
+    ("mode", "owner", "counts"),
+    [
+        (0o755, 12345, True),  # root may write there
+        (0o1777, 12345, False),
+        (0o777, 12345, False),
+        (0o1775, 12345, False),
+        (0o1777, 0, True),
+    ],
+)
+@pytest.mark.skipif(os.getuid() != 0, reason="only root may give files away")
+def test_a_mark_counts_by_who_may_write_there(tmp_path: Path, mode, owner, counts):
+    """With real users in test_other_users.py."""
     identity.mark_root(tmp_path)
-    owner = (tmp_path / ".ckptdb" / "root.json").stat().st_uid
-    monkeypatch.setattr(identity.os, "geteuid", lambda: owner + 1)
-    assert identity.find_root(tmp_path) == (tmp_path if owner == 0 else None)
-
-    if os.getuid() == 0:
-        os.chown(tmp_path / ".ckptdb" / "root.json", 12345, -1)
-        assert identity.find_root(tmp_path) is None
+    os.chown(tmp_path / ".ckptdb" / "root.json", owner, -1)
+    tmp_path.chmod(mode)
+    run = tmp_path / "run"
+    assert identity.find_root(run) == (tmp_path if counts else None)
+    assert identity.is_root(tmp_path) == counts
+    assert [marker.counts for marker in identity.find_markers(run)] == [counts]
 
 
 # --- what cannot be read now -----------------------------------------------------------

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import stat
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
@@ -152,10 +153,16 @@ def exists(file: Path) -> bool:
 
 
 def make_folder(file: Path) -> None:
-    """Make the folder of a catalog to come, when it is the one that is named for it."""
-    if exists(file) or file.parent.name != FOLDER:
+    """Make the folder of a catalog to come, when it is the one that is named for it; and the file.
+
+    Made by SQLite, nobody but its owner could write it, whatever the umask says.
+    """
+    if exists(file):
         return
     try:
-        file.parent.mkdir(exist_ok=True)
+        if file.parent.name == FOLDER:
+            file.parent.mkdir(exist_ok=True)
     except OSError as error:
         raise CatalogUnusable(str(file), error.strerror or str(error)) from error
+    with suppress(OSError):  # where it cannot be made, SQLite will say why
+        os.mknod(file, 0o666 | stat.S_IFREG)  # not opened: closing it would drop SQLite's locks

@@ -17,8 +17,10 @@ def db() -> None:
 @db.command()
 @click.pass_obj
 def path(session: Session) -> None:
-    """Print where the catalog is, alone."""
+    """Print where the catalog is, alone; standard error says why it is that one."""
     with session.open() as registry:
+        for line in registry.explain_location():
+            say(line, err=True)
         if not registry.status().exists:
             raise registry.explain_missing()
         echo_path(registry.location)

@@ -206,7 +206,7 @@ class Indexing(Tree):
         """Return where the catalog is and how it does; never raises because of its state."""
         location = self.location
         file = location.file
-        exists = file is None or file.exists()
+        exists = self._refused is None and (file is None or file.exists())
         size = file.stat().st_size if file is not None and exists else None
         revision, integrity, counts = None, "missing", (0, 0)
         if exists:
@@ -221,8 +221,21 @@ class Indexing(Tree):
                 integrity = str(error)
         return CatalogStatus(str(location), exists, revision, HEAD, size, integrity, *counts)
 
-    def explain_missing(self) -> CatalogMissing:
+    def explain_location(self) -> tuple[str, ...]:
+        """Return why this is the catalog: which marks of roots there are, and which counts."""
+        if self._chosen or self._directory is None:
+            return (f"{self.location} was named.",)
+        found = []
+        for marker in identity.find_markers(self._directory):
+            found.append(f"{marker}: " + ("used." if marker.counts else "not used."))
+            if marker.counts:
+                break
+        return tuple(found)
+
+    def explain_missing(self) -> CatalogError:
         """Return the error that says why there is no catalog, for when there is none."""
+        if self._refused is not None:
+            return self._refused
         where = self._directory or Path(str(self.location))
         if any(scan.find_runs(where)):
             return CatalogNotBegun(self.location.base or where)

@@ -22,6 +22,7 @@ from ckptdb.errors import (
     DirectoryMissing,
     NoRuns,
     NoRunsBelow,
+    RootRefused,
     RunLocked,
     UnknownCheckpoint,
     UnknownRun,
@@ -60,6 +61,7 @@ class Tree:
         self._doubted = False
         self._opened: Catalog | None = None
         self._copied: _File = None
+        self._refused: RootRefused | None = None
         self._told: set[str] = set()
 
     @classmethod
@@ -89,8 +91,13 @@ class Tree:
         path = _behind_links(path)
         choice = catalog or os.environ.get("CKPTDB_CATALOG")
         run = enclosing_run(path)
-        found = find_location(run or path, choice)
-        return cls(found, run or path, run, chosen=bool(choice))
+        top = run or path
+        try:
+            return cls(find_location(top, choice), top, run, chosen=bool(choice))
+        except RootRefused as error:
+            opened = cls(Location("sqlite://", None, top), top, run)
+            opened._refused = error
+            return opened
 
     @property
     def run(self) -> Path | None:
@@ -144,6 +151,11 @@ class Tree:
 
     def _open(self, *, create: bool) -> Database:
         base = self.location.base
+        if self._refused is not None and create:
+            raise self._refused
+        if self._refused is not None and base is not None:
+            self._tell(f"{self._refused} Until then answers come from the files.")
+            raise CatalogMissing(base)
         if create and base is not None and self._directory is not None:
             identity.mark_root(base)
         return Database.open(self.location, create=create, upgrade=create)
@@ -435,7 +447,8 @@ def enclosing_run(path: Path) -> Path | None:
     for folder in (path, *path.parents):
         if scan.is_run(folder):
             return folder
-        if identity.is_root(folder):
+        marker = identity.find_marker(folder, below=path)
+        if marker is not None and marker.counts:
             return None
     return None
 
