@@ -404,6 +404,75 @@ def test_what_cannot_be_compared_is_told(run):
             manager.resume(on_change="panic")
 
 
+def make_unreadable(path):
+    path.unlink()
+    path.mkdir()
+
+
+NOT_COMPARABLE = {
+    "a python tag": (
+        lambda path: path.write_text("betas: !!python/tuple [0.9, 0.95]\n"),
+        r"config\.yaml cannot be loaded \(could not determine a constructor for the tag",
+    ),
+    "a tuple as key": (
+        lambda path: path.write_text("? [a, b]\n: 1\n"),
+        r"config\.yaml cannot be loaded \(",
+    ),
+    "too many values": (
+        lambda path: path.write_text("a: [" + "1," * 500_000 + "]"),
+        r"config\.yaml has too many values or levels to be compared",
+    ),
+    "a list": (lambda path: path.write_text("- a\n"), r"config\.yaml holds a list"),
+    "empty": (lambda path: path.write_text(""), r"config\.yaml holds a NoneType"),
+    "two keys of one text": (
+        lambda path: path.write_text("1: a\n'1': b\n"),
+        r"config\.yaml has two keys with the text '1'",
+    ),
+    "not UTF-8": (lambda path: path.write_bytes(b"a: \xff"), r"config\.yaml cannot be loaded"),
+    "a directory": (make_unreadable, r"config\.yaml is not a regular file"),
+    "a link": (
+        lambda path: (path.rename(path.with_name("other")), path.symlink_to("other")),
+        r"config\.yaml cannot be opened",
+    ),
+}
+
+
+@pytest.mark.parametrize(("change", "why"), NOT_COMPARABLE.values(), ids=NOT_COMPARABLE)
+def test_a_configuration_that_is_there_but_cannot_be_compared_is_not_equal(configured, change, why):
+    (configured / "step_1" / "manifest.json").unlink()  # else it is damage
+    change(configured / "step_1" / "config.yaml")
+    (configured / "step_1" / "config.json").write_text(json.dumps(CONFIG))
+    with open_manager(configured) as manager:
+        with pytest.raises(ConfigChanged, match=why) as refused:
+            manager.resume(config=CONFIG, on_change="refuse")
+        assert refused.value.changes == ()
+        assert str(refused.value).endswith("or pass on_change='warn' to go on all the same.")
+        assert '"resumed"' not in (configured / ".ckptdb" / "journal.jsonl").read_text()
+        with pytest.warns(UserWarning, match=f"since .*/step_1 cannot be told: {why}"):
+            assert manager.resume(config=CONFIG).step == 1
+        with warned() as texts:
+            assert manager.resume(config=CONFIG, on_change="ignore").step == 1
+        assert texts == []
+
+
+def test_a_configuration_that_is_too_large_now_is_not_equal_either(configured):
+    large = {**CONFIG, "steps": list(range(200_000))}
+    with open_manager(configured) as manager:
+        with pytest.raises(ConfigChanged, match="cannot be told: the one passed has too many"):
+            manager.resume(config=large, on_change="refuse")
+        with pytest.warns(UserWarning, match="cannot be told: the one passed has too many"):
+            assert manager.resume(config=large).step == 1
+
+
+def test_a_configuration_of_ours_with_a_tuple_as_key_is_compared(tmp_path):
+    config = {"edges": {(0, 1): "a"}, "betas": (0.9, 0.95)}
+    with open_manager(tmp_path / "run") as manager:
+        save(manager, 1, config=config)
+        assert manager.resume(config=config, on_change="refuse").step == 1
+        with pytest.raises(ConfigChanged, match=r'edges\.\(0, 1\): "a" → "b"'):
+            manager.resume(config={**config, "edges": {(0, 1): "b"}}, on_change="refuse")
+
+
 def test_resuming_costs_who_does_not_use_it_nothing(run):
     with open_manager(run) as manager:
         save(manager, 4)

@@ -446,7 +446,8 @@ class ConfigChanged(CkptdbError, ValueError):
     """Training would continue with another configuration than the checkpoint was saved with.
 
     Attributes:
-        changes: What differs, one line each.
+        changes: What differs, one line each; nothing where that is not known.
+        what: The sentence, without advice.
     """
 
     _told = 20
@@ -454,8 +455,18 @@ class ConfigChanged(CkptdbError, ValueError):
     def __init__(self, path: Path, changes: Sequence[str]) -> None:
         more = len(changes) - self._told
         shown = "; ".join(changes[: self._told]) + (f"; and {more} more" if more > 0 else "")
-        super().__init__(f"The configuration is not the one that {path} was saved with: {shown}.")
+        self.what = f"The configuration is not the one that {path} was saved with: {shown}."
+        super().__init__(self.what)
         self.changes = tuple(changes)
+
+
+class ConfigNotComparable(ConfigChanged):
+    """Whether training would continue with another configuration cannot be told."""
+
+    def __init__(self, path: Path, why: str) -> None:
+        super().__init__(path, ())
+        self.what = f"Whether the configuration has changed since {path} cannot be told: {why}."
+        self.args = (f"{self.what} Mend that, or pass on_change='warn' to go on all the same.",)
 
 
 class StepTaken(CkptdbError, FileExistsError):

@@ -398,12 +398,15 @@ class CheckpointManager:
         Args:
             config: What training will run with, a mapping or pydantic model, to be compared with
                 what the checkpoint was saved with; None not to.
-            on_change: ``"warn"`` names the changed keys, ``"refuse"`` raises an error that does.
+            on_change: ``"warn"`` names the changed keys, ``"refuse"`` raises an error that does. A
+                configuration that is there and cannot be compared counts as changed; of a
+                checkpoint without any only a warning says that nothing can be told.
             checksums: Also read the files that have checksums, all of them.
 
         Raises:
             ChecksumsUnavailable: Checksums are to be compared, and cannot be here.
-            ConfigChanged: The configuration is another one, and that is refused.
+            ConfigChanged: The configuration is another one, or cannot be compared, and that is
+                refused.
             RuntimeError: An earlier background finalization failed.
             InvalidChoice: There is no such ``on_change``.
         """

@@ -20,6 +20,7 @@ from ckptdb.disk.publish import Publisher
 from ckptdb.errors import (
     CkptdbError,
     ConfigChanged,
+    ConfigNotComparable,
     InvalidChoice,
     NoCheckpointHere,
     UnreadableInfo,
@@ -178,22 +179,32 @@ class Resuming:
     def _compare(self, found: Checkpoint, options: Options) -> None:
         if options.config is None or options.on_change == "ignore":
             return
-        try:
-            stored = info.find_config(found.path)
-        except OSError:
-            stored = None
-        now = info.config_to_compare(options.config)
-        if stored is None or now is None:
-            caller.warn(
-                f"Whether the configuration has changed since {found.path} cannot be told: "
-                f"{'that one has none' if stored is None else 'this one is too large'}."
-            )
+        refused = self._find_change(found.path, options.config)
+        if refused is None:
             return
+        if options.on_change == "refuse":
+            raise refused
+        caller.warn(refused.what)
+
+    def _find_change(self, path: Path, config: object) -> ConfigChanged | None:
+        """Return what has changed since a checkpoint was saved, or why that is not known."""
+        try:
+            now = info.config_to_compare(config)
+        except UnreadableInfo as error:
+            return ConfigNotComparable(path, f"the one passed {error.why}")
+        try:
+            stored = info.get_config(path)
+        except UnreadableInfo as error:
+            return ConfigNotComparable(path, f"{error.path.name} {error.why}")
+        if stored is None:
+            # Nothing to contradict: as with the first resume of a run that never stored one.
+            caller.warn(
+                f"Whether the configuration has changed since {path} cannot be told: "
+                "that one has none."
+            )
+            return None
         changes = differences(stored, now)
-        if changes and options.on_change == "refuse":
-            raise ConfigChanged(found.path, changes)
-        if changes:
-            caller.warn(str(ConfigChanged(found.path, changes)))
+        return ConfigChanged(path, changes) if changes else None
 
     # --- what is written down -----------------------------------------------------------
 

@@ -7,7 +7,8 @@ from typing import Any
 import yaml
 from yaml import YAMLError
 
-from ckptdb.disk.info import MAX_CONFIG_NODES, MAX_DEPTH
+from ckptdb.disk.info import MAX_CONFIG_NODES
+from ckptdb.disk.plain import MAX_DEPTH
 
 __all__ = ["YAMLError", "dump", "fits", "is_too_large", "load"]
 

@@ -16,21 +16,29 @@ from pathlib import Path
 from typing import Any, cast
 
 from ckptdb.disk import names
+from ckptdb.disk.plain import (
+    MAX_DEPTH,
+    MAX_INT_BITS,
+    first_line,
+    is_key,
+    plain,
+    plain_config,
+    texts,
+)
 from ckptdb.errors import UnreadableInfo, UnwritableInfo
 
 MAX_BYTES = 64 * 1024 * 1024
 """Larger metadata files are refused unread."""
-MAX_DEPTH = 100
 _MAX_NODES = 1_000_000
 _MAX_CONFIG_BYTES = 8 * 1024 * 1024
 MAX_CONFIG_NODES = 100_000
+_LONGEST_WHY = 300
+_TOO_LARGE = "has too many values or levels to be compared"
 CONFIGS = (names.CONFIG, names.CONFIG_JSON)
 
 _READ_ONLY = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
 _PART_BYTES = 1024 * 1024
 
-_MAX_INT_BITS = 14_000
-"""Python turns larger ones into text only on request, which JSON then does not make."""
 _SCALARS = frozenset({str, bool, type(None)})
 # What PyYAML lets escape for a scalar that its tag does not fit, like `!!int ""`.
 _CONSTRUCTION = (ValueError, LookupError, AttributeError, TypeError, ArithmeticError)
@@ -41,28 +49,30 @@ _SAYS_WHAT_IT_IS = frozenset(
 
 
 def dump_info(info: Mapping[str, Any]) -> bytes:
-    """Serialise a training_info: exactly its content, scalars of numpy and torch as numbers.
+    """Serialise a training_info: exactly its content, scalars of other libraries as numbers.
+
+    What has no value (masked, NA, NaT) is null.
 
     Raises:
         UnwritableInfo: Names every key whose value no JSON file can keep.
     """
     faults: list[str] = []
-    plain = {key: _plain(value, repr(key), faults, 1) for key, value in info.items()}
-    faults += [f"key {key!r} is a {type(key).__name__}" for key in info if not _is_key(key)]
+    content = {key: plain(value, repr(key), faults, 1) for key, value in info.items()}
+    faults += [f"key {key!r} is a {type(key).__name__}" for key in info if not is_key(key)]
     if not faults:
         try:
-            content = json.dumps(plain).encode()
+            raw = json.dumps(content).encode()
         except (TypeError, ValueError) as error:  # what only the encoder can see, e.g. a huge int
             faults.append(str(error))
         else:
-            if len(content) <= MAX_BYTES:
-                return content
-            faults.append(f"its {len(content)} bytes are more than {MAX_BYTES}")
+            if len(raw) <= MAX_BYTES:
+                return raw
+            faults.append(f"its {len(raw)} bytes are more than {MAX_BYTES}")
     raise UnwritableInfo("training_info", faults)
 
 
 def plain_numbers(values: Mapping[str, Any]) -> dict[str, Any]:
-    """Return values with the scalars of numpy and torch as numbers.
+    """Return values with the scalars of other libraries as numbers.
 
     Raises:
         UnwritableInfo: Names every key whose value no JSON file can keep.
@@ -74,16 +84,16 @@ def plain_numbers(values: Mapping[str, Any]) -> dict[str, Any]:
 def dump_config(config: object) -> bytes:
     """Serialise a run's configuration as YAML: a mapping or anything with ``model_dump()``.
 
+    Tuples become lists, paths text; what is written `get_config` can read.
+
     Raises:
         UnwritableInfo: Names every top-level key whose value no YAML file can keep.
     """
-    content = _model_dump(config)
-    if not isinstance(content, Mapping):
-        raise UnwritableInfo("run_config", [f"a {type(config).__name__} is not a mapping"])
+    content = _plain_config(config)
     from ckptdb.disk import config_yaml  # PyYAML costs 10 ms, and many runs have no configuration
 
     try:
-        return config_yaml.dump(dict(content))
+        return config_yaml.dump(content)
     except (config_yaml.YAMLError, RecursionError):
         faults = [
             f"{key!r} ({type(value).__name__})"
@@ -91,6 +101,16 @@ def dump_config(config: object) -> bytes:
             if not config_yaml.fits(value)
         ]
         raise UnwritableInfo("run_config", faults or ["it refers to itself"]) from None
+
+
+def _plain_config(config: object) -> dict[Any, Any]:
+    given = _model_dump(config)
+    if not isinstance(given, Mapping):
+        raise UnwritableInfo("run_config", [f"a {type(config).__name__} is not a mapping"])
+    content, faults = plain_config(given)
+    if faults:
+        raise UnwritableInfo("run_config", faults)
+    return content
 
 
 def load_info(folder: Path) -> tuple[dict[str, Any], bytes]:
@@ -121,7 +141,7 @@ def parse_object(path: Path | str, raw: bytes) -> dict[str, Any]:
     try:
         content = parse(raw)
     except (ValueError, RecursionError) as error:
-        raise UnreadableInfo(Path(path), f"is not JSON ({_first_line(error)})") from error
+        raise UnreadableInfo(Path(path), f"is not JSON ({first_line(error)})") from error
     if not isinstance(content, dict):
         raise UnreadableInfo(Path(path), f"holds a {type(content).__name__}, not an object")
     return content
@@ -171,53 +191,76 @@ def has_config(folder: str) -> bool:
 def find_config(folder: Path) -> dict[str, Any] | None:
     """Return the configuration stored beside a checkpoint, as plain JSON values.
 
-    ``config.yaml``, else ``config.json``. None when there is none, or when it cannot be read:
-    the configuration is a convenience of the index, no reason to distrust a checkpoint.
+    None when there is none, or when it cannot be read: the configuration is a convenience of the
+    index, no reason to distrust a checkpoint. To compare it, see `get_config`.
 
     Raises:
         OSError: It cannot be told now.
     """
+    try:
+        return get_config(folder)
+    except UnreadableInfo as error:
+        raise_if_unknown(error)
+        return None
+
+
+def get_config(folder: Path) -> dict[str, Any] | None:
+    """Return the configuration stored beside a checkpoint; None only when there is none.
+
+    ``config.yaml``, else ``config.json``.
+
+    Raises:
+        UnreadableInfo: There is one, and what it says is not known.
+    """
     for name in CONFIGS:
+        path = folder / name
         try:
-            raw = read_regular(folder / name, _MAX_CONFIG_BYTES)
+            raw = read_regular(path, _MAX_CONFIG_BYTES)
         except UnreadableInfo as error:
-            raise_if_unknown(error)
-            continue
-        return _parse_config(name, raw)
+            if isinstance(error.__cause__, FileNotFoundError):
+                continue
+            raise
+        return _parse_config(path, raw)
     return None
 
 
-def config_to_compare(config: object) -> dict[str, Any] | None:
-    """Return a configuration as `find_config` would read it, had it been saved.
+def config_to_compare(config: object) -> dict[str, Any]:
+    """Return a configuration as `get_config` would read it, had it been saved.
 
     Raises:
         UnwritableInfo: It cannot be.
+        UnreadableInfo: It could not be read again: it is too large.
     """
-    return _parse_config(names.CONFIG, dump_config(config))
+    return _parse_config(Path(names.CONFIG), dump_config(config))
 
 
-def _parse_config(name: str, raw: bytes) -> dict[str, Any] | None:
+def _parse_config(path: Path, raw: bytes) -> dict[str, Any]:
     from ckptdb.disk import config_yaml
 
     try:
-        if config_yaml.is_too_large(raw):
-            return None
+        too_large = config_yaml.is_too_large(raw)
         # YAML reads the 1e-06 that JSON writes as a string.
-        content = json.loads(raw) if name == names.CONFIG_JSON else config_yaml.load(raw)
-    except (config_yaml.YAMLError, RecursionError, *_CONSTRUCTION):
-        return None
+        load = json.loads if path.name == names.CONFIG_JSON else config_yaml.load
+        content = None if too_large else load(raw)
+    except (config_yaml.YAMLError, RecursionError, *_CONSTRUCTION) as error:
+        why = " ".join(str(error).split())[:_LONGEST_WHY] or type(error).__name__
+        raise UnreadableInfo(path, f"cannot be loaded ({why})") from error
+    if too_large:
+        raise UnreadableInfo(path, _TOO_LARGE)
     if not isinstance(content, dict):
-        return None
+        raise UnreadableInfo(path, f"holds a {type(content).__name__}, not a mapping")
     # A few aliases can stand for billions of values: count them while unfolding.
     try:
-        return cast("dict[str, Any]", _json_values(content, [MAX_CONFIG_NODES], 0))
-    except OverflowError:
-        return None
+        return cast("dict[str, Any]", _json_values(content, [MAX_CONFIG_NODES], 0, exact=True))
+    except OverflowError as error:
+        raise UnreadableInfo(path, _TOO_LARGE) from error
+    except KeyError as error:
+        raise UnreadableInfo(path, f"has two keys with the text {error.args[0]!r}") from error
 
 
 def config_values(config: object) -> dict[str, Any]:
     """Return a configuration that was passed, as `find_config` will read it."""
-    return for_catalog(cast("Mapping[str, Any]", _model_dump(config)))
+    return for_catalog(_plain_config(config))
 
 
 def for_catalog(info: Mapping[str, Any]) -> dict[str, Any]:
@@ -277,39 +320,6 @@ def _read_on(handle: int, begun: bytes, limit: int) -> bytes:
     return b"".join(parts)
 
 
-def _plain(value: Any, where: str, faults: list[str], depth: int) -> Any:
-    if value is None or isinstance(value, str | bool | int | float):
-        return value
-    if depth > MAX_DEPTH:
-        faults.append(f"{where} is nested deeper than {MAX_DEPTH} levels")
-        return None
-    if isinstance(value, Mapping):
-        faults += [f"{where} has the key {k!r}" for k in value if not _is_key(k)]
-        return {k: _plain(v, f"{where}[{k!r}]", faults, depth + 1) for k, v in value.items()}
-    if isinstance(value, list | tuple):
-        return [_plain(v, f"{where}[{i}]", faults, depth + 1) for i, v in enumerate(value)]
-    return _scalar(value, where, faults)
-
-
-def _scalar(value: Any, where: str, faults: list[str]) -> Any:
-    # Zero-dimensional and one-element arrays of numpy, torch and jax all have .item().
-    item = getattr(value, "item", None)
-    if callable(item):
-        try:
-            number = item()
-        except (TypeError, ValueError, RuntimeError) as error:
-            faults.append(f"{where} ({type(value).__name__}: {_first_line(error)})")
-            return None
-        if number is None or isinstance(number, str | bool | int | float):
-            return number
-    faults.append(f"{where} ({type(value).__name__})")
-    return None
-
-
-def _is_key(key: object) -> bool:
-    return key is None or isinstance(key, str | bool | int | float)
-
-
 def _model_dump(config: object) -> object:
     dump = getattr(config, "model_dump", None)
     if not callable(dump):
@@ -317,24 +327,30 @@ def _model_dump(config: object) -> object:
     try:
         # JSON mode turns enums, paths and dates into what plain YAML can hold.
         return dump(mode="json")
-    except TypeError:
+    except (TypeError, ValueError):  # an old one, or one of values that JSON does not know
         return dump()
 
 
-def _json_values(value: Any, budget: list[int], depth: int) -> Any:
+def _json_values(value: Any, budget: list[int], depth: int, *, exact: bool = False) -> Any:
     budget[0] -= 1
     if budget[0] < 0 or depth > MAX_DEPTH + 1:  # the values of the deepest mapping count too
         raise OverflowError
-    if isinstance(value, int) and value.bit_length() > _MAX_INT_BITS:
+    if isinstance(value, int) and value.bit_length() > MAX_INT_BITS:
         raise OverflowError
     if isinstance(value, float) and not math.isfinite(value):
         return "NaN" if math.isnan(value) else ("Infinity" if value > 0 else "-Infinity")
     if value is None or isinstance(value, str | bool | int | float):
         return value
     if isinstance(value, Mapping):
-        return {str(k): _json_values(v, budget, depth + 1) for k, v in value.items()}
+        found = {}
+        for key, inner in value.items():
+            if exact and str(key) in found:
+                raise KeyError(str(key))
+            found[str(key)] = _json_values(inner, budget, depth + 1, exact=exact)
+        return found
     if isinstance(value, list | tuple | set):
-        return [_json_values(v, budget, depth + 1) for v in value]
+        ordered = texts(value) if isinstance(value, set) else value
+        return [_json_values(v, budget, depth + 1, exact=exact) for v in ordered]
     return str(value)
 
 
@@ -346,14 +362,10 @@ def _is_plain_json(info: Mapping[str, Any]) -> bool:
             if not math.isfinite(value):
                 return False
         elif kind is int:
-            if value.bit_length() > _MAX_INT_BITS:
+            if value.bit_length() > MAX_INT_BITS:
                 return False
         elif kind not in _SCALARS:
             return False
         if type(key) is not str:
             return False
     return True
-
-
-def _first_line(error: BaseException) -> str:
-    return (str(error).splitlines() or [type(error).__name__])[0]
