@@ -289,7 +289,7 @@ def collect(
                     leftovers = [left for left in leftovers if left.path != path]
         judged = attempt.retire(judged)
         with attempt.at():
-            publisher.empty_trash(everything=empty_trash)
+            publisher.empty_trash(everything=empty_trash, unidentified=empty_trash)
     return Collected(
         run.name,
         publisher.directory,

@@ -41,8 +41,10 @@ _FINAL = re.compile(rf"step_{_NUMBER}", re.ASCII)
 _TMP = re.compile(rf"tmp_step_{_NUMBER}", re.ASCII)
 _OLD = re.compile(rf"old_step_{_NUMBER}\.([0-9a-f-]{{36}})", re.ASCII)
 _UNRECORDED = ".unrecorded"
+_UNIDENTIFIED = ".unidentified"
 _TRASH = re.compile(
-    rf"step_{_NUMBER}\.([0-9a-f-]{{36}})(?:\.[0-9]+)?(?:\.until-([0-9]{{1,15}}))?"
+    rf"step_{_NUMBER}\.([0-9a-f-]{{36}})(?:\.[0-9]+)?(?:{re.escape(_UNIDENTIFIED)})?"
+    rf"(?:\.until-([0-9]{{1,15}}))?"
     rf"(?:{re.escape(_UNRECORDED)})?",
     re.ASCII,
 )
@@ -102,7 +104,13 @@ def old_name(step: int, uuid: str) -> str:
 
 
 def trash_name(
-    step: int, uuid: str, *, recorded: bool = True, until: int | None = None, attempt: int = 0
+    step: int,
+    uuid: str,
+    *,
+    recorded: bool = True,
+    until: int | None = None,
+    identified: bool = True,
+    attempt: int = 0,
 ) -> str:
     """Return the name of a retired checkpoint inside the trash.
 
@@ -111,11 +119,13 @@ def trash_name(
         uuid: The checkpoint's.
         recorded: Whether the journal tells its end.
         until: When its bytes may go, in seconds since the epoch; None for now.
+        identified: Whether its files say that it is a checkpoint.
         attempt: How many names were found taken.
     """
     number = f".{attempt}" if attempt else ""
     waits = "" if until is None else f".until-{until}"
-    return f"step_{step}.{uuid}{number}{waits}{'' if recorded else _UNRECORDED}"
+    stranger = "" if identified else _UNIDENTIFIED
+    return f"step_{step}.{uuid}{number}{stranger}{waits}{'' if recorded else _UNRECORDED}"
 
 
 def find_final_step(name: str) -> int | None:
@@ -151,6 +161,11 @@ def find_until(name: str) -> int | None:
 def is_recorded(name: str) -> bool:
     """Whether the journal is sure to tell the end of an entry of the trash."""
     return not name.endswith(_UNRECORDED)
+
+
+def is_identified(name: str) -> bool:
+    """Whether the files of an entry of the trash say that it is a checkpoint."""
+    return _UNIDENTIFIED not in name
 
 
 def can_name_a_lease(evaluation: object) -> bool:

@@ -342,6 +342,8 @@ class Publisher(Retiring):
             # It goes in any case; what of it can be read is recorded.
             old = scan.load(who, final, sealed.step)
         at, reason = self._now(), f"replaced by a new save of step {sealed.step}"
+        if not scan.is_identified(final):
+            reason += "; it could not be identified, and is kept in the trash for 30 days"
         self._append(watch, [journal.gone(old, "replaced", reason, at)])
         return replace(old, status="deleted", deleted_at=at, deleted_reason=reason)
 

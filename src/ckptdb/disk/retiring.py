@@ -10,12 +10,13 @@ from __future__ import annotations
 import errno
 import math
 import os
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 
+from ckptdb import caller
 from ckptdb.disk import claims, durable, journal, names, obstacles, scan, writer
 from ckptdb.disk.changing import NO_SPACE, Span
 from ckptdb.disk.identity import Identity
@@ -23,7 +24,10 @@ from ckptdb.disk.in_place import UNMOVABLE, DeletingInPlace
 from ckptdb.disk.journal import Fact
 from ckptdb.disk.scan import Leftover, Watch
 from ckptdb.errors import DeletionIncomplete, NotDeleted, NotUndeleted
-from ckptdb.records import Checkpoint
+from ckptdb.records import Checkpoint, utc
+
+UNIDENTIFIED_TTL_SECONDS = 30 * 24 * 3600.0
+"""How long what had a checkpoint's name, and cannot be identified, stays in the trash at least."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -147,34 +151,42 @@ class Retiring(DeletingInPlace):
             final = self._final(step)
             trash = scan.list_trash(self.directory)
             found = [left for left in trash if left.step == step and left.until is not None]
+            # What cannot be identified has waited longer; what was deleted since comes first.
+            found.sort(key=lambda left: (not left.identified, -(left.until or 0)))
             if durable.is_there(final):
-                why = "another one has its place by now" if found else "it is there"
+                why = _where(found[0]) if found else "it is there"
                 raise NotUndeleted(final, why)
             if not found:
                 raise NotUndeleted(final, "its bytes are gone")
-            left = max(found, key=lambda left: left.until or 0)
+            left = found[0]
             with watch.change(links=1):
                 durable.rename_new(left.path, final)
             self._sync_directory()
             self._append(watch, [Fact(self._now(), "reappeared", left.uuid)])
             return scan.load(who, final, step)
 
-    def empty_trash(self, *, everything: bool = False) -> int:
+    def empty_trash(self, *, everything: bool = False, unidentified: bool = False) -> int:
         """Remove the bytes of everything retired; return how many checkpoints that were.
 
         One that was replaced by a new save while it was pinned or leased stays as long as it is.
 
         Args:
             everything: Also what can still be undeleted.
+            unidentified: Even what may be no checkpoint at all.
 
         Raises:
             DeletionIncomplete: Some of it could not be removed; the rest was.
         """
         failed: list[NotDeleted] = []
-        now = math.inf if everything else self._clock()
+        now = self._clock()
+
+        def is_due(left: Leftover) -> bool:
+            wanted = everything and (left.identified or unidentified)
+            return left.is_due(math.inf if wanted else now)
+
         trash = scan.list_trash(self.directory)
-        if any(left.is_due(now) for left in trash):
-            self._condemn(now)
+        if any(map(is_due, trash)):
+            self._condemn(is_due)
             trash = scan.list_trash(self.directory)
         removed = self._remove_retired(trash, failed)
         if not all(left.recorded for left in trash):
@@ -184,12 +196,12 @@ class Retiring(DeletingInPlace):
             raise DeletionIncomplete({}, failed, done=removed)
         return removed
 
-    def _condemn(self, now: float) -> None:
+    def _condemn(self, is_due: Callable[[Leftover], bool]) -> None:
         """Take from what has waited long enough the name by which it can be undeleted."""
         # Under the lock: nobody may undelete what is being removed, whatever the clocks say.
         with self._changing() as (_, watch):
             for left in scan.list_trash(self.directory):
-                if left.is_due(now):
+                if is_due(left):
                     self._to_trash(watch, left.path, left.step, left.uuid)
 
     def _remove_retired(self, trash: Sequence[Leftover], failed: list[NotDeleted]) -> int:
@@ -311,6 +323,10 @@ class Retiring(DeletingInPlace):
         self, who: Identity, watch: Watch, cp: Checkpoint, *, recorded: bool
     ) -> Path | None:
         """Return where a checkpoint is by now: in the trash, or still there and marked."""
+        if cp.status == "tmp" and not scan.is_identified(cp.path):
+            if not recorded:  # what is somebody's own frees no disk
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(cp.path))
+            return self._keep_unidentified(watch, cp.path, cp.step, cp.uuid).path
         try:
             return self._move_aside(who, watch, cp, recorded=recorded)
         except OSError as error:
@@ -396,9 +412,25 @@ class Retiring(DeletingInPlace):
 
     def _set_aside(self, watch: Watch, path: Path, step: int, checkpoint_uuid: str) -> None:
         """Move what was replaced into the trash, where it stays as long as it is pinned."""
-        self._to_trash(watch, path, step, checkpoint_uuid)
+        if scan.is_identified(path):
+            self._to_trash(watch, path, step, checkpoint_uuid)
+        else:
+            self._keep_unidentified(watch, path, step, checkpoint_uuid)
         # The name it had is flushed before anything is removed; until then it may come back.
         self._sync_trash()
+
+    def _keep_unidentified(self, watch: Watch, path: Path, step: int, uuid: str) -> Leftover:
+        """Move what may be somebody's own into the trash for long, and say so."""
+        until = int(self._clock() + max(UNIDENTIFIED_TTL_SECONDS, self.trash_ttl_seconds))
+        target = self._to_trash(watch, path, step, uuid, until=until, identified=False)
+        left = Leftover(target, step, uuid, until=until, identified=False)
+        caller.warn(
+            f"What stood in the place of step {step} of {self.directory} is no checkpoint that can "
+            f"be identified: it has neither a manifest.json nor a training_info.json that can be "
+            f"read. It was moved to {target} and stays there until {utc(until)}; move it elsewhere "
+            f"to keep it, or `ckptdb undelete {step}` when no other checkpoint has that step."
+        )
+        return left
 
     def _to_trash(
         self,
@@ -409,10 +441,16 @@ class Retiring(DeletingInPlace):
         *,
         recorded: bool = True,
         until: int | None = None,
+        identified: bool = True,
     ) -> Path:
         for attempt in range(1000):
             name = names.trash_name(
-                step, checkpoint_uuid, recorded=recorded, until=until, attempt=attempt
+                step,
+                checkpoint_uuid,
+                recorded=recorded,
+                until=until,
+                identified=identified,
+                attempt=attempt,
             )
             target = self._trash / name
             try:
@@ -430,3 +468,10 @@ class Retiring(DeletingInPlace):
         # A new name first: the old one may not be gone for good before.
         if self._durable:
             durable.fsync(self._trash)
+
+
+def _where(left: Leftover) -> str:
+    return (
+        "another one has its place by now; what was there before lies in "
+        f"{left.path} until {utc(left.until or 0)}"
+    )

@@ -211,6 +211,7 @@ class Leftover:
         recorded: False when it was retired on a disk too full for the line in the journal, or
             when nobody knows whether it was.
         until: Until when it can be undeleted, in seconds since the epoch.
+        identified: False when it may be anything: no file of it says that it is a checkpoint.
     """
 
     path: Path
@@ -218,6 +219,7 @@ class Leftover:
     uuid: str
     recorded: bool = True
     until: int | None = None
+    identified: bool = True
 
     def is_due(self, now: float) -> bool:
         """Whether it has been kept for long enough for whoever may have wanted it back."""
@@ -620,6 +622,25 @@ def _derive_at(who: Identity, path: Path, step: int) -> str:
     return derive_uuid(who, found, step, raw)
 
 
+def is_identified(folder: Path) -> bool:
+    """Tell whether a directory says by a file that it is a checkpoint, or holds nothing to lose.
+
+    Such a file is a manifest, without one a training_info.json, and of an unfinished save also
+    what says who writes it. One that is damaged or cannot be read now says nothing.
+    """
+    entries = set(os.listdir(folder))
+    if not entries:
+        return True
+    # Killed while these were written, a save of ours has nothing else yet.
+    is_begun = writer.find(folder) or entries <= {*names.RECORD, names.CONFIG}
+    if names.find_tmp_step(folder.name) is not None and is_begun:
+        return True
+    try:
+        return manifest.find(folder) is not None or bool(info.load_info(folder))
+    except UnreadableInfo:
+        return False
+
+
 def is_run(directory: Path) -> bool:
     """Tell whether a directory holds checkpoints, ours or NeMo-RL's."""
     return _has_identity(directory) or sort_folders(directory)[0]
@@ -708,7 +729,11 @@ def list_trash(directory: Path) -> tuple[Leftover, ...]:
     parsed = ((name, names.find_trash(name)) for name in entries)
     return tuple(
         Leftover(
-            trash / name, *found, recorded=names.is_recorded(name), until=names.find_until(name)
+            trash / name,
+            *found,
+            recorded=names.is_recorded(name),
+            until=names.find_until(name),
+            identified=names.is_identified(name),
         )
         for name, found in parsed
         if found
