@@ -22,7 +22,7 @@ from ckptdb import caller
 from ckptdb.catalog import fork
 from ckptdb.catalog.catalog import Catalog
 from ckptdb.catalog.engine import Database
-from ckptdb.catalog.location import Location, locate
+from ckptdb.catalog.location import Location, fixed, locate
 from ckptdb.catalog.store import Changes
 from ckptdb.disk import durable, identity, names, scan, unindexed
 from ckptdb.disk.changing import Span
@@ -68,9 +68,18 @@ def find_location(directory: Path, choice: str | os.PathLike[str] | None = None)
         CatalogUnusable: What was chosen cannot be a catalog.
         RootRefused: The directory would have to be its own root, and belongs to a stranger as one.
     """
-    explicit = choice or os.environ.get("CKPTDB_CATALOG")
-    if explicit:
-        return locate(explicit)
+    return _locate(directory, fixed_choice(choice))
+
+
+def fixed_choice(choice: str | os.PathLike[str] | None) -> str | None:
+    """Return what is named as the catalog just now, whatever the working directory is later."""
+    named = choice or os.environ.get("CKPTDB_CATALOG")
+    return fixed(named) if named else None
+
+
+def _locate(directory: Path, named: str | None) -> Location:
+    if named is not None:
+        return locate(named)
     root = identity.find_root(directory)
     if root is None:
         identity.raise_if_refused(directory)
@@ -156,7 +165,7 @@ class RunIndex:
     ) -> None:
         self._publisher = publisher
         self._directory = publisher.directory
-        self._choice = choice
+        self._choice = fixed_choice(choice)
         self._durable = durable
         self._mutex = threading.RLock()
         self._stored: Fresh | None = None
@@ -293,7 +302,7 @@ class RunIndex:
         if self._placed:
             return
         self._placed = True
-        location = find_location(self._directory, self._choice)
+        location = _locate(self._directory, self._choice)
         root = location.base
         if root == self._directory:
             for marker in identity.find_markers(self._directory):
@@ -313,7 +322,7 @@ class RunIndex:
         """Leave a note for answers over all runs, which would not compare this one."""
         self._missed = True
         try:
-            root = find_location(self._directory, self._choice).base
+            root = _locate(self._directory, self._choice).base
             if root is not None:
                 unindexed.note(root, self._directory, self._uuid(), make_durable=self._durable)
         except (CatalogError, OSError) as error:
@@ -397,7 +406,7 @@ class RunIndex:
             self.close()
         if time.monotonic() < self._retry_at:
             return None
-        location = find_location(self._directory, self._choice)
+        location = _locate(self._directory, self._choice)
         if for_writing and location.base == self._directory:
             identity.mark_root(self._directory, make_durable=self._durable)
         database = Database.open(
@@ -437,7 +446,7 @@ class RunIndex:
 
     def _broken(self, error: Exception) -> CatalogBroken:
         _logger.info("the catalog holds nonsense", exc_info=error)
-        return CatalogBroken(str(find_location(self._directory, self._choice)), str(error))
+        return CatalogBroken(str(_locate(self._directory, self._choice)), str(error))
 
     def close_quietly(self) -> None:
         """Close a catalog that may be broken."""

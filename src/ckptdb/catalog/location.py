@@ -16,6 +16,7 @@ from ckptdb.errors import CatalogBroken, CatalogUnusable
 
 FOLDER: Final = ".ckptdb"
 FILE: Final = "catalog.db"
+_IN_MEMORY: Final = frozenset({None, "", ":memory:"})
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,6 +46,34 @@ class Location:
         return self.file is None and self.url.startswith("sqlite")
 
 
+def fixed(choice: str | os.PathLike[str]) -> str:
+    """Return a choice of catalog that means the same after a change of directory; see `locate`.
+
+    A leading ``~/`` stands for the home directory, since no shell has seen what a config says.
+    """
+    name = os.fspath(choice)
+    if isinstance(choice, str) and "://" in choice:
+        with suppress(ArgumentError, ValueError):  # `locate` says what is wrong with it
+            url = make_url(choice)
+            if url.get_backend_name() == "sqlite" and url.database not in _IN_MEMORY:
+                url = url.set(database=_absolute(str(url.database)))
+                return url.render_as_string(hide_password=False)
+        return choice
+    return _absolute(name) if name and "\0" not in name else name
+
+
+def _absolute(name: str) -> str:
+    if name.startswith("~/"):
+        name = os.path.expanduser(name)
+    try:
+        # Path.absolute() would keep "..", and no run would seem to be below the root.
+        path = os.path.abspath(name)
+    except FileNotFoundError:
+        return name  # there is no directory any more that it could be relative to
+    # What ends so is a directory, which need not be there yet.
+    return f"{path}/" if name.endswith("/") and not path.endswith("/") else path
+
+
 def locate(choice: str | os.PathLike[str]) -> Location:
     """Return where a choice of catalog leads; looks only at directories, creates nothing.
 
@@ -63,8 +92,7 @@ def locate(choice: str | os.PathLike[str]) -> Location:
         return _locate_url(choice)
     if not name or "\0" in name:
         raise CatalogUnusable(repr(name), "it is neither a path nor a database URL")
-    # Path.absolute() would keep "..", and no run would seem to be below the root.
-    path = Path(os.path.abspath(name))
+    path = Path(_absolute(name))
     if name.endswith("/") or path.is_dir():
         path = path / FOLDER / FILE
     return _locate_file(path)
@@ -95,9 +123,9 @@ def _locate_url(choice: str) -> Location:
         raise CatalogUnusable(shown, "only SQLite and PostgreSQL are supported")
     if url.query:
         raise CatalogUnusable(shown, "options after '?' are not supported for SQLite")
-    if url.database in {None, "", ":memory:"}:
+    if url.database in _IN_MEMORY:
         return Location(url="sqlite://", file=None, base=None)
-    return _locate_file(Path(os.path.abspath(str(url.database))))
+    return _locate_file(Path(_absolute(str(url.database))))
 
 
 def _locate_postgres(url: URL) -> Location:

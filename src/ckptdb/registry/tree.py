@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 import os
+import time
 from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from pathlib import Path
@@ -27,13 +29,15 @@ from ckptdb.errors import (
     UnknownCheckpoint,
     UnknownRun,
 )
-from ckptdb.index import find_location
+from ckptdb.index import find_location, fixed_choice
 from ckptdb.reconcile import RunReport, reconcile_run
 from ckptdb.records import Checkpoint
 from ckptdb.registry.scope import Below, Scope
 
 PathLike = str | os.PathLike[str]
 _SHORTEST_UUID_PREFIX = 4
+_COMPARED_SECONDS = 2.0
+"""For how long answers to a reader rest on one look at all runs: a page asks many questions."""
 _NAMED = 5
 """How many runs a sentence names at most."""
 _File = tuple[int, ...] | None
@@ -61,6 +65,7 @@ class Tree:
         self._doubted = False
         self._opened: Catalog | None = None
         self._copied: _File = None
+        self._compared_at = -math.inf
         self._refused: RootRefused | None = None
         self._told: set[str] = set()
 
@@ -89,7 +94,7 @@ class Tree:
         if not path.is_dir():
             raise DirectoryMissing(path)
         path = _behind_links(path)
-        choice = catalog or os.environ.get("CKPTDB_CATALOG")
+        choice = fixed_choice(catalog)
         run = enclosing_run(path)
         top = run or path
         try:
@@ -333,8 +338,9 @@ class Tree:
         catalog = self._catalog()
         if catalog.database.location.in_memory and self._copied is None:
             return
+        self._heal_for_readers()
         if base is None:
-            self._tell_unseen(catalog)
+            self._tell_unseen(self._catalog())
             return
         for note in unindexed.find(base):
             self._settle(note)
@@ -345,6 +351,22 @@ class Tree:
         except CatalogError as error:
             if self._copy(error):
                 self._look_everywhere(base)
+
+    def _heal_for_readers(self) -> None:
+        """Compare all runs with their directories where nobody keeps the catalog true for us.
+
+        Who may write it is not asked: what a trainer has left out there, it has left a note about.
+        But one that may not write to the root either, as of another user, can leave none.
+        """
+        file = self.location.file
+        now = time.monotonic()
+        if file is None or now < self._compared_at + _COMPARED_SECONDS or _may_write(file):
+            return
+        for seen in self._catalog().runs():
+            stamp = scan.find_stamp(seen.run.directory)
+            if stamp is not None and seen.stamp != str(stamp):
+                self._heal(seen.run.directory)
+        self._compared_at = time.monotonic()
 
     def _settle(self, note: Note) -> None:
         """Bring the catalog to a run that it was behind on."""
@@ -456,6 +478,11 @@ def enclosing_run(path: Path) -> Path | None:
 def is_ours(directory: Path) -> bool:
     """Tell whether ckptdb has written to a run, and may do so without being asked to."""
     return (identity.hidden(directory) / "run.json").exists()
+
+
+def _may_write(file: Path) -> bool:
+    """Tell whether this process may write a catalog, and the journal beside it."""
+    return os.access(file, os.W_OK) and os.access(file.parent, os.W_OK | os.X_OK)
 
 
 def _look_at(file: Path) -> _File:
