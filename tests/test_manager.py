@@ -239,9 +239,11 @@ def test_non_finite_numbers_are_written_as_json_of_python_has_them(make):
     save(manager, 3, loss=5.0)
     with warned() as texts:
         assert manager.get_best_checkpoint_path().endswith("step_3")
-    assert texts == [
-        f"Ignoring 2 checkpoint(s) at step(s) [1, 2] that do not have metric 'loss'. {ADVICE}"
-    ]
+    (text,) = texts
+    assert text == (
+        "Ignoring 2 checkpoint(s) at step(s) [1, 2] whose value of metric 'loss' is not finite. "
+        "NaN and infinite values are never ranked; look at what computes them."
+    )
     assert "NaN" in (manager.checkpoint_dir / "step_1" / "training_info.json").read_text()
 
 
@@ -957,10 +959,9 @@ def test_an_empty_or_missing_directory_has_no_answers_and_no_warnings(make, tmp_
         ({1: 0.1, 5: 0.1, 3: 0.1}, False, 5, [], False),
         ({2: 1, 1: None}, False, 2, [1], False),
         ({10: None, 9: "0.1", 2: 0.3, 1: True}, False, 2, [1, 9, 10], False),
-        ({1: float("nan"), 2: float("inf"), 3: float("-inf")}, True, 3, [1, 2, 3], True),
         ({4: None, 11: None}, True, 11, [4, 11], True),
     ],
-    ids=["min", "max", "ties", "null", "no numbers", "not finite", "nobody has it"],
+    ids=["min", "max", "ties", "null", "no numbers", "nobody has it"],
 )
 def test_best_warns_exactly_about_what_it_ignores(make, values, higher, best, ignored, none_has_it):
     manager = make(metric_name="val:loss", higher_is_better=higher)
@@ -982,6 +983,59 @@ def test_best_warns_exactly_about_what_it_ignores(make, values, higher, best, ig
                 manager.checkpoint_dir / f"step_{best}"
             )
         assert texts == expected
+
+
+NOT_FINITE = "NaN and infinite values are never ranked; look at what computes them."
+
+
+@pytest.mark.parametrize(
+    ("values", "best", "lacking", "not_finite"),
+    [
+        ({1: float("nan"), 2: float("inf"), 3: float("-inf")}, 3, [], [1, 2, 3]),
+        ({1: float("nan"), 2: 0.3, 3: float("inf")}, 2, [], [1, 3]),
+        ({1: None, 2: float("nan"), 3: 0.5, 4: None}, 3, [1, 4], [2]),
+        ({1: None, 2: float("nan")}, 2, [1], [2]),
+    ],
+    ids=["nothing else", "beside finite ones", "beside those that lack it", "neither is finite"],
+)
+def test_values_that_are_not_finite_are_called_so_and_not_missing(
+    make, values, best, lacking, not_finite
+):
+    manager = make(metric_name="loss", higher_is_better=True)
+    for step, value in values.items():
+        save(manager, step, **({} if value is None else {"loss": value}))
+    expected = [
+        f"Ignoring {len(of)} checkpoint(s) at step(s) {of} {why}"
+        for of, why in (
+            (lacking, f"that do not have metric 'loss'. {ADVICE}"),
+            (not_finite, f"whose value of metric 'loss' is not finite. {NOT_FINITE}"),
+        )
+        if of
+    ]
+    with warned() as texts:
+        manager.get_top_checkpoint_paths(3)
+    assert texts == expected
+    if set(values) == {*lacking, *not_finite}:
+        expected.append(
+            "No checkpoints contain metric 'loss' with a finite value. Returning latest "
+            f"checkpoint. {NOT_FINITE}"
+        )
+    with warned() as texts:
+        assert manager.get_best_checkpoint_path() == f"{manager.checkpoint_dir}/step_{best}"
+    assert texts == expected
+
+
+def test_pruning_by_a_metric_that_was_never_finite_is_told_before_anything_goes(make):
+    manager = make(metric_name="loss", keep_top_k=1)
+    with warned() as texts:
+        for step in (1, 2, 3):
+            save(manager, step, loss=float("nan"))
+    assert steps(manager) == [3]
+    (text,) = texts
+    assert text == (
+        "No checkpoint has ever had a finite value of the metric 'loss', but NaN or infinite ones; "
+        "the newest are kept in place of the best."
+    )
 
 
 def test_the_warnings_of_best_point_at_the_caller(make):

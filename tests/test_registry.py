@@ -26,6 +26,7 @@ from ckptdb.errors import (
     InvalidAnnotation,
     InvalidChoice,
     NoRuns,
+    NothingFinite,
     PinnedCheckpoint,
     RootsBelow,
     UnknownCheckpoint,
@@ -207,6 +208,27 @@ def test_ties_go_to_the_higher_step_and_nothing_infinite_is_ranked(registry, roo
     save(root / "a", 7, {LOSS: -math.inf})
     assert registry.best(run="a").step == 5
     assert [cp.step for cp in registry.top(9, run="a")] == [5, 2, 3, 1]
+
+
+def test_a_metric_that_is_nowhere_finite_is_not_called_missing(registry, root):
+    for step in (1, 2):
+        save(root / "c", step, {LOSS: math.nan, "kl": step})
+    registry.reconcile()
+    said = r"No checkpoint of 'c' \(NaN or infinite at step\(s\) 1, 2\) has a finite value of "
+    for ask in (
+        lambda: registry.best(run="c"),
+        lambda: registry.best(run="c", where="kl > 0"),
+        lambda: registry.best(run="c", ever=True),
+        lambda: registry.top(3, run="c"),
+        lambda: registry.pareto(run="c", against=("kl", "min")),
+    ):
+        with pytest.raises(NothingFinite, match=said) as caught:
+            ask()
+        assert caught.value.steps == {"c": (1, 2)}
+    assert registry.latest(run="c").step == 2
+    with Registry.open(root / "c") as alone, pytest.raises(NothingFinite, match=said):
+        alone.best_of_runs()
+    assert {found.run for found in registry.best_of_runs()} >= {"a"}
 
 
 def test_an_unknown_metric_lists_those_that_exist(registry):
@@ -818,8 +840,14 @@ def test_gc_does_not_rank_by_a_metric_without_a_value(registry, root):
     for step in (1, 2):
         save(root / "c", step, {LOSS: math.nan, "acc": step})
     registry.reconcile()
-    with pytest.raises(UnknownMetric, match=r"'val:loss'; known metrics: acc\.$"):
+    said = (
+        r"No checkpoint of 'c' \(NaN or infinite at step\(s\) 1, 2\) has a finite value of the "
+        r"metric 'val:loss'; known metrics: acc\.$"
+    )
+    with pytest.raises(NothingFinite, match=said):
         registry.gc(Policy(keep_top_k=1), run="c")
+    with pytest.raises(NothingFinite, match=said):
+        registry.replay(Policy(keep_top_k=1), run="c")
     assert len(registry.checkpoints(run="c", status="final")) == 2
 
 

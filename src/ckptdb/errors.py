@@ -125,12 +125,34 @@ class UnknownDirection(CkptdbError, ValueError):
         super().__init__(message)
 
 
-class NothingFinite(CkptdbError, LookupError):
-    """Some checkpoint has the metric, but none of those asked for a value that can be drawn."""
+class NothingFinite(UnknownMetric):
+    """Some checkpoint has the metric, but none of those asked for a value that can be ranked.
 
-    def __init__(self, metric: str, runs: Sequence[str]) -> None:
-        of = f" of {', '.join(map(repr, runs))}" if runs else ""
-        super().__init__(f"No checkpoint{of} has a finite value of the metric {metric!r}.")
+    Attributes:
+        steps: By run, the steps at which it is NaN or infinite, as far as they were looked for.
+    """
+
+    def __init__(
+        self,
+        metric: str,
+        runs: Sequence[str] | Mapping[str, Sequence[int]],
+        *,
+        known: Iterable[str] = (),
+    ) -> None:
+        super().__init__(metric, known)
+        self.steps = dict(runs) if isinstance(runs, Mapping) else {}
+        of = ", ".join(f"{run!r}{_at_steps(self.steps.get(run, ()))}" for run in runs)
+        hint = f"; known metrics: {', '.join(self.known)}" if self.known else ""
+        where = f" of {of}" if of else ""
+        said = f"No checkpoint{where} has a finite value of the metric {metric!r}{hint}."
+        self.args = (said,)
+
+
+def _at_steps(steps: Sequence[int]) -> str:
+    if not steps:
+        return ""
+    more = ", …" if len(steps) > 10 else ""  # noqa: PLR2004  # a line
+    return f" (NaN or infinite at step(s) {', '.join(map(str, steps[:10]))}{more})"
 
 
 class MetricNotChosen(CkptdbError, ValueError):

@@ -24,7 +24,7 @@ from typing import Any, Literal, Self
 from ckptdb import caller, pruning, schedule
 from ckptdb import config as configuration
 from ckptdb.background import Background
-from ckptdb.catalog.catalog import Catalog
+from ckptdb.catalog.catalog import Catalog, Unranked
 from ckptdb.config import CheckpointingConfig, PretrainedCheckpointConfig
 from ckptdb.contents import Contents
 from ckptdb.disk import info, names, scan, space
@@ -58,6 +58,7 @@ __all__ = [
 PathLike = str | os.PathLike[str]
 _logger = logging.getLogger("ckptdb")
 _ADVICE = "Consider enabling val_at_end or adjusting val_period to align with max_steps."
+_NOT_FINITE = "NaN and infinite values are never ranked; look at what computes them."
 
 
 class CheckpointManager:
@@ -451,17 +452,20 @@ class CheckpointManager:
 
         def find(
             catalog: Catalog, run_id: int, memo: dict[str, Any]
-        ) -> tuple[int | None, tuple[int, ...]]:
-            without = _find_without(catalog, run_id, memo, metric)
-            return catalog.find_best_step(run_id, metric, self._mode), without
+        ) -> tuple[int | None, Unranked]:
+            unranked = _find_unranked(catalog, run_id, memo, metric)
+            return catalog.find_best_step(run_id, metric, self._mode), unranked
 
-        nothing: tuple[int | None, tuple[int, ...]] = (None, ())
-        step, without = self._index.ask(find, nothing=nothing)
-        if without:
-            warnings.warn(_ignoring(without, metric), stacklevel=2)
-        if step is None and without:
+        nothing: tuple[int | None, Unranked] = (None, Unranked())
+        step, unranked = self._index.ask(find, nothing=nothing)
+        for ignored in _ignoring(unranked, metric):
+            warnings.warn(ignored, stacklevel=2)
+        if step is None and unranked != Unranked():
+            finite = " with a finite value" if unranked.not_finite else ""
+            advice = _NOT_FINITE if unranked.not_finite else _ADVICE
             warnings.warn(
-                f"No checkpoints contain metric '{metric}'. Returning latest checkpoint. {_ADVICE}",
+                f"No checkpoints contain metric '{metric}'{finite}. Returning latest checkpoint. "
+                f"{advice}",
                 stacklevel=2,
             )
             return self.get_latest_checkpoint_path()
@@ -477,8 +481,9 @@ class CheckpointManager:
     def get_top_checkpoint_paths(self, count: int) -> list[str]:
         """Return the checkpoints with the best finite values of the metric, the best first.
 
-        Ties go to the higher step. Those that lack the metric are left out, with the warning of
-        `get_best_checkpoint_path`. Without a metric, those with the highest steps.
+        Ties go to the higher step. Those that lack the metric, or a finite value of it, are left
+        out, with the warnings of `get_best_checkpoint_path`. Without a metric, those with the
+        highest steps.
 
         Args:
             count: At most so many.
@@ -492,16 +497,16 @@ class CheckpointManager:
 
         def find(
             catalog: Catalog, run_id: int, memo: dict[str, Any]
-        ) -> tuple[tuple[int, ...], tuple[int, ...]]:
+        ) -> tuple[tuple[int, ...], Unranked]:
             if metric is None:
-                return catalog.newest_steps(run_id, count), ()
-            without = _find_without(catalog, run_id, memo, metric)
-            return catalog.top_steps(run_id, metric, self._mode, count), without
+                return catalog.newest_steps(run_id, count), Unranked()
+            unranked = _find_unranked(catalog, run_id, memo, metric)
+            return catalog.top_steps(run_id, metric, self._mode, count), unranked
 
-        nothing: tuple[tuple[int, ...], tuple[int, ...]] = ((), ())
-        steps, without = self._index.ask(find, nothing=nothing)
-        if without and metric is not None:
-            warnings.warn(_ignoring(without, metric), stacklevel=2)
+        nothing: tuple[tuple[int, ...], Unranked] = ((), Unranked())
+        steps, unranked = self._index.ask(find, nothing=nothing)
+        for ignored in _ignoring(unranked, metric):
+            warnings.warn(ignored, stacklevel=2)
         top = f"{self.checkpoint_dir}/"
         return [top + names.final_name(step) for step in steps]
 
@@ -615,18 +620,22 @@ class CheckpointManager:
         if self._looked_for.issuperset(policy.named):
             return
         self._looked_for.update(policy.named)
-        unknown, known = pruning.find_unknown_metrics(self._index, policy)
-        for metric in unknown:
+        unknown, known, never_finite = pruning.find_unknown_metrics(self._index, policy)
+        for metric in (*unknown, *never_finite):
             there_are = ", ".join(known) or "none"
             instead = (
                 "the newest are kept in place of the best"
                 if metric in policy.ranked_by
                 else "a rule that names it keeps none"
             )
-            caller.warn(
-                f"No checkpoint has ever had the metric '{metric}'; {instead}. Metrics there are: "
-                f"{there_are}."
-            )
+            if metric in unknown:
+                what, more = f"the metric '{metric}'", f" Metrics there are: {there_are}."
+            else:
+                what, more = (
+                    f"a finite value of the metric '{metric}', but NaN or infinite ones",
+                    "",
+                )
+            caller.warn(f"No checkpoint has ever had {what}; {instead}.{more}")
 
     def _pinned_gone(self) -> tuple[str, ...]:
         def find(catalog: Catalog, run_id: int, _: object) -> tuple[str, ...]:
@@ -690,20 +699,22 @@ class CheckpointManager:
             self._report("discard", path, error)
 
 
-def _find_without(
-    catalog: Catalog, run_id: int, memo: dict[str, Any], metric: str
-) -> tuple[int, ...]:
+def _find_unranked(catalog: Catalog, run_id: int, memo: dict[str, Any], metric: str) -> Unranked:
     if metric not in memo:
-        memo[metric] = catalog.steps_without(run_id, metric)
-    found: tuple[int, ...] = memo[metric]
+        memo[metric] = catalog.find_unranked(run_id, metric)
+    found: Unranked = memo[metric]
     return found
 
 
-def _ignoring(without: tuple[int, ...], metric: str) -> str:
-    return (
-        f"Ignoring {len(without)} checkpoint(s) at step(s) {list(without)} that do not have "
-        f"metric '{metric}'. {_ADVICE}"
+def _ignoring(unranked: Unranked, metric: str | None) -> Iterator[str]:
+    """Yield a warning for each reason for which checkpoints are not ranked."""
+    kinds = (
+        (unranked.lacking, f"that do not have metric '{metric}'. {_ADVICE}"),
+        (unranked.not_finite, f"whose value of metric '{metric}' is not finite. {_NOT_FINITE}"),
     )
+    for steps, why in kinds:
+        if steps:
+            yield f"Ignoring {len(steps)} checkpoint(s) at step(s) {list(steps)} {why}"
 
 
 def validate_warm_start_checkpoint(warm_start: PathLike, model_component: str = "value") -> None:

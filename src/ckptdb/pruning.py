@@ -87,15 +87,24 @@ def plan_all(index: RunIndex, directory: Path, policy: Policy, *, exclude_latest
     return index.ask(find, nothing=Plan())
 
 
-def find_unknown_metrics(index: RunIndex, policy: Policy) -> tuple[list[str], tuple[str, ...]]:
-    """Return what a policy ranks by and no checkpoint has ever had, and the metrics there are."""
+def find_unknown_metrics(
+    index: RunIndex, policy: Policy
+) -> tuple[list[str], tuple[str, ...], list[str]]:
+    """Return what a policy ranks by and no checkpoint has ever had a finite value of.
 
-    def find(catalog: Catalog, run_id: int, _: Any) -> tuple[list[str], tuple[str, ...]]:
+    First the metrics that none has had at all, then the metrics that there are, and then those
+    of them that were never finite.
+    """
+
+    def find(catalog: Catalog, run_id: int, _: Any) -> tuple[list[str], tuple[str, ...], list[str]]:
         missing = [name for name in policy.named if not catalog.count_ranked(run_id, name)]
         names = catalog.metric_names(run_id) if missing else ()
-        return [name for name in missing if name not in names], names
+        never = [
+            name for name in missing if name in names and not catalog.was_ever_finite(run_id, name)
+        ]
+        return [name for name in missing if name not in names], names, never
 
-    nothing: tuple[list[str], tuple[str, ...]] = ([], ())
+    nothing: tuple[list[str], tuple[str, ...], list[str]] = ([], (), [])
     return index.ask(find, nothing=nothing, trust_own=True)
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -18,6 +18,7 @@ from ckptdb.errors import (
     DeletionIncomplete,
     LeasedCheckpoint,
     NotDeleted,
+    NothingFinite,
     PinnedCheckpoint,
     UnknownCheckpoint,
     UnknownDirection,
@@ -164,7 +165,13 @@ def judge(catalog: Catalog, seen: Seen, policy: Policy) -> Plan:
     candidates = catalog.candidates(seen.id, policy.wanted)
     if candidates:
         there_are = {name for candidate in candidates for name in candidate.values}
-        _refuse_to_guess(catalog, seen, policy, there_are)
+        _refuse_to_guess(
+            catalog,
+            seen,
+            policy,
+            there_are,
+            lambda name: catalog.find_unranked(seen.id, name).not_finite,
+        )
     leased = claims.find_leased(identity.hidden(seen.run.directory))
     return plan.make(candidates, policy, leased=leased)
 
@@ -184,7 +191,14 @@ def replay(catalog: Catalog, seen: Seen, policy: Policy) -> Replay:
     policy = _judged_by_its_own(policy, seen.run)
     history = catalog.checkpoints(run_id=seen.id)
     if history:
-        _refuse_to_guess(catalog, seen, policy, set(catalog.metric_names(seen.id)))
+        finite = {n for cp in history for n, value in cp.metrics.items() if value is not None}
+        _refuse_to_guess(
+            catalog,
+            seen,
+            policy,
+            finite,
+            lambda name: [cp.step for cp in history if name in cp.metrics],
+        )
     matches = catalog.matching(seen.id, policy.wanted.conditions, ever=True)
     ancestors: frozenset[str] = frozenset()
     if policy.wanted.ancestors:
@@ -200,7 +214,11 @@ def _judged_by_its_own(policy: Policy, run: Run) -> Policy:
 
 
 def _refuse_to_guess(
-    catalog: Catalog, seen: Seen, policy: Policy, there_are: Collection[str]
+    catalog: Catalog,
+    seen: Seen,
+    policy: Policy,
+    there_are: Collection[str],
+    find_not_finite: Callable[[str], Sequence[int]],
 ) -> None:
     # A loop has chosen to have the newest for the best; somebody who asks by hand has not.
     rules = (rule for rule in policy.rules if isinstance(rule, Best) and rule.count)
@@ -209,6 +227,8 @@ def _refuse_to_guess(
     for metric in policy.named:
         if metric not in there_are:
             known = set(catalog.metric_names(seen.id)) - {metric}
+            if steps := find_not_finite(metric):
+                raise NothingFinite(metric, {seen.run.name: steps}, known=known)
             raise UnknownMetric(metric, known, run=seen.run.name)
 
 

@@ -1,6 +1,7 @@
 """best, top and pareto with conditions, ties, history and other times, as they are typed."""
 
 import json
+import math
 import subprocess
 import sys
 
@@ -159,3 +160,16 @@ def test_a_shell_passes_quotes_on(run):
         ["bash", "-c", command], cwd=run, capture_output=True, text=True, check=True
     )
     assert [json.loads(line)["step"] for line in done.stdout.splitlines()] == [3, 2]
+
+
+def test_only_values_that_are_not_finite_are_said_to_be_so(ckptdb, root):
+    for step in (1, 2):
+        save(root / "broken", step, {"val:loss": math.nan})
+    sentence = (
+        "ckptdb: No checkpoint of 'broken' (NaN or infinite at step(s) 1, 2) has a finite value of "
+        "the metric 'val:loss'.\n"
+    )
+    for command in ("best", "top"):
+        answer = ckptdb(command, cwd=root / "broken")
+        assert (answer.code, answer.out, answer.err) == (1, "", sentence)
+    assert ckptdb("latest", cwd=root / "broken").out == f"{root}/broken/step_2\n"

@@ -6,6 +6,7 @@ from ckptdb import Registry
 from ckptdb.catalog.engine import Database
 from ckptdb.catalog.location import locate
 from ckptdb.web.data import DELETIONS, MOST_POINTS, catch_up, take_snapshot
+from ckptdb.web.report import write_report
 from statements import sent
 from web.planting import fill, plant, save
 
@@ -216,3 +217,12 @@ def test_a_time_that_is_none_does_not_hide_the_rest(tmp_path):
 
     assert len(found.runs) == 3
     assert sum(saves.kept + saves.deleted for saves in found.saves) == 7
+
+
+def test_a_run_whose_metric_is_nowhere_finite_is_said_to_be_so(tmp_path):
+    for step in (1, 2):
+        save(tmp_path / "run", step, {"loss": float("nan")}, metric_name="loss")
+    found = snapshot(tmp_path / "run")
+    (run,) = found.runs
+    assert (run.best, run.not_finite, run.latest.step) == (None, 2, 2)
+    assert 'data-label="Best">not finite</td>' in write_report(found)

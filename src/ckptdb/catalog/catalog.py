@@ -29,6 +29,7 @@ from ckptdb.catalog.statements import (
     COUNT_RANKED,
     COUNTS,
     DELETE_RUN,
+    EVER_FINITE_OF_RUN,
     GONE_BY_UUID,
     HAS_METRIC,
     HAS_METRIC_AMONG,
@@ -55,8 +56,8 @@ from ckptdb.catalog.statements import (
     RUNS_AMONG,
     RUNS_AT,
     RUNS_CALLED,
-    STEPS_WITHOUT,
     TOP_STEPS,
+    UNRANKED,
     best_of_runs,
     chunks,
     listing,
@@ -97,6 +98,19 @@ class Seen:
     run: Run
     stamp: str | None
     verified: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Unranked:
+    """Live, trusted checkpoints of a run that have no finite value of a metric, by step.
+
+    Attributes:
+        lacking: Steps of those that do not have it at all.
+        not_finite: Steps of those whose value is NaN or infinite.
+    """
+
+    lacking: tuple[int, ...] = ()
+    not_finite: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -183,7 +197,22 @@ class Catalog:
 
     def steps_without(self, run_id: int, metric: str) -> tuple[int, ...]:
         """Return the steps of live checkpoints that lack a finite value of a metric, ascending."""
-        return self._column(STEPS_WITHOUT, {"run_id": run_id, "name": metric})
+        found = self.find_unranked(run_id, metric)
+        return tuple(sorted((*found.lacking, *found.not_finite)))
+
+    def find_unranked(self, run_id: int, metric: str) -> Unranked:
+        """Return which live checkpoints of a run are not ranked by a metric, and why."""
+        with self.database.read() as connection:
+            asked = {"run_id": run_id, "name": metric}
+            rows = [(row[0], row[1]) for row in driver.ask(connection, UNRANKED, asked)]
+        return Unranked(
+            tuple(step for step, has_it in rows if not has_it),
+            tuple(step for step, has_it in rows if has_it),
+        )
+
+    def was_ever_finite(self, run_id: int, metric: str) -> bool:
+        """Tell whether a checkpoint of a run, be it gone, ever had a finite value of a metric."""
+        return self._is_so(EVER_FINITE_OF_RUN, {"run_id": run_id, "name": metric})
 
     def candidates(self, run_id: int, wanted: Wanted) -> tuple[Candidate, ...]:
         """Return a run's live, trusted checkpoints by step, as retention sees them."""

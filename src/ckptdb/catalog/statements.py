@@ -133,8 +133,14 @@ NEWEST_STEPS = (
     .limit(bindparam("count"))
 )
 
-STEPS_WITHOUT = (
-    select(checkpoints.c.step)
+# Those that lack a metric, and those that have it without a finite value.
+UNRANKED = (
+    select(
+        checkpoints.c.step,
+        exists().where(
+            metrics.c.checkpoint_id == checkpoints.c.id, metrics.c.name == bindparam("name")
+        ),
+    )
     .where(_OF_RUN, TRUSTED)
     .where(
         ~exists().where(
@@ -174,6 +180,12 @@ METRIC_NAMES_OF_RUN = METRIC_NAMES.where(
 
 METRIC_NAMES_AMONG = METRIC_NAMES.where(
     metrics.c.checkpoint_id.in_(select(checkpoints.c.id).where(_OF_RUNS))
+)
+
+EVER_FINITE_OF_RUN = select(
+    exists()
+    .where(metrics.c.checkpoint_id == checkpoints.c.id, metrics.c.name == bindparam("name"))
+    .where(_OF_RUN, metrics.c.value.is_not(None))
 )
 
 # First where it is found at once, if it is there at all.

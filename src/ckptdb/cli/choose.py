@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from typing import Any, Final, TypeVar
 
 import click
@@ -18,7 +19,7 @@ from ckptdb.cli.output import (
     print_records,
     say,
 )
-from ckptdb.errors import NothingToChoose, PathTaken
+from ckptdb.errors import NothingFinite, NothingToChoose, PathTaken
 from ckptdb.records import MODES, Checkpoint
 from ckptdb.registry import Registry
 from ckptdb.shown import number
@@ -170,7 +171,9 @@ def _print_list(
 
 def _print_beside(registry: Registry, found: Checkpoint, form: str, asked: dict[str, Any]) -> None:
     """Print what may be gone, and beside it the best that is available now."""
-    available = registry.best(**asked | {"ever": False, "at": None})
+    available: Checkpoint | None = None
+    with suppress(NothingFinite):
+        available = registry.best(**asked | {"ever": False, "at": None})
     if form == "json":
         beside = None if available is None else available.as_dict()
         echo_json({"best": _recalled(registry, found), "available": beside})

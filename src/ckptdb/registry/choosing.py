@@ -7,10 +7,11 @@ from collections.abc import Sequence
 from datetime import datetime
 from pathlib import Path
 
+from ckptdb.catalog.catalog import Seen
 from ckptdb.catalog.conditions import COLUMNS, Condition, parse, written
 from ckptdb.catalog.selection import By, Selection, pareto_front, ranked
 from ckptdb.disk import scan
-from ckptdb.errors import InvalidChoice, UnknownDirection, UnknownMetric, UnknownName
+from ckptdb.errors import InvalidChoice, NothingFinite, UnknownDirection, UnknownMetric, UnknownName
 from ckptdb.moments import moment
 from ckptdb.records import MODES, Checkpoint, Mode, Run
 from ckptdb.registry.scope import Scope
@@ -50,6 +51,7 @@ class Choosing(Tree):
 
         Raises:
             UnknownMetric: No checkpoint has it; the message lists those that exist.
+            NothingFinite: It is NaN or infinite wherever it is; the message says where.
             UnknownDirection: Nothing says whether low or high is better.
             InvalidCondition: It is not one expression, or names what nobody has.
             InvalidTime: That is no point in time.
@@ -82,7 +84,7 @@ class Choosing(Tree):
         asked = self._selection(by, scope, where=where, tie=tie, ever=ever, at=at)
         found = self._choose(asked, count)
         if not found:
-            self._must_have(by[0], scope)
+            self._explain_nothing(by[0], scope, asked)
         return found
 
     def pareto(
@@ -123,7 +125,7 @@ class Choosing(Tree):
                 # Of a run that is not there nothing is recorded as gone: look behind it.
                 lost |= gone.keys()
         if not front:
-            self._must_have(by[0], scope)
+            self._explain_nothing(by[0], scope, asked)
         return tuple(front.values())
 
     def best_of_runs(
@@ -152,8 +154,10 @@ class Choosing(Tree):
             raise InvalidChoice("mode", mode, MODES)
         catalog = self._catalog()
         best = catalog.best_of_runs(metric, mode, among=scope.among)
-        if not best and metric is not None:
-            self._must_have(metric, scope)
+        if not best:
+            own = {seen.run.metric_name for seen in self._seen_in(scope)} - {None}
+            for name in sorted(filter(None, own)) if metric is None else [metric]:
+                self._explain_nothing(name, scope, Selection(by=(name, "min")))
         here = {cp.run_uuid: cp for cp in best if _is_there(cp)}
         for gone in best:
             if gone.run_uuid not in here:
@@ -238,6 +242,25 @@ class Choosing(Tree):
     def _must_have(self, metric: str, scope: Scope) -> None:
         if self._find_unknown([metric], scope) is not None:
             raise UnknownMetric(metric, self._names(scope))
+
+    def _explain_nothing(self, metric: str, scope: Scope, asked: Selection) -> None:
+        """Say why nothing is ranked by a metric, where more is known than that nothing is."""
+        self._must_have(metric, scope)
+        if asked.at is not None:
+            return  # what was not there yet has no value either
+        not_finite = {}
+        for seen in self._seen_in(scope):
+            if self._catalog().count_ranked(seen.id, metric):
+                return  # the condition holds for none of them
+            if steps := self._catalog().find_unranked(seen.id, metric).not_finite:
+                not_finite[seen.run.name] = steps
+        if not_finite:
+            raise NothingFinite(metric, not_finite)
+
+    def _seen_in(self, scope: Scope) -> list[Seen]:
+        if scope.seen is not None:
+            return [scope.seen]
+        return [s for s in self._catalog().runs() if scope.among is None or s.id in scope.among]
 
     def _find_unknown(self, metrics: Sequence[str], scope: Scope) -> str | None:
         return self._catalog().find_unknown_metric(metrics, scope.run_id, among=scope.among)

@@ -73,6 +73,7 @@ class _Row(NamedTuple):
     at: str
     size_bytes: int | None
     value: float | None
+    has_metric: int
 
 
 _SUMMARY: Final = """
@@ -82,7 +83,8 @@ SELECT run_id, uuid, final, tmp, deleted, problems, bytes_on_disk, last_activity
 _ROWS: Final = """
 SELECT c.run_id, c.id, c.step, c.status,
        CASE WHEN {undoubted} THEN 1 ELSE 0 END, c.pinned,
-       COALESCE(c.finalized_at, c.created_at), c.size_bytes, m.value
+       COALESCE(c.finalized_at, c.created_at), c.size_bytes, m.value,
+       CASE WHEN m.name IS NULL THEN 0 ELSE 1 END
 FROM runs r
 JOIN checkpoints c ON c.run_id = r.id
 LEFT JOIN metrics m ON m.checkpoint_id = c.id AND m.name = r.metric_name
@@ -175,6 +177,7 @@ class _Reading:
                     latest=points.get(latest.id) if latest else None,
                     points=tuple(points[r.id] for r in chosen.get(run_id, ()) if r.id in points),
                     total=len(rows),
+                    not_finite=sum(r.has_metric and r.value is None for r in _trusted(rows)),
                 )
             )
         return tuple(found)
@@ -237,17 +240,19 @@ class _Reading:
             yield from self._ask(sql, ids=some)
 
 
+def _trusted(rows: Sequence[_Row]) -> list[_Row]:
+    return [row for row in rows if row.status == "final" and row.trusted]
+
+
 def _best(rows: Sequence[_Row], run: Run) -> _Row | None:
-    trusted = [row for row in rows if row.status == "final" and row.trusted]
     if run.metric_name is None:
         return _latest(rows)
-    ranked = [row for row in trusted if row.value is not None]
+    ranked = [row for row in _trusted(rows) if row.value is not None]
     return min(ranked, key=lambda row: rank_key(row.value, row.step, run.mode), default=None)
 
 
 def _latest(rows: Sequence[_Row]) -> _Row | None:
-    trusted = (row for row in rows if row.status == "final" and row.trusted)
-    return max(trusted, key=lambda row: row.step, default=None)
+    return max(_trusted(rows), key=lambda row: row.step, default=None)
 
 
 def _saves(rows: Sequence[_Row]) -> tuple[int, tuple[Saves, ...]]:

@@ -37,6 +37,7 @@ class RunShown:
         label: Its name; with its directory when another one has the same.
         best: By the run's own metric and direction; the latest when it has no metric.
         points: By step, thinned; ``total`` says how many there are.
+        not_finite: How many of those that could be the best have a value that is NaN or infinite.
     """
 
     run: Run
@@ -51,6 +52,7 @@ class RunShown:
     latest: Point | None
     points: tuple[Point, ...]
     total: int
+    not_finite: int = 0
 
 
 @dataclass(frozen=True, slots=True)
