@@ -7,6 +7,7 @@ import os
 import shutil
 import sqlite3
 import threading
+import time
 import warnings
 from contextlib import closing, contextmanager
 
@@ -1208,3 +1209,12 @@ def test_a_run_begun_where_another_one_moved_away_is_a_run_of_its_own(registry, 
     assert not registry.reconcile(dry_run=True).has_drift
     assert [cp.metrics for cp in registry.checkpoints(run="a")] == [{LOSS: 0.7}]
     assert registry.best(run="z").path == root / "z" / "step_2"
+
+
+def test_gc_with_a_clock_that_is_ahead_takes_nothing_young(registry, root, monkeypatch):
+    for step in (7, 8, 9):
+        save(root / "a", step, {LOSS: 1.0})
+    ahead = time.time() + 26 * 3600
+    monkeypatch.setattr(time, "time", lambda: ahead)
+    (found,) = registry.gc(Policy(keep=["newer than 1 day"]), run="a", dry_run=True)
+    assert [d.step for d in found.decisions if not d.keep] == []

@@ -57,6 +57,25 @@ def test_what_was_thrown_away_and_won_later_is_told():
     assert (kept.kept, kept.lost) == ((2, 4, 5), ())
 
 
+def test_a_clock_that_was_set_back_changes_neither_the_order_nor_what_time_keeps():
+    hours = [0, 1, 2, 3, 0.5, 1.5, 2.5, 3.5]
+    history = [
+        saved(step, hour=hour, parent=f"uuid {step - 1}" if step else None)
+        for step, hour in enumerate(hours)
+    ]
+    found = replay("run", history[::-1], Policy(keep=["every 1 hours"]))
+    assert found.kept == tuple(range(8))
+    latest = replay("run", history[::-1], Policy(keep=["latest 2"]))
+    assert (latest.kept, latest.peak_step) == ((6, 7), 2)
+    young = replay("run", history[::-1], Policy(keep=["newer than 1 hours"]))
+    assert young.kept == (3, 4, 5, 6, 7)  # none is older than the one before it
+
+
+def test_a_line_of_saves_that_bites_its_own_tail_ends():
+    history = [saved(1, parent="uuid 2"), saved(2, parent="uuid 1")]
+    assert replay("run", history, Policy(keep=["latest 1"])).saved == 2
+
+
 def test_a_late_metric_counts_from_when_it_came():
     # Step 1 looks worst when step 3 is saved, and turns out to be the best after that.
     history = [

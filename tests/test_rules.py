@@ -243,6 +243,75 @@ def test_nemo_settings_and_their_rules_agree(found, period, top, newest, ranking
     assert said == decide(found, rules, exclude_latest=exclude_latest, now=NOW)
 
 
+# --- clocks that are wrong ----------------------------------------------------------------------
+
+
+def saved(step, hours):
+    """A checkpoint that was saved so many hours after a day ago, by the clock of its machine."""
+    return Candidate(step, f"uuid {step}", {}, finalized_at=at(24 - hours))
+
+
+def prune(found, rule):
+    """Return what is left, and what of it the rule keeps."""
+    decisions = decide(found, Policy(keep=(rule,)), now=NOW)
+    kept = {d.step for d in decisions if d.keep}
+    return [c for c in found if c.step in kept], {c.step for c in rule.kept(found, NOW)}
+
+
+def test_a_clock_set_back_three_hours_drops_nothing_that_every_hour_kept():
+    rule, found, kept = EveryHours(1), [], set()
+    for tenth in range(120):  # a save each six minutes
+        hours = tenth / 10 - (3 if tenth > 50 else 0)
+        found, now_kept = prune([*found, saved(tenth, hours)], rule)
+        assert kept <= now_kept
+        kept = now_kept
+    # One each hour before and after, and the first after the clock was set.
+    assert sorted(kept) == [0, 10, 20, 30, 40, 50, 51, 61, 71, 81, 91, 101, 111]
+
+
+HOURS = st.integers(0, 40).map(lambda tenths: tenths / 4)
+
+
+@given(st.lists(HOURS, min_size=1, max_size=15), st.sampled_from([0.5, 1, 2.5]))
+@settings(max_examples=500)
+def test_whatever_the_clocks_say_what_every_hours_has_kept_stays(clock, hours):
+    rule, found, kept = EveryHours(hours), [], set()
+    for step, time in enumerate(clock):
+        found, now_kept = prune([*found, saved(step, time)], rule)
+        assert kept <= now_kept
+        kept = now_kept
+
+
+@given(st.lists(HOURS, min_size=1, max_size=15), st.sampled_from([0.5, 1, 2.5]))
+@settings(max_examples=500)
+def test_clocks_in_any_order_keep_no_fewer_than_a_clock_that_goes_on(clock, hours):
+    rule = EveryHours(hours)
+    ordered = [saved(step, time) for step, time in enumerate(sorted(clock))]
+    as_it_was = [saved(step, time) for step, time in enumerate(clock)]
+    assert len(list(rule.kept(as_it_was, NOW))) >= len(list(rule.kept(ordered, NOW)))
+
+
+def test_a_time_in_the_future_ends_no_keeping_of_those_after_it():
+    found = [saved(1, 0), saved(2, 10**6), *(saved(step, step / 10) for step in range(3, 40))]
+    assert [c.step for c in EveryHours(1).kept(found, NOW)] == [1, 2, 3, 13, 23, 33]
+    assert [c.step for c in NewerThan(23).kept(found, NOW)] == [2, *range(11, 40)]
+
+
+def test_going_back_by_hand_drops_nothing_that_every_hour_kept():
+    line = [saved(step * 100, step) for step in range(1, 6)]
+    kept = {c.step for c in EveryHours(1).kept(line, NOW)}
+    assert kept == {100, 200, 300, 400, 500}
+    again = sorted([*line, saved(150, 6), saved(160, 6.5)], key=lambda c: c.step)
+    assert {c.step for c in EveryHours(1).kept(again, NOW)} == kept | {150}
+
+
+def test_a_save_after_the_clock_was_set_back_is_as_new_as_the_one_before():
+    found = [saved(1, 20), saved(2, 23.5), saved(3, 20.6), saved(4, 20.7)]
+    assert [c.step for c in NewerThan(1).kept(found, NOW)] == [2, 3, 4]
+    assert [c.step for c in Awaiting("loss", 1).kept(found, NOW)] == [2, 3, 4]
+    assert list(NewerThan(1).kept(found, NOW + HOUR)) == []
+
+
 # --- text ---------------------------------------------------------------------------------------
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+import time
 from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
@@ -10,7 +12,7 @@ from typing import Any
 
 from ckptdb import retention
 from ckptdb.catalog.catalog import Catalog, Seen
-from ckptdb.disk import claims, identity, journal, liveness, manifest, scan
+from ckptdb.disk import claims, clock, identity, journal, liveness, manifest, scan
 from ckptdb.disk.process import Life
 from ckptdb.disk.publish import Publisher
 from ckptdb.disk.retiring import Doomed
@@ -172,8 +174,11 @@ def judge(catalog: Catalog, seen: Seen, policy: Policy) -> Plan:
             there_are,
             lambda name: catalog.find_unranked(seen.id, name).not_finite,
         )
-    leased = claims.find_leased(identity.hidden(seen.run.directory))
-    return plan.make(candidates, policy, leased=leased)
+    hidden = identity.hidden(seen.run.directory)
+    leased = claims.find_leased(hidden)
+    # What is young must not go because this machine's clock is ahead.
+    now = min(time.time(), clock.find_time(hidden, may_touch=False) or math.inf)
+    return plan.make(candidates, policy, leased=leased, now=now)
 
 
 def replay(catalog: Catalog, seen: Seen, policy: Policy) -> Replay:

@@ -1,7 +1,9 @@
 """What would have become of a run if other rules had been at work from its first save on.
 
 The recorded history is gone through save by save. Every checkpoint comes when it was published, a
-late metric when it was reported, and the rules are asked after each save, as a manager does. What
+late metric when it was reported, and the rules are asked after each save, as a manager does. One
+that has an earlier time than the one that training went on from, because a clock was set back in
+between, comes right after it. What
 has no time on record counts from the beginning: pins, tags, what a condition in SQL says, and what
 is rejected or has a problem, which rules neither rank nor count nor delete.
 """
@@ -86,14 +88,12 @@ def replay(
         matches: By condition of the policy, the uuids of those for which it holds.
         ancestors: The uuids of those that the rule of that name keeps.
     """
-    saves = sorted(
-        (cp for cp in history if cp.finalized_at is not None),
-        key=lambda cp: (_seconds(cp.finalized_at), cp.step),
-    )
+    saves, came = _in_order([cp for cp in history if cp.finalized_at is not None])
     course = _Course(policy)
     for checkpoint in saves:
         held = [text for text, uuids in (matches or {}).items() if checkpoint.uuid in uuids]
-        course.save(checkpoint, held, is_ancestor=checkpoint.uuid in ancestors)
+        is_ancestor = checkpoint.uuid in ancestors
+        course.save(checkpoint, held, is_ancestor=is_ancestor, at=came[checkpoint.uuid])
     kept = sorted(course.held(), key=lambda candidate: candidate.step)
     ranked = _ranked(saves, policy)
     return Replay(
@@ -109,6 +109,26 @@ def replay(
     )
 
 
+def _in_order(saves: Sequence[Checkpoint]) -> tuple[list[Checkpoint], dict[str, str]]:
+    """Return saves as they came, and by uuid when that was: none before what it went on from."""
+    by_uuid = {cp.uuid: cp for cp in saves}
+    came: dict[str, str] = {}
+    place: dict[str, int] = {}
+    for checkpoint in saves:
+        line = {checkpoint.uuid: checkpoint}
+        parent = by_uuid.get(checkpoint.parent or "")
+        # One that comes twice was made by other hands.
+        while parent and parent.uuid not in came and parent.uuid not in line:
+            line[parent.uuid] = parent
+            parent = by_uuid.get(parent.parent or "")
+        for one in reversed(line.values()):
+            known = came.get(one.parent or "", "")
+            came[one.uuid] = max(one.finalized_at or "", known, key=_seconds)
+            place[one.uuid] = place.get(one.parent or "", -1) + 1
+    in_order = sorted(saves, key=lambda cp: (_seconds(came[cp.uuid]), place[cp.uuid], cp.step))
+    return in_order, came
+
+
 class _Course:
     """A run as it goes under a policy."""
 
@@ -122,8 +142,9 @@ class _Course:
         self._policy = policy
         self._records: dict[str, Checkpoint] = {}
 
-    def save(self, checkpoint: Checkpoint, matches: Iterable[str], *, is_ancestor: bool) -> None:
-        now = _seconds(checkpoint.finalized_at)
+    def save(
+        self, checkpoint: Checkpoint, matches: Iterable[str], *, is_ancestor: bool, at: str
+    ) -> None:
         self._records[checkpoint.uuid] = checkpoint
         self.live.pop(checkpoint.step, None)
         self.doubted.pop(checkpoint.step, None)
@@ -139,11 +160,11 @@ class _Course:
             matches=frozenset(matches),
             ancestor=is_ancestor,
         )
-        self._hear(checkpoint.finalized_at or "")
+        self._hear(at)
         held = _bytes(self.held())
         if held > self.peak_bytes:
             self.peak_bytes, self.peak_step = held, checkpoint.step
-        for decision in decide(list(self.live.values()), self._policy, now=now):
+        for decision in decide(list(self.live.values()), self._policy, now=_seconds(at)):
             if not decision.keep:
                 del self.live[decision.step]
                 self.gone[decision.uuid] = (checkpoint.step, decision.reason)

@@ -111,8 +111,11 @@ class EverySteps:
 
 @dataclass(frozen=True, slots=True)
 class EveryHours:
-    """The oldest, and from then on the first after each so many hours.
+    """The first, and from then on, step by step, the first after each so many hours.
 
+    It goes by the steps, because clocks are set back, and those of several machines differ. A time
+    before that of the one kept last begins anew: nothing that was kept goes because a later step
+    has an earlier time, and what is not kept was published within so many hours after one that is.
     Those of which no time is known are kept.
     """
 
@@ -126,21 +129,25 @@ class EveryHours:
 
     def kept(self, candidates: Sequence[Candidate], now: float) -> Iterable[Candidate]:
         """Return those that are far enough from the one kept before."""
-        timed = [(seconds(c.finalized_at), c) for c in candidates]
-        found = [c for at, c in timed if at is None]
-        due = float("-inf")
-        for at, candidate in sorted(
-            ((at, c) for at, c in timed if at is not None), key=lambda pair: (pair[0], pair[1].step)
-        ):
-            if at >= due:
+        last: float | None = None
+        found = []
+        for candidate in candidates:
+            at = seconds(candidate.finalized_at)
+            if at is None:
                 found.append(candidate)
-                due = at + self.hours * _HOUR_SECONDS
+            elif last is None or not last <= at < last + self.hours * _HOUR_SECONDS:
+                found.append(candidate)
+                last = at
         return found
 
 
 @dataclass(frozen=True, slots=True)
 class NewerThan:
-    """Those that were published less than so many hours ago; of which no time is known, too."""
+    """Those that were published less than so many hours ago; of which no time is known, too.
+
+    One counts as no older than any of a lower step: when the clock was set back between two saves,
+    the later one has the earlier time.
+    """
 
     hours: float
 
@@ -153,8 +160,16 @@ class NewerThan:
     def kept(self, candidates: Sequence[Candidate], now: float) -> Iterable[Candidate]:
         """Return the young ones."""
         since = now - self.hours * _HOUR_SECONDS
-        timed = [(seconds(c.finalized_at), c) for c in candidates]
-        return [c for at, c in timed if at is None or at > since]
+        newest = float("-inf")
+        found = []
+        for candidate in candidates:
+            at = seconds(candidate.finalized_at)
+            # A time that is still to come says nothing of the others.
+            if at is not None and at <= now:
+                newest = max(newest, at)
+            if at is None or max(at, newest) > since:
+                found.append(candidate)
+        return found
 
 
 @dataclass(frozen=True, slots=True)
