@@ -40,7 +40,7 @@ LARGEST_ANSWER_BYTES: Final = 256 * _MIB
 
 _SUMMARY: Final = """
 SELECT run, final, tmp, deleted, problems, bytes_on_disk, metric_name, best_value, best_step,
-       latest_step, last_activity, directory
+       latest_step, last_activity, directory, uuid
 FROM run_summary {0} ORDER BY run, directory
 """
 

@@ -125,6 +125,7 @@ def _put_run(connection: Connection, paths: Paths, run: Run) -> int:
     if changed:
         connection.execute(UPDATE_RUN, {"row_id": row_id, **changed})
     if "directory" in changed:
+        _end_others(connection, str(values["directory"]), row_id)
         _move_paths(connection, row_id, known["directory"], str(values["directory"]))
     return int(row_id)
 
@@ -233,17 +234,29 @@ def _inserted_id(result: Any) -> int:
 def _taken_over(connection: Connection, values: Mapping[str, Any]) -> Row[Any] | None:
     """Settle what becomes of another run that the index has in the same directory."""
     rows = connection.execute(RUNS_AT, {"at": values["directory"]}).all()
-    for row in reversed(rows):
-        if row.uuid == values["forked_from"]:
-            # The tree was copied, catalog included: this row was always about the copy.
-            return row
+    # The tree was copied, catalog included: that row was always about the copy.
+    taken = next((row for row in reversed(rows) if row.uuid == values["forked_from"]), None)
+    for row in rows:
+        if row is taken:
+            continue
         if row.created_at is None:
             # Never written to: all that is known of it is in this directory, under its new uuid.
             connection.execute(DELETE_RUN, {"row_id": row.id})
-            continue
-        connection.execute(END_ALL, {"of_run": row.id})
-        connection.execute(UNRANK_ALL, {"of_run": row.id})
-    return None
+        else:
+            _end(connection, row.id)
+    return taken
+
+
+def _end_others(connection: Connection, directory: str, run_id: int) -> None:
+    """Record that what the index has in a directory is gone from it, for another run has come."""
+    for row in connection.execute(RUNS_AT, {"at": directory}).all():
+        if row.id != run_id:
+            _end(connection, row.id)
+
+
+def _end(connection: Connection, run_id: int) -> None:
+    connection.execute(END_ALL, {"of_run": run_id})
+    connection.execute(UNRANK_ALL, {"of_run": run_id})
 
 
 def _move_paths(connection: Connection, run_id: int, old: str, new: str) -> None:

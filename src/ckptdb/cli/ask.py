@@ -18,7 +18,7 @@ from ckptdb.cli.output import (
     print_table,
     short_time,
 )
-from ckptdb.records import Checkpoint, Status
+from ckptdb.records import Checkpoint, Rows, Status
 from ckptdb.registry import Registry
 from ckptdb.shown import number
 from ckptdb.units import human_bytes
@@ -72,7 +72,10 @@ def ls(
             return
         wanted = status or (None if everything else "final")
         found = registry.checkpoints(run=run, status=wanted, limit=limit)
-        print_checkpoints(found, form, metrics=metric_of(registry, found))
+        runs = {checkpoint.run_uuid: checkpoint.run for checkpoint in found}
+        where = registry.whereabouts(runs)
+        names = {uuid: called(runs[uuid], uuid, place) for uuid, place in where.items()}
+        print_checkpoints(found, form, metrics=metric_of(registry, found), names=names)
 
 
 @click.command()
@@ -99,6 +102,11 @@ COMMANDS = (ls, show)
 
 def _print_runs(registry: Registry, form: str) -> None:
     rows = registry.summary()
+    at = rows.columns.index("uuid")
+    where = registry.whereabouts(row[at] for row in rows)
+    # Of the answer, not of the view: only the disk can tell.
+    told = (*rows.columns, "whereabouts")
+    rows = Rows(told, tuple((*row, where.get(row[at])) for row in rows))
     if form != "table":
         print_rows(rows.columns, rows.rows, form)
         return
@@ -117,7 +125,7 @@ def _run_row(row: dict[str, Any], *, common: str | None) -> list[str]:
     live = str(row["final"])
     extras = [f"{row[name]} {name}" for name in ("tmp", "problems") if row[name]]
     return [
-        row["run"],
+        called(row["run"], row["uuid"], row["whereabouts"]),
         live + (f" (+ {', '.join(extras)})" if extras else ""),
         str(row["deleted"]),
         human_bytes(row["bytes_on_disk"]),
@@ -127,6 +135,13 @@ def _run_row(row: dict[str, Any], *, common: str | None) -> list[str]:
         number(row["latest_step"]),
         short_time(row["last_activity"]),
     ]
+
+
+def called(name: str, uuid: str, whereabouts: str | None) -> str:
+    """Return what a list calls a run: with what else to call it by when it is only history."""
+    if whereabouts == "replaced":
+        return f"{name} (gone, {uuid[:8]})"
+    return f"{name} (not there)" if whereabouts == "missing" else name
 
 
 def metric_of(registry: Registry, found: Sequence[Checkpoint]) -> tuple[str, ...]:

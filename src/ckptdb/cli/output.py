@@ -13,7 +13,7 @@ import os
 import re
 import shutil
 import sys
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -180,19 +180,26 @@ def is_coloured() -> bool:
     return sys.stdout.isatty() and not os.environ.get("NO_COLOR")
 
 
-def print_checkpoints(found: Sequence[Checkpoint], form: str, *, metrics: Sequence[str]) -> None:
+def print_checkpoints(
+    found: Sequence[Checkpoint],
+    form: str,
+    *,
+    metrics: Sequence[str],
+    names: Mapping[str, str] | None = None,
+) -> None:
     """Print checkpoints: whole records as JSON, the columns people look for in a table.
 
     Args:
         found: In this order.
         form: One of `FORMATS`.
         metrics: What a table shows; every other form has all of them.
+        names: What a table calls runs, by uuid, where that is not their name.
     """
     if form in ("json", "jsonl"):
         print_records([checkpoint.as_dict() for checkpoint in found], form)
         return
     if form == "table":
-        _print_checkpoint_table(found, metrics)
+        _print_checkpoint_table(found, metrics, names or {})
         return
     every = sorted({name for checkpoint in found for name in checkpoint.metrics})
     # Loops like to note the step among the metrics too; two columns need two names.
@@ -256,7 +263,9 @@ def describe(checkpoint: Checkpoint) -> list[tuple[str, str]]:
     return [(name, text) for name, text in lines if text]
 
 
-def _print_checkpoint_table(found: Sequence[Checkpoint], metrics: Sequence[str]) -> None:
+def _print_checkpoint_table(
+    found: Sequence[Checkpoint], metrics: Sequence[str], names: Mapping[str, str]
+) -> None:
     several = len({checkpoint.run_uuid for checkpoint in found}) > 1
     columns = [
         *(["run"] if several else []), "step", "status", *metrics,
@@ -264,7 +273,7 @@ def _print_checkpoint_table(found: Sequence[Checkpoint], metrics: Sequence[str])
     ]  # fmt: skip
     rows = [
         [
-            *([checkpoint.run] if several else []),
+            *([names.get(checkpoint.run_uuid, checkpoint.run)] if several else []),
             str(checkpoint.step),
             checkpoint.status,
             *(number(checkpoint.metrics.get(name)) for name in metrics),

@@ -175,6 +175,8 @@ def _print_report(report: ReconcileReport, *, dry_run: bool) -> None:
         say(f"The broken catalog was set aside as {report.set_aside}.")
     for run in report.runs:
         _print_run(run)
+    for sentence in report.history:
+        say(f"{sentence}.")
     for sentence in report.blocked:
         say(f"ckptdb: {sentence}.", err=True)
     drift = sum(action.is_drift for run in report.runs for action in run.actions)

@@ -115,6 +115,19 @@ def identify(directory: Path) -> Identity:
     return found
 
 
+def find(directory: Path) -> Identity | None:
+    """Tell which run a directory is, None when there is no such directory; writes nothing.
+
+    Raises:
+        OSError: It cannot be told now.
+    """
+    try:
+        # A file in its place is none; `identify` asks only for what is in it.
+        return identify(directory) if stat.S_ISDIR(os.stat(directory).st_mode) else None
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+
+
 def _untrusted(directory: Path, problem: str) -> Identity:
     unknown = _unknown(directory)
     return Identity(unknown, unknown.uuid, recorded=False, marked=True, problem=problem)

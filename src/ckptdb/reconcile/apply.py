@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import partial
@@ -19,12 +19,15 @@ from ckptdb.errors import CkptdbError
 from ckptdb.reconcile.held import bury, held
 from ckptdb.reconcile.intake import Intake
 from ckptdb.reconcile.plan import OF_A_RUN, REPAIRS, Action, Plan, keep_damage, plan, unwritten
-from ckptdb.records import Checkpoint
+from ckptdb.reconcile.whereabouts import find_whereabouts
+from ckptdb.records import Checkpoint, Run
 
 Depth = Literal["changes", "files", "full"]
 """How much is looked at again: only what the stamp and the fingerprints say is new; every
 fingerprint and the whole journal; or every file of every checkpoint."""
 
+_PREFIX = 8
+"""So many characters of a uuid are shown to call a run by."""
 _ROUNDS = 3
 """Repairs of one kind can uncover another (an old one put back lets a tmp be published)."""
 
@@ -69,10 +72,12 @@ class ReconcileReport:
 
     Attributes:
         missing: Runs that the catalog has below the tree and that are not there.
+        replaced: Runs whose directory below the tree is another run's by now.
     """
 
     runs: tuple[RunReport, ...]
     missing: tuple[Path, ...] = ()
+    replaced: tuple[Run, ...] = ()
     set_aside: Path | None = None
     checkpoints: int = 0
     seconds: float = 0.0
@@ -86,6 +91,16 @@ class ReconcileReport:
     def has_drift(self) -> bool:
         """Disk and index differed somewhere."""
         return any(run.has_drift for run in self.runs)
+
+    @property
+    def history(self) -> tuple[str, ...]:
+        """Which runs only the catalog has, because others took their directories; a line each."""
+        return tuple(
+            f"{run.directory} is another run's by now; what was there before is history, and is "
+            f"called {run.uuid[:_PREFIX]} (`ckptdb ls {run.uuid[:_PREFIX]} --all`, `ckptdb forget "
+            f"{run.uuid[:_PREFIX]}`)"
+            for run in self.replaced
+        )
 
     @property
     def blocked(self) -> tuple[str, ...]:
@@ -102,6 +117,10 @@ class ReconcileReport:
             "drift": self.has_drift,
             "not_verifiable": self.not_verifiable,
             "blocked": list(self.blocked),
+            "replaced": [
+                {"run": run.name, "uuid": run.uuid, "directory": str(run.directory)}
+                for run in self.replaced
+            ],
             "set_aside": None if self.set_aside is None else str(self.set_aside),
             "runs": [run.as_dict() for run in self.runs],
         }
@@ -147,8 +166,26 @@ def reconcile_tree(
         reports |= {directory: look(directory) for directory in again}
     known = (seen.run.directory for seen in catalog.runs())
     missing = tuple(d for d in known if d.is_relative_to(top) and not d.is_dir())
+    replaced = _find_replaced(catalog, top, reports)
     seconds = time.monotonic() - started
-    return ReconcileReport(tuple(reports.values()), missing, checkpoints=count, seconds=seconds)
+    return ReconcileReport(
+        tuple(reports.values()), missing, replaced, checkpoints=count, seconds=seconds
+    )
+
+
+def _find_replaced(catalog: Catalog, top: Path, reports: Iterable[Path]) -> tuple[Run, ...]:
+    """Return the runs of the index whose directory holds another one, and that are nowhere."""
+    here = set[str]()
+    for directory in reports:
+        with suppress(OSError):
+            here.add(identity.identify(directory).run.uuid)
+    return tuple(
+        seen.run
+        for seen in catalog.runs()
+        if seen.run.uuid not in here
+        and seen.run.directory.is_relative_to(top)
+        and find_whereabouts(catalog, seen.run.uuid, seen.run.directory) == "replaced"
+    )
 
 
 def _with_known(
@@ -450,7 +487,7 @@ def _index(
         if isinstance(look, RunReport):
             return look
         gone = [action for action in look.plan.actions if action.kind == "vanished"]
-        back = [action for action in look.plan.actions if action.kind == "reappeared"]
+        back = [a for a in look.plan.actions if a.kind == "reappeared" and _was_ended(look, a)]
         stored = [a.checkpoint for a in look.plan.actions if a.checkpoint and a.kind != "vanished"]
         try:
             ended = bury(directory, gone, back, touch_disk=how.touch_disk)
@@ -491,6 +528,12 @@ def _index(
         run_id=run_id,
         verified=stamp if sure else None,
     )
+
+
+def _was_ended(look: _Look, action: Action) -> bool:
+    """Whether the journal has the end of what is back; else only the index thought it gone."""
+    facts = look.observation.facts
+    return facts is None or action.uuid in facts.gone
 
 
 def _is_still_true(catalog: Catalog, look: _Look) -> bool:

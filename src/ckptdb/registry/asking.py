@@ -7,6 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from ckptdb.catalog import adhoc
 from ckptdb.catalog.adhoc import Relation
 from ckptdb.errors import InvalidChoice, MetricNotChosen, NothingFinite, UnknownMetric
+from ckptdb.reconcile.whereabouts import Whereabouts
 from ckptdb.records import (
     MODES,
     STATUSES,
@@ -180,6 +181,15 @@ class Asking(Tree):
         if among == ():
             raise self._nothing_here()
         return adhoc.summary(self._catalog().database, among)
+
+    def whereabouts(self, uuids: Iterable[str]) -> dict[str, Whereabouts]:
+        """Look whether runs are where the catalog has them, by their uuids.
+
+        ``"here"``, ``"missing"`` when there is no such directory, ``"replaced"`` when it is
+        another run's by now, ``"unclear"`` when it does not tell.
+        """
+        runs = map(self._catalog().find_run, set(uuids))
+        return {seen.run.uuid: self._find_whereabouts(seen) for seen in runs if seen}
 
     def schema(self) -> tuple[Relation, ...]:
         """Return the tables and views that SQL can name."""

@@ -13,6 +13,7 @@ from ckptdb.catalog.selection import By, Selection, pareto_front, ranked
 from ckptdb.disk import scan
 from ckptdb.errors import InvalidChoice, NothingFinite, UnknownDirection, UnknownMetric, UnknownName
 from ckptdb.moments import moment
+from ckptdb.reconcile.whereabouts import find_whereabouts
 from ckptdb.records import MODES, Checkpoint, Mode, Run
 from ckptdb.registry.scope import Scope
 from ckptdb.registry.tree import PathLike, Tree
@@ -116,7 +117,7 @@ class Choosing(Tree):
             catalog = self._catalog()
             points = [p for p in ranked(catalog.database, asked) if p.id not in lost]
             front = catalog.chosen([p.id for p in pareto_front(points, against[1])])
-            gone = {row_id: cp.path.parent for row_id, cp in front.items() if not _is_there(cp)}
+            gone = {n: cp.path.parent for n, cp in front.items() if not self._is_there(cp)}
             if not gone:
                 break
             stale = set(gone.values()) - healed
@@ -158,7 +159,7 @@ class Choosing(Tree):
             own = {seen.run.metric_name for seen in self._seen_in(scope)} - {None}
             for name in sorted(filter(None, own)) if metric is None else [metric]:
                 self._explain_nothing(name, scope, Selection(by=(name, "min")))
-        here = {cp.run_uuid: cp for cp in best if _is_there(cp)}
+        here = {cp.run_uuid: cp for cp in best if self._is_there(cp)}
         for gone in best:
             if gone.run_uuid not in here:
                 here |= self._look_behind(gone, metric, mode)
@@ -181,7 +182,7 @@ class Choosing(Tree):
         if seen is None:
             return None
         found = self._catalog().contents(seen.id, steps=[gone.step], gone=()).values()
-        return next((cp for cp in found if _is_there(cp)), None)
+        return next((cp for cp in found if self._is_there(cp)), None)
 
     def _ranking(self, metric: str | None, mode: Mode | None, scope: Scope) -> tuple[str, Mode]:
         if mode is not None and mode not in MODES:
@@ -292,7 +293,7 @@ class Choosing(Tree):
         limit, healed = count, set[Path]()
         while True:
             found = self._ask(asked, limit)
-            here = [checkpoint for checkpoint in found if _is_there(checkpoint)]
+            here = [checkpoint for checkpoint in found if self._is_there(checkpoint)]
             if len(here) == len(found) or len(here) >= count:
                 return tuple(here[:count])
             stale = {cp.path.parent for cp in found if cp not in here} - healed
@@ -306,8 +307,15 @@ class Choosing(Tree):
     def _recall(self, asked: Selection, count: int) -> tuple[Checkpoint, ...]:
         """Answer from history; what is gone from disk is recorded as gone before."""
         found = self._ask(asked, count)
-        stale = {cp.path.parent for cp in found if cp.status == "final" and not _is_there(cp)}
+        stale = {cp.path.parent for cp in found if cp.status == "final" and not self._is_there(cp)}
         return self._ask(asked, count) if self._heal_all(stale) else found
+
+    def _is_there(self, checkpoint: Checkpoint) -> bool:
+        # It may have been replaced since it was chosen, or its run: then its path is another one's.
+        if checkpoint.status != "final" or not scan.is_published(checkpoint.path):
+            return False
+        where = find_whereabouts(self._catalog(), checkpoint.run_uuid, checkpoint.path.parent)
+        return where in ("here", "unclear")
 
     def _heal_all(self, runs: set[Path]) -> set[Path]:
         for directory in runs:
@@ -323,11 +331,6 @@ class Choosing(Tree):
         ids = [one.id for one in ranked(catalog.database, asked, count)]
         found = catalog.chosen(ids).values()
         return tuple(cp if asked.at is None else cp.as_of(asked.at) for cp in found)
-
-
-def _is_there(checkpoint: Checkpoint) -> bool:
-    # It may have been replaced since it was chosen: then its path is another one's.
-    return checkpoint.status == "final" and scan.is_published(checkpoint.path)
 
 
 def _own_metric(run: Run) -> set[tuple[str, Mode]]:

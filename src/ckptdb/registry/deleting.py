@@ -24,6 +24,7 @@ from ckptdb.errors import (
     RunsNotNamed,
 )
 from ckptdb.reconcile import RunReport, reconcile_run
+from ckptdb.reconcile.whereabouts import find_there
 from ckptdb.records import Checkpoint, Run
 from ckptdb.registry.tree import PathLike, Tree
 from ckptdb.retention import Plan, Policy, Replay
@@ -174,11 +175,11 @@ class Deleting(Tree):
     def _find_meant(self, run: PathLike | Sequence[PathLike] | None) -> list[Seen]:
         """Return the runs that are named, or those at or below what was opened, that are there."""
         if run is not None and not isinstance(run, str | os.PathLike):
-            named = {seen.id: seen for seen in map(self._get_run, run)}
-            return [seen for seen in named.values() if _exists(seen)]
+            return list({seen.id: seen for seen in map(self._get_run, run)}.values())
         scope = self._find_scope(run)
-        found = [scope.seen] if scope.seen else self._catalog().runs(among=scope.among)
-        return [seen for seen in found if _exists(seen)]
+        if scope.seen:
+            return [scope.seen]
+        return self._present(self._catalog().runs(among=scope.among))
 
     def _judge(self, seen: Seen, policy: Policy, *, dry_run: bool) -> tuple[Run, Plan]:
         catalog, seen, report = self._exact(seen, dry_run=dry_run)
@@ -217,14 +218,14 @@ class Deleting(Tree):
             try:
                 catalog = self._catalog() if dry_run else self._catalog_to_write()
                 report = self._heal(directory, strict=True)
-                return catalog, catalog.find_run_at(directory) or seen, report
+                return catalog, find_there(catalog, directory) or seen, report
             except (RunLocked, CatalogMissing):
                 raise
             except (*_UNUSABLE, OSError) as error:
                 self._doubt(error)
         catalog = Catalog(Database.in_memory(self.location.base))
         report = reconcile_run(catalog, directory, depth="changes", touch_disk=False)
-        return catalog, catalog.find_run_at(directory) or seen, report
+        return catalog, find_there(catalog, directory) or seen, report
 
 
 def _compare(would: Sequence[Collected], plans: set[str]) -> None:
@@ -239,7 +240,3 @@ def _raise_if_incomplete(
     failed = [*(one for part in collected for one in part.failed), *failed]
     if failed:
         raise DeletionIncomplete({part.directory: part.went for part in collected}, failed, done)
-
-
-def _exists(seen: Seen) -> bool:
-    return seen.run.directory.is_dir()

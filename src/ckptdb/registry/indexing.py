@@ -35,6 +35,7 @@ from ckptdb.errors import (
 )
 from ckptdb.index import find_location
 from ckptdb.reconcile import ReconcileReport, reconcile_run, reconcile_tree
+from ckptdb.reconcile.whereabouts import find_there
 from ckptdb.records import Run
 from ckptdb.registry.tree import PathLike, Tree, enclosing_run, is_ours
 from ckptdb.verifying import Verification, Verifier
@@ -147,7 +148,7 @@ class Indexing(Tree):
         scope = self._find_scope(run)
         look = partial(
             self._verify,
-            [scope.seen] if scope.seen else self._catalog().runs(among=scope.among),
+            [scope.seen] if scope.seen else self._runs_there(),
             depth=depth,
             max_seconds=max_seconds,
             on_checkpoint=on_checkpoint or (lambda: None),
@@ -175,8 +176,10 @@ class Indexing(Tree):
         runs, not_seen = [], dict[Path, str]()
         for seen in wanted:
             directory = seen.run.directory
-            if not directory.is_dir():
-                not_seen[directory] = "is not there"
+            where = self._find_whereabouts(seen)
+            if where in ("missing", "replaced"):
+                why = "is not there" if where == "missing" else "is another run's by now"
+                not_seen[directory] = why
                 continue
             ours = is_ours(directory) and not only_read and _may_write(directory)
             try:
@@ -185,7 +188,7 @@ class Indexing(Tree):
                 not_seen[directory] = f"cannot be read ({error.strerror})"
                 continue
             # Perhaps under another identity: it may have been a copy.
-            found = catalog.find_run_at(directory)
+            found = find_there(catalog, directory)
             if found is None and report.blocked:
                 not_seen[directory] = f"cannot be indexed: {report.blocked}"
             else:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import os
 import time
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from pathlib import Path
@@ -31,6 +32,7 @@ from ckptdb.errors import (
 )
 from ckptdb.index import find_location, fixed_choice
 from ckptdb.reconcile import RunReport, reconcile_run
+from ckptdb.reconcile.whereabouts import Whereabouts, find_there, find_whereabouts
 from ckptdb.records import Checkpoint
 from ckptdb.registry.scope import Below, Scope
 
@@ -220,6 +222,10 @@ class Tree:
         """Return the runs at or below what was opened, by name."""
         return self._catalog().runs(among=self._find_among())
 
+    def _runs_there(self) -> list[Seen]:
+        """Return the runs at or below what was opened, but for those whose place others took."""
+        return [seen for seen in self._runs() if self._find_whereabouts(seen) != "replaced"]
+
     def _nothing_here(self) -> NoRuns:
         top = self.directory
         if top is None or top == self.location.base:
@@ -253,22 +259,76 @@ class Tree:
         name = os.fspath(run)
         places = self._places(name)
         called = self._catalog().find_runs_called(name, places)
-        found = _only(name, [seen for seen in called if seen.run.directory in places])
-        found = found or _only(name, called)
+        found = self._match_path(name, places, called) or self._match_name(name, called)
         if found is None:
             known = self._catalog().runs()
             found = _only(name, [seen for seen in known if _is_uuid_prefix(name, seen.run.uuid)])
         if found is None:
-            raise UnknownRun(name, [seen.run.name for seen in known])
+            raise UnknownRun(name, {seen.run.name for seen in known})
         return found
 
     def _match_here(self) -> Seen:
         known = self._runs()
         if not known:
             raise self._nothing_here()
-        if len(known) > 1:
-            raise AmbiguousRun(None, [str(seen.run.directory) for seen in known])
-        return known[0]
+        found = known if len(known) == 1 else self._present(known) or known
+        return _only(None, found) or found[0]
+
+    def _match_path(self, name: str, places: Sequence[Path], called: Sequence[Seen]) -> Seen | None:
+        found = [
+            seen
+            for place in places
+            if (seen := self._find_in(place, [s for s in called if s.run.directory == place]))
+        ]
+        here = [seen for seen in found if seen.run.directory.is_dir()]
+        # As if the command had been started where it was told to stand.
+        nearest = [seen for seen in here if seen.run.directory == places[0]]
+        return _only(name, nearest or here or found)
+
+    def _match_name(self, name: str, called: Sequence[Seen]) -> Seen | None:
+        named: dict[Path, list[Seen]] = {}
+        for seen in called:
+            if seen.run.name == name:
+                named.setdefault(seen.run.directory, []).append(seen)
+        each = (self._find_in(directory, seen) for directory, seen in named.items())
+        found = list({seen.id: seen for seen in each if seen}.values())
+        here = [seen for seen in found if seen.run.directory.is_dir()]
+        top = self.directory
+        below = [seen for seen in here if top is not None and Below(top).holds(seen.run.directory)]
+        return _only(name, below or here or found)
+
+    def _find_in(self, place: Path, rows: Sequence[Seen]) -> Seen | None:
+        """Return the run that a directory means: the one that is there, else the last that was.
+
+        Args:
+            place: The directory.
+            rows: What the catalog has there.
+        """
+        last = max(rows, key=lambda seen: seen.id, default=None)
+        try:
+            who = identity.find(place)
+        except OSError:
+            return last
+        if who is None:
+            return last
+        known = self._catalog().find_run(who.run.uuid)
+        if known is not None and known.run.directory == place:
+            return known
+        if not who.marked or who.problem:
+            return last
+        if known is None and last is None and identity.find_root(place) != self.location.base:
+            return None  # of somebody else's root
+        self._heal(place)
+        if find_there(self._catalog(), place) is None:
+            self._heal(place, strict=True)  # which says why
+        return find_there(self._catalog(), place)
+
+    def _present(self, known: Sequence[Seen]) -> list[Seen]:
+        """Return those of some runs that are where the catalog has them, as far as can be told."""
+        return [seen for seen in known if self._find_whereabouts(seen) in ("here", "unclear")]
+
+    def _find_whereabouts(self, seen: Seen) -> Whereabouts:
+        return find_whereabouts(self._catalog(), seen.run.uuid, seen.run.directory)
 
     def _places(self, name: str) -> list[Path]:
         """Return the directories that a name may mean: below what was opened first."""
@@ -283,12 +343,14 @@ class Tree:
 
         With ``strict`` what makes it impossible is raised: nothing may be deleted by an old index.
         """
-        if not directory.is_dir() or self._find_settled(directory):
+        seen = self._find_by_identity(directory) if directory.is_dir() else None
+        if not directory.is_dir() or _is_settled(seen, directory):
             return None
+        before = None if seen is None else seen.run.directory
         catalog = self._catalog()
         ours = is_ours(directory) and not catalog.database.location.in_memory
         try:
-            return reconcile_run(catalog, directory, depth="changes", touch_disk=ours)
+            report = reconcile_run(catalog, directory, depth="changes", touch_disk=ours)
         except CatalogError as error:
             if strict:
                 raise
@@ -298,6 +360,10 @@ class Tree:
             if strict:
                 raise
             return None
+        else:
+            if before is not None and before != directory:
+                self._heal(before)  # where it came from, another one may be by now
+            return report
         return self._heal(directory)
 
     def _copy(self, why: CatalogError) -> bool:
@@ -424,14 +490,20 @@ class Tree:
         if settled is not None:
             return settled
         self._heal(directory)
-        return self._catalog().find_run_at(directory)
+        return find_there(self._catalog(), directory)
 
     def _find_settled(self, directory: Path) -> Seen | None:
         """Return the run in a directory that is surely as it was when it was last indexed."""
-        seen, stamp = self._catalog().find_run_at(directory), scan.find_stamp(directory)
-        if seen and stamp and seen.verified and seen.stamp == str(stamp) and stamp.is_settled():
-            return seen
-        return None
+        seen = self._find_by_identity(directory)
+        return seen if _is_settled(seen, directory) else None
+
+    def _find_by_identity(self, directory: Path) -> Seen | None:
+        """Return the run that a directory says it is, wherever the catalog has that."""
+        try:
+            who = identity.find(directory)
+        except OSError:
+            return None  # not for us to see now
+        return None if who is None else self._catalog().find_run(who.run.uuid)
 
     def _follow(self, changed: Iterable[Path]) -> bool:
         """Bring the index to what has just been done to runs; tell whether it could be."""
@@ -493,10 +565,27 @@ def _look_at(file: Path) -> _File:
     return found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns
 
 
-def _only(name: str, matches: Sequence[Seen]) -> Seen | None:
-    if len(matches) > 1:
-        raise AmbiguousRun(name, [str(seen.run.directory) for seen in matches])
-    return matches[0] if matches else None
+def _is_settled(seen: Seen | None, directory: Path) -> bool:
+    """Tell whether a run surely is as it was when it was last indexed, in that directory."""
+    if seen is None or not seen.verified or seen.run.directory != directory:
+        return False
+    stamp = scan.find_stamp(directory)
+    return stamp is not None and seen.stamp == str(stamp) and stamp.is_settled()
+
+
+def _only(name: str | None, matches: Sequence[Seen]) -> Seen | None:
+    if len(matches) < 2:  # noqa: PLR2004  # no choice
+        return matches[0] if matches else None
+    times = Counter(seen.run.directory for seen in matches)
+    raise AmbiguousRun(
+        name,
+        [
+            str(seen.run.directory)
+            if times[seen.run.directory] == 1
+            else f"{seen.run.uuid} (was {seen.run.directory})"
+            for seen in matches
+        ],
+    )
 
 
 def _is_uuid_prefix(name: str, uuid: str) -> bool:

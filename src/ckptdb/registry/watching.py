@@ -29,6 +29,7 @@ from ckptdb.errors import (
     RunLocked,
 )
 from ckptdb.reconcile import reconcile_run
+from ckptdb.reconcile.whereabouts import find_there
 from ckptdb.records import Checkpoint
 from ckptdb.registry.arrivals import Arrivals, Queue, Share, Stop, Waiting
 from ckptdb.registry.tree import PathLike, Tree
@@ -188,7 +189,7 @@ class _Answers:
 
 
 def _put(question: _Question[_T], to: Catalog, directory: Path) -> tuple[Seen, _T] | None:
-    seen = to.find_run_at(directory)
+    seen = find_there(to, directory)
     return None if seen is None else (seen, question(to, seen.id))
 
 
