@@ -560,6 +560,16 @@ class NotEnoughSpace(CkptdbError, OSError):
         self.free_bytes = free_bytes
 
 
+class RunNotHere(CkptdbError, FileNotFoundError):
+    """A run was to be changed that is not in its directory."""
+
+    def __init__(self, run: str, directory: Path, why: str) -> None:
+        super().__init__(
+            f"Nothing was changed: the run {run!r} is not at {directory}, {why}. Mount or restore "
+            "it there, or run `ckptdb reconcile` when it was moved."
+        )
+
+
 # --- the index --------------------------------------------------------------------------
 
 

@@ -14,8 +14,10 @@ from ckptdb.disk.identity import Identity
 from ckptdb.disk.journal import Fact
 from ckptdb.disk.lock import run_lock
 from ckptdb.disk.scan import Stamp, Watch
-from ckptdb.records import utc
+from ckptdb.errors import RunNotHere
+from ckptdb.records import Run, utc
 
+_NO_DIRECTORY = "for there is no such directory"
 NO_SPACE = frozenset({errno.ENOSPC, errno.EDQUOT})
 
 Span = tuple[Stamp, Stamp] | None
@@ -27,6 +29,7 @@ class Changing:
 
     Args:
         directory: The run, absolute.
+        of: Which run is meant; None for whichever is there.
         make_durable: Whether each step is flushed before the next.
         metric: Name and whether higher is better, written to run.json; None leaves it alone.
         trash_ttl_seconds: How long what is retired can be undeleted.
@@ -37,12 +40,14 @@ class Changing:
         self,
         directory: Path,
         *,
+        of: Run | None = None,
         make_durable: bool = True,
         metric: tuple[str, bool] | None = None,
         trash_ttl_seconds: float = 0.0,
         clock: Callable[[], float] = time.time,
     ) -> None:
         self.directory = directory
+        self._of = of
         self._hidden = identity.hidden(directory)
         self._trash = self._hidden / names.TRASH
         self._durable = make_durable
@@ -70,11 +75,51 @@ class Changing:
 
     @contextmanager
     def _changing(self, *, first: bool = False) -> Iterator[tuple[Identity, Watch]]:
-        # With the trash: when the disk is full, there may be no space for another directory.
-        durable.make_directories(self._trash, durable=self._durable)
+        self._make_place(first=first)
         with run_lock(self._hidden):
+            if not first:
+                self.must_be_here()
             self._make_names_durable()
             yield self._establish_locked(first=first), Watch(self.directory)
+
+    def _make_place(self, *, first: bool) -> None:
+        """Make the folders of ours; the run's own directory for its first save only.
+
+        Whoever else has something to say about a run finds it there, or is told that it is gone:
+        a directory made where one was moved away, or is not mounted, would seem to be the run.
+        """
+        # With the trash: when the disk is full, there may be no space for another directory.
+        if first:
+            durable.make_directories(self._trash, durable=self._durable)
+            return
+        self.must_be_here()
+        try:
+            for folder in (self._hidden, self._trash):
+                durable.make_folder(folder, durable=self._durable)
+        except FileNotFoundError as error:
+            raise self._not_here(_NO_DIRECTORY) from error
+
+    def must_be_here(self) -> None:
+        """Make sure that the run is there, and is the one that is meant.
+
+        Raises:
+            RunNotHere: It is not; nothing was changed.
+        """
+        who = identity.find(self.directory)
+        if who is None:
+            raise self._not_here(_NO_DIRECTORY)
+        meant = self._of
+        if meant is None or who.run.uuid == meant.uuid:
+            return
+        if not who.recorded and who.run.forked_from == meant.uuid:
+            return  # it came back from a backup: what is written now makes it a run of its own
+        if not who.marked:
+            raise self._not_here("for the directory there has no .ckptdb/run.json")
+        raise self._not_here(who.problem or "where another run is by now")
+
+    def _not_here(self, why: str) -> RunNotHere:
+        name = self.directory.name if self._of is None else self._of.name
+        return RunNotHere(name, self.directory, why.removesuffix("."))
 
     def _make_names_durable(self) -> None:
         """Once, flush the names that all others hang on: who made them may not have come to it."""

@@ -122,7 +122,7 @@ def tell_time(hidden: Path) -> float:
 
 def write(hidden: Path, uuid_: str, evaluation: str, *, seconds: float, since: str) -> Claim:
     """Take a lease that nobody holds; the caller has the run's lock."""
-    durable.make_directories(hidden / _FOLDER, durable=False)
+    durable.make_folder(hidden / _FOLDER, durable=False)
     path = hidden / _FOLDER / names.lease_name(uuid_, evaluation)
     holder = Holder.this_process(since)
     content = {**asdict(holder), "seconds": seconds, "token": str(uuid.uuid4())}

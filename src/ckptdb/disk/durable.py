@@ -136,6 +136,19 @@ def walk(top: Path) -> Iterator[tuple[Path, list[os.DirEntry[str]]]]:
         pending += [Path(e.path) for e in entries if e.is_dir(follow_symlinks=False)]
 
 
+def make_folder(path: Path, *, durable: bool) -> None:
+    """Create a directory in one that is there, its name durable; nothing when it is there.
+
+    Raises:
+        FileNotFoundError: What it would be in is not there.
+    """
+    if is_there(path):
+        return
+    path.mkdir(exist_ok=True)
+    if durable:
+        fsync(path.parent)
+
+
 def make_directories(path: Path, *, durable: bool) -> None:
     """Create a directory and its missing parents, each one's name durable."""
     missing = []

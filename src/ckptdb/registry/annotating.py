@@ -49,6 +49,7 @@ class Annotating(Tree):
         Raises:
             InvalidAnnotation: A value is no number, or the source no text.
             UnknownCheckpoint: There never was that one.
+            RunNotHere: The run's directory is not there, or is another's.
         """
         plain = info.plain_numbers(values)
         if set(metrics_of(plain)) != set(plain) or not plain:
@@ -69,6 +70,7 @@ class Annotating(Tree):
         """
         seen = self._get_run(run)
         found = self._get_at(seen, step)
+        Publisher(seen.run.directory, of=seen.run).must_be_here()
         left = {leftover.uuid for leftover in scan.list_trash(seen.run.directory)}
         if found.status == "deleted" and found.uuid not in left:
             raise CheckpointGone(seen.run.name, found.step, found.deleted_reason)
@@ -80,10 +82,11 @@ class Annotating(Tree):
 
     def unpin(self, run: PathLike | None, step: int) -> Checkpoint:
         """Leave a checkpoint to retention again."""
-        found = self._annotate(run, step, [("unpin", {})])
+        seen = self._get_run(run)
+        found = self._record(seen, self._get_at(seen, step), [("unpin", {})])
         if found.status == "deleted":
             # It was replaced while pinned; its bytes were kept in the trash until now.
-            Publisher(found.path.parent).empty_trash()
+            Publisher(seen.run.directory, of=seen.run).empty_trash()
         return found
 
     def tag(self, run: PathLike | None, step: int, name: str) -> Checkpoint:
@@ -120,7 +123,7 @@ class Annotating(Tree):
     ) -> Checkpoint:
         at = utc(time.time())
         lines = [Fact(at, kind, found.uuid, details) for kind, details in facts]
-        Publisher(seen.run.directory).record(lines)
+        Publisher(seen.run.directory, of=seen.run).record(lines)
         if not self._follow([seen.run.directory]):
             return found
         # By uuid: another save may have taken the step meanwhile.

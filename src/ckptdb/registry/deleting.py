@@ -62,6 +62,7 @@ class Deleting(Tree):
             empty_trash: Also remove what can still be undeleted.
 
         Raises:
+            RunNotHere: The directory of one that is named is not there, or is another's.
             RunsNotNamed: Several are there, and neither are they named, nor is there a plan or
                 ``all_runs``. Nothing goes.
             PlanChanged: Something else would go. Nothing goes.
@@ -78,7 +79,7 @@ class Deleting(Tree):
             judged = [self._judge(seen, policy, dry_run=dry_run) for seen in found]
 
             def collect(run: Run, judged: Plan, *, dry_run: bool) -> Collected:
-                publisher = Publisher(run.directory, trash_ttl_seconds=trash_ttl_seconds)
+                publisher = Publisher(run.directory, of=run, trash_ttl_seconds=trash_ttl_seconds)
                 return upkeep.collect(
                     run, publisher, judged, dry_run=dry_run, empty_trash=empty_trash
                 )
@@ -137,6 +138,7 @@ class Deleting(Tree):
             trash_ttl_seconds: How long what goes can be undeleted.
 
         Raises:
+            RunNotHere: The run's directory is not there, or is another's.
             UnknownCheckpoint: A step has no live checkpoint.
             PinnedCheckpoint: One is pinned.
             LeasedCheckpoint: One is being evaluated.
@@ -145,9 +147,11 @@ class Deleting(Tree):
         """
         wanted = [names.as_step(step) for step in steps]
         with self._deciding(run):
-            catalog, seen, _ = self._exact(self._get_run(run), dry_run=dry_run)
+            catalog, seen, _ = self._exact(self._get_named(run), dry_run=dry_run)
             chosen = upkeep.choose(catalog, seen, wanted, force=force)
-            publisher = Publisher(seen.run.directory, trash_ttl_seconds=trash_ttl_seconds)
+            publisher = Publisher(
+                seen.run.directory, of=seen.run, trash_ttl_seconds=trash_ttl_seconds
+            )
             removed = upkeep.remove(seen.run, publisher, chosen, force=force, dry_run=dry_run)
             if not dry_run:
                 self._follow([seen.run.directory])
@@ -168,18 +172,24 @@ class Deleting(Tree):
         with self._deciding(run):
             seen = self._get_run(run)
             self._get_at(seen, step)
-            found = Publisher(seen.run.directory).undelete(names.as_step(step))
+            found = Publisher(seen.run.directory, of=seen.run).undelete(names.as_step(step))
             self._follow([seen.run.directory])
         return found
 
     def _find_meant(self, run: PathLike | Sequence[PathLike] | None) -> list[Seen]:
         """Return the runs that are named, or those at or below what was opened, that are there."""
         if run is not None and not isinstance(run, str | os.PathLike):
-            return list({seen.id: seen for seen in map(self._get_run, run)}.values())
-        scope = self._find_scope(run)
-        if scope.seen:
-            return [scope.seen]
+            return list({seen.id: seen for seen in map(self._get_named, run)}.values())
+        if run is not None or self._run is not None:
+            return [self._get_named(run)]
+        scope = self._find_scope(None)
         return self._present(self._catalog().runs(among=scope.among))
+
+    def _get_named(self, run: PathLike | None) -> Seen:
+        """Return the one run that is meant, if it is there to be deleted from."""
+        seen = self._get_run(run)
+        Publisher(seen.run.directory, of=seen.run).must_be_here()
+        return seen
 
     def _judge(self, seen: Seen, policy: Policy, *, dry_run: bool) -> tuple[Run, Plan]:
         catalog, seen, report = self._exact(seen, dry_run=dry_run)
