@@ -1033,8 +1033,8 @@ def test_pruning_by_a_metric_that_was_never_finite_is_told_before_anything_goes(
     assert steps(manager) == [3]
     (text,) = texts
     assert text == (
-        "No checkpoint has ever had a finite value of the metric 'loss', but NaN or infinite ones; "
-        "the newest are kept in place of the best."
+        "No checkpoint has ever had the metric 'loss' with a finite value, only NaN or infinite "
+        "ones; the newest are kept in place of the best."
     )
 
 

@@ -111,6 +111,7 @@ QUESTIONS = {
     "latest": (lambda r, _: steps(r.latest()), [8]),
     "replay": (replayed, [5]),
     "plan": (planned, None),
+    "watch": (lambda r, _: sorted(steps(list(r.watch(poll_seconds=None)))), [5, 7, 8]),
     "curves": (curve, [5, 7, 8]),
     "page": (shown, [5, 8]),
     "leaderboard": (sql("SELECT step FROM leaderboard ORDER BY rank"), [5, 7, 8]),

@@ -628,14 +628,12 @@ class CheckpointManager:
                 if metric in policy.ranked_by
                 else "a rule that names it keeps none"
             )
-            if metric in unknown:
-                what, more = f"the metric '{metric}'", f" Metrics there are: {there_are}."
-            else:
-                what, more = (
-                    f"a finite value of the metric '{metric}', but NaN or infinite ones",
-                    "",
-                )
-            caller.warn(f"No checkpoint has ever had {what}; {instead}.{more}")
+            what = (
+                f"; {instead}. Metrics there are: {there_are}"
+                if metric in unknown
+                else f" with a finite value, only NaN or infinite ones; {instead}"
+            )
+            caller.warn(f"No checkpoint has ever had the metric '{metric}'{what}.")
 
     def _pinned_gone(self) -> tuple[str, ...]:
         def find(catalog: Catalog, run_id: int, _: object) -> tuple[str, ...]:

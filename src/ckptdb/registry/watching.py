@@ -227,7 +227,7 @@ class _Looker:
 
         def find(catalog: Catalog, run_id: int) -> Checkpoint | None:
             found = catalog.checkpoints(run_id=run_id, status="final", steps=[one.step])
-            return next((cp for cp in found if cp.uuid == one.uuid and cp.problem is None), None)
+            return next((cp for cp in found if cp.uuid == one.uuid and cp.is_trusted), None)
 
         found = self._answers.recall(one.directory, find)
         if found is None and (answer := self._answers.ask(one.directory, find)):
