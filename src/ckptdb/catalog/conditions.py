@@ -9,11 +9,13 @@ from __future__ import annotations
 
 import re
 import sqlite3
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from typing import Final
 
+from ckptdb.catalog import kinds
+from ckptdb.catalog.kinds import Token
 from ckptdb.errors import InvalidCondition
 
 COLUMNS: Final = (
@@ -71,7 +73,7 @@ def parse(text: str) -> Condition:
     """Take an expression apart; whether its metrics exist, and it makes sense, is not known yet.
 
     Raises:
-        InvalidCondition: It is none, or more than one.
+        InvalidCondition: It is none, or more than one, or compares a number with a text.
     """
     return _Reader(text).read()
 
@@ -114,7 +116,7 @@ class _Reader:
         self._strings: list[str] = []
 
     def read(self) -> Condition:
-        kinds: Mapping[str, Callable[[str, int], str]] = {
+        readers: Mapping[str, Callable[[str, int], str]] = {
             "string": self._string,
             "quoted": self._quoted,
             "number": lambda number, _: number,
@@ -127,11 +129,24 @@ class _Reader:
         if not found:
             raise self._refusal("it is empty")
         parts = [
-            kinds[str(token.lastgroup)](token[str(token.lastgroup)], token.end()) for token in found
+            readers[str(token.lastgroup)](token[str(token.lastgroup)], token.end())
+            for token in found
         ]
         if self._depth:
             raise self._refusal("a bracket is not closed")
+        self._check_kinds(found)
         return Condition(self._text, " ".join(parts), tuple(self._metrics), tuple(self._strings))
+
+    def _check_kinds(self, found: Sequence[re.Match[str]]) -> None:
+        tokens = [
+            Token(kind, token[kind], token.start(kind), token.end(kind))
+            for token in found
+            if (kind := str(token.lastgroup))
+        ]
+        try:
+            kinds.check(self._text, tokens)
+        except kinds.Mixed as mixed:
+            raise self._refusal(str(mixed)) from None
 
     def _string(self, token: str, _: int) -> str:
         self._strings.append(token[1:-1].replace("''", "'"))
