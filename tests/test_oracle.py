@@ -42,7 +42,7 @@ def look(run: Path) -> dict[int, dict[str, Any]]:
     for name in os.listdir(run) if run.is_dir() else ():
         step = re.fullmatch("step_(0|[1-9][0-9]*)", name, re.ASCII)
         path = run / name
-        if step is None or int(step[1]) >= 2**63 or path.is_symlink() or not path.is_dir():
+        if step is None or int(step[1]) >= 2**63 or not path.is_dir():
             continue
         try:
             info = json.loads((path / "training_info.json").read_bytes().decode())
@@ -51,6 +51,11 @@ def look(run: Path) -> dict[int, dict[str, Any]]:
         if isinstance(info, dict):
             found[int(step[1])] = info
     return found
+
+
+def linked(run: Path) -> set[int]:
+    """Return the steps that stand behind a link: nobody deletes through one."""
+    return {step for step in look(run) if (run / f"step_{step}").is_symlink()}
 
 
 def value_of(info: dict[str, Any], metric: str | None) -> float | None:
@@ -179,34 +184,51 @@ class World:
             {"checkpoint_dir": self.run, "durability": "none", **vars(self.rules)}
         )
 
+    def stage(self) -> Path | None:
+        step, info = self.draw_step(), draw_info(self.rng)
+        if (self.run / f"step_{step}").is_symlink():
+            with pytest.raises(StepTaken, match="it is a link to"):
+                self.manager.init_tmp_checkpoint(step, info)
+            return None
+        return self.manager.init_tmp_checkpoint(step, info)
+
     def save(self) -> None:
-        self.finalize(self.manager.init_tmp_checkpoint(self.draw_step(), draw_info(self.rng)))
+        if staged := self.stage():
+            self.finalize(staged)
 
     def save_around_a_move(self) -> None:
-        staged = self.manager.init_tmp_checkpoint(self.draw_step(), draw_info(self.rng))
-        self.by_hand()
-        self.finalize(staged)
+        if staged := self.stage():
+            self.by_hand()
+            self.finalize(staged)
 
     def finalize(self, staged: Path) -> None:
         self.story.append(f"finalize {staged.name}")
+        if staged.with_name(staged.name[4:]).is_symlink():
+            with pytest.raises(StepTaken, match="it is a link to"):
+                self.manager.finalize_checkpoint(staged)
+            durable.remove_tree(staged)
+            return
         live = look(self.run)
         live[int(staged.name[9:])] = json.loads((staged / "training_info.json").read_text())
-        expected = survivors(live, self.rules, latest_too=True)
+        expected = survivors(live, self.rules, latest_too=True) | linked(self.run)
         with quiet():
             self.manager.finalize_checkpoint(staged)
         self.check_pruned(live, expected)
 
     def save_and_fail(self) -> None:
-        with pytest.raises(ZeroDivisionError), self.manager.save(self.draw_step(), {METRIC: 0.0}):
+        step = self.draw_step()
+        if (self.run / f"step_{step}").is_symlink():
+            return
+        with pytest.raises(ZeroDivisionError), self.manager.save(step, {METRIC: 0.0}):
             raise ZeroDivisionError
 
     def leave_unfinished(self) -> None:
-        self.manager.init_tmp_checkpoint(self.draw_step(), draw_info(self.rng))
+        self.stage()
 
     def prune(self) -> None:
         latest_too = self.rng.random() < 0.7
         live = look(self.run)
-        expected = survivors(live, self.rules, latest_too=latest_too)
+        expected = survivors(live, self.rules, latest_too=latest_too) | linked(self.run)
         self.manager.remove_old_checkpoints(exclude_latest=latest_too)
         self.check_pruned(live, expected, latest_too=latest_too)
 
@@ -267,6 +289,14 @@ class World:
             self.kept_aside.append(self.top / f"aside {len(self.story)}" / found.name)
             self.kept_aside[-1].parent.mkdir()
             found.rename(self.kept_aside[-1])
+
+    def move_and_link(self) -> None:
+        found = self.find_one()
+        if found and found.is_dir() and not found.is_symlink():
+            other = self.top / f"disk {len(self.story)}" / found.name
+            other.parent.mkdir()
+            found.rename(other)
+            found.symlink_to(other)
 
     def bring_back(self) -> None:
         if self.kept_aside:
@@ -361,7 +391,7 @@ OURS: list[Move] = [
 BY_HAND: list[Move] = [
     World.write_like_nemo, World.write_like_nemo, World.remove, World.recreate, World.recreate,
     World.rename, World.swap, World.copy, World.put_aside, World.bring_back, World.break_one,
-    World.clutter,
+    World.clutter, World.move_and_link,
 ]  # fmt: skip
 
 

@@ -422,6 +422,16 @@ class PinnedCheckpoint(CkptdbError):
         )
 
 
+class LinkedCheckpoint(CkptdbError):
+    """A checkpoint behind a symlink was to be removed."""
+
+    def __init__(self, path: Path, target: str) -> None:
+        super().__init__(
+            f"{path} is a link to {target}, and nothing is deleted through a link: remove the link "
+            "and what it leads to by hand, then `ckptdb reconcile`. Nothing was deleted."
+        )
+
+
 class LeasedCheckpoint(CkptdbError):
     """A checkpoint that is being evaluated was to be removed."""
 
@@ -494,9 +504,12 @@ class ConfigNotComparable(ConfigChanged):
 class StepTaken(CkptdbError, FileExistsError):
     """Something that is not a checkpoint stands where a checkpoint must go."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, why: str = "") -> None:
+        """Write the sentence; ``why`` says what it is, when that is known."""
+        is_what = f" ({why})" if why else ""
         super().__init__(
-            f"{path} exists and is not a checkpoint directory; move it away and save again."
+            f"{path} exists and is not a checkpoint directory{is_what}; move it away and save "
+            "again."
         )
 
 

@@ -171,6 +171,7 @@ class CheckpointManager:
             UnwritableInfo: Names what cannot be written; no file was opened.
             RunInUse: Another process saves into this run.
             NotEnoughSpace: The disk has less space than recent checkpoints took.
+            StepTaken: What has the step's name, or is to have it, is no directory of a checkpoint.
             StepInUse: Another process is writing this step.
         """
         number = names.as_step(step)

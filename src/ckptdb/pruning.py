@@ -9,7 +9,7 @@ from typing import Any
 
 from ckptdb.catalog.candidates import Candidate
 from ckptdb.catalog.catalog import Catalog
-from ckptdb.disk import claims, identity, info, names
+from ckptdb.disk import claims, identity, info, names, scan
 from ckptdb.disk.retiring import Doomed
 from ckptdb.errors import UnreadableInfo
 from ckptdb.index import RunIndex
@@ -21,6 +21,7 @@ from ckptdb.retention import (
     decide,
     decide_below,
     find_resumed_from,
+    links,
     plan,
 )
 
@@ -81,8 +82,13 @@ def plan_all(index: RunIndex, directory: Path, policy: Policy, *, exclude_latest
 
     def find(catalog: Catalog, run_id: int, _: Any) -> Plan:
         candidates = catalog.candidates(run_id, policy.wanted)
-        leased = _find_leased(directory)
-        return plan.make(candidates, policy, exclude_latest=exclude_latest, leased=leased)
+        return plan.make(
+            candidates,
+            policy,
+            exclude_latest=exclude_latest,
+            leased=_find_leased(directory),
+            linked=scan.find_linked(directory, [candidate.step for candidate in candidates]),
+        )
 
     return index.ask(find, nothing=Plan())
 
@@ -142,7 +148,7 @@ class _Judge:
             leased=_find_leased(self._directory),
             resumed_from=followed.resumed_from,
         )
-        return below, decisions
+        return below, self._without_linked(decisions)
 
     def wholly(self, catalog: Catalog, run_id: int, _: Any) -> Judgement:
         """Judge all, unless there are so few that nothing can go."""
@@ -153,6 +159,9 @@ class _Judge:
         if policy.keeps_all(count):
             return _NOTHING
         candidates = catalog.candidates(run_id, policy.wanted)
+        if policy.at_most is not None:
+            linked = scan.find_linked(self._directory, [c.step for c in candidates])
+            candidates = links.without_bytes(candidates, linked)
         if followed:
             followed.ranked_by |= {
                 name for name in policy.ranked_by if all(name in c.values for c in candidates)
@@ -165,7 +174,12 @@ class _Judge:
             exclude_latest=self._exclude_latest,
             leased=_find_leased(self._directory),
         )
-        return candidates, decisions
+        return candidates, self._without_linked(decisions)
+
+    def _without_linked(self, decisions: tuple[Decision, ...]) -> tuple[Decision, ...]:
+        """Keep what is behind a symlink; only what is to go is looked at for that."""
+        doomed = [decision.step for decision in decisions if not decision.keep]
+        return links.keep(decisions, scan.find_linked(self._directory, doomed))
 
 
 def _find_leased(directory: Path) -> dict[str, str]:

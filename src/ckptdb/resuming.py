@@ -13,7 +13,7 @@ from typing import Any, Literal, get_args
 from ckptdb import caller
 from ckptdb.catalog.catalog import Catalog
 from ckptdb.compare import ConfigChange, config_changes
-from ckptdb.disk import checksums, identity, info, manifest, process, scan
+from ckptdb.disk import checksums, identity, info, manifest, names, process, scan
 from ckptdb.disk.journal import Fact
 from ckptdb.disk.manifest import Compared
 from ckptdb.disk.publish import Publisher
@@ -111,12 +111,21 @@ class Resuming:
     # --- which one ----------------------------------------------------------------------
 
     def _find_whole(self) -> Checkpoint | None:
+        obstructed = scan.find_obstructed(self._publisher.directory)
         for known in self._newest_first():
+            obstructed.pop(known.step, None)  # it is told as what it was
+            self._tell_obstructed(obstructed, above=known.step)
             found, why = self._examine(known)
             if why is None:
                 return found
             self._tell(found, why)
+        self._tell_obstructed(obstructed, above=-1)
         return None
+
+    def _tell_obstructed(self, obstructed: Mapping[int, str], *, above: int) -> None:
+        for step in sorted((step for step in obstructed if step > above), reverse=True):
+            path, why = self._publisher.directory / names.final_name(step), obstructed[step]
+            self._tell_once(step, path, str(path), why)
 
     def _newest_first(self) -> Iterator[Checkpoint]:
         """Yield what is published, whether it can be trusted or not."""
@@ -160,7 +169,7 @@ class Resuming:
                     return known, f"it cannot be compared with its checksums ({compared.doubt})"
                 found = replace(found, problem=compared.damage)
         except FileNotFoundError:
-            return known, "it is not there any more"
+            return known, scan.find_obstruction(known.path) or "it is not there any more"
         except (OSError, UnreadableInfo) as error:
             return known, f"it cannot be read ({getattr(error, 'strerror', None) or error})"
         if found.uuid != known.uuid:
@@ -172,9 +181,12 @@ class Resuming:
         return learned, found.problem
 
     def _tell(self, checkpoint: Checkpoint, why: str) -> None:
-        if (checkpoint.uuid, why) not in self._told:
-            self._told.add((checkpoint.uuid, why))
-            caller.warn(f"Step {checkpoint.step} is passed over ({checkpoint.path}): {why}")
+        self._tell_once(checkpoint.step, checkpoint.path, checkpoint.uuid, why)
+
+    def _tell_once(self, step: int, path: Path, which: str, why: str) -> None:
+        if (which, why) not in self._told:
+            self._told.add((which, why))
+            caller.warn(f"Step {step} is passed over ({path}): {why}")
 
     def _compare(self, found: Checkpoint, options: Options) -> None:
         if options.config is None or options.on_change == "ignore":
@@ -221,7 +233,7 @@ class Resuming:
         # Looked at after the record: from then on it is known that somebody needs it.
         try:
             who = identity.identify(self._publisher.directory)
-            return scan.find_uuid(who, found.path, found.step) == found.uuid
+            return scan.find_uuid(who, found.path, found.step, through_link=True) == found.uuid
         except OSError:
             return True  # whoever loads it will see
 

@@ -12,13 +12,14 @@ from typing import Any
 
 from ckptdb import retention
 from ckptdb.catalog.catalog import Catalog, Seen
-from ckptdb.disk import claims, clock, identity, journal, liveness, manifest, scan
+from ckptdb.disk import claims, clock, identity, journal, liveness, manifest, names, scan
 from ckptdb.disk.process import Life
 from ckptdb.disk.publish import Publisher
 from ckptdb.disk.retiring import Doomed
 from ckptdb.errors import (
     DeletionIncomplete,
     LeasedCheckpoint,
+    LinkedCheckpoint,
     NotDeleted,
     NothingFinite,
     PinnedCheckpoint,
@@ -178,7 +179,8 @@ def judge(catalog: Catalog, seen: Seen, policy: Policy) -> Plan:
     leased = claims.find_leased(hidden)
     # What is young must not go because this machine's clock is ahead.
     now = min(time.time(), clock.find_time(hidden, may_touch=False) or math.inf)
-    return plan.make(candidates, policy, leased=leased, now=now)
+    linked = scan.find_linked(seen.run.directory, [candidate.step for candidate in candidates])
+    return plan.make(candidates, policy, leased=leased, now=now, linked=linked)
 
 
 def replay(catalog: Catalog, seen: Seen, policy: Policy) -> Replay:
@@ -248,13 +250,18 @@ def choose(catalog: Catalog, seen: Seen, steps: Sequence[int], *, force: bool) -
 
     Raises:
         UnknownCheckpoint: A step has no live checkpoint.
+        LinkedCheckpoint: One is behind a symlink.
         PinnedCheckpoint: One is pinned.
         LeasedCheckpoint: One is being evaluated.
     """
     rows = catalog.checkpoints(run_id=seen.id, status="final", steps=sorted(set(steps)))
     live = {checkpoint.step: checkpoint for checkpoint in rows}
+    linked = scan.find_linked(seen.run.directory, steps)
     leased = {} if force else claims.find_leased(identity.hidden(seen.run.directory))
     for step in steps:
+        if step in linked:
+            path = seen.run.directory / names.final_name(step)
+            raise LinkedCheckpoint(path, scan.find_target(path) or "another place")
         if step not in live:
             raise UnknownCheckpoint(seen.run.name, step)
         if live[step].pinned and not force:
@@ -418,6 +425,8 @@ def _standing(standing: Standing | None) -> dict[str, Any] | None:
 
 def _spared(tmp: scan.Tmp) -> Spared:
     why = liveness.describe(tmp.writer, tmp.life)
+    if tmp.blocked:
+        why = "complete, its name is taken; move that away, then `ckptdb reconcile` publishes it"
     return Spared(tmp.checkpoint.path, tmp.checkpoint.step, tmp.life, why)
 
 

@@ -146,10 +146,11 @@ class Verifier:
         try:
             found = scan.load(who, known.path, known.step)
             content = None if found.problem else manifest.find(known.path)
-        except FileNotFoundError:
-            return  # it went meanwhile
         except (OSError, UnreadableInfo) as error:
-            why = getattr(error, "strerror", None) or str(error)
+            why = scan.find_obstruction(known.path)
+            if why is None and isinstance(error, FileNotFoundError):
+                return  # it went meanwhile
+            why = why or getattr(error, "strerror", None) or str(error)
             problem = f"{known.path.name} cannot be read ({why})"
             found, content = replace(known, problem=problem, fingerprint=None), None
         if found.uuid != known.uuid:

@@ -308,18 +308,21 @@ def test_everything_is_sorted_by_what_it_is(run):
         (run / name).mkdir()
     (run / "step_5").touch()
     (run / "step_6").symlink_to("step_2")
+    (run / "step_7").symlink_to("nowhere")
     (run / "latest_checkpoint_status.json").write_text("{}")
     (run / "logs").mkdir()
 
     seen = scan.observe(run)
 
-    assert list(seen.finals) == [2, 10]
+    assert list(seen.finals) == [2, 6, 10]
+    assert seen.unreadable == {"step_7": "it is a link to nowhere, which is not there"}
+    assert seen.unsure
     assert list(seen.tmps) == [3]
     assert [(old.path.name, old.step, old.uuid) for old in seen.olds] == [
         (f"old_step_4.{UUID}", 4, UUID)
     ]
     assert seen.foreign == (
-        "old_step_4", "step_007", "step_1-hf", "step_5", "step_6", "step_\u0661", "tmp_step_x",
+        "old_step_4", "step_007", "step_1-hf", "step_5", "step_\u0661", "tmp_step_x",
     )  # fmt: skip
     assert (seen.errors, seen.trash) == ((), ())
     assert seen.stamp == scan.find_stamp(run)

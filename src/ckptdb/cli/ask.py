@@ -16,6 +16,7 @@ from ckptdb.cli.output import (
     print_lineage,
     print_rows,
     print_table,
+    say,
     short_time,
 )
 from ckptdb.records import Checkpoint, Rows, Status
@@ -76,6 +77,7 @@ def ls(
         where = registry.whereabouts(runs)
         names = {uuid: called(runs[uuid], uuid, place) for uuid, place in where.items()}
         print_checkpoints(found, form, metrics=metric_of(registry, found), names=names)
+        say_passed_over(registry, found, run)
 
 
 @click.command()
@@ -98,6 +100,12 @@ def show(session: Session, step: int, run: str | None, form: str, *, lineage: bo
 
 
 COMMANDS = (ls, show)
+
+
+def say_passed_over(registry: Registry, answer: Sequence[Checkpoint], run: str | None) -> None:
+    """Name what would be newer than an answer, and cannot be read as a checkpoint."""
+    for path, why in registry.passed_over(answer, run=run):
+        say(f"{path} is passed over: {why}.", err=True)
 
 
 def _print_runs(registry: Registry, form: str) -> None:

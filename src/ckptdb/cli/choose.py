@@ -9,7 +9,14 @@ from typing import Any, Final, TypeVar
 
 import click
 
-from ckptdb.cli.ask import Session, metric_of, metric_option, mode_option, run_option
+from ckptdb.cli.ask import (
+    Session,
+    metric_of,
+    metric_option,
+    mode_option,
+    run_option,
+    say_passed_over,
+)
 from ckptdb.cli.output import (
     FORMATS,
     echo_json,
@@ -97,6 +104,7 @@ def latest(session: Session, run: str | None, form: str) -> None:
     """Print the path of the latest checkpoint, alone."""
     with session.open() as registry:
         found = registry.latest(run=run)
+        say_passed_over(registry, () if found is None else (found,), run)
     if found is None:
         raise NothingToChoose
     _print_one(found, form)
@@ -118,6 +126,8 @@ def top(session: Session, /, count: int, form: str, **asked: Any) -> None:
             print_records([_recalled(registry, checkpoint) for checkpoint in found], form)
             return
         _print_list(registry, found, form, asked["metric"], asked["tie"])
+        if not (asked["ever"] or asked["at"]):
+            say_passed_over(registry, found, asked["run"])
 
 
 @click.command()

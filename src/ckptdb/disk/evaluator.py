@@ -59,14 +59,16 @@ class Evaluator:
             RunLocked: Another process keeps the run's lock.
         """
         final = self._directory / names.final_name(step)
-        if not durable.is_folder(final):
+        if not final.is_dir():
             return None
         hidden = identity.hidden(self._directory)
         with self._publisher.alone() as (who, _):
             held = claims.settle(hidden)
             if any((c.uuid, c.evaluation) == (uuid, self._evaluation) for c in held):
                 return None
-            if uuid in self.find_done() or scan.find_uuid(who, final, step) != uuid:
+            if uuid in self.find_done():
+                return None
+            if scan.find_uuid(who, final, step, through_link=True) != uuid:
                 return None
             claim = claims.write(
                 hidden, uuid, self._evaluation, seconds=self._seconds, since=utc(time.time())

@@ -2,7 +2,8 @@
 
 ``step_N`` is a published checkpoint, ``tmp_step_N`` one being written and
 ``old_step_N.<uuid>`` one being replaced. N is plain ASCII without leading zeros, below 2**63.
-Everything else (``step_007``, ``step_1-hf``, ``step_١``) belongs to somebody else.
+``step_N`` may be a symlink to a directory. Everything else (``step_007``, ``step_1-hf``,
+``step_١``) belongs to somebody else.
 """
 
 from __future__ import annotations

@@ -122,10 +122,14 @@ class Publisher(Retiring):
             config: Content of config.yaml, None for no such file.
 
         Raises:
+            StepTaken: What has its name, or is to have it, is no directory of a checkpoint.
             StepInUse: Another process is writing that step, or may be.
             OSError: The directory cannot be written.
         """
         path = self.directory / names.tmp_name(step)
+        # Before a loop has written all it has to write.
+        for place in (self._final(step), path):
+            self._refuse_taken(place)
         with self._changing(first=True) as (who, watch):
             self._finish_deletion(who, watch, self._final(step), step)
             adopted, gone = self._make_room(who, watch, path, step)
@@ -222,8 +226,7 @@ class Publisher(Retiring):
     ) -> tuple[list[Checkpoint], list[Checkpoint]]:
         if not durable.is_there(path):
             return [], []
-        if not durable.is_folder(path):
-            raise StepTaken(path)
+        self._refuse_taken(path)
         tmp = scan.load_tmp(who, path, step, may_touch=True)
         self._refuse_in_use(tmp)
         published = self._adopt(who, watch, tmp)
@@ -246,6 +249,12 @@ class Publisher(Retiring):
         ):
             return
         raise StepInUse(path, str(who or "another process"), is_sure=tmp.life == "alive")
+
+    @staticmethod
+    def _refuse_taken(place: Path) -> None:
+        if durable.is_there(place) and not durable.is_folder(place):
+            target = scan.find_target(place)
+            raise StepTaken(place, "" if target is None else f"it is a link to {target}")
 
     def _write_metadata(
         self, path: Path, content: bytes, config: bytes | None, checkpoint_uuid: str,
@@ -315,6 +324,7 @@ class Publisher(Retiring):
         current = scan.find_uuid(who, final, step)
         if current is None:
             self._finish_deletion(who, watch, final, step)
+            self._refuse_taken(final)
             if durable.is_there(final):
                 raise StepTaken(final)
         if current != sealed.manifest.replaces:

@@ -82,7 +82,7 @@ def read(
     who: Identity, path: Path, step: int, *, verify: bool = False, strict: bool = False
 ) -> Reading:
     """Return what `load` does, and what else was seen on the way."""
-    folder = os.lstat(path)
+    folder = os.stat(path)  # one behind a symlink is read through it
     if is_being_deleted(folder):
         raise BeingDeleted(errno.ENOENT, os.strerror(errno.ENOENT), str(path))
     return read_files(who, path, step, folder, verify=verify, strict=strict)
@@ -162,7 +162,7 @@ def is_unchanged(path: str | Path, fingerprint: str, folder: int | None = None) 
         fingerprint: As it was; that it was settled then makes it so now.
         folder: Descriptor of what ``path`` is relative to.
     """
-    found = os.lstat(path, dir_fd=folder)
+    found = os.stat(path, dir_fd=folder)
     if is_being_deleted(found):
         return False
     try:

@@ -190,6 +190,8 @@ class Tmp:
         fate: ``publish`` it under its final name, put it in the ``trash`` because it holds what
             has been replaced, or None: it is not ours to move.
         life: What is known of its writer.
+        blocked: It is complete, and its final name is taken by what is no checkpoint of this run:
+            a file, or a symlink.
         abandoned: Nobody will continue it: its writer is dead, or cannot be asked and has not
             touched it for `liveness.UNTOUCHED_SECONDS`.
     """
@@ -201,6 +203,7 @@ class Tmp:
     fate: Literal["publish", "trash"] | None
     life: Life = "unknown"
     abandoned: bool = False
+    blocked: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -234,6 +237,8 @@ class Listing:
         stamp: The directory's, before it was listed.
         settled: Whether any change since is sure to have moved the stamp.
         finals: The steps that are published.
+        linked: Those of them behind a symlink to a directory: read through it, never changed.
+        dead_links: By name, why a symlink in a checkpoint's place leads to none.
         foreign: Names that look like ours and are not.
         below: Names of directories that may lead to other runs.
         unlikely: Names of directories that do so only if they are runs themselves.
@@ -243,6 +248,8 @@ class Listing:
     stamp: Stamp
     settled: bool
     finals: list[int] = field(default_factory=list)
+    linked: list[int] = field(default_factory=list)
+    dead_links: dict[str, str] = field(default_factory=dict)
     tmps: list[int] = field(default_factory=list)
     olds: list[Leftover] = field(default_factory=list)
     foreign: list[str] = field(default_factory=list)
@@ -257,7 +264,8 @@ class Listing:
         """
         below, unlikely = list(self.below), list(self.unlikely)
         if not _has_identity(self.directory):
-            checkpoints = map(names.final_name, self.finals), map(names.tmp_name, self.tmps)
+            finals = (step for step in self.finals if step not in self.linked)
+            checkpoints = map(names.final_name, finals), map(names.tmp_name, self.tmps)
             (unlikely if self.is_run else below).extend(chain(*checkpoints))
         return sorted(below + [n for n in unlikely if _has_identity(self.directory / n)])
 
@@ -346,6 +354,9 @@ def observe(
     stamp = listing.stamp
     who = identity.identify(directory)
     trouble, pace = _Trouble(), Pace()
+    trouble.unreadable.update(listing.dead_links)
+    # What a link leads to comes and goes without moving the run's stamp.
+    trouble.unsure = bool(listing.linked or listing.dead_links)
     finals, took, bare, deleting = _load_finals(
         look(who, sorted(listing.finals), known.finals, verify=verify, pace=pace),
         directory, trouble, on_checkpoint, take,
@@ -470,14 +481,20 @@ def load_tmp(who: Identity, path: Path, step: int, *, may_touch: bool = False) -
     checkpoint = as_staged(who, path, step, (uuid, created_at), content)
     life = liveness.find_life(path, by)
     fate = None if life == "alive" else _fate(who, path, step, found, published_uuid)
-    abandoned = fate is None and (
+    blocked = found is not None and _is_taken(path.with_name(names.final_name(step)))
+    abandoned = not (fate or blocked) and (
         life == "dead"
         or (
             life == "unknown"
             and liveness.is_untouched(path, identity.hidden(path.parent), may_touch=may_touch)
         )
     )
-    return Tmp(checkpoint, published_uuid, found, by, fate, life, abandoned)
+    return Tmp(checkpoint, published_uuid, found, by, fate, life, abandoned, blocked)
+
+
+def _is_taken(final: Path) -> bool:
+    status = durable.find_status(final)
+    return status is not None and not stat.S_ISDIR(status.st_mode)
 
 
 def as_staged(
@@ -601,9 +618,18 @@ def _find_manifest(path: Path) -> Manifest | None:
         raise
 
 
-def find_uuid(who: Identity, path: Path, step: int) -> str | None:
-    """Return the uuid of the checkpoint published at ``path``, or None when nothing is."""
+def find_uuid(who: Identity, path: Path, step: int, *, through_link: bool = False) -> str | None:
+    """Return the uuid of the checkpoint published at ``path``, or None when nothing is.
+
+    Args:
+        who: The run.
+        path: Where.
+        step: What its name says.
+        through_link: Also of one behind a symlink, which may be read and not be changed.
+    """
     status = durable.find_status(path)
+    if through_link and status is not None and stat.S_ISLNK(status.st_mode):
+        return None if find_obstruction(path) else _derive_at(who, path, step)
     if status is None or not stat.S_ISDIR(status.st_mode) or reading.is_being_deleted(status):
         return None
     return _derive_at(who, path, step)
@@ -667,7 +693,7 @@ def is_published(folder: Path) -> bool:
     """
     deadline = time.monotonic() + _GAP_SECONDS
     looks = 0
-    while not durable.is_folder(folder):
+    while not _is_readable(folder):
         if _is_aside(folder) and time.monotonic() < deadline:
             time.sleep(0.001)
             continue
@@ -676,6 +702,13 @@ def is_published(folder: Path) -> bool:
         if looks == _LOOKS:
             return False
     return True
+
+
+def _is_readable(folder: Path) -> bool:
+    status = durable.find_status(folder)
+    if status is None or stat.S_ISLNK(status.st_mode):
+        return status is not None and find_obstruction(folder) is None
+    return stat.S_ISDIR(status.st_mode) and not reading.is_being_deleted(status)
 
 
 def find_published_info(folder: Path) -> dict[str, Any] | None:
@@ -823,14 +856,79 @@ def list_folder(directory: Path) -> Listing:
             name = entry.name
             installed |= names.marks_environment(name)
             is_directory = entry.is_dir(follow_symlinks=False)
-            if is_directory and (step := names.find_final_step(name)) is not None:
+            step = names.find_final_step(name)
+            if is_directory and step is not None:
                 found.finals.append(step)
+            elif step is not None and entry.is_symlink():
+                _sort_in_link(found, name, step)
             else:
                 _sort_in(found, name, is_directory=is_directory)
     below, found.below = found.below, []
     for name in below:
         place = found.below if names.is_searched(name, installed=installed) else found.unlikely
         place.append(name)
+    return found
+
+
+def _sort_in_link(found: Listing, name: str, step: int) -> None:
+    why = find_obstruction(found.directory / name)
+    if why is None:
+        found.finals.append(step)
+        found.linked.append(step)
+    else:
+        found.dead_links[name] = why
+
+
+def find_obstruction(path: Path) -> str | None:
+    """Say what stands in a checkpoint's place, if not a directory or a symlink to a checkpoint."""
+    status = durable.find_status(path)
+    if status is None or stat.S_ISDIR(status.st_mode):
+        return None
+    if not stat.S_ISLNK(status.st_mode):
+        return "it is no directory"
+    fault = _find_fault_behind(path)
+    return None if fault is None else f"it is a link to {find_target(path)}, which {fault}"
+
+
+def _find_fault_behind(link: Path) -> str | None:
+    try:
+        is_folder = stat.S_ISDIR(os.stat(link).st_mode)
+        # Whatever it leads to is not searched for files before it is known to be ours.
+        has_record = any(durable.is_there(link / name) for name in (names.MANIFEST, names.INFO))
+    except FileNotFoundError:
+        return "is not there"
+    except OSError as error:
+        return f"cannot be reached ({error.strerror})"
+    if not is_folder:
+        return "is no directory"
+    return None if has_record else "holds no checkpoint"
+
+
+def find_target(path: Path) -> str | None:
+    """Return what a symlink leads to, None when it is none."""
+    try:
+        return os.readlink(path)
+    except OSError:
+        return None
+
+
+def find_linked(directory: Path, steps: Iterable[int]) -> frozenset[int]:
+    """Return the steps of a run that stand behind a symlink, of some."""
+    return frozenset(s for s in steps if os.path.islink(f"{directory}/{names.final_name(s)}"))
+
+
+def find_obstructed(directory: Path) -> dict[int, str]:
+    """Return by step what stands in a checkpoint's place and cannot be read as one, and why."""
+    try:
+        listing = list_folder(directory)
+    except OSError:
+        return {}
+    found = {}
+    for name in (*listing.dead_links, *listing.foreign):
+        step = names.find_final_step(name)
+        why = None if step is None else find_obstruction(directory / name)
+        if step is not None and why is not None:
+            found[step] = why
     return found
 
 

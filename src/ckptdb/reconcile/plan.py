@@ -35,6 +35,7 @@ Kind = Literal[
     # what is only reported
     "abandoned tmp",
     "live tmp",
+    "blocked tmp",
     "unreadable",
     "damaged",
     "not verifiable",
@@ -50,8 +51,8 @@ OF_A_RUN: Final = frozenset({"new run", "moved run", "changed run"})
 REPAIRS: Final = frozenset({"complete tmp", "orphan old", "unfinished removal"})
 REPORTED: Final = frozenset(
     {
-        "abandoned tmp", "live tmp", "unreadable", "damaged", "not verifiable", "rejected",
-        "duplicate", "foreign",
+        "abandoned tmp", "live tmp", "blocked tmp", "unreadable", "damaged", "not verifiable",
+        "rejected", "duplicate", "foreign",
     }
 )  # fmt: skip
 
@@ -339,6 +340,12 @@ def _tmp(step: int, tmp: Tmp) -> Action:
             else "holds what a newer save has replaced; removed"
         )
         return Action("complete tmp", what, step, leftover=tmp.checkpoint.path)
+    if tmp.blocked:
+        what = (
+            f"is complete, but {names.final_name(step)} is taken by what is no checkpoint; kept. "
+            "Move that away, then `ckptdb reconcile` publishes it"
+        )
+        return Action("blocked tmp", what, step)
     if tmp.abandoned:
         return Action("abandoned tmp", "was left unfinished; `ckptdb gc` removes it", step)
     if tmp.life == "alive":

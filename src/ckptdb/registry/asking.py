@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
 
 from ckptdb.catalog import adhoc
 from ckptdb.catalog.adhoc import Relation
+from ckptdb.disk import names, scan
 from ckptdb.errors import InvalidChoice, MetricNotChosen, NothingFinite, UnknownMetric
 from ckptdb.reconcile.whereabouts import Whereabouts
 from ckptdb.records import (
@@ -61,6 +63,31 @@ class Asking(Tree):
         return self._catalog().checkpoints(
             run_id=scope.run_id, among=scope.among, status=status, limit=limit
         )
+
+    def passed_over(
+        self, answer: Iterable[Checkpoint], *, run: PathLike | None = None
+    ) -> tuple[tuple[Path, str], ...]:
+        """Return what has the name of a newer checkpoint, and cannot be read as one, and why.
+
+        That is a file, or a symlink to nothing, such as to a disk that is not mounted. The runs
+        are listed for it, and nothing else.
+
+        Args:
+            answer: What was answered; of its runs only what is newer.
+            run: As it was asked for, when nothing was answered.
+        """
+        newest: dict[Path, int] = {}
+        for checkpoint in answer:
+            directory = checkpoint.path.parent
+            newest[directory] = max(checkpoint.step, newest.get(directory, -1))
+        if not newest and (seen := self._find_scope(run).seen):
+            newest[seen.run.directory] = -1
+        found = []
+        for directory, step in newest.items():
+            for other, why in sorted(scan.find_obstructed(directory).items()):
+                if other > step:
+                    found.append((directory / names.final_name(other), why))
+        return tuple(found)
 
     def get(self, step: int, *, run: PathLike | None = None) -> Checkpoint:
         """Return the checkpoint at a step: the live one, else the last one that was there.

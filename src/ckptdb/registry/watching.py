@@ -259,7 +259,8 @@ def _is_there(one: Waiting) -> bool:
     try:
         if not scan.is_published(path):
             return False
-        return scan.find_uuid(identity.identify(one.directory), path, one.step) == one.uuid
+        who = identity.identify(one.directory)
+        return scan.find_uuid(who, path, one.step, through_link=True) == one.uuid
     except OSError:
         return False
 

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Final
 
 from ckptdb.catalog.candidates import Candidate
 from ckptdb.records import Mode, rank_key
+from ckptdb.retention import links
 from ckptdb.retention.decision import Decision, decide
 from ckptdb.retention.policy import Policy
 
@@ -62,9 +63,21 @@ def make(
     exclude_latest: bool = True,
     leased: Mapping[str, str] | None = None,
     now: float | None = None,
+    linked: Collection[int] = (),
 ) -> Plan:
-    """Plan what `decide` decides, with the same arguments."""
+    """Plan what `decide` decides, with the same arguments.
+
+    Args:
+        candidates: As there.
+        policy: As there.
+        exclude_latest: As there.
+        leased: As there.
+        now: As there.
+        linked: Steps of checkpoints behind a symlink.
+    """
+    candidates = links.without_bytes(candidates, linked)
     decisions = decide(candidates, policy, exclude_latest=exclude_latest, leased=leased, now=now)
+    decisions = links.keep(decisions, linked)
     return replace(of(decisions, candidates, policy), exclude_latest=exclude_latest)
 
 
