@@ -211,3 +211,18 @@ def test_a_file_that_a_reader_may_not_read_is_not_damage(public, warm):
     assert done.returncode == 0
     assert "not verifiable: model.bin: Permission denied" in done.stdout
     assert done.stderr.startswith("0 checkpoint(s) verified; 1 not verifiable in every file.")
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="root alone may be somebody else")
+def test_a_run_that_a_reader_may_not_look_into_keeps_no_other_from_being_verified(public, warm):
+    Registry.init(public)[0].close()
+    for run in ("mine", "shared"):
+        save(public / run, 1, {"val:loss": 1})
+    protect(public)
+    (public / "mine" / ".ckptdb").chmod(0)
+    done = as_a_reader("verify", cwd=public, warm=warm)
+    said = done.stderr.splitlines()
+    assert (done.returncode, said[0]) == (4, "1 checkpoint(s) verified, all whole.")
+    assert said[1] == (
+        f"ckptdb: {public}/mine was not verified: it cannot be read (Permission denied)."
+    )

@@ -173,31 +173,35 @@ class Indexing(Tree):
         on_checkpoint: Callable[[], None],
         only_read: bool = False,
     ) -> Verification:
-        runs, not_seen = [], dict[Path, str]()
+        runs, ours, not_seen = list[Seen](), list[Seen](), dict[Path, str]()
         for seen in wanted:
             directory = seen.run.directory
-            where = self._find_whereabouts(seen)
-            if where in ("missing", "replaced"):
-                why = "is not there" if where == "missing" else "is another run's by now"
-                not_seen[directory] = why
-                continue
-            ours = is_ours(directory) and not only_read and _may_write(directory)
             try:
-                report = reconcile_run(catalog, directory, touch_disk=ours)
+                found = self._reconcile_to_verify(catalog, seen, only_read=only_read)
+                if isinstance(found, str):
+                    not_seen[directory] = found
+                    continue
+                runs.append(found)
+                # One that may not be written to has to say that it could not.
+                ours += [found] if is_ours(directory) and not only_read else []
             except OSError as error:
                 not_seen[directory] = f"cannot be read ({error.strerror})"
-                continue
-            # Perhaps under another identity: it may have been a copy.
-            found = find_there(catalog, directory)
-            if found is None and report.blocked:
-                not_seen[directory] = f"cannot be indexed: {report.blocked}"
-            else:
-                runs.append((found or seen, ours))
         verifier = Verifier(catalog, depth, max_seconds=max_seconds, on_checkpoint=on_checkpoint)
-        # One that may not be written to has to say that it could not.
-        ours_of = [seen for seen, _ in runs if is_ours(seen.run.directory) and not only_read]
-        result = verifier.verify([seen for seen, _ in runs], ours=ours_of)
-        return replace(result, not_seen=not_seen)
+        return replace(verifier.verify(runs, ours=ours), not_seen=not_seen)
+
+    def _reconcile_to_verify(self, catalog: Catalog, seen: Seen, *, only_read: bool) -> Seen | str:
+        """Bring the index to what is in a run; return that run, or why it cannot be looked at."""
+        directory = seen.run.directory
+        where = self._find_whereabouts(seen)
+        if where in ("missing", "replaced"):
+            return "is not there" if where == "missing" else "is another run's by now"
+        ours = is_ours(directory) and not only_read and _may_write(directory)
+        report = reconcile_run(catalog, directory, touch_disk=ours)
+        # Perhaps under another identity: it may have been a copy.
+        found = find_there(catalog, directory)
+        if found is None and report.blocked:
+            return f"cannot be indexed: {report.blocked}"
+        return found or seen
 
     def forget(self, run: PathLike) -> Run:
         """Drop a run from the index; its directory is not touched. Returns what was dropped."""

@@ -549,7 +549,8 @@ def enclosing_run(path: Path) -> Path | None:
 
 def is_ours(directory: Path) -> bool:
     """Tell whether ckptdb has written to a run, and may do so without being asked to."""
-    return (identity.hidden(directory) / "run.json").exists()
+    # Not Path.exists: what this user may not look into is not to be written to either.
+    return os.path.exists(identity.hidden(directory) / "run.json")
 
 
 def _may_write(file: Path) -> bool:
