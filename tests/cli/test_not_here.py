@@ -1,15 +1,15 @@
-"""What writes about a run wants its directory there: nothing else is made, recorded or forgotten."""
+"""What writes about a run wants its directory there: else nothing is made, recorded or lost."""
 
 import json
 import shutil
 
 import pytest
+from lab.dump import dump_catalog
 
 from ckptdb import CheckpointManager, Registry
 from ckptdb.disk import identity
 from ckptdb.disk.publish import Publisher
 from ckptdb.errors import RunNotHere
-from lab.dump import dump_catalog
 
 LOSS = "val:loss"
 
