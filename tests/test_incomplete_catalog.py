@@ -441,3 +441,66 @@ def test_who_may_not_write_sees_what_was_saved_while_the_catalog_was_locked(root
         (root / ".ckptdb").chmod(0o755)
     assert (done.stdout, done.stderr) == ("3 3\n", "")
     assert len(unindexed.find(root)) == 1
+
+
+# --- a run that the catalog does not know yet ---------------------------------------------------
+
+
+@pytest.mark.parametrize("how", ["moved here", "forgotten", "trained with another catalog"])
+def test_the_first_save_of_a_run_that_the_catalog_does_not_know_hides_none_of_its_others(
+    root, tmp_path, how
+):
+    if how == "moved here":
+        for step in (1, 2, 3):
+            save(tmp_path / "lone" / "d", step, 1 / step)
+        shutil.move(tmp_path / "lone" / "d", root / "d")
+        (root / "d" / ".ckptdb" / "root.json").unlink()
+        (root / "d" / ".ckptdb" / "catalog.db").unlink()
+    else:
+        options = {} if how == "forgotten" else {"catalog": tmp_path / "x.db"}
+        for step in (1, 2, 3):
+            save(root / "d", step, 1 / step, **options)
+    if how == "forgotten":
+        with Registry.open(root) as registry:
+            registry.forget("d")
+    save(root / "d", 4, 0.01)
+    with Registry.open(root) as registry:
+        rows = registry.query("SELECT final FROM run_summary WHERE run = 'd'").rows
+    assert [tuple(row) for row in rows] == [(4,)]
+
+
+def test_a_manager_whose_catalog_is_lost_tells_the_new_one_all_of_its_run(root):
+    config = {"checkpoint_dir": root / "a", "metric_name": LOSS, "higher_is_better": False}
+    with CheckpointManager(config) as manager:
+        with manager.save(3, {LOSS: 0.4}):
+            pass
+        catalog_of(root).unlink()
+        with manager.save(4, {LOSS: 0.3}):
+            pass
+    with closing(sqlite3.connect(catalog_of(root))) as raw:
+        assert raw.execute("SELECT final FROM run_summary WHERE run = 'a'").fetchall() == [(4,)]
+
+
+@pytest.mark.parametrize("name", ["a", "new"])
+def test_what_a_trainer_saved_that_was_killed_before_it_could_record_it_is_in_all_answers(
+    root, name
+):
+    script = (
+        "import os, signal, sys\n"
+        "from ckptdb import CheckpointManager, index\n"
+        "real = index.RunIndex.tell\n"
+        "def tell(self, checkpoints, *arguments, **options):\n"
+        "    if checkpoints[-1].status == 'final':\n"
+        "        os.kill(os.getpid(), signal.SIGKILL)\n"
+        "    return real(self, checkpoints, *arguments, **options)\n"
+        "index.RunIndex.tell = tell\n"
+        "with CheckpointManager({'checkpoint_dir': sys.argv[1]}) as manager:\n"
+        "    with manager.save(9, {'val:loss': 0.01}):\n"
+        "        pass\n"
+    )
+    done = subprocess.run([sys.executable, "-c", script, root / name], check=False)
+    assert done.returncode == -signal.SIGKILL
+    assert (root / name / "step_9").is_dir()
+    with Registry.open(root) as registry:
+        assert registry.best(LOSS, mode="min").path == root / name / "step_9"
+        assert registry.query("SELECT COUNT(*) FROM checkpoints WHERE step = 9").rows[0][0] == 1

@@ -282,8 +282,12 @@ class RunIndex:
                 self._check_place()
                 stored = self._open(for_writing=True)
                 if stored is not None:
+                    is_new = self._is_new_to(stored)
                     changes = self._changes(checkpoints, span, config, config_step)
                     self._store(stored, changes, span)
+                    if is_new:
+                        # It may hold more than this: answers over all runs must not lack that.
+                        self._heal(stored, trust_own=True)
                     missed = False
                     self._catch_up(stored)
             except (CatalogError, RunLocked, OSError) as error:
@@ -296,6 +300,13 @@ class RunIndex:
                 self._patience = max(self._patience - spent, 0.05)
             if missed:
                 self._note_missed()
+
+    def _is_new_to(self, stored: Fresh) -> bool:
+        """Whether the catalog has never been compared with the run's directory."""
+        if stored.run_id is not None:
+            return False
+        seen = stored.catalog.find_run(self._uuid())
+        return (seen is None or seen.stamp is None) and self._is_ours()
 
     def _check_place(self) -> None:
         """Warn once of a root that is passed over, and of a run that its root would not find."""

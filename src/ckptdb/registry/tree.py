@@ -16,7 +16,7 @@ from ckptdb import caller
 from ckptdb.catalog.catalog import Catalog, Seen
 from ckptdb.catalog.engine import Database
 from ckptdb.catalog.location import Location, locate
-from ckptdb.disk import identity, names, scan, unindexed
+from ckptdb.disk import durable, identity, names, scan, unindexed
 from ckptdb.disk.unindexed import Note
 from ckptdb.errors import (
     AmbiguousRun,
@@ -405,6 +405,7 @@ class Tree:
         if catalog.database.location.in_memory and self._copied is None:
             return
         self._heal_for_readers()
+        self._heal_cut_short()
         if base is None:
             self._tell_unseen(self._catalog())
             return
@@ -433,6 +434,12 @@ class Tree:
             if stamp is not None and seen.stamp != str(stamp):
                 self._heal(seen.run.directory)
         self._compared_at = time.monotonic()
+
+    def _heal_cut_short(self) -> None:
+        """Compare the runs whose trainer was killed after a save and before it could record it."""
+        staged = self._catalog().checkpoints(status="tmp")
+        for directory in {cp.path.parent for cp in staged if not durable.is_folder(cp.path)}:
+            self._heal(directory)
 
     def _settle(self, note: Note) -> None:
         """Bring the catalog to a run that it was behind on."""

@@ -33,9 +33,11 @@ _MOST_BARS: Final = 60
 
 
 def catch_up(registry: Registry) -> None:
-    """Bring the catalog up to date with the run that was opened; of a root it is taken as it is."""
+    """Bring the catalog up to date with the run that was opened, or with what it has not seen."""
     if registry.run is not None:
         registry.latest()  # compares the run with its directory first
+    else:
+        registry.runs()
 
 
 def take_snapshot(registry: Registry, *, now: float | None = None) -> Snapshot:
