@@ -201,3 +201,22 @@ def test_something_that_is_no_checkpoint_in_its_place_is_not_printed_either(
     code, out, err = ask(capfd, monkeypatch, run, "best", "--ever")
     assert (code, out) == (1, "")
     assert "something else has its path now" in err
+
+
+def test_damage_that_only_checksums_have_told_is_not_forgotten_with_the_checkpoint(tmp_path):
+    run = tmp_path / "run"
+    config = {"checkpoint_dir": run, "metric_name": LOSS, "checksums": True}
+    with CheckpointManager(config) as manager:
+        for step, loss in ((1, 0.1), (2, 0.5)):
+            with manager.save(step, {LOSS: loss}) as folder:
+                (folder / "model.bin").write_bytes(b"model")
+    (run / "step_1" / "model.bin").write_bytes(b"moles")
+    with Registry.open(run) as registry:
+        assert [cp.step for cp in registry.verify().damaged] == [1]
+        registry.remove([1])
+        assert registry.best(ever=True).step == 2
+    (run / ".ckptdb" / "catalog.db").unlink()
+    with Registry.open(run) as registry:
+        registry.reconcile()
+        assert registry.get(1).problem == "damaged: model.bin differs from its checksum"
+        assert registry.best(ever=True).step == 2

@@ -269,7 +269,14 @@ def choose(catalog: Catalog, seen: Seen, steps: Sequence[int], *, force: bool) -
         if live[step].uuid in leased:
             raise LeasedCheckpoint(seen.run.name, step, leased[live[step].uuid])
     decisions = tuple(
-        Decision(step, cp.uuid, keep=False, reason="by hand", size_bytes=cp.size_bytes)
+        Decision(
+            step,
+            cp.uuid,
+            keep=False,
+            reason="by hand",
+            size_bytes=cp.size_bytes,
+            damage=manifest.find_damage(cp.problem),
+        )
         for step, cp in sorted(live.items())
     )
     policy = _judged_by_its_own(Policy(), seen.run)
@@ -398,7 +405,7 @@ class _Attempt:
 
     def retire(self, planned: Plan, *, force: bool = False, by_hand: bool = False) -> Plan:
         """Retire what is to go; return what became of each."""
-        doomed = [Doomed(d.step, d.uuid, d.reason, force, by_hand) for d in planned.gone]
+        doomed = [Doomed(d.step, d.uuid, d.reason, force, by_hand, d.damage) for d in planned.gone]
         if not doomed:
             return planned
         try:

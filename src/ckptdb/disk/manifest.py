@@ -248,6 +248,11 @@ def damage(faults: Sequence[str]) -> str | None:
     return said.encode(errors="backslashreplace").decode()  # names may be bytes of any kind
 
 
+def find_damage(problem: str | None) -> str | None:
+    """Return a checkpoint's problem if it is damage, which its record alone does not show."""
+    return problem if problem is not None and problem.startswith("damaged") else None
+
+
 def _sound(manifest: Manifest) -> bool:
     times = (manifest.created_at, manifest.finalized_at)
     optional = (manifest.parent, manifest.replaces)

@@ -46,6 +46,7 @@ class Doomed:
         force: Even when it is pinned or leased; pin and leases end with it.
         by_hand: Even when it is rejected, or what training was last resumed from, which no rule
             may take away.
+        damage: What is known to be wrong with it: no later look at its record can tell.
     """
 
     step: int
@@ -53,6 +54,7 @@ class Doomed:
     reason: str
     force: bool = False
     by_hand: bool = False
+    damage: str | None = None
 
 
 class Retiring(DeletingInPlace):
@@ -404,7 +406,7 @@ class Retiring(DeletingInPlace):
                 # What somebody takes away by hand may be damaged, which no later look can tell.
                 found = scan.load(who, path, doom.step, verify=doom.by_hand, strict=not doom.force)
                 if found.uuid == doom.uuid:
-                    yield found, doom
+                    yield replace(found, problem=found.problem or doom.damage), doom
             except FileNotFoundError:
                 continue  # removed by hand meanwhile
             except OSError as error:

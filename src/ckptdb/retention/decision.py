@@ -14,13 +14,18 @@ from ckptdb.retention.rules import Best, Latest, Rule
 
 @dataclass(frozen=True, slots=True)
 class Decision:
-    """Whether one checkpoint stays, and the rule that says so."""
+    """Whether one checkpoint stays, and the rule that says so.
+
+    Attributes:
+        damage: What is known to be wrong with it, which its files may not tell at once.
+    """
 
     step: int
     uuid: str
     keep: bool
     reason: str
     size_bytes: int | None = None
+    damage: str | None = None
 
 
 def decide(
