@@ -16,7 +16,7 @@ from ckptdb import CheckpointManager, Registry
 from ckptdb.disk import durable, identity, in_place, reading, scan
 from ckptdb.disk.publish import Publisher
 from ckptdb.disk.retiring import Doomed
-from ckptdb.errors import DeletionIncomplete
+from ckptdb.errors import DeletionIncomplete, SaveFailed
 from ckptdb.manager import _load_checkpoint_history
 from ckptdb.retention import Policy
 
@@ -332,6 +332,46 @@ def test_what_cannot_be_moved_is_not_deleted_when_it_was_to_be_kept_for_undelete
     assert str(caught.value).startswith(f"Nothing was deleted. {overlaid}: step 1 is untouched")
     assert caught.value.is_partial is False
     check(overlaid, [1, 2, 3, 4], {})
+
+
+def test_a_step_of_an_image_layer_can_be_saved_again(overlaid):
+    with open_manager(overlaid) as manager:
+        with manager.save(3, {"loss": 0.05}) as folder:
+            (folder / "model.bin").write_bytes(b"new")
+        assert manager.get_best_checkpoint_path() == str(overlaid / "step_3")
+    assert (overlaid / "step_3" / "model.bin").read_bytes() == b"new"
+    with Registry.open(overlaid) as registry:
+        (gone,) = registry.checkpoints(status="deleted")
+        assert gone.deleted_reason == "replaced by a new save of step 3"
+        assert not registry.reconcile().has_drift
+
+
+def test_killed_while_a_step_of_an_image_layer_is_replaced_the_new_one_is_published(
+    overlaid, monkeypatch
+):
+    def die(*_):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch, open_manager(overlaid) as manager:
+        patch.setattr(in_place.DeletingInPlace, "_finish_in_place", die)
+        with pytest.raises(KeyboardInterrupt), manager.save(3, {"loss": 0.05}) as folder:
+            (folder / "model.bin").write_bytes(b"new")
+    with Registry.open(overlaid) as registry:
+        registry.reconcile()
+        assert registry.best().step == 3
+    assert (overlaid / "step_3" / "model.bin").read_bytes() == b"new"
+
+
+def test_a_pinned_one_of_an_image_layer_is_not_lost_by_saving_its_step_again(overlaid):
+    with Registry.open(overlaid) as registry:
+        registry.pin(None, 3)
+    with (
+        open_manager(overlaid) as manager,
+        pytest.raises(SaveFailed, match="cross-device"),
+        manager.save(3, {"loss": 0.05}),
+    ):
+        pass
+    assert (overlaid / "step_3" / "part" / "model.bin").exists()
 
 
 # --- what may not be removed ------------------------------------------------------------------

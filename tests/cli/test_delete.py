@@ -1,7 +1,10 @@
+import errno
 import json
 import os
 
 import pytest
+
+from ckptdb.disk import durable
 
 
 def steps(ckptdb, run, status="final"):
@@ -215,3 +218,66 @@ def test_what_is_deleted_with_a_time_can_be_undeleted(ckptdb, root):
     assert ckptdb("undelete", "2", "--run", "alpha", cwd=root).code == 1
     wrong = ckptdb("rm", "3", "--run", "alpha", "--trash-ttl", "soon", cwd=root)
     assert (wrong.code, "'soon' is not a time such as '2 days'" in wrong.err) == (2, True)
+
+
+# --- what fails -------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def refuse(monkeypatch):
+    """Let the moving of some steps into the trash fail."""
+    real = durable.rename_new
+
+    def refuse(*steps):
+        def rename_new(source, target):
+            if source.name in {f"step_{step}" for step in steps}:
+                raise OSError(errno.EIO, os.strerror(errno.EIO), str(source))
+            real(source, target)
+
+        monkeypatch.setattr(durable, "rename_new", rename_new)
+
+    return refuse
+
+
+def test_rm_that_fails_midway_exits_with_partly_done_and_names_what_went(ckptdb, root, refuse):
+    refuse(2)
+    answer = ckptdb("rm", "1", "2", cwd=root / "alpha")
+    assert answer.code == 4
+    assert answer.err == (
+        f"ckptdb: Not everything was deleted. {root}/alpha: step 1 is gone; step 2 is untouched "
+        f"({root}/alpha/step_2: Input/output error).\n"
+    )
+    lines = [line.split() for line in answer.out.splitlines()]
+    assert ["1", "gone"] in [words[:2] for words in lines]
+    assert ["2", "keep"] in [words[:2] for words in lines]
+    assert steps(ckptdb, root / "alpha") == [2, 3]
+
+
+def test_rm_that_removes_nothing_is_an_error_and_not_partly_done(ckptdb, root, refuse):
+    refuse(1, 2)
+    answer = ckptdb("rm", "1", "2", cwd=root / "alpha")
+    assert answer.code == 1
+    assert answer.err.startswith(f"ckptdb: Nothing was deleted. {root}/alpha: steps 1, 2 are unt")
+
+
+def test_gc_prints_what_it_did_in_the_other_runs_when_one_fails(ckptdb, root, refuse):
+    refuse(2)
+    answer = ckptdb(
+        "gc", "--keep-latest", "1", "--run", "alpha", "--run", "nemo", "--yes", "-o", "json",
+        cwd=root,
+    )  # fmt: skip
+    assert answer.code == 4
+    done = {one["run"]: one for one in answer.json}
+    assert [one["step"] for one in done["alpha"]["checkpoints"] if not one["keep"]] == [1]
+    assert [one["step"] for one in done["alpha"]["failed"]] == [2]
+    assert "step 2 is untouched" in answer.err
+    assert steps(ckptdb, root / "alpha") == [2, 3]
+
+
+def test_an_error_of_the_disk_says_nothing_that_nobody_has_looked_at(ckptdb, root, monkeypatch):
+    def fail(*_, **__):
+        raise OSError(errno.EIO, os.strerror(errno.EIO), "somewhere")
+
+    monkeypatch.setattr("ckptdb.registry.deleting.upkeep.choose", fail)
+    answer = ckptdb("rm", "1", cwd=root / "alpha")
+    assert (answer.code, answer.err) == (1, "ckptdb: somewhere: Input/output error.\n")

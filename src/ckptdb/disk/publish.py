@@ -7,6 +7,7 @@ between any two of them loses neither a checkpoint nor the record of a deletion.
 
 from __future__ import annotations
 
+import errno
 import os
 import uuid
 from collections.abc import Mapping, Sequence
@@ -34,7 +35,14 @@ from ckptdb.disk.lease import Lease
 from ckptdb.disk.manifest import Manifest
 from ckptdb.disk.retiring import Retiring
 from ckptdb.disk.scan import Leftover, Watch
-from ckptdb.errors import NoCheckpointHere, RunLocked, SaveFailed, StepInUse, StepTaken
+from ckptdb.errors import (
+    NoCheckpointHere,
+    NotDeleted,
+    RunLocked,
+    SaveFailed,
+    StepInUse,
+    StepTaken,
+)
 from ckptdb.records import Checkpoint
 
 _NOT_THERE = "is not there; it was finalized, discarded or removed before"
@@ -359,10 +367,15 @@ class Publisher(Retiring):
 
     def _swap(self, watch: Watch, path: Path, old: Checkpoint) -> None:
         final = self._final(old.step)
-        aside = path
+        aside: Path | None = path
         try:
             with watch.change():
                 durable.exchange(path, final)
+        except OSError as error:
+            if error.errno != errno.EXDEV or not self._may_end(old):
+                raise
+            self._replace_in_place(watch, path, old)
+            aside = None
         except durable.ExchangeUnsupported:
             aside = self.directory / names.old_name(old.step, old.uuid)
             with watch.change():
@@ -373,7 +386,25 @@ class Publisher(Retiring):
                     durable.rename_new(aside, final)  # the older one stays what is published
                     raise
         self._sync_directory()
-        self._set_aside(watch, aside, old.step, old.uuid)
+        if aside is not None:
+            self._set_aside(watch, aside, old.step, old.uuid)
+
+    def _may_end(self, old: Checkpoint) -> bool:
+        """Whether nothing of what is replaced has to stay in the trash."""
+        return old.uuid not in self._find_kept() and scan.is_identified(old.path)
+
+    def _replace_in_place(self, watch: Watch, path: Path, old: Checkpoint) -> None:
+        """Replace what cannot be moved, once the new one is durable under its tmp name.
+
+        Whoever finds this interrupted finishes the removal, and then publishes the complete tmp.
+        """
+        self._mark(watch, old)
+        failed: list[NotDeleted] = []
+        self._delete_in_place(watch, [old], {}, failed)
+        if failed:
+            raise failed[0].error
+        with watch.change():
+            durable.rename_new(path, self._final(old.step))
 
     def _adopt(self, who: Identity, watch: Watch, tmp: scan.Tmp) -> Published | None:
         path, step = tmp.checkpoint.path, tmp.checkpoint.step
