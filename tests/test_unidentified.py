@@ -8,10 +8,10 @@ from contextlib import contextmanager
 import pytest
 
 from ckptdb import CheckpointManager, Registry
-from ckptdb.disk import durable, retiring, scan, space
+from ckptdb.disk import durable, scan, space, trash
 from ckptdb.disk.durable import ExchangeUnsupported
 from ckptdb.disk.publish import Publisher
-from ckptdb.disk.retiring import UNIDENTIFIED_TTL_SECONDS
+from ckptdb.disk.trash import UNIDENTIFIED_TTL_SECONDS
 from ckptdb.errors import NotEnoughSpace, NotUndeleted
 
 DAY = 24 * 3600
@@ -183,7 +183,7 @@ def test_killed_between_exchange_and_trash_it_is_kept_by_whoever_recovers(run, m
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch, told():
-        patch.setattr(retiring.Retiring, "_set_aside", die)
+        patch.setattr(trash.Trash, "_set_aside", die)
         with pytest.raises(KeyboardInterrupt):
             save(run, 100)
     assert (run / "tmp_step_100" / "merged.safetensors").exists()

@@ -9,7 +9,7 @@ from typing import Any
 
 from ckptdb.catalog.candidates import Candidate
 from ckptdb.catalog.catalog import Catalog
-from ckptdb.disk import claims, identity, info, names, scan
+from ckptdb.disk import claims, identity, info, links, names
 from ckptdb.disk.retiring import Doomed
 from ckptdb.errors import UnreadableInfo
 from ckptdb.index import RunIndex
@@ -21,9 +21,10 @@ from ckptdb.retention import (
     decide,
     decide_below,
     find_resumed_from,
-    links,
     plan,
 )
+from ckptdb.retention.linked import keep as keep_linked
+from ckptdb.retention.linked import without_bytes
 
 _COMPARED = 1000
 
@@ -87,7 +88,7 @@ def plan_all(index: RunIndex, directory: Path, policy: Policy, *, exclude_latest
             policy,
             exclude_latest=exclude_latest,
             leased=_find_leased(directory),
-            linked=scan.find_linked(directory, [candidate.step for candidate in candidates]),
+            linked=links.find_linked(directory, [candidate.step for candidate in candidates]),
         )
 
     return index.ask(find, nothing=Plan())
@@ -160,8 +161,8 @@ class _Judge:
             return _NOTHING
         candidates = catalog.candidates(run_id, policy.wanted)
         if policy.at_most is not None:
-            linked = scan.find_linked(self._directory, [c.step for c in candidates])
-            candidates = links.without_bytes(candidates, linked)
+            linked = links.find_linked(self._directory, [c.step for c in candidates])
+            candidates = without_bytes(candidates, linked)
         if followed:
             followed.ranked_by |= {
                 name for name in policy.ranked_by if all(name in c.values for c in candidates)
@@ -179,7 +180,7 @@ class _Judge:
     def _without_linked(self, decisions: tuple[Decision, ...]) -> tuple[Decision, ...]:
         """Keep what is behind a symlink; only what is to go is looked at for that."""
         doomed = [decision.step for decision in decisions if not decision.keep]
-        return links.keep(decisions, scan.find_linked(self._directory, doomed))
+        return keep_linked(decisions, links.find_linked(self._directory, doomed))
 
 
 def _find_leased(directory: Path) -> dict[str, str]:

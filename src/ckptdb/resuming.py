@@ -13,7 +13,7 @@ from typing import Any, Literal, get_args
 from ckptdb import caller
 from ckptdb.catalog.catalog import Catalog
 from ckptdb.compare import ConfigChange, config_changes
-from ckptdb.disk import checksums, identity, info, manifest, names, process, scan
+from ckptdb.disk import checksums, identity, info, links, manifest, names, process, scan
 from ckptdb.disk.journal import Fact
 from ckptdb.disk.manifest import Compared
 from ckptdb.disk.publish import Publisher
@@ -169,7 +169,7 @@ class Resuming:
                     return known, f"it cannot be compared with its checksums ({compared.doubt})"
                 found = replace(found, problem=compared.damage)
         except FileNotFoundError:
-            return known, scan.find_obstruction(known.path) or "it is not there any more"
+            return known, links.find_obstruction(known.path) or "it is not there any more"
         except (OSError, UnreadableInfo) as error:
             return known, f"it cannot be read ({getattr(error, 'strerror', None) or error})"
         if found.uuid != known.uuid:

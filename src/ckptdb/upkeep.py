@@ -12,7 +12,7 @@ from typing import Any
 
 from ckptdb import retention
 from ckptdb.catalog.catalog import Catalog, Seen
-from ckptdb.disk import claims, clock, identity, journal, liveness, manifest, names, scan
+from ckptdb.disk import claims, clock, identity, journal, links, liveness, manifest, names, scan
 from ckptdb.disk.process import Life
 from ckptdb.disk.publish import Publisher
 from ckptdb.disk.retiring import Doomed
@@ -179,7 +179,7 @@ def judge(catalog: Catalog, seen: Seen, policy: Policy) -> Plan:
     leased = claims.find_leased(hidden)
     # What is young must not go because this machine's clock is ahead.
     now = min(time.time(), clock.find_time(hidden, may_touch=False) or math.inf)
-    linked = scan.find_linked(seen.run.directory, [candidate.step for candidate in candidates])
+    linked = links.find_linked(seen.run.directory, [candidate.step for candidate in candidates])
     return plan.make(candidates, policy, leased=leased, now=now, linked=linked)
 
 
@@ -256,12 +256,12 @@ def choose(catalog: Catalog, seen: Seen, steps: Sequence[int], *, force: bool) -
     """
     rows = catalog.checkpoints(run_id=seen.id, status="final", steps=sorted(set(steps)))
     live = {checkpoint.step: checkpoint for checkpoint in rows}
-    linked = scan.find_linked(seen.run.directory, steps)
+    linked = links.find_linked(seen.run.directory, steps)
     leased = {} if force else claims.find_leased(identity.hidden(seen.run.directory))
     for step in steps:
         if step in linked:
             path = seen.run.directory / names.final_name(step)
-            raise LinkedCheckpoint(path, scan.find_target(path) or "another place")
+            raise LinkedCheckpoint(path, links.find_target(path) or "another place")
         if step not in live:
             raise UnknownCheckpoint(seen.run.name, step)
         if live[step].pinned and not force:

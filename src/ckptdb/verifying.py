@@ -11,7 +11,7 @@ from pathlib import Path
 from ckptdb import caller
 from ckptdb.catalog.catalog import Catalog, Recorded, Seen
 from ckptdb.catalog.store import Changes
-from ckptdb.disk import checksums, identity, manifest, scan, verified
+from ckptdb.disk import checksums, identity, links, manifest, scan, verified
 from ckptdb.disk.manifest import Compared, Manifest
 from ckptdb.disk.verified import Depth, Verified
 from ckptdb.errors import ChecksumsUnavailable, IndexStale, UnreadableInfo
@@ -147,7 +147,7 @@ class Verifier:
             found = scan.load(who, known.path, known.step)
             content = None if found.problem else manifest.find(known.path)
         except (OSError, UnreadableInfo) as error:
-            why = scan.find_obstruction(known.path)
+            why = links.find_obstruction(known.path)
             if why is None and isinstance(error, FileNotFoundError):
                 return  # it went meanwhile
             why = why or getattr(error, "strerror", None) or str(error)

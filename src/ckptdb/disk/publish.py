@@ -23,6 +23,7 @@ from ckptdb.disk import (
     info,
     journal,
     lease,
+    links,
     liveness,
     manifest,
     names,
@@ -261,7 +262,7 @@ class Publisher(Retiring):
     @staticmethod
     def _refuse_taken(place: Path) -> None:
         if durable.is_there(place) and not durable.is_folder(place):
-            target = scan.find_target(place)
+            target = links.find_target(place)
             raise StepTaken(place, "" if target is None else f"it is a link to {target}")
 
     def _write_metadata(

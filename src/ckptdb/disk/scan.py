@@ -24,6 +24,7 @@ from ckptdb.disk import (
     identity,
     info,
     journal,
+    links,
     liveness,
     manifest,
     names,
@@ -629,7 +630,7 @@ def find_uuid(who: Identity, path: Path, step: int, *, through_link: bool = Fals
     """
     status = durable.find_status(path)
     if through_link and status is not None and stat.S_ISLNK(status.st_mode):
-        return None if find_obstruction(path) else _derive_at(who, path, step)
+        return None if links.find_obstruction(path) else _derive_at(who, path, step)
     if status is None or not stat.S_ISDIR(status.st_mode) or reading.is_being_deleted(status):
         return None
     return _derive_at(who, path, step)
@@ -707,7 +708,7 @@ def is_published(folder: Path) -> bool:
 def _is_readable(folder: Path) -> bool:
     status = durable.find_status(folder)
     if status is None or stat.S_ISLNK(status.st_mode):
-        return status is not None and find_obstruction(folder) is None
+        return status is not None and links.find_obstruction(folder) is None
     return stat.S_ISDIR(status.st_mode) and not reading.is_being_deleted(status)
 
 
@@ -871,50 +872,12 @@ def list_folder(directory: Path) -> Listing:
 
 
 def _sort_in_link(found: Listing, name: str, step: int) -> None:
-    why = find_obstruction(found.directory / name)
+    why = links.find_obstruction(found.directory / name)
     if why is None:
         found.finals.append(step)
         found.linked.append(step)
     else:
         found.dead_links[name] = why
-
-
-def find_obstruction(path: Path) -> str | None:
-    """Say what stands in a checkpoint's place, if not a directory or a symlink to a checkpoint."""
-    status = durable.find_status(path)
-    if status is None or stat.S_ISDIR(status.st_mode):
-        return None
-    if not stat.S_ISLNK(status.st_mode):
-        return "it is no directory"
-    fault = _find_fault_behind(path)
-    return None if fault is None else f"it is a link to {find_target(path)}, which {fault}"
-
-
-def _find_fault_behind(link: Path) -> str | None:
-    try:
-        is_folder = stat.S_ISDIR(os.stat(link).st_mode)
-        # Whatever it leads to is not searched for files before it is known to be ours.
-        has_record = any(durable.is_there(link / name) for name in (names.MANIFEST, names.INFO))
-    except FileNotFoundError:
-        return "is not there"
-    except OSError as error:
-        return f"cannot be reached ({error.strerror})"
-    if not is_folder:
-        return "is no directory"
-    return None if has_record else "holds no checkpoint"
-
-
-def find_target(path: Path) -> str | None:
-    """Return what a symlink leads to, None when it is none."""
-    try:
-        return os.readlink(path)
-    except OSError:
-        return None
-
-
-def find_linked(directory: Path, steps: Iterable[int]) -> frozenset[int]:
-    """Return the steps of a run that stand behind a symlink, of some."""
-    return frozenset(s for s in steps if os.path.islink(f"{directory}/{names.final_name(s)}"))
 
 
 def find_obstructed(directory: Path) -> dict[int, str]:
@@ -926,7 +889,7 @@ def find_obstructed(directory: Path) -> dict[int, str]:
     found = {}
     for name in (*listing.dead_links, *listing.foreign):
         step = names.find_final_step(name)
-        why = None if step is None else find_obstruction(directory / name)
+        why = None if step is None else links.find_obstruction(directory / name)
         if step is not None and why is not None:
             found[step] = why
     return found

@@ -9,8 +9,8 @@ from typing import Any, Final
 
 from ckptdb.catalog.candidates import Candidate
 from ckptdb.records import Mode, rank_key
-from ckptdb.retention import links
 from ckptdb.retention.decision import Decision, decide
+from ckptdb.retention.linked import keep, without_bytes
 from ckptdb.retention.policy import Policy
 
 _TOP: Final = 3
@@ -75,9 +75,9 @@ def make(
         now: As there.
         linked: Steps of checkpoints behind a symlink.
     """
-    candidates = links.without_bytes(candidates, linked)
+    candidates = without_bytes(candidates, linked)
     decisions = decide(candidates, policy, exclude_latest=exclude_latest, leased=leased, now=now)
-    decisions = links.keep(decisions, linked)
+    decisions = keep(decisions, linked)
     return replace(of(decisions, candidates, policy), exclude_latest=exclude_latest)
 
 

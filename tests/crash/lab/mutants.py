@@ -388,13 +388,13 @@ _FLUSHES = (
     Mutant("any flush of the run's directory", ("first save",),
            ("changing._sync_directory/fsync/1",)),
     Mutant("replaced: the trash", ("pinned and replaced", "repaired"),
-           ("retiring._set_aside/_sync_trash/1", "retiring._sync_trash/fsync/1")),
-    Mutant("undeleted: the name", ("undeleted",), ("retiring.undelete/_sync_directory/1",)),
+           ("trash._set_aside/_sync_trash/1", "trash._sync_trash/fsync/1")),
+    Mutant("undeleted: the name", ("undeleted",), ("trash.undelete/_sync_directory/1",)),
     Mutant("put back: the name", ("put back",), ("publish.put_back/_sync_directory/1",)),
     Mutant("retired or discarded: the old name", ("pruned", "discarded"),
            ("retiring._put_away/_sync_directory/1",)),
     Mutant("retired on a full disk: the trash", ("freed",),
-           ("retiring._put_away/_sync_trash/1", "retiring._sync_trash/fsync/1")),
+           ("retiring._put_away/_sync_trash/1", "trash._sync_trash/fsync/1")),
     Mutant("freed in place: the mark", ("killed, freeing in place",), ("in_place._mark/fsync/1",),
            redundant=(
         "A kill takes nothing back, and the power cuts of this laboratory know names and bytes, no "
@@ -403,11 +403,11 @@ _FLUSHES = (
            ("in_place._mark/_sync_directory/1",), redundant=(
         "Likewise: without it a question after a power cut may not look, and the next one does.")),
     Mutant("retired by one who died: the old name", ("retired, then emptied",),
-           ("retiring._remove_retired/_sync_directory/1",)),
+           ("trash._remove_retired/_sync_directory/1",)),
     Mutant("freed by one who died: the trash", ("freed, then emptied",),
-           ("retiring._record_late/_sync_trash/1",)),
+           ("trash._record_late/_sync_trash/1",)),
     Mutant("freed by one who died: the old name", ("freed, then emptied",),
-           ("retiring._record_late/_sync_directory/1",), redundant=(
+           ("trash._record_late/_sync_directory/1",), redundant=(
         "The trash has just been flushed, and a directory has but one name. It is there for file "
         "systems that may bring the old name back all the same, over bytes that are gone.")),
     Mutant("adopted: its files and folders", ("adopted, unflushed",),
