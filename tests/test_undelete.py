@@ -95,6 +95,15 @@ def test_what_waits_is_no_leftover_and_is_told(run):
     assert trash(run) == []
 
 
+def test_what_goes_while_the_trash_is_emptied_waits_as_promised(run):
+    with Registry.open(run) as registry:
+        (found,) = registry.gc(Policy(keep=["steps 7"]), trash_ttl_seconds=60, empty_trash=True)
+        assert [left.step for left in found.leftovers] == [1, 3]
+        assert len(trash(run)) == 1
+        registry.undelete(2)
+    assert steps(run) == ["step_2", "step_4"]
+
+
 def test_by_hand_too_what_goes_may_wait(run):
     with Registry.open(run) as registry:
         removed = registry.remove([2], trash_ttl_seconds=60)

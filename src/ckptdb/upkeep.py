@@ -326,6 +326,10 @@ def collect(
             with attempt.at(tmp.checkpoint.step, path):
                 if not publisher.discard(path, reason=reason, uuid=uuid).gone:
                     leftovers = [left for left in leftovers if left.path != path]
+        if empty_trash and publisher.trash_ttl_seconds:
+            with attempt.at():
+                publisher.empty_trash(everything=True, unidentified=True)
+            empty_trash = False  # what goes from here on is promised to wait
         judged = attempt.retire(judged)
         with attempt.at():
             publisher.empty_trash(everything=empty_trash, unidentified=empty_trash)
