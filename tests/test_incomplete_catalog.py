@@ -14,7 +14,7 @@ import pytest
 
 from ckptdb import CheckpointManager, Registry, index
 from ckptdb.cli.main import main
-from ckptdb.disk import unindexed
+from ckptdb.disk.unindexed import Notes
 
 from .test_looking import AS_ANY_USER, counted, settle
 
@@ -25,6 +25,10 @@ def save(run, step, loss, **options):
     config = {"checkpoint_dir": run, "metric_name": LOSS, "higher_is_better": False, **options}
     with CheckpointManager(config) as manager, manager.save(step, {LOSS: loss}) as folder:
         (folder / "model.bin").write_bytes(b"m")
+
+
+def notes_of(root: Path) -> Notes:
+    return Notes(root / ".ckptdb" / "unindexed", root)
 
 
 def catalog_of(root: Path) -> Path:
@@ -333,7 +337,7 @@ def test_what_was_saved_while_the_catalog_was_locked_is_in_answers_over_all_runs
         assert {row["run"]: row["latest_step"] for row in registry.summary().as_dicts()} == {
             "a": 3, "b": 2, "c": 2,
         }  # fmt: skip
-    assert unindexed.find(root) == ()
+    assert notes_of(root).find() == ()
 
 
 def test_a_run_that_began_while_the_catalog_was_locked_is_listed(root):
@@ -359,10 +363,10 @@ def test_a_trainer_that_goes_on_brings_the_catalog_up_to_date_itself(root, monke
             warnings.simplefilter("ignore")
             with manager.save(3, {LOSS: 0.01}):
                 pass
-            assert len(unindexed.find(root)) == 1
+            assert len(notes_of(root).find()) == 1
         with manager.save(4, {LOSS: 0.02}):
             pass
-        assert unindexed.find(root) == ()
+        assert notes_of(root).find() == ()
     with closing(sqlite3.connect(catalog_of(root))) as raw:
         query = "SELECT step FROM checkpoints JOIN runs r ON r.id = run_id WHERE r.name = 'a'"
         assert sorted(raw.execute(query).fetchall()) == [(1,), (2,), (3,), (4,)]
@@ -372,7 +376,6 @@ def test_what_somebody_pinned_while_the_catalog_was_locked_is_in_answers_over_al
     script = (
         "import sys, warnings\n"
         "warnings.simplefilter('ignore')\n"
-        "from ckptdb.disk import unindexed\n"
         "from ckptdb import Registry\n"
         "with Registry.open(sys.argv[1]) as registry:\n"
         "    registry.runs()\n"
@@ -415,11 +418,11 @@ def test_a_note_that_cannot_be_written_fails_no_save(root):
 def test_reconciling_the_root_removes_the_notes(root):
     save_while_locked(root, "a", 3, 0.01)
     shutil.rmtree(root / "c")
-    unindexed.note(root, root / "c", "0e1b2c3d-0000-4000-8000-000000000000")
-    assert len(unindexed.find(root)) == 2
+    notes_of(root).add(root / "c", "0e1b2c3d-0000-4000-8000-000000000000")
+    assert len(notes_of(root).find()) == 2
     with Registry.open(root) as registry:
         registry.reconcile()
-    assert unindexed.find(root) == ()
+    assert notes_of(root).find() == ()
 
 
 def test_who_may_not_write_sees_what_was_saved_while_the_catalog_was_locked(root):
@@ -440,7 +443,30 @@ def test_who_may_not_write_sees_what_was_saved_while_the_catalog_was_locked(root
     finally:
         (root / ".ckptdb").chmod(0o755)
     assert (done.stdout, done.stderr) == ("3 3\n", "")
-    assert len(unindexed.find(root)) == 1
+    assert len(notes_of(root).find()) == 1
+
+
+def test_a_catalog_elsewhere_is_behind_on_no_run_that_was_saved_while_it_was_locked(root, tmp_path):
+    elsewhere = tmp_path / "elsewhere.db"
+    for name in ("a", "b"):
+        save(root / name, 3, 0.4, catalog=elsewhere)
+    with locked(elsewhere), warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        save(root / "a", 4, 0.01, catalog=elsewhere)
+    assert (tmp_path / "elsewhere.db.unindexed").is_dir()
+    with Registry.open(elsewhere) as registry:
+        assert registry.best(LOSS, mode="min").path == root / "a" / "step_4"
+    assert not (tmp_path / "elsewhere.db.unindexed").exists()
+
+
+def test_a_note_leads_to_no_run_outside_the_root(root, tmp_path):
+    save(tmp_path / "foreign", 1, 0.001)
+    folder = root / ".ckptdb" / "unindexed"
+    folder.mkdir()
+    for number, where in enumerate(["../foreign", str(tmp_path / "foreign"), "a/../../foreign"]):
+        (folder / f"0e1b2c3d-0000-4000-8000-00000000000{number}").write_text(where)
+    with Registry.open(root) as registry:
+        assert [run.name for run in registry.runs()] == ["a", "b", "c"]
 
 
 # --- a run that the catalog does not know yet ---------------------------------------------------

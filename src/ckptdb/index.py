@@ -24,10 +24,11 @@ from ckptdb.catalog.catalog import Catalog
 from ckptdb.catalog.engine import Database
 from ckptdb.catalog.location import Location, fixed, locate
 from ckptdb.catalog.store import Changes
-from ckptdb.disk import durable, identity, names, scan, unindexed
+from ckptdb.disk import durable, identity, names, scan
 from ckptdb.disk.changing import Span
 from ckptdb.disk.publish import Publisher
 from ckptdb.disk.scan import Stamp
+from ckptdb.disk.unindexed import Note, Notes
 from ckptdb.errors import (
     CatalogBroken,
     CatalogError,
@@ -333,9 +334,9 @@ class RunIndex:
         """Leave a note for answers over all runs, which would not compare this one."""
         self._missed = True
         try:
-            root = _locate(self._directory, self._choice).base
-            if root is not None:
-                unindexed.note(root, self._directory, self._uuid(), make_durable=self._durable)
+            location = _locate(self._directory, self._choice)
+            notes = Notes(location.notes, location.base)
+            notes.add(self._directory, self._uuid(), make_durable=self._durable)
         except (CatalogError, OSError) as error:
             _logger.info("no note that the catalog is behind: %s", error)
 
@@ -343,8 +344,8 @@ class RunIndex:
         """Bring a catalog that works again to all that it has missed from this process."""
         if not self._missed:
             return
-        root, uuid = stored.catalog.database.location.base, self._uuid()
-        notes = [] if root is None else unindexed.find(root, uuid)
+        location = stored.catalog.database.location
+        notes: Sequence[Note] = Notes(location.notes, location.base).find(self._uuid())
         with suppress(OSError):
             notes = [note.claim() for note in notes]
         self._heal(stored, trust_own=False)
@@ -450,9 +451,14 @@ class RunIndex:
         if not self._warned:
             self._warned = True
             self._on_problem(Problem("catalog", self._directory, error))
+            later = (
+                "whoever may write the catalog completes it with `ckptdb reconcile`."
+                if isinstance(error, CatalogReadOnly)
+                else "the catalog is completed when it works again."
+            )
             caller.warn(
                 f"{error} Checkpoints are saved as usual and questions are answered from disk; "
-                "the catalog is completed when it works again."
+                f"{later}"
             )
 
     def _broken(self, error: Exception) -> CatalogBroken:

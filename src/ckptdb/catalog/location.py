@@ -45,6 +45,14 @@ class Location:
         """Whether it is a SQLite database that lives and dies with its `Database`."""
         return self.file is None and self.url.startswith("sqlite")
 
+    @property
+    def notes(self) -> Path | None:
+        """The folder for notes about runs of which it lacks changes; None of a server's."""
+        if self.file is None:
+            return None
+        own = self.file.parent.name == FOLDER
+        return self.file.with_name("unindexed" if own else f"{self.file.name}.unindexed")
+
 
 def fixed(choice: str | os.PathLike[str]) -> str:
     """Return a choice of catalog that means the same after a change of directory; see `locate`.

@@ -1,24 +1,25 @@
-"""Notes in a root about runs that changed while its catalog could not be written.
+"""Notes beside a catalog about runs that changed while it could not be written.
 
 The catalog knows of such a change only after the run has been compared with its directory. Answers
-over all runs compare none of them, so they read these notes first: ``.ckptdb/unindexed/<uuid>`` for
-each such run, with its directory in it. A note is only a hint, what it names may be gone.
+over all runs compare none of them, so they read these notes first: a file for each such run, named
+by its uuid, with its directory in it. A note is only a hint: what it names may be gone, and anybody
+who may write there may have left it.
 """
 
 from __future__ import annotations
 
 import os
 import uuid
+from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import quote_from_bytes, unquote_to_bytes
 
-from ckptdb.disk import durable, identity
+from ckptdb.disk import durable
 from ckptdb.disk.info import read_regular
 from ckptdb.errors import UnreadableInfo
 
-_FOLDER = "unindexed"
 _UUID_LENGTH = 36
 _LONGEST = 16384
 """Bytes; the longest path, each of its bytes written as ``%XX``."""
@@ -49,43 +50,57 @@ class Note:
         """Say that the catalog has these changes now."""
         with suppress(OSError):
             self.path.unlink(missing_ok=True)
+            self.path.parent.rmdir()  # the last one
 
 
-def note(root: Path, directory: Path, run_uuid: str, *, make_durable: bool = False) -> None:
-    """Note that the catalog of a root lacks changes of a run; one that is there already stays.
+@dataclass(frozen=True, slots=True)
+class Notes:
+    """The notes about the runs of a catalog.
 
-    Raises:
-        OSError: It cannot be written.
+    Attributes:
+        folder: Where they are; None where there is no place for them.
+        base: The root of which all of these runs are; None when they may lie anywhere.
     """
-    path = _folder(root) / run_uuid
-    if durable.is_there(path):
-        return
-    # Relative, so that the root may be moved.
-    where = directory.relative_to(root) if directory.is_relative_to(root) else directory
-    path.parent.mkdir(exist_ok=True)
-    staging = path.with_name(f".{run_uuid}.{uuid.uuid4()}")
-    durable.write_new(staging, quote_from_bytes(os.fsencode(where)).encode(), durable=make_durable)
-    os.replace(staging, path)
 
+    folder: Path | None
+    base: Path | None
 
-def find(root: Path, run_uuid: str = "") -> tuple[Note, ...]:
-    """Return the notes of a root, or about one of its runs; none where they cannot be read."""
-    try:
-        found = sorted(os.listdir(_folder(root)))
-    except OSError:
-        return ()
-    notes: list[Note] = []
-    for name in found:
-        if not name.startswith(run_uuid):
-            continue
-        path = _folder(root) / name
-        with suppress(UnreadableInfo, ValueError):
-            uuid.UUID(name[:_UUID_LENGTH])
-            text = os.fsdecode(unquote_to_bytes(read_regular(path, _LONGEST)))
-            if text and "\0" not in text:
-                notes.append(Note(path, root / text))
-    return tuple(notes)
+    def add(self, directory: Path, run_uuid: str, *, make_durable: bool = False) -> None:
+        """Note that the catalog lacks changes of a run; a note that is there already stays.
 
+        Raises:
+            OSError: It cannot be written.
+        """
+        if self.folder is None or durable.is_there(path := self.folder / run_uuid):
+            return
+        # Relative, so that the root may be moved.
+        is_below = self.base is not None and directory.is_relative_to(self.base)
+        where = directory.relative_to(self.base) if self.base and is_below else directory
+        staging = self.folder / f".{run_uuid}.{uuid.uuid4()}"
+        text = quote_from_bytes(os.fsencode(where)).encode()
+        self.folder.mkdir(exist_ok=True)
+        try:
+            durable.write_new(staging, text, durable=make_durable)
+        except FileNotFoundError:  # somebody has just removed the last note, and the folder
+            self.folder.mkdir(exist_ok=True)
+            durable.write_new(staging, text, durable=make_durable)
+        os.replace(staging, path)
 
-def _folder(root: Path) -> Path:
-    return identity.hidden(root) / _FOLDER
+    def find(self, run_uuid: str = "") -> tuple[Note, ...]:
+        """Return all of them, or those about one run; none where they cannot be read."""
+        if self.folder is None:
+            return ()
+        try:
+            found = sorted(os.listdir(self.folder))
+        except OSError:
+            return ()
+        return tuple(self._read(self.folder, [n for n in found if n.startswith(run_uuid)]))
+
+    def _read(self, folder: Path, found: list[str]) -> Iterator[Note]:
+        for name in found:
+            with suppress(UnreadableInfo, ValueError):
+                uuid.UUID(name[:_UUID_LENGTH])
+                raw = unquote_to_bytes(read_regular(folder / name, _LONGEST))
+                directory = Path(os.path.abspath((self.base or folder) / os.fsdecode(raw)))
+                if b"\0" not in raw and (self.base is None or directory.is_relative_to(self.base)):
+                    yield Note(folder / name, directory)

@@ -17,7 +17,7 @@ from ckptdb.catalog.catalog import Catalog, Seen
 from ckptdb.catalog.engine import Database
 from ckptdb.catalog.location import FILE
 from ckptdb.catalog.schema import HEAD
-from ckptdb.disk import identity, scan, unindexed
+from ckptdb.disk import identity, scan
 from ckptdb.disk.unindexed import Note
 from ckptdb.disk.verified import DEPTHS, Depth
 from ckptdb.errors import (
@@ -291,11 +291,10 @@ class Indexing(Tree):
     def _claim_notes(self, top: Path) -> list[Note]:
         """Take the notes about runs at or below a directory, before these are looked at."""
         notes: list[Note] = []
-        if self.location.base is not None:
-            for note in unindexed.find(self.location.base):
-                with suppress(OSError):
-                    if note.directory.is_relative_to(top):
-                        notes.append(note.claim())
+        for note in self._notes().find():
+            with suppress(OSError):
+                if note.directory.is_relative_to(top):
+                    notes.append(note.claim())
         return notes
 
     def _look(

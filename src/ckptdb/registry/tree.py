@@ -16,8 +16,8 @@ from ckptdb import caller
 from ckptdb.catalog.catalog import Catalog, Seen
 from ckptdb.catalog.engine import Database
 from ckptdb.catalog.location import Location, locate
-from ckptdb.disk import durable, identity, names, scan, unindexed
-from ckptdb.disk.unindexed import Note
+from ckptdb.disk import durable, identity, names, scan
+from ckptdb.disk.unindexed import Note, Notes
 from ckptdb.errors import (
     AmbiguousRun,
     CatalogError,
@@ -406,11 +406,11 @@ class Tree:
             return
         self._heal_for_readers()
         self._heal_cut_short()
+        for note in self._notes().find():
+            self._settle(note)
         if base is None:
             self._tell_unseen(self._catalog())
             return
-        for note in unindexed.find(base):
-            self._settle(note)
         if self._catalog().database.is_complete():
             return
         try:
@@ -443,7 +443,7 @@ class Tree:
 
     def _settle(self, note: Note) -> None:
         """Bring the catalog to a run that it was behind on."""
-        if not note.directory.is_dir():
+        if not note.directory.is_dir() or not scan.is_run(note.directory):
             return  # moved, or not mounted: `reconcile` of the whole tree will tell
         if self._copied is None:
             with suppress(OSError):
@@ -528,10 +528,11 @@ class Tree:
 
     def _note(self, directory: Path) -> None:
         """Leave a note for those who come later that the catalog is behind on a run."""
-        if self.location.base is not None:
-            with suppress(OSError):
-                run = identity.identify(directory).run
-                unindexed.note(self.location.base, directory, run.uuid)
+        with suppress(OSError):
+            self._notes().add(directory, identity.identify(directory).run.uuid)
+
+    def _notes(self) -> Notes:
+        return Notes(self.location.notes, self.location.base)
 
 
 def _behind_links(path: Path) -> Path:
