@@ -127,7 +127,9 @@ def undelete(session: Session, step: int, run: str | None) -> None:
     help="Do what --dry-run has shown under this id, or nothing; one for each run.",
 )
 @trash_ttl_option
-@click.option("--empty-trash", is_flag=True, help="Also remove what went before and could still be undeleted.")
+@click.option(
+    "--empty-trash", is_flag=True, help="Also remove what went before and could still be undeleted."
+)
 @output_option("table", "json")
 @click.pass_obj
 def gc(  # noqa: PLR0917  # one parameter an option
