@@ -178,7 +178,14 @@ def beside(text):
 
 @pytest.mark.parametrize(
     ("steps", "labels"),
-    [((1, 2, 3), "1 2 3"), ((7,), "7"), ((1, 2), "1 2"), ((0, 100), "0 25 50 75 100")],
+    [
+        ((1, 2, 3), "1 2 3"),
+        ((7,), "7"),
+        ((1, 2), "1 2"),
+        ((0, 100), "0 25 50 75 100"),
+        ((2**53 + 1, 2**53 + 2), f"{2**53 + 1} {2**53 + 2}"),  # which a float cannot tell apart
+        ((2**63 - 3, 2**63 - 1), f"{2**63 - 3} {2**63 - 2} {2**63 - 1}"),
+    ],
 )
 def test_each_step_is_labelled_once_and_where_it_is(ckptdb, tmp_path, write_nemo, steps, labels):
     for step in steps:
@@ -195,8 +202,12 @@ def test_no_second_is_told_twice(ckptdb, tmp_path):
 
 
 @pytest.mark.parametrize(
-    "values", [(1e32, 1.5e32), (1e32, 1.0000001e32), (1e-9, 3e-9), (-1e300, 1e300), (2e32, 2e32)]
-)
+    "values",
+    [
+        (1e32, 1.5e32), (1e32, 1.0000001e32), (1e-9, 3e-9), (-1e300, 1e300), (2e32, 2e32),
+        (-1.7e308, 1.7e308), (1.7e308, 1.7e308), (5e-324, 1.7e308),
+    ],
+)  # fmt: skip
 def test_labels_of_large_and_small_values_are_short_and_differ(
     ckptdb, tmp_path, write_nemo, values
 ):
@@ -207,6 +218,18 @@ def test_labels_of_large_and_small_values_are_short_and_differ(
     assert len(labels) == len(set(labels))
     assert max(map(len, labels)) <= 16
     assert {float(labels[0]), float(labels[-1])} == set(values)
+
+
+@pytest.mark.parametrize("lowest", [-sys.float_info.max, 0.0, sys.float_info.max])
+def test_values_up_to_the_largest_number_there_is_are_drawn(ckptdb, tmp_path, write_nemo, lowest):
+    for step, value in enumerate((sys.float_info.max, 1.0, lowest)):
+        write_nemo(tmp_path / "run", step, {"loss": value})
+    answer = ckptdb("plot", "loss", cwd=tmp_path / "run")
+    assert (answer.code, answer.err) == (0, "")
+    drawn = answer.out.partition("\n\n")[0]
+    assert drawn.count("a") >= 2
+    assert "nan" not in drawn
+    assert "inf" not in drawn
 
 
 @pytest.mark.parametrize(

@@ -30,6 +30,9 @@ _FEW: Final = 12
 _TICKS: Final = 5
 _HEIGHTS: Final = 7
 _LARGE: Final = 1e7
+_HUGE: Final = 1e200
+_DOWN: Final = 2.0**-400
+"""A power of two: what is multiplied by it keeps its digits."""
 _SMALL: Final = 1e-4
 _HOUR: Final = 3600.0
 _SEASON: Final = 60 * 24 * _HOUR
@@ -96,7 +99,12 @@ def draw(
     canvas.theme("clear")
     canvas.plot_size(columns, rows)
     canvas.title(clean(name))
-    shown = [list(_points(curve, axis)) for curve in curves]
+    known = [list(_points(curve, axis)) for curve in curves]
+    first = min((x for points in known for x, *_ in points), default=0)
+    heights = [y for points in known for _, y, _ in points]
+    scale = _scale(heights)
+    # Relative to the first, steps are exact that a float could not tell apart.
+    shown = [[(float(x - first), y * scale, here) for x, y, here in points] for points in known]
     line = _FINE if len(curves) <= _FEW else _COARSE
     room = max(min(_POINTS // len(curves), 2 * columns), 20)
     for points, style in zip(shown, looks, strict=True):
@@ -111,10 +119,11 @@ def draw(
             canvas.scatter(
                 [x for x, _ in kept], [y for _, y in kept], marker=style.dot, color=colour
             )
-    canvas.xticks(*_ticks([x for points in shown for x, *_ in points], axis))
-    heights = [y for points in shown for _, y, _ in points]
+    ticks, labels = _ticks([x for points in known for x, *_ in points], axis)
+    canvas.xticks([float(tick - first) for tick in ticks], labels)
     if _is_long(heights):
-        canvas.yticks(*_short_ticks(heights))
+        ticks, labels = _short_ticks(heights)
+        canvas.yticks([tick * scale for tick in ticks], labels)
     drawn = str(canvas.build())
     if looks[0].colour is None:
         drawn = canvas.uncolorize(drawn)
@@ -129,19 +138,22 @@ def _canvas() -> Any:
     return plotext
 
 
+def _scale(values: Sequence[float]) -> float:
+    """Return by what values are multiplied to be drawn: their span must be a float, too."""
+    return _DOWN if max(map(abs, values), default=0.0) > _HUGE else 1.0
+
+
 def _points(curve: Curve, axis: Axis) -> Iterator[tuple[float, float, bool]]:
     """Yield x, y and whether it is kept; what has no time cannot stand on an axis of times."""
     xs = curve.steps if axis == "step" else map(seconds, curve.moments)
     for x, value, kept in zip(xs, curve.values, curve.kept, strict=True):
         if x is not None:
-            yield float(x), value, kept
+            yield x, value, kept
 
 
 def _ticks(values: Sequence[float], axis: Axis) -> tuple[list[float], list[str]]:
     """Return where the axis below is labelled, and how: at whole steps, and nothing twice."""
-    ticks = _spread(values, _TICKS)
-    if axis == "step":
-        ticks = [float(round(tick)) for tick in ticks]
+    ticks = _whole(values, _TICKS) if axis == "step" else _spread(values, _TICKS)
     at: dict[str, float] = {}
     for tick, label in zip(ticks, _labels(ticks, axis), strict=True):
         at.setdefault(label, tick)
@@ -168,13 +180,22 @@ def _short_ticks(values: Sequence[float]) -> tuple[list[float], list[str]]:
 def _spread(values: Sequence[float], count: int) -> list[float]:
     """Return numbers from the lowest value to the highest one, evenly."""
     low, high = min(values, default=0.0), max(values, default=1.0)
+    if low == high:
+        return [low] * count
     parts = (n / (count - 1) for n in range(count))
     return [low * (1 - part) + high * part for part in parts]
 
 
+def _whole(values: Sequence[float], count: int) -> list[float]:
+    """Return whole numbers from the lowest step to the highest one, evenly, as exact as those."""
+    low, high = int(min(values, default=0)), int(max(values, default=1))
+    parts = count - 1
+    return [low + (2 * (high - low) * n + parts) // (2 * parts) for n in range(count)]
+
+
 def _labels(ticks: Sequence[float], axis: Axis) -> list[str]:
     if axis == "step":
-        return [f"{tick:.0f}" for tick in ticks]
+        return [str(tick) for tick in ticks]
     span = ticks[-1] - ticks[0]
     form = "%H:%M:%S" if span < _HOUR else "%m-%d %H:%M" if span < _SEASON else "%Y-%m-%d"
     return [datetime.fromtimestamp(tick, tz=UTC).strftime(form) for tick in ticks]
