@@ -45,8 +45,8 @@ def train(run: Path, rate: float, killed_at: int | None = None) -> None:
         latest = manager.get_latest_checkpoint_path()
         if latest is not None:
             step = int((manager.load_training_info(latest) or {})["step"])
-            model = Model(json.loads(Path(latest, "weights.json").read_text()))
-            version, state, spare = json.loads(Path(latest, "sampler.json").read_text())
+            model = Model(json.loads(Path(latest, "weights.json").read_text("utf-8")))
+            version, state, spare = json.loads(Path(latest, "sampler.json").read_text("utf-8"))
             sampler.setstate((version, tuple(state), spare))
             say(f"  continues from {Path(latest).name}")
         while step < STEPS:
@@ -57,10 +57,10 @@ def train(run: Path, rate: float, killed_at: int | None = None) -> None:
                 continue
             metrics = {"step": step, "loss": train_loss, "val:loss": model.loss(held_out)}
             with manager.save(step, metrics, config={"rate": rate}) as folder:
-                (folder / "weights.json").write_text(json.dumps(model.weights))
+                (folder / "weights.json").write_text(json.dumps(model.weights), "utf-8")
                 if step == killed_at:
                     os.kill(os.getpid(), signal.SIGKILL)
-                (folder / "sampler.json").write_text(json.dumps(sampler.getstate()))
+                (folder / "sampler.json").write_text(json.dumps(sampler.getstate()), "utf-8")
             say(f"  step {step:5}   val:loss {metrics['val:loss']:.3f}")
 
 

@@ -8,6 +8,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
+from ckptdb.filenames import as_name, as_text
+
 # Names on disk may hold bytes that are no UTF-8 (Python shows them as lone surrogates), which
 # no database stores. A range of the private use area stands for them.
 _TO_PRIVATE = {0xDC80 + i: 0xF780 + i for i in range(128)}
@@ -39,12 +41,12 @@ class Paths:
     def stored(self, path: Path) -> str:
         """Return an absolute path as it is stored."""
         # As text, because there may be many: a Path takes itself apart for such questions.
-        text, base = str(path), "" if self.base is None else str(self.base)
+        text, base = as_text(str(path)), "" if self.base is None else as_text(str(self.base))
         if text == base:
             return "."
         return storable(text.removeprefix(base if base in ("", "/") else f"{base}/"))
 
     def absolute(self, stored: str) -> Path:
         """Return the absolute path of a stored one."""
-        path = readable(stored)
+        path = as_name(readable(stored))
         return Path(path) if self.base is None else self.base / path

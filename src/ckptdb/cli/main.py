@@ -9,6 +9,7 @@ import sys
 import traceback
 import warnings
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Final, TextIO
 
@@ -84,6 +85,7 @@ for room in (ask, choose, sql, diff, plot, change, delete, tend, watch, web, dat
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run the command line and exit with its code."""
     if arguments is None:
+        _begin_again_in_utf8()
         # The process is ours, and what it has imported stays: no collection need look at it.
         gc.freeze()
         _spell_what_cannot_be_written()
@@ -127,6 +129,21 @@ def _report(error: Exception, *, debug: bool) -> int:
         err=True,
     )
     return 1
+
+
+def _begin_again_in_utf8() -> None:
+    """Let names and arguments be UTF-8 whatever the locale is, as the catalog has them.
+
+    Only what is written to a terminal or a pipe keeps the locale's encoding.
+    """
+    if sys.getfilesystemencoding() == "utf-8" or not sys.executable:
+        return
+    if sys.stdout is not None:
+        os.environ.setdefault("PYTHONIOENCODING", sys.stdout.encoding)
+    command = [sys.executable, "-X", "utf8", *sys.orig_argv[1:]]
+    # Whatever cannot be begun again goes on as it is.
+    with suppress(OSError):
+        os.execv(sys.executable, command)  # noqa: S606  # no shell
 
 
 def _spell_what_cannot_be_written() -> None:

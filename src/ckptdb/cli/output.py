@@ -5,6 +5,7 @@ Names, paths and reasons come from anybody's disk: what a terminal would obey is
 
 from __future__ import annotations
 
+import codecs
 import csv
 import io
 import json
@@ -15,7 +16,7 @@ import shutil
 import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 import click
 
@@ -105,13 +106,27 @@ def echo_bytes(content: bytes) -> None:
     click.echo(content, nl=False)
 
 
+_OF_ALL: Final = frozenset({"utf-8", "utf-16", "utf-32", "gb18030"})
+"""Encodings that lack no character."""
+_PLAIN: Final = {
+    **dict.fromkeys(map(ord, "┌┐└┘├┤┬┴┼"), "+"), ord("│"): "|", ord("─"): "-",
+    **dict.fromkeys(map(ord, "●■▲◆"), "o"), **dict.fromkeys(range(0x2801, 0x2900), "."),
+    0x2800: " ",
+}  # fmt: skip
+"""What a drawing is made of where there are only letters."""
+
+
 def echo_drawing(drawing: str) -> None:
     """Print lines of our own making, escapes for colour included.
 
     Each character that cannot be written here becomes one other, so that all stay in their places.
     """
-    encoding = sys.stdout.encoding or "utf-8"
-    click.echo(drawing.encode(encoding, "replace").decode(encoding))
+    encoding = codecs.lookup(sys.stdout.encoding or "utf-8").name
+    if encoding not in _OF_ALL:
+        drawing = drawing.translate(_PLAIN)
+    if encoding not in (*_OF_ALL, "ascii"):  # which click takes for an UTF-8 that was forgotten
+        drawing = drawing.encode(encoding, "replace").decode(encoding)
+    click.echo(drawing)
 
 
 def echo_json(content: object) -> None:

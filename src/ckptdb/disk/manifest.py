@@ -16,6 +16,7 @@ from pathlib import Path
 from ckptdb.disk import durable, names
 from ckptdb.disk.info import load_json
 from ckptdb.errors import UnreadableInfo
+from ckptdb.filenames import as_names, as_texts
 from ckptdb.records import is_storable
 
 OWN = frozenset({names.MANIFEST, names.WRITER})
@@ -75,6 +76,7 @@ class Compared:
 
 
 _FIELDS = tuple(field.name for field in fields(Manifest))
+_BY_NAME = ("files", "checksums", "targets")
 _OPTIONAL = frozenset(f.name for f in fields(Manifest) if f.default_factory is not MISSING)
 
 
@@ -134,6 +136,7 @@ def write(folder: Path, manifest: Manifest, *, make_durable: bool) -> None:
     """Put the manifest into a checkpoint directory, replacing an earlier one in one step."""
     content = {name: getattr(manifest, name) for name in _FIELDS}
     content = {name: said for name, said in content.items() if said or name not in _OPTIONAL}
+    content |= {name: as_texts(content[name]) for name in _BY_NAME if name in content}
     durable.write_json(folder / names.MANIFEST, content, durable=make_durable)
 
 
@@ -156,8 +159,10 @@ def find(folder: Path) -> Manifest | None:
         raise
     try:
         # What a newer version has to say beside is not for us.
-        manifest = Manifest(**{name: content[name] for name in _FIELDS if name in content})
-    except TypeError as error:
+        said = {name: content[name] for name in _FIELDS if name in content}
+        said |= {name: as_names(said[name]) for name in _BY_NAME if name in said}
+        manifest = Manifest(**said)
+    except (TypeError, AttributeError, ValueError) as error:
         raise UnreadableInfo(
             folder / names.MANIFEST, "does not have the fields of a manifest"
         ) from error
