@@ -200,6 +200,8 @@ class Deleting(Tree):
     @contextmanager
     def _deciding(self, run: PathLike | Sequence[PathLike] | None) -> Iterator[None]:
         """Let a deletion be decided by the files when there is no catalog to decide it by."""
+        if self._copied is not None:
+            self.close()
         try:
             self._catalog().runs()
         except _UNUSABLE as error:
@@ -210,8 +212,10 @@ class Deleting(Tree):
             top = here or self.location.base or self._directory
             self._opened = Catalog(self._index_in_memory(top))
         try:
+            self._decides = True
             yield
         finally:
+            self._decides = False
             if self._doubted:
                 self._doubted = False
                 self.close()

@@ -65,6 +65,7 @@ class Tree:
         self._chosen = chosen
         self._whole = whole
         self._doubted = False
+        self._decides = False
         self._opened: Catalog | None = None
         self._copied: _File = None
         self._compared_at = -math.inf
@@ -372,8 +373,8 @@ class Tree:
         It can be brought to what is on disk all the same, for the answer to be true.
         """
         opened, file = self._catalog().database, self.location.file
-        if opened.location.in_memory:
-            return False
+        if opened.location.in_memory or self._decides:
+            return False  # what goes is decided by the files themselves, and that is told
         seen = None if file is None else _look_at(file)
         try:
             copy = opened.find_copy()
@@ -418,6 +419,8 @@ class Tree:
         except CatalogError as error:
             if self._copy(error):
                 self._look_everywhere(base)
+            else:
+                self._tell(f"{error} It has not seen all runs yet: those are left out.")
 
     def _heal_for_readers(self) -> None:
         """Compare all runs with their directories where nobody keeps the catalog true for us.
