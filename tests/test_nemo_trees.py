@@ -148,7 +148,7 @@ def test_a_thousand_of_theirs_have_the_same_best_latest_and_top_ten_once_indexed
         report = registry.reconcile()
         assert report.checkpoints == 1000
         assert report.blocked == ()
-        assert not registry.reconcile().has_drift
+        assert not registry.reconcile().has_changes
         best = registry.best(METRIC, mode=mode)
         assert str(best.path) == best_like_nemo(thousand, METRIC, higher=mode == "max")
         assert best.info["consumed_samples"] == best.step * 64
@@ -208,7 +208,7 @@ def test_their_manager_may_take_over_and_ours_may_come_back(run, marked):
     assert {step for step, _, _ in history(run)} == {50}
     with Registry.open(run) as registry:
         registry.reconcile()
-        assert not registry.reconcile().has_drift
+        assert not registry.reconcile().has_changes
         gone = {
             (checkpoint.step, checkpoint.deleted_reason.partition(":")[0])
             for checkpoint in registry.checkpoints(status="deleted")

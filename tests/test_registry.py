@@ -986,7 +986,7 @@ def test_names_that_are_no_text_are_indexed_and_come_back_as_they_are(tmp_path):
         registry.tag(run, 1, "release")
         shutil.rmtree(run / "step_2")
         registry.reconcile()
-        assert not registry.reconcile().has_drift
+        assert not registry.reconcile().has_changes
         assert registry.get(2, run=run).deleted_reason.startswith("vanished")
         assert json.dumps(registry.latest(run=run).as_dict())
 
@@ -1005,7 +1005,7 @@ def test_a_truncated_file_is_found_skipped_remembered_and_cleared(registry, root
     assert registry.best(run="a").step == 3
     assert [cp.step for cp in registry.top(9, run="a")] == [3, 1]
     report = registry.reconcile()
-    assert not report.has_drift
+    assert not report.has_changes
     assert ("damaged", 2) in {(a.kind, a.step) for run in report.runs for a in run.actions}
     assert registry.best(run="a").step == 3
     (collected,) = registry.gc(Policy(keep_top_k=0), run="a")

@@ -13,6 +13,7 @@ import pytest
 
 from ckptdb import CheckpointManager, Registry
 from ckptdb.disk import journal
+from ckptdb.disk.journal import Fact
 from ckptdb.errors import ConfigChanged, InvalidChoice, NoCheckpointHere, UnwritableInfo
 from ckptdb.resuming import differences, legible
 
@@ -484,11 +485,10 @@ def test_resuming_costs_who_does_not_use_it_nothing(run):
 def test_lines_of_other_hands_are_no_resumption(run):
     with open_manager(run) as manager:
         found = manager.resume()
-    with (run / ".ckptdb" / "journal.jsonl").open("a") as file:
-        for more in ({"pid": "1"}, {"host": "\ud800", "pid": 1}, {"host": "h", "pid": 2**70}):
-            fact = {"at": "2026", "fact": "resumed", "uuid": found.uuid, **more}
-            file.write(json.dumps(fact) + "\n")
-        file.write(json.dumps({"at": "x", "fact": "rejected", "uuid": found.uuid}) + "\n")
+    odd = ({"pid": "1"}, {"host": "\ud800", "pid": 1}, {"host": "h", "pid": 2**70})
+    lines = [Fact("2026", "resumed", found.uuid, more) for more in odd]
+    lines.append(Fact("x", "rejected", found.uuid))
+    journal.append(run / ".ckptdb", lines, make_durable=False)
     with open_manager(run) as manager, warned() as texts:
         assert manager.resume().step == 3
     assert texts == []

@@ -441,6 +441,26 @@ class LeasedCheckpoint(CkptdbError):
         )
 
 
+class JournalInDoubt(CkptdbError):
+    """A run's journal is damaged, or a catalog knows more: nothing may be deleted by it."""
+
+    def __init__(self, run: Path, why: str) -> None:
+        super().__init__(
+            f"Nothing is deleted in {run}: {why}; `ckptdb reconcile {run}` says what can be "
+            "restored, and does it."
+        )
+        self.why = why
+
+
+class NothingLost(CkptdbError, LookupError):
+    """A loss was to be accepted that nobody has recorded."""
+
+    def __init__(self, run: str, step: int) -> None:
+        super().__init__(
+            f"Step {step} of {run!r} is not recorded as lost; `ckptdb check` lists what is."
+        )
+
+
 class NotServable(CkptdbError):
     """The page cannot be served as asked."""
 

@@ -36,6 +36,7 @@ from ckptdb.errors import (
     CatalogOutdated,
     CatalogReadOnly,
     IndexStale,
+    JournalInDoubt,
     RunLocked,
     Untrustworthy,
 )
@@ -178,6 +179,7 @@ class RunIndex:
         self._placed = False
         self._on_problem = on_problem
         self._reported: set[tuple[int, str]] = set()
+        self._doubt: str | None = None
         fork.HEIRS.add(self)
 
     def begin_save(self) -> None:
@@ -226,6 +228,20 @@ class RunIndex:
             except OSError as error:
                 _logger.info("%s cannot be looked at: %s", self._directory, error)
             return nothing
+
+    def look_for_doubt(self) -> None:
+        """Find out whether index and journal contradict each other about what is kept."""
+        # A journal that was cut has moved the stamp, whoever advanced it.
+        self.ask(lambda *_: None, nothing=None, trust_own=True)
+
+    def refuse_in_doubt(self) -> None:
+        """Make sure that nothing was found that forbids every deletion.
+
+        Raises:
+            JournalInDoubt: Index and journal contradict each other, or the journal is damaged.
+        """
+        if self._doubt is not None:
+            raise JournalInDoubt(self._directory, self._doubt)
 
     def follow(self) -> Followed | None:
         """Return what is known of the run if only our own changes have come since it was seen.
@@ -492,6 +508,7 @@ class RunIndex:
         fresh.memo.clear()
         fresh.stamp = fresh.followed = None
         if self._is_known(fresh, stamp, trust_own=trust_own):
+            self._doubt = None
             fresh.followed = Followed(stamp)
             return
         if fresh is not self._memory and not self._is_ours():
@@ -506,6 +523,7 @@ class RunIndex:
             fresh.catalog = Catalog(Database.in_memory())
             report = self._reconcile(fresh, assume=trust_own)
         self._report(report)
+        self._doubt = report.doubt
         fresh.run_id = report.run_id
         fresh.stamp = report.verified
         now = scan.find_stamp(self._directory)

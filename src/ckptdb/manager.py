@@ -34,6 +34,7 @@ from ckptdb.disk.retiring import Doomed
 from ckptdb.errors import (
     CkptdbError,
     DeletionIncomplete,
+    JournalInDoubt,
     NoCheckpointHere,
     PlanChanged,
     UnreadableInfo,
@@ -118,6 +119,7 @@ class CheckpointManager:
         self._configs: dict[Path, dict[str, Any]] = {}
         self._config_step: int | None = None
         self._looked_for: set[str] = set()
+        self._is_doubt_told = False
         self._background = Background()
         self._check_space = settings.check_space
         none: Sequence[Save] = ()
@@ -297,6 +299,10 @@ class CheckpointManager:
 
         Args:
             exclude_latest: Always keep the highest step.
+
+        Raises:
+            JournalInDoubt: The run's journal is damaged, or the catalog contradicts it; nothing
+                goes.
         """
         policy = self._policy
         doomed = pruning.choose(self._index, self._directory, policy, exclude_latest=exclude_latest)
@@ -319,6 +325,7 @@ class CheckpointManager:
 
         Raises:
             PlanChanged: Something else would go by now.
+            JournalInDoubt: As `remove_old_checkpoints`.
         """
         doomed = pruning.choose(
             self._index, self._directory, self._policy, exclude_latest=planned.exclude_latest
@@ -363,6 +370,7 @@ class CheckpointManager:
 
         def empty_trash() -> None:
             self._background.wait()
+            self._index.look_for_doubt()
             self._empty_trash()
 
         def discard_unfinished() -> None:
@@ -604,6 +612,8 @@ class CheckpointManager:
     def _retire(self, doomed: Sequence[Doomed]) -> None:
         if not doomed:
             return
+        self._index.look_for_doubt()
+        self._index.refuse_in_doubt()
         failure: DeletionIncomplete | None = None
         try:
             retired = self._publisher.retire(doomed)
@@ -656,6 +666,9 @@ class CheckpointManager:
         try:
             self.remove_old_checkpoints()
             future.set_result(None)
+        except JournalInDoubt as error:
+            self._tell_of_doubt(error)
+            return
         except Exception as error:  # noqa: BLE001  # a failed prune must not break a save
             future.set_exception(error)
             self._report("prune", self._directory, error)
@@ -673,7 +686,11 @@ class CheckpointManager:
 
     def _empty_trash(self, *, everything: bool = False) -> None:
         try:
+            # In the background nobody is asked: the loop has begun to change the run again.
+            self._index.refuse_in_doubt()
             self._publisher.empty_trash(everything=everything)
+        except JournalInDoubt as error:
+            self._tell_of_doubt(error)
         except OSError as error:
             self._report("prune", self._directory, error)
             if isinstance(error, DeletionIncomplete):
@@ -684,11 +701,20 @@ class CheckpointManager:
                 f"{self._directory}/.ckptdb/trash; `ckptdb gc` tries again."
             )
 
+    def _tell_of_doubt(self, error: JournalInDoubt) -> None:
+        """Say once that nothing is deleted any more; saving goes on."""
+        if self._is_doubt_told:
+            return
+        self._is_doubt_told = True
+        self._report("prune", self._directory, error)
+        caller.warn(f"{error} Checkpoints are saved as usual.")
+
     def _discard(
         self, path: Path, *, reason: str = "discarded: the save raised an error",
         uuid: str | None = None,
     ) -> None:  # fmt: skip
         try:
+            self._index.look_for_doubt()
             retired = self._publisher.discard(path, reason=reason, uuid=uuid)
             self._index.tell(retired.gone, retired.span)
             self._hooks.deleted(retired.gone)

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from ckptdb import CheckpointManager, Registry
+from ckptdb.disk.journal import Fact, append
 
 METRIC = "val:loss"
 AGE_SECONDS = 3600.0
@@ -70,9 +71,9 @@ def write_history(run: Path, *, live: int, deleted: int) -> None:
                 if "record" in fact)  # fmt: skip
     shutil.rmtree(run)
     write_run(run, live)
-    with journal.open("a") as file:
-        for step in range(live + 1, live + deleted + 1):
-            file.write(json.dumps(_deleted(line, step, numbers.random())) + "\n")
+    steps = range(live + 1, live + deleted + 1)
+    lines = (_deleted(line, step, numbers.random()) for step in steps)
+    append(journal.parent, lines, make_durable=False)
     settle(run)
 
 
@@ -130,10 +131,11 @@ def _write(folder: Path, step: int, loss: float, manifest: Mapping[str, Any]) ->
     _age(folder)
 
 
-def _deleted(line: Mapping[str, Any], step: int, loss: float) -> dict[str, Any]:
+def _deleted(line: Mapping[str, Any], step: int, loss: float) -> Fact:
     told = info(step, loss)
     record = line["record"] | {"step": step, "parent": None, "info": told, "metrics": told}
-    return {**line, "uuid": str(uuid.uuid4()), "record": record}
+    more = {"reason": line["reason"], "record": record}
+    return Fact(line["at"], line["fact"], str(uuid.uuid4()), more)
 
 
 def _put(path: Path, content: bytes) -> None:

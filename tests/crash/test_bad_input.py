@@ -19,6 +19,7 @@ from lab.scene import BAD, BEST, GOOD, LATEST, LOSS, ckptdb
 
 from ckptdb import Registry
 from ckptdb.disk import info
+from ckptdb.disk.journal import Fact, append
 from ckptdb.errors import InvalidStep, UnreadableInfo
 
 HUGE_BYTES = 200 * 1024 * 1024
@@ -288,8 +289,9 @@ ODD_LINES = {
 def test_a_rejection_or_resumption_of_the_wrong_kind_counts_for_nothing(run, odd, rebuilt):
     with Registry.open(run) as registry:
         uuid = registry.get(BEST).uuid
-    with (run / ".ckptdb" / "journal.jsonl").open("a") as file:
-        file.write(json.dumps({"at": "2026-11-22T00:00:00.000Z", "uuid": uuid, **odd}) + "\n")
+    more = {name: value for name, value in odd.items() if name != "fact"}
+    line = Fact("2026-11-22T00:00:00.000Z", odd["fact"], uuid, more)
+    append(run / ".ckptdb", [line], make_durable=False)
     if rebuilt:
         with_the_catalog_gone(run)
     assert ckptdb("-C", run, "reconcile").code == 0
@@ -303,9 +305,8 @@ def test_the_wildest_reason_is_a_rejection_like_any_other(run):
     reason = "\x1b[31m" + "x" * 100_000 + "\n\u202e"
     with Registry.open(run) as registry:
         uuid = registry.get(LATEST).uuid
-    line = {"at": "then", "fact": "rejected", "uuid": uuid, "reason": reason}
-    with (run / ".ckptdb" / "journal.jsonl").open("a") as file:
-        file.write(json.dumps(line) + "\n")
+    line = Fact("then", "rejected", uuid, {"reason": reason})
+    append(run / ".ckptdb", [line], make_durable=False)
     assert ckptdb("-C", run, "reconcile").code == 0
     scene.check_answers(run, best=BEST, latest=BEST)
     for command in (("show", LATEST), ("ls",), ("ls", "-o", "csv"), ("check",)):

@@ -1,7 +1,6 @@
 from __future__ import annotations
 
 import errno
-import json
 import os
 import random
 import tracemalloc
@@ -209,11 +208,10 @@ def test_a_checkpoint_shows_what_was_added(checkpoint):
 # --- lines that count for nothing -------------------------------------------------------
 
 
-def soiled(checkpoint: Checkpoint, **change: object) -> bytes:
+def soiled(checkpoint: Checkpoint, **change: object) -> Fact:
     fact = journal.gone(checkpoint, "deleted", "because", time(1))
     record = {**fact.details["record"], **change}
-    line = {"at": fact.at, "fact": fact.kind, "uuid": fact.uuid, "reason": "because"}
-    return json.dumps({**line, "record": record}).encode()
+    return replace(fact, details={"reason": "because", "record": record})
 
 
 FOREIGN = [
@@ -269,7 +267,7 @@ def test_a_foreign_line_counts_for_nothing(run, hidden, line):
     ids=repr,
 )
 def test_a_record_with_a_wrong_field_counts_for_nothing(run, hidden, checkpoint, change):
-    (hidden / "journal.jsonl").write_bytes(soiled(checkpoint, **change) + b"\n")
+    note(soiled(checkpoint, **change), hidden=hidden)
     assert journal.read(hidden, run).gone == {}
 
 

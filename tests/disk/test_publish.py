@@ -1114,7 +1114,7 @@ def check_reconciling(
     assert all(live.get(step) == uuid or uuid in gone for step, uuid in before.items())
 
     after = contents(catalog, report.run_id)
-    assert not reconcile_run(catalog, directory).has_drift
+    assert not reconcile_run(catalog, directory).has_changes
     assert contents(catalog, report.run_id) == after
     assert contents(rebuilt, reconcile_run(rebuilt, directory).run_id) == after
     return live

@@ -117,7 +117,7 @@ def reconcile(catalog: Catalog, run: Path, **options):
     report = reconcile_run(catalog, run, **options)
     after = everything(catalog)
     again = reconcile_run(catalog, run, **options)
-    assert not again.has_drift, again.actions
+    assert not again.has_changes, again.actions
     assert everything(catalog) == after
     if report.blocked is None:
         rebuilt = Catalog(Database.in_memory(base=catalog.database.location.base))
@@ -156,7 +156,7 @@ def test_a_dry_run_says_the_same_and_changes_nothing(catalog, run):
 
     assert kinds(report) == ["added", "complete tmp", "new run", "new tmp"]
     assert not report.applied
-    assert report.has_drift
+    assert report.has_changes
     assert report.as_dict()["actions"][0]["kind"] == "new run"
     assert everything(catalog) == ([], [])
     assert sorted(str(path) for path in run.rglob("*")) == before
@@ -376,7 +376,7 @@ def test_an_old_one_left_by_two_renames_finds_its_place(catalog, run, new):
     assert live(catalog) == {1: expected}
     assert scan.observe(run).olds == ()
     assert scan.list_trash(run) == ()
-    assert not reconcile_run(catalog, run).has_drift
+    assert not reconcile_run(catalog, run).has_changes
 
 
 def test_bytes_of_what_was_retired_are_removed(catalog, run):
@@ -404,7 +404,7 @@ def test_what_was_pinned_and_replaced_stays_in_the_trash_until_it_is_unpinned(ca
     report = reconcile_run(catalog, run, depth=depth)
     assert report.blocked is None
     assert [leftover.uuid for leftover in scan.list_trash(run)] == [old.uuid]
-    assert not reconcile_run(catalog, run, depth=depth).has_drift
+    assert not reconcile_run(catalog, run, depth=depth).has_changes
 
     Publisher(run).record([Fact(AT, "unpin", old.uuid)])
     reconcile_run(catalog, run, depth=depth)
@@ -453,7 +453,7 @@ def test_damage_is_found_in_full_depth_and_remembered_until_it_is_mended(catalog
 
     for depth in ("full", "files", "changes"):
         again = reconcile_run(catalog, run, depth=depth)
-        assert not again.has_drift
+        assert not again.has_changes
         assert catalog.checkpoints()[0].problem == problem
 
     (run / "step_1" / "model.pt").write_bytes(b"weights")
@@ -536,7 +536,7 @@ def test_a_moved_root_of_nemo_rl_runs_is_reconciled(tmp_path):
     assert report.blocked is None
     assert [s.run.directory for s in second.runs()] == [moved / "grpo"]
     assert rows(second) == {("grpo", 1): ["final"]}
-    assert not reconcile_run(second, moved / "grpo").has_drift
+    assert not reconcile_run(second, moved / "grpo").has_changes
     second.database.close()
 
 
@@ -620,13 +620,13 @@ def test_what_cannot_be_read_is_marked_and_the_rest_recorded(catalog, run, monke
         assert report.blocked is None
         assert report.verified is None
         again = reconcile_run(catalog, run)
-        assert (kinds(again), again.has_drift) == (["unreadable"], False)
+        assert (sorted(kinds(again)), again.has_changes) == (["lost", "unreadable"], False)
     marked, _ = catalog.checkpoints(status="final")
     assert marked.problem == "step_2 cannot be read (Input/output error)"
     assert (set(live(catalog)), marked.uuid) == ({2, 3}, two.uuid)
     assert set(journal.read(run / ".ckptdb", identity.identify(run).run).gone) == {one.uuid}
 
-    assert kinds(reconcile(catalog, run)) == ["changed"]
+    assert sorted(kinds(reconcile(catalog, run))) == ["changed", "lost"]
     mended, _ = catalog.checkpoints(status="final")
     assert (mended.problem, mended.metrics) == (None, two.metrics)
 
@@ -657,7 +657,7 @@ def test_a_tmp_that_cannot_be_read_is_not_taken_for_gone(catalog, run, monkeypat
     with monkeypatch.context() as patch:
         failing_open(patch, tmp / "training_info.json")
         report = reconcile_run(catalog, run)
-    assert (kinds(report), report.has_drift) == (["unreadable"], False)
+    assert (kinds(report), report.has_changes) == (["unreadable"], False)
     assert journal.read(run / ".ckptdb", identity.identify(run).run).gone == {}
     assert [c.step for c in catalog.checkpoints(status="tmp")] == [1]
 
@@ -969,12 +969,12 @@ def test_a_tree_is_reconciled_run_by_run(catalog, run, tmp_path):
 
     assert runs == [other, run]
     assert (report.checkpoints, len(count)) == (3, 3)
-    assert report.has_drift
+    assert report.has_changes
     assert (report.blocked, report.missing) == ((), ())
     assert report.seconds >= 0
     assert [r["run"] for r in report.as_dict()["runs"]] == ["sft", "grpo"]
     again = reconcile_tree(catalog, tmp_path / "results")
-    assert not again.has_drift
+    assert not again.has_changes
     assert again.as_dict()["drift"] is False
 
 

@@ -119,7 +119,7 @@ def test_in_portions_it_is_the_same_as_at_once(run, monkeypatch, depth, dry_run)
         catalog = Catalog(Database.in_memory())
         first = reconcile_run(catalog, run, depth=depth, dry_run=dry_run)
         again = reconcile_run(catalog, run, depth=depth)
-        assert again.has_drift is dry_run
+        assert again.has_changes is dry_run
         found.append((everything(catalog), told(first), first.verified, first.blocked))
     assert found == [found[0]] * 4
     assert found[0][0][0]
@@ -149,7 +149,7 @@ def test_what_changed_meanwhile_is_learnt_in_portions_too(run, catalog, monkeypa
         told(report)
     )
     assert report.verified
-    assert not reconcile_run(catalog, run).has_drift
+    assert not reconcile_run(catalog, run).has_changes
     rebuilt = Catalog(Database.in_memory())
     reconcile_run(rebuilt, run)
     assert everything(rebuilt) == everything(catalog)
@@ -297,7 +297,7 @@ def test_what_a_trainer_does_before_a_portion_is_stored_is_seen(
     reconcile_run(catalog, run)
     here = scan.observe(run).finals
     assert live(catalog) == {step: checkpoint.uuid for step, checkpoint in here.items()}
-    assert not reconcile_run(catalog, run).has_drift
+    assert not reconcile_run(catalog, run).has_changes
 
 
 @pytest.mark.parametrize("portion", [1, 100])

@@ -136,7 +136,7 @@ ONE = checkpoint(1)
 def test_finals_are_compared_with_the_index(disk, index, expected):
     found = plan(disk, index)
     assert kinds(found) == expected
-    assert found.has_drift is bool(expected)
+    assert found.has_changes is bool(expected)
     assert found.blocked is None
 
 
@@ -252,7 +252,9 @@ def test_a_directory_is_a_new_run_when_it_holds_something_of_one(disk, is_new):
     ids=["new", "known", "undone", "of nobody"],
 )
 def test_annotations_follow_the_journal(told, known, expected):
-    found = plan(observed(ONE, facts=Facts({}, told)), recorded(ONE, annotations=known))
+    lines = {ONE.uuid: frozenset({"pin"})}  # also one that takes it away
+    facts = Facts({}, told, told=lines)
+    found = plan(observed(ONE, facts=facts), recorded(ONE, annotations=known))
     assert [a.annotations for a in found.actions] == ([] if expected is None else [expected])
     assert all(a.kind == "annotated" for a in found.actions)
 
@@ -291,7 +293,7 @@ def test_a_problem_is_reported_every_time_and_is_no_drift(problem, kind, read_ag
     disk = observed(bad) if read_again else observed(known=(1,))
     found = plan(disk, recorded(bad))
     assert kinds(found) == [(kind, 1)]
-    assert not found.has_drift
+    assert not found.has_changes
     assert found.actions[0].what == f"{problem}; kept, not ranked"
 
 
@@ -305,7 +307,7 @@ def test_what_was_rejected_is_reported_every_time_and_is_no_drift(read_again, to
     assert [(a.kind, a.step, a.what) for a in found.actions] == [
         ("rejected", 1, "diverged; kept, not ranked")
     ]
-    assert not found.has_drift
+    assert not found.has_changes
 
 
 def test_leftovers_are_to_be_put_away():
@@ -317,7 +319,7 @@ def test_leftovers_are_to_be_put_away():
 
     found = plan(observed(olds=(old,), trash=(trashed, kept), facts=facts), index)
     assert kinds(found) == [("orphan old", 1), ("unfinished removal", 2)]
-    assert found.has_drift
+    assert found.has_changes
 
     unread = plan(observed(olds=(old,), trash=(trashed, kept), facts=None), index)
     assert kinds(unread) == [("orphan old", 1)]
@@ -326,7 +328,7 @@ def test_leftovers_are_to_be_put_away():
 def test_strangers_are_only_reported():
     found = plan(observed(foreign=("step_007",)), recorded())
     assert kinds(found) == [("foreign", None)]
-    assert not found.has_drift
+    assert not found.has_changes
     assert found.actions[0].as_dict() == {
         "kind": "foreign",
         "step": None,

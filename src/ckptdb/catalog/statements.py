@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from functools import cache
 from itertools import islice
-from typing import Any, TypeVar
+from typing import Any, Final, TypeVar
 
 from sqlalchemy import (
     ColumnElement,
@@ -591,13 +591,16 @@ MOVE_STAMP = """
     stamp = CASE WHEN stamp = ? THEN ? ELSE stamp END
 """
 
+TAKEN: Final = "vanished: another run took its directory"
+"""Why the checkpoints of a run have gone that is not where it was."""
+
 END_ALL = (
     update(checkpoints)
     .where(checkpoints.c.run_id == bindparam("of_run"), NOT_DELETED)
     .values(
         status="deleted",
         deleted_at=func.coalesce(checkpoints.c.finalized_at, checkpoints.c.created_at),
-        deleted_reason="vanished: another run took its directory",
+        deleted_reason=TAKEN,
     )
 )
 

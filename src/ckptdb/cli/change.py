@@ -98,6 +98,27 @@ def log(  # noqa: PLR0917  # one parameter an option
 
 
 @click.command()
+@click.argument("steps", nargs=-1, type=click.IntRange(0), metavar="STEP...")
+@click.option("--all", "everything", is_flag=True, help="All that are lost.")
+@run_option
+@click.pass_obj
+def accept(session: Session, steps: tuple[int, ...], run: str | None, *, everything: bool) -> None:
+    """Accept that the checkpoints at STEP are lost.
+
+    They were not deleted by ckptdb, and are not there any more: `check` names them and exits 3
+    until they are back, or somebody says that it is known. Their history stays.
+    """
+    if bool(steps) is everything:
+        raise click.UsageError("Name the steps that are lost, or pass --all.")
+    with session.open() as registry:
+        found = registry.accept_loss(run, None if everything else steps)
+    for checkpoint in found:
+        _say(checkpoint, "accepted as lost")
+    if not found:
+        say("Nothing is lost here.")
+
+
+@click.command()
 @click.argument("run")
 @click.pass_obj
 def forget(session: Session, run: str) -> None:
@@ -107,7 +128,7 @@ def forget(session: Session, run: str) -> None:
     say(f"{gone.name} is out of the catalog; {gone.directory} was not touched.")
 
 
-COMMANDS = (pin, unpin, tag, untag, reject, unreject, log, forget)
+COMMANDS = (pin, unpin, tag, untag, reject, unreject, log, accept, forget)
 
 
 def _say(checkpoint: Checkpoint, what: str) -> None:

@@ -25,6 +25,8 @@ DRIFT = 3
 PARTLY = 4
 _SHOWN = 20
 """Differences of one kind and run that are listed one by one."""
+_NAMED = 5
+"""Checkpoints of one kind that are named in the last line."""
 
 
 @click.command()
@@ -44,7 +46,10 @@ def init(session: Session, directory: str) -> None:
 @output_option("table", "json")
 @click.pass_obj
 def check(session: Session, path: str | None, form: str, *, full: bool) -> int:
-    """Say how disk and catalog differ; change nothing. Exits 3 when they do."""
+    """Say how disk and catalog differ; change nothing.
+
+    Exits 3 when they do, and as long as a checkpoint is lost or cannot be trusted.
+    """
     return _reconcile(session, path, form, full=full, dry_run=True)
 
 
@@ -57,7 +62,8 @@ def check(session: Session, path: str | None, form: str, *, full: bool) -> int:
 def reconcile(session: Session, path: str | None, form: str, *, dry_run: bool, full: bool) -> int:
     """Make the catalog true to the disk, and finish what a crash interrupted.
 
-    Never deletes a published checkpoint. Exits 4 when something could not be done.
+    Never deletes a published checkpoint. Exits 3 when something is left that only a person can
+    settle (a checkpoint that is lost or cannot be trusted), 4 when something could not be done.
     """
     return _reconcile(session, path, form, full=full, dry_run=dry_run)
 
@@ -167,7 +173,7 @@ def _reconcile(session: Session, path: str | None, form: str, *, full: bool, dry
         _print_report(report, dry_run=dry_run)
     if report.blocked:
         return PARTLY
-    return DRIFT if dry_run and report.has_drift else 0
+    return DRIFT if report.has_lasting or (dry_run and report.has_drift) else 0
 
 
 def _print_report(report: ReconcileReport, *, dry_run: bool) -> None:
@@ -175,17 +181,39 @@ def _print_report(report: ReconcileReport, *, dry_run: bool) -> None:
         say(f"The broken catalog was set aside as {report.set_aside}.")
     for run in report.runs:
         _print_run(run)
+        if run.journal_aside:
+            say(f"{run.name}: the damaged journal is kept as {run.journal_aside}")
     for sentence in report.history:
         say(f"{sentence}.")
     for sentence in report.blocked:
         say(f"ckptdb: {sentence}.", err=True)
-    drift = sum(action.is_drift for run in report.runs for action in run.actions)
-    result = f"{drift} difference(s) {'found' if dry_run else 'settled'}" if drift else "no drift"
-    rest = report.not_verifiable
     say(
         f"{report.checkpoints} checkpoint(s) in {len(report.runs)} run(s) compared in "
-        f"{report.seconds:.1f} s: {result}{f'; {rest} not verifiable' if rest else ''}."
+        f"{report.seconds:.1f} s: {_conclude(report, dry_run=dry_run)}."
     )
+
+
+def _conclude(report: ReconcileReport, *, dry_run: bool) -> str:
+    """Say what differs and what is not well; what a person has put aside, apart from that."""
+    counts = report.counts
+    differences = counts.pop("differences")
+    named = {kind: _named(report, kind, count) for kind, count in counts.items() if count}
+    rejected = named.pop("rejected", None)
+    found = [f"{differences} difference(s) {'found' if dry_run else 'settled'}"]
+    drift = [*(found if differences else ()), *named.values()]
+    unknown = f"{report.not_verifiable} not verifiable" if report.not_verifiable else None
+    return "; ".join(filter(None, (", ".join(drift) or "no drift", rejected, unknown)))
+
+
+def _named(report: ReconcileReport, kind: str, count: int) -> str:
+    which = [
+        run.name if action.step is None else f"{run.name} step {action.step}"
+        for run in report.runs
+        for action in run.actions
+        if kind == ("lost" if action.is_lost else action.kind)
+    ]
+    more = f" and {count - _NAMED} more" if count > _NAMED else ""
+    return f"{count} {kind} ({', '.join(which[:_NAMED])}{more})"
 
 
 def _print_run(run: RunReport) -> None:

@@ -6,7 +6,7 @@ import errno
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
-from functools import partial
+from functools import cached_property, partial
 from pathlib import Path
 
 from ckptdb.disk import durable, identity, journal, names
@@ -14,7 +14,7 @@ from ckptdb.disk.identity import Identity
 from ckptdb.disk.journal import Fact
 from ckptdb.disk.lock import run_lock
 from ckptdb.disk.scan import Stamp, Watch
-from ckptdb.errors import RunNotHere
+from ckptdb.errors import JournalInDoubt, RunNotHere
 from ckptdb.records import Run, utc
 
 _NO_DIRECTORY = "for there is no such directory"
@@ -55,6 +55,23 @@ class Changing:
         self.trash_ttl_seconds = trash_ttl_seconds
         self._clock = clock
         self._names_durable = not make_durable
+
+    @cached_property
+    def _pins(self) -> journal.Pins:
+        return journal.Pins(self._hidden)
+
+    def find_doubt(self) -> str | None:
+        """Return why nothing may be deleted by what the journal says, in words; None if it may.
+
+        Raises:
+            OSError: The journal is there and cannot be read.
+        """
+        return self._pins.find_doubt()
+
+    def _refuse_in_doubt(self) -> None:
+        doubt = self.find_doubt()
+        if doubt is not None:
+            raise JournalInDoubt(self.directory, doubt)
 
     def record(self, facts: Sequence[Fact]) -> Span:
         """Append facts to the run's journal."""
@@ -152,7 +169,8 @@ class Changing:
     def _append(self, watch: Watch, facts: Sequence[Fact]) -> None:
         if facts:
             with watch.change():
-                journal.append(self._hidden, facts, make_durable=self._durable)
+                grown = journal.append(self._hidden, facts, make_durable=self._durable)
+            self._pins.follow(grown)
 
     def _sync_directory(self) -> None:
         # The commit point: only after it may anything older be removed.

@@ -15,7 +15,7 @@ from ckptdb.disk import claims, durable, identity, journal, names, process, scan
 from ckptdb.disk.claims import Claim
 from ckptdb.disk.journal import Fact
 from ckptdb.disk.publish import Publisher
-from ckptdb.errors import CkptdbError
+from ckptdb.errors import CkptdbError, JournalInDoubt
 from ckptdb.records import utc
 from ckptdb.threads import Task
 
@@ -105,7 +105,7 @@ class Evaluator:
 
     def _free(self, claim: Claim) -> None:
         """Remove the bytes of what was replaced, and was kept only as long as it was leased."""
-        with suppress(OSError):  # whoever empties the trash next comes to it
+        with suppress(OSError, JournalInDoubt):  # whoever empties the trash next comes to it
             if any(left.uuid == claim.uuid for left in scan.list_trash(self._directory)):
                 self._publisher.empty_trash()
 

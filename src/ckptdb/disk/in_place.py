@@ -32,8 +32,13 @@ class DeletingInPlace(Changing):
     """Ends checkpoints that cannot be moved into the trash."""
 
     def finish_deletion(self, left: Leftover) -> None:
-        """Remove what is left of a checkpoint that is being deleted where it stands."""
+        """Remove what is left of a checkpoint that is being deleted where it stands.
+
+        Raises:
+            JournalInDoubt: Nothing is removed now.
+        """
         with self._changing() as (who, watch):
+            self._refuse_in_doubt()
             self._finish_deletion(who, watch, left.path, left.step)
 
     def _finish_deletion(self, who: Identity, watch: Watch, path: Path, step: int) -> None:

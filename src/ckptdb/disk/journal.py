@@ -2,7 +2,12 @@
 
 What a directory cannot tell any more (it was deleted, and why) or never could (pins, tags,
 late metrics) is a line here, so that the index can be rebuilt from disk alone. The last line
-per uuid and key wins; a torn or foreign line counts for nothing.
+per uuid and key wins.
+
+Each line ends in a checksum of itself (``crc``) and in that of the last line that was there when it
+was written (``after``), so that damage is noticed: a line that does not verify, and lines that are
+missing. What a crash leaves is no damage, and counts for nothing: a last line without its end,
+which whoever comes next closes with a NUL, or NULs where a power cut came before the bytes.
 """
 
 from __future__ import annotations
@@ -11,8 +16,13 @@ import errno
 import json
 import math
 import os
+import re
 import stat
+import uuid as uuids
+import zlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
+from copy import copy
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, BinaryIO, Generic, Literal, TypeVar, cast
@@ -28,6 +38,15 @@ _NAME = "journal.jsonl"
 _PART_BYTES = 1024 * 1024
 _LONGEST_BYTES = 4 * MAX_BYTES
 """A line with the record of the largest training_info.json, whose letters may all be escaped."""
+_NO_LINE = "00000000"
+"""What the first line comes after."""
+_SEAL = re.compile(rb', "after": "([0-9a-f]{8})", "crc": "([0-9a-f]{8})"\}\n')
+_SEAL_BYTES = len(b', "after": "01234567", "crc": "01234567"}\n')
+_CRC_BYTES = len(b', "crc": "01234567"}\n')
+_BEGIN = b'{"at": "'
+_CLOSED = b"\0\n"
+"""What ends a line that a crash has torn; no line of ours holds a NUL."""
+_OF_A_TORN_LINE = re.compile(rb"[\0\x20-\x7e]*\n?")
 # What of a checkpoint outlives its directory. Annotations have lines of their own.
 _RECORD = (
     "step", "created_at", "finalized_at", "size_bytes", "file_count", "parent", "problem",
@@ -43,7 +62,8 @@ class Fact:
         at: When (UTC).
         kind: ``deleted``, ``replaced``, ``discarded``, ``vanished``, ``reappeared``,
             ``metric``, ``tag``, ``untag``, ``pin``, ``unpin``, ``note``, ``rejected``,
-            ``unrejected``, ``resumed`` or ``evaluated``.
+            ``unrejected``, ``resumed``, ``evaluated`` or ``accepted`` (that it has vanished). Of
+            the journal itself, without a uuid: ``contradicted`` by a catalog, and ``settled``.
         details: What the kind needs: ``reason`` and ``record``, ``name`` and ``value``, …
     """
 
@@ -54,16 +74,66 @@ class Fact:
 
 
 @dataclass(frozen=True, slots=True)
+class Damage:
+    """What is wrong with a journal.
+
+    Attributes:
+        lines: How many of its lines cannot be read.
+        gaps: At how many other places lines are missing.
+    """
+
+    lines: int
+    gaps: int
+
+    def __str__(self) -> str:
+        """Write the part of a sentence that says so."""
+        return " and ".join(self._parts())
+
+    def _parts(self) -> Iterator[str]:
+        if self.lines:
+            yield f"{self.lines} line{'s' * (self.lines > 1)} of its journal cannot be read"
+        if self.gaps:
+            yield f"lines of its journal are missing at {self.gaps} place{'s' * (self.gaps > 1)}"
+
+
+@dataclass(frozen=True, slots=True)
 class Facts:
     """What a whole journal says, in the end.
 
     Attributes:
         gone: By uuid, the checkpoint as it was, with when and why it went.
         annotations: By uuid, what people added; only those that have any.
+        lost: uuids of those of ``gone`` that were published and vanished, and nobody has accepted.
+        told: By uuid, which keys there are lines about, those that undo one included.
+        damage: What of it cannot be read.
+        contradicted: What a catalog knows that it does not, in words, as long as that stands.
+        is_short: Whether one was longer before.
+        settled_bytes: How long one was at most that this one has come from.
     """
 
     gone: Mapping[str, Checkpoint]
     annotations: Mapping[str, Annotations]
+    lost: frozenset[str] = frozenset()
+    told: Mapping[str, frozenset[str]] = field(default_factory=dict, compare=False)
+    damage: Damage | None = None
+    contradicted: str | None = None
+    is_short: bool = False
+    settled_bytes: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Mark:
+    """What moves whenever a journal changes."""
+
+    inode: int
+    size_bytes: int
+    mtime_ns: int
+    ctime_ns: int
+
+    @classmethod
+    def of(cls, found: os.stat_result) -> Mark:
+        """Return that of a file."""
+        return cls(found.st_ino, found.st_size, found.st_mtime_ns, found.st_ctime_ns)
 
 
 def gone(checkpoint: Checkpoint, kind: Gone, reason: str, at: str) -> Fact:
@@ -89,30 +159,60 @@ def size(directory: Path) -> int:
         return -1  # no size that anybody has seen: whoever asks has to look
 
 
-def append(hidden: Path, facts: Iterable[Fact], *, make_durable: bool) -> None:
-    """Add lines; the caller holds the run's lock.
+def append(hidden: Path, facts: Iterable[Fact], *, make_durable: bool) -> tuple[Mark, Mark] | None:
+    """Add lines; the caller holds the run's lock. Returns what the journal was before and after.
 
     Raises:
         OSError: Not all of it could be written; what was torn counts for nothing.
     """
-    lines = "".join(_line(fact) for fact in facts).encode()
-    if not lines:
-        return
+    facts = list(facts)
+    if not facts:
+        return None
     handle = _open(hidden / _NAME, os.O_RDWR | os.O_CREAT | os.O_APPEND)
     try:
-        end = os.fstat(handle).st_size
-        if make_durable and end == 0:
+        before = os.fstat(handle)
+        if make_durable and before.st_size == 0:
             # Before the first byte: whoever finds one need not ask whether the name is durable.
             durable.fsync(hidden)
+        after, is_torn = _find_end(handle, before.st_size)
+        lines = _sealed(facts, after)
         # A line torn by a crash must not swallow the next one.
-        if end and os.pread(handle, 1, end - 1) != b"\n":
-            lines = b"\n" + lines
-        while lines:
-            lines = lines[os.write(handle, lines) :]
+        _write(handle, _CLOSED + lines if is_torn else lines)
         if make_durable:
             os.fsync(handle)
+        return Mark.of(before), Mark.of(os.fstat(handle))
     finally:
         os.close(handle)
+
+
+def rewrite(hidden: Path, more: Iterable[Fact]) -> Path:
+    """Put a journal of all lines that can be read, and of more, in the place of a damaged one.
+
+    The caller holds the run's lock. Between any two steps there is a journal: the old one, or the
+    new one.
+
+    Returns:
+        Where the damaged one is kept.
+
+    Raises:
+        OSError: It cannot be done; the damaged one is the journal.
+    """
+    path, name = hidden / _NAME, uuids.uuid4()
+    aside, staging = hidden / f"{_NAME}.damaged-{name}", hidden / f".{_NAME}.{name}"
+    # Before anything is made: what is no file is no journal.
+    os.close(_open(path, os.O_RDONLY))
+    try:
+        clean = _sealed([*_facts(hidden, _Chain()), *more], _NO_LINE)
+        durable.write_new(staging, clean, durable=True)
+        _keep(path, aside)
+        durable.fsync(hidden)
+        os.replace(staging, path)
+    except OSError:
+        with suppress(FileNotFoundError):
+            os.unlink(staging)
+        raise
+    durable.fsync(hidden)
+    return aside
 
 
 def read(hidden: Path, run: Run) -> Facts:
@@ -123,18 +223,44 @@ def read(hidden: Path, run: Run) -> Facts:
     """
     ends: dict[str, Fact] = {}
     notes: dict[str, _Notes] = {}
-    for fact in _facts(hidden):
+    ever: set[str] = set()
+    accepted: set[str] = set()
+    standing: Fact | None = None
+    settled_bytes = 0
+    chain = _Chain()
+    for fact in _facts(hidden, chain):
         if fact.kind in _GONE:
             ends[fact.uuid] = fact
+            ever.add(fact.uuid)
+            accepted.discard(fact.uuid)
         elif fact.kind == "reappeared":
             ends.pop(fact.uuid, None)
+            ever.add(fact.uuid)
+        elif fact.kind == "accepted":
+            accepted.add(fact.uuid)
+        elif fact.kind == "contradicted":
+            standing = fact
+        elif fact.kind == "settled":
+            standing = None
+            settled_bytes = max(settled_bytes, _count(fact.details.get("bytes")))
         else:
             notes.setdefault(fact.uuid, _Notes()).add(fact)
     annotations = {uuid: note.result() for uuid, note in notes.items()}
     buried = (_buried(run, fact) for fact in ends.values())
+    gone = {checkpoint.uuid: checkpoint for checkpoint in buried if checkpoint}
+    told = {uuid: frozenset(note.told) for uuid, note in notes.items() if note.told}
+    told |= {uuid: told.get(uuid, frozenset()) | {"gone"} for uuid in ever}
+    vanished = (uuid for uuid in gone.keys() - accepted if ends[uuid].kind == "vanished")
     return Facts(
-        gone={checkpoint.uuid: checkpoint for checkpoint in buried if checkpoint},
+        gone=gone,
         annotations={uuid: found for uuid, found in annotations.items() if found != Annotations()},
+        # What was never finished was no checkpoint yet.
+        lost=frozenset(uuid for uuid in vanished if gone[uuid].finalized_at is not None),
+        told=told,
+        damage=chain.damage,
+        contradicted=None if standing is None else _find_why(standing),
+        is_short=standing is not None and standing.details.get("short") is True,
+        settled_bytes=settled_bytes,
     )
 
 
@@ -143,6 +269,20 @@ class Pins:
 
     def __init__(self, hidden: Path) -> None:
         self._marks = _Marks(hidden, (b'pin"', b'rejected"', b'"resumed"'), _find_hold)
+
+    def follow(self, grown: tuple[Mark, Mark] | None) -> None:
+        """Take note of lines of our own."""
+        if grown is not None:
+            self._marks.follow(*grown)
+
+    def find_doubt(self) -> str | None:
+        """Return why nothing may be deleted by what the journal says, in words; None if it may.
+
+        Raises:
+            OSError: The journal is there and cannot be read.
+        """
+        self._marks.standing()
+        return self._marks.doubt
 
     def find(self) -> frozenset[str]:
         """Return the uuids that are pinned, understanding no more than that takes.
@@ -180,6 +320,41 @@ class Evaluated:
         return frozenset(uuid for uuid, done in self._marks.standing() if done == name)
 
 
+@dataclass(frozen=True, slots=True)
+class _Known(Generic[_Key]):
+    """What has been read of a journal.
+
+    Attributes:
+        marks: By key, whether it stands.
+        chain: Which lines were read.
+        read_bytes: How far.
+        seen: The journal when it was read.
+        latest: What our own lines have made of it since.
+        changed: Whether something else than a new line has come in between.
+        longest_bytes: How much was ever read of it.
+        contradicted: What a catalog knows that it does not.
+    """
+
+    marks: Mapping[_Key, bool]
+    chain: _Chain
+    read_bytes: int = 0
+    seen: Mark | None = None
+    latest: Mark | None = None
+    changed: bool = False
+    longest_bytes: int = 0
+    contradicted: str | None = None
+
+    def holds_for(self, now: Mark) -> bool:
+        """Whether the journal has only grown since."""
+        latest = self.latest
+        return (
+            latest is not None
+            and not self.changed
+            and now.inode == latest.inode
+            and (now == latest or now.size_bytes > latest.size_bytes)
+        )
+
+
 class _Marks(Generic[_Key]):
     """Which marks stand, the last one last; of a journal that has grown it reads the new lines.
 
@@ -193,37 +368,72 @@ class _Marks(Generic[_Key]):
         self, hidden: Path, words: Sequence[bytes], find: Callable[[Fact], tuple[_Key, bool] | None]
     ) -> None:
         self._hidden = hidden
-        self._words = words
+        self._words = (*words, b'"contradicted"', b'"settled"')
         self._find = find
         # In one piece: another thread may be asking too.
-        self._known: tuple[int, int, Mapping[_Key, bool]] = (0, 0, {})
+        self._known: _Known[_Key] = _Known({}, _Chain())
+
+    @property
+    def doubt(self) -> str | None:
+        """Why the journal that was read last cannot be trusted, in words."""
+        known = self._known
+        if known.chain.damage is not None:
+            return str(known.chain.damage)
+        if known.longest_bytes > known.read_bytes:
+            return "its journal is shorter than it was"
+        return known.contradicted
+
+    def follow(self, before: Mark, after: Mark) -> None:
+        """Take note of lines of our own."""
+        known = self._known
+        if known.seen is not None:
+            changed = not known.holds_for(before)
+            self._known = replace(known, latest=after, changed=changed)
 
     def standing(self) -> list[_Key]:
-        inode, read_bytes, known = self._known
+        known = self._known
         path = f"{self._hidden}/{_NAME}"
         try:
-            now = os.lstat(path)
-            if (now.st_ino, now.st_size) == (inode, read_bytes):
-                return [key for key, stands in known.items() if stands]
+            now = Mark.of(os.lstat(path))
+            if now == known.seen:
+                return [key for key, stands in known.marks.items() if stands]
             handle = _open(path, os.O_RDONLY)
         except (FileNotFoundError, NotADirectoryError):
+            self._known = _Known({}, _Chain(), longest_bytes=known.longest_bytes)
             return []
         with os.fdopen(handle, "rb", _PART_BYTES) as file:
-            now = os.fstat(handle)
-            if now.st_ino != inode or now.st_size < read_bytes:
-                read_bytes, known = 0, {}
-            marks = dict(known)
-            file.seek(read_bytes)
-            for line in _lines(file):
-                fact = _parse(line) if any(word in line for word in self._words) else None
-                if fact and (found := self._find(fact)):
-                    marks.pop(found[0], None)
-                    marks[found[0]] = found[1]
-                # What is torn, or is just being written, is looked at again.
-                if line.endswith(b"\n"):
-                    read_bytes = file.tell()
-        self._known = (now.st_ino, read_bytes, marks)
-        return [key for key, stands in marks.items() if stands]
+            now = Mark.of(os.fstat(handle))
+            if not known.holds_for(now):
+                known = _Known({}, _Chain(), longest_bytes=known.longest_bytes)
+            self._known = self._read_on(file, known, now)
+        return [key for key, stands in self._known.marks.items() if stands]
+
+    def _read_on(self, file: BinaryIO, known: _Known[_Key], now: Mark) -> _Known[_Key]:
+        marks, chain, read_bytes = dict(known.marks), known.chain.resumed(), known.read_bytes
+        longest_bytes, contradicted = known.longest_bytes, known.contradicted
+        file.seek(read_bytes)
+        for line in _lines(file):
+            is_ours = chain.takes(line)
+            fact = _parse(line) if is_ours and any(w in line for w in self._words) else None
+            if fact and fact.kind == "contradicted":
+                contradicted = _find_why(fact)
+            elif fact and fact.kind == "settled":
+                contradicted, longest_bytes = None, 0
+            elif fact and (found := self._find(fact)):
+                marks.pop(found[0], None)
+                marks[found[0]] = found[1]
+            # What is torn, or is just being written, is looked at again.
+            if line.endswith(b"\n"):
+                read_bytes = file.tell()
+        return _Known(
+            marks,
+            chain,
+            read_bytes,
+            seen=now,
+            latest=now,
+            longest_bytes=max(longest_bytes, read_bytes),
+            contradicted=contradicted,
+        )
 
 
 def _find_hold(fact: Fact) -> tuple[tuple[str, str], bool] | None:
@@ -253,9 +463,106 @@ def annotated(checkpoint: Checkpoint, annotations: Annotations) -> Checkpoint:
     )
 
 
-def _line(fact: Fact) -> str:
-    head = {"at": fact.at, "fact": fact.kind, "uuid": fact.uuid}
-    return json.dumps({**head, **fact.details}) + "\n"
+def _sealed(facts: Iterable[Fact], after: str) -> bytes:
+    """Write lines, each with the checksum of the one that it comes after."""
+    lines = []
+    for fact in facts:
+        head = {"at": fact.at, "fact": fact.kind, "uuid": fact.uuid}
+        said = json.dumps({**head, **fact.details, "after": after})[:-1].encode()
+        after = f"{zlib.crc32(said):08x}"
+        lines.append(b'%b, "crc": "%b"}\n' % (said, after.encode()))
+    return b"".join(lines)
+
+
+def _find_seal(line: bytes) -> tuple[str, str] | None:
+    """Return what a line comes after and its checksum; None when it does not verify."""
+    seal = _SEAL.fullmatch(line[-_SEAL_BYTES:])
+    if seal is None or zlib.crc32(line[:-_CRC_BYTES]) != int(seal[2], 16):
+        return None
+    return seal[1].decode(), seal[2].decode()
+
+
+def _is_torn(line: bytes) -> bool:
+    """Whether it may be what a crash or a power cut has left of a line."""
+    if line.endswith(b"\n") and b"\0" not in line:
+        return False
+    begin = line[: len(_BEGIN)].split(b"\0")[0]
+    return _BEGIN.startswith(begin) and _OF_A_TORN_LINE.fullmatch(line) is not None
+
+
+class _Chain:
+    """Tells the lines of ours from what a crash has left and from damage, one after the other."""
+
+    def __init__(self) -> None:
+        self.last = _NO_LINE
+        """The checksum of the last line that verified."""
+        self._damaged = self._gaps = 0
+        self._is_after_damage = False
+        # The last one, which has no end yet.
+        self._open: bool = False
+
+    def takes(self, line: bytes) -> bool:
+        """Whether a line holds a fact; what is wrong with it, or before it, is counted."""
+        seal = _find_seal(line)
+        if seal is None:
+            if not _is_torn(line) and line != b"\n":
+                self._damaged += 1
+                self._is_after_damage = True
+                self._open = not line.endswith(b"\n")
+            return False
+        after, own = seal
+        if after != self.last and not self._is_after_damage:
+            self._gaps += 1
+        self.last, self._is_after_damage = own, False
+        return True
+
+    @property
+    def damage(self) -> Damage | None:
+        return Damage(self._damaged, self._gaps) if self._damaged or self._gaps else None
+
+    def resumed(self) -> _Chain:
+        """Return a copy that goes on where the last line had no end, and reads that again."""
+        found = copy(self)
+        found._forget_open()  # noqa: SLF001  # of our own kind
+        return found
+
+    def _forget_open(self) -> None:
+        self._damaged -= self._open
+        self._open = False
+
+
+def _find_end(handle: int, size_bytes: int) -> tuple[str, bool]:
+    """Return the checksum of the last line, and whether a line without its end stands behind it."""
+    seal = _SEAL.fullmatch(os.pread(handle, _SEAL_BYTES, max(size_bytes - _SEAL_BYTES, 0)))
+    if seal is not None:
+        return seal[2].decode(), False
+    chain, is_torn = _Chain(), False
+    with os.fdopen(os.dup(handle), "rb", _PART_BYTES) as file:
+        file.seek(0)
+        for line in _lines(file):
+            chain.takes(line)
+            is_torn = not line.endswith(b"\n")
+    return chain.last, is_torn
+
+
+def _write(handle: int, content: bytes) -> None:
+    while content:
+        content = content[os.write(handle, content) :]
+
+
+def _keep(path: Path, aside: Path) -> None:
+    """Give a file a second name; where a file system cannot, copy it."""
+    try:
+        os.link(path, aside)
+    except OSError:
+        durable.write_new(aside, path.read_bytes(), durable=True)
+
+
+def _find_why(fact: Fact) -> str:
+    why = fact.details.get("why")
+    return (
+        why if isinstance(why, str) and why.isprintable() else "a catalog contradicts its journal"
+    )
 
 
 def _open(path: Path | str, flags: int) -> int:
@@ -269,27 +576,28 @@ def _open(path: Path | str, flags: int) -> int:
     raise OSError(code, os.strerror(code), str(path))
 
 
-def _facts(hidden: Path) -> Iterator[Fact]:
+def _facts(hidden: Path, chain: _Chain) -> Iterator[Fact]:
     try:
         handle = _open(hidden / _NAME, os.O_RDONLY)
     except (FileNotFoundError, NotADirectoryError):
         return
     with os.fdopen(handle, "rb", _PART_BYTES) as file:
         for line in _lines(file):
-            fact = _parse(line)
+            fact = _parse(line) if chain.takes(line) else None
             if fact:
                 yield fact
 
 
 def _lines(file: BinaryIO) -> Iterator[bytes]:
-    """Yield line by line; one that is too long to be ours is passed over, not held in memory."""
+    """Yield line by line; of one that is too long to be ours only a word, not held in memory."""
     while line := file.readline(_PART_BYTES):
         if len(line) < _PART_BYTES or line.endswith(b"\n"):
             yield line
             continue
-        parts, size_bytes = [line], len(line)
+        parts, size_bytes, holds_nul = [line], len(line), b"\0" in line
         while not line.endswith(b"\n") and (line := file.readline(_PART_BYTES)):
             size_bytes += len(line)
+            holds_nul |= b"\0" in line
             # What a crash left unwritten is NULs; only an object is worth collecting.
             if size_bytes <= _LONGEST_BYTES and parts and parts[0].startswith(b"{"):
                 parts.append(line)
@@ -297,12 +605,15 @@ def _lines(file: BinaryIO) -> Iterator[bytes]:
                 parts.clear()
         if parts:
             yield b"".join(parts)
+        else:
+            yield (b"\0" if holds_nul else b"?") + (b"\n" if line.endswith(b"\n") else b"")
 
 
 def _parse(line: bytes) -> Fact | None:
     try:
         content = json.loads(line)
         at, kind, uuid = content.pop("at"), content.pop("fact"), content.pop("uuid")
+        del content["after"], content["crc"]
     except (ValueError, RecursionError, KeyError, AttributeError, TypeError):
         return None
     if not all(_is_text(text) for text in (at, kind, uuid)):
@@ -354,6 +665,10 @@ def _is_count(number: object) -> bool:
     return isinstance(number, int) and not isinstance(number, bool) and 0 <= number < 2**63
 
 
+def _count(number: Any) -> int:
+    return int(number) if _is_count(number) else 0
+
+
 def _is_text(text: object) -> bool:
     return isinstance(text, str) and is_storable(text)
 
@@ -368,12 +683,15 @@ class _Notes:
         self.late: dict[str, Metric] = {}
         self.rejected: str | None = None
         self.resumptions: set[Resumption] = set()
+        self.told: set[str] = set()
 
     def add(self, fact: Fact) -> None:
         if fact.kind in ("pin", "unpin"):
+            self.told.add("pin")
             self.pinned = fact.kind == "pin"
         elif fact.kind in ("rejected", "unrejected"):
             if _counts(fact):
+                self.told.add("rejected")
                 self.rejected = fact.details["reason"] if fact.kind == "rejected" else None
         elif fact.kind == "resumed":
             host, pid = fact.details.get("host"), fact.details.get("pid")
@@ -381,6 +699,7 @@ class _Notes:
                 self.resumptions.add(Resumption(fact.at, cast("str", host), cast("int", pid)))
         elif fact.kind == "note":
             text = fact.details.get("text")
+            self.told.add("note")
             self.notes = cast("str", text) if _is_text(text) else None
         elif fact.kind in ("tag", "untag", "metric"):
             self._add_named(fact, fact.details.get("name"))
@@ -388,6 +707,8 @@ class _Notes:
     def _add_named(self, fact: Fact, name: object) -> None:
         if not isinstance(name, str) or not is_storable(name):
             return
+        if fact.kind != "metric":
+            self.told.add(f"tag {name}")
         if fact.kind == "tag":
             self.tags[name] = fact.at
         elif fact.kind == "untag":
@@ -395,6 +716,7 @@ class _Notes:
         else:
             value, source = _finite(fact.details.get("value")), fact.details.get("source")
             if _is_text(source):
+                self.told.add(f"metric {name}")
                 self.late[name] = Metric(name, value, str(source), fact.at)
 
     def result(self) -> Annotations:

@@ -68,8 +68,10 @@ class Retiring(Trash):
 
         Raises:
             DeletionIncomplete: Some of them are not out of sight; says which, and which are.
+            JournalInDoubt: What is pinned cannot be told for sure; nothing goes.
         """
         with self._changing() as (who, watch):
+            self._refuse_in_doubt()
             failed: list[NotDeleted] = []
             found = list(self._unchanged(who, doomed, failed))
             # By the journal: whoever judged may not have known of the latest pin.
@@ -119,9 +121,13 @@ class Retiring(Trash):
             reason: For the record.
             uuid: Which one was judged to be abandoned. Another that stands there by now is left
                 alone, and that one when somebody has gone on with it.
+
+        Raises:
+            JournalInDoubt: It stays where it is.
         """
         step = names.get_tmp_step(path)
         with self._changing() as (who, watch):
+            self._refuse_in_doubt()
             if not durable.is_folder(path):
                 writer.release(path)
                 return Retired((), watch.span)

@@ -372,8 +372,7 @@ def observe(
     facts: Facts | None = None
     if stale or unrecorded:
         try:
-            facts = journal.read(identity.hidden(directory), who.run)
-            facts = replace(facts, gone={**_ends(who, unrecorded), **facts.gone})
+            facts = read_facts(who, unrecorded)
         except OSError as error:
             # The checkpoints can be answered for all the same.
             trouble.errors.append(f"{error.filename}: {error.strerror}")
@@ -404,6 +403,22 @@ def observe(
         unsure=trouble.unsure,
         doubts=trouble.doubts,
     )
+
+
+def read_facts(who: Identity, unrecorded: Sequence[Leftover] | None = None) -> Facts:
+    """Read what a run's journal says, and its trash where that had no space for it.
+
+    Args:
+        who: The run.
+        unrecorded: What is in the trash and not in the journal, when that has just been listed.
+
+    Raises:
+        OSError: It is there and cannot be read.
+    """
+    if unrecorded is None:
+        unrecorded = [left for left in list_trash(who.run.directory) if not left.recorded]
+    facts = journal.read(identity.hidden(who.run.directory), who.run)
+    return replace(facts, gone={**_ends(who, unrecorded), **facts.gone})
 
 
 def look(

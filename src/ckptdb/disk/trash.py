@@ -10,7 +10,6 @@ import errno
 import math
 import os
 from collections.abc import Callable, Sequence
-from functools import cached_property
 from pathlib import Path
 
 from ckptdb import caller
@@ -27,10 +26,6 @@ UNIDENTIFIED_TTL_SECONDS = 30 * 24 * 3600.0
 
 class Trash(DeletingInPlace):
     """Moves checkpoints into the trash, brings them back, and empties it."""
-
-    @cached_property
-    def _pins(self) -> journal.Pins:
-        return journal.Pins(self._hidden)
 
     def undelete(self, step: int) -> Checkpoint:
         """Give a retired checkpoint its name again; return it.
@@ -70,6 +65,7 @@ class Trash(DeletingInPlace):
 
         Raises:
             DeletionIncomplete: Some of it could not be removed; the rest was.
+            JournalInDoubt: What is pinned cannot be told for sure; nothing goes.
         """
         failed: list[NotDeleted] = []
         now = self._clock()
@@ -79,6 +75,8 @@ class Trash(DeletingInPlace):
             return left.is_due(math.inf if wanted else now)
 
         trash = scan.list_trash(self.directory)
+        if trash:
+            self._refuse_in_doubt()
         if any(map(is_due, trash)):
             self._condemn(is_due)
             trash = scan.list_trash(self.directory)

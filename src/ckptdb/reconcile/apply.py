@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, replace
@@ -11,14 +12,27 @@ from pathlib import Path
 from typing import Any, Literal
 
 from ckptdb.catalog.catalog import Catalog, Recorded, Seen
+from ckptdb.catalog.statements import TAKEN
 from ckptdb.catalog.store import Changes, Child
 from ckptdb.disk import identity, scan
 from ckptdb.disk.publish import Publisher
 from ckptdb.disk.scan import Known, Listing, Observation, Stamp
 from ckptdb.errors import CkptdbError
+from ckptdb.reconcile import doubt
+from ckptdb.reconcile import held as under_lock
 from ckptdb.reconcile.held import bury, held
 from ckptdb.reconcile.intake import Intake
-from ckptdb.reconcile.plan import OF_A_RUN, REPAIRS, Action, Plan, keep_damage, plan, unwritten
+from ckptdb.reconcile.plan import (
+    OF_A_RUN,
+    OF_THE_JOURNAL,
+    REPAIRS,
+    Action,
+    Plan,
+    find_missing,
+    keep_damage,
+    plan,
+    unwritten,
+)
 from ckptdb.reconcile.whereabouts import find_whereabouts
 from ckptdb.records import Checkpoint, Run
 
@@ -40,6 +54,10 @@ class RunReport:
         blocked: Why some of it could not be done, or None.
         run_id: The run in the catalog, None when it is not there.
         verified: The stamp for which the catalog is now known to be exact.
+        doubt: Why nothing of it may be deleted now, in words: its journal is damaged, or the
+            catalog contradicts it.
+        uuid: The run's.
+        journal_aside: Where its damaged journal is kept.
     """
 
     directory: Path
@@ -49,11 +67,24 @@ class RunReport:
     applied: bool = False
     run_id: int | None = None
     verified: Stamp | None = None
+    doubt: str | None = None
+    uuid: str | None = None
+    journal_aside: Path | None = None
 
     @property
     def has_drift(self) -> bool:
-        """Disk and index differed."""
+        """Disk and index differed, or a checkpoint is lost or cannot be trusted."""
         return any(action.is_drift for action in self.actions)
+
+    @property
+    def has_changes(self) -> bool:
+        """Disk and index differed: applying changes something."""
+        return any(action.is_change for action in self.actions)
+
+    @property
+    def lasting(self) -> tuple[Action, ...]:
+        """What only a person can settle: checkpoints that are lost or cannot be trusted."""
+        return tuple(action for action in self.actions if action.is_lasting)
 
     def as_dict(self) -> dict[str, Any]:
         """Return the report for JSON."""
@@ -62,6 +93,8 @@ class RunReport:
             "directory": str(self.directory),
             "applied": self.applied,
             "blocked": self.blocked,
+            "doubt": self.doubt,
+            "journal_aside": None if self.journal_aside is None else str(self.journal_aside),
             "actions": [action.as_dict() for action in self.actions],
         }
 
@@ -89,8 +122,28 @@ class ReconcileReport:
 
     @property
     def has_drift(self) -> bool:
-        """Disk and index differed somewhere."""
+        """Disk and index differed somewhere, or a checkpoint is lost or cannot be trusted."""
         return any(run.has_drift for run in self.runs)
+
+    @property
+    def has_changes(self) -> bool:
+        """Disk and index differed somewhere: applying changes something."""
+        return any(run.has_changes for run in self.runs)
+
+    @property
+    def has_lasting(self) -> bool:
+        """Something is left that only a person can settle."""
+        return any(run.lasting for run in self.runs)
+
+    @property
+    def counts(self) -> dict[str, int]:
+        """How many differences there are, and how many checkpoints of each kind are not well."""
+        actions = [action for run in self.runs for action in run.actions]
+        kinds = Counter("lost" if a.is_lost else a.kind for a in actions)
+        return {
+            "differences": sum(action.is_change for action in actions),
+            **{kind: kinds[kind] for kind in ("lost", "damaged", "unreadable", "rejected")},
+        }
 
     @property
     def history(self) -> tuple[str, ...]:
@@ -116,6 +169,7 @@ class ReconcileReport:
         return {
             "drift": self.has_drift,
             "not_verifiable": self.not_verifiable,
+            "counts": self.counts,
             "blocked": list(self.blocked),
             "replaced": [
                 {"run": run.name, "uuid": run.uuid, "directory": str(run.directory)}
@@ -155,8 +209,11 @@ def reconcile_tree(
             on_checkpoint()
 
     reports: dict[Path, RunReport] = {}
-    look = partial(reconcile_run, catalog, depth=depth, dry_run=dry_run, on_checkpoint=counted)
-    for directory, listing in _with_known(scan.list_runs(top), catalog, top, reports):
+    look = partial(
+        reconcile_run, catalog, depth=depth, dry_run=dry_run, on_checkpoint=counted, settle=True
+    )
+    with_known = _with_known(scan.list_runs(top), catalog, top, reports)
+    for directory, listing in _moved_first(with_known, catalog):
         if on_run:
             on_run(directory)
         reports[directory] = look(directory, listing=listing)
@@ -164,7 +221,9 @@ def reconcile_tree(
         # What seemed to have lost its run.json may be another run, begun where one moved away.
         again = [directory for directory, report in reports.items() if report.blocked]
         reports |= {directory: look(directory) for directory in again}
-    known = (seen.run.directory for seen in catalog.runs())
+    # One that has moved is not missing where it was.
+    found = {report.uuid for report in reports.values()}
+    known = (seen.run.directory for seen in catalog.runs() if seen.run.uuid not in found)
     missing = tuple(d for d in known if d.is_relative_to(top) and not d.is_dir())
     replaced = _find_replaced(catalog, top, reports)
     seconds = time.monotonic() - started
@@ -200,6 +259,20 @@ def _with_known(
             yield directory, None
 
 
+def _moved_first(
+    found: Iterator[tuple[Path, Listing | None]], catalog: Catalog
+) -> Iterator[tuple[Path, Listing | None]]:
+    """Yield last what stands where another run was: that one may be found elsewhere before."""
+    there = {seen.run.directory: seen.run.uuid for seen in catalog.runs()}
+    others: dict[Path, None] = {}  # the catalog names once more what has not been looked at
+    for directory, listing in found:
+        if there.get(directory) in (None, identity.identify(directory).run.uuid):
+            yield directory, listing
+        else:
+            others[directory] = None
+    yield from ((directory, None) for directory in others)
+
+
 def reconcile_run(
     catalog: Catalog,
     directory: Path,
@@ -211,6 +284,7 @@ def reconcile_run(
     publisher: Publisher | None = None,
     on_checkpoint: Callable[[], None] | None = None,
     listing: Listing | None = None,
+    settle: bool = False,
 ) -> RunReport:
     """Compare one run with the index and make the index true.
 
@@ -225,14 +299,18 @@ def reconcile_run(
         publisher: Does the repairs, with its durability and metric.
         on_checkpoint: Called after each checkpoint that was looked at.
         listing: Of the directory, when it has just been made.
+        settle: Also restore what a damaged journal does not tell and the index knows. Without,
+            what either of them says stands, and nothing of the run may be deleted.
 
     Raises:
         OSError: The directory cannot be read at all.
     """
-    how = _How(depth, touch_disk, assume, store=not dry_run)
+    how = _How(depth, touch_disk, assume, store=not dry_run, settle=settle)
     look = _look(catalog, directory, how, on_checkpoint, take_in=True, listing=listing)
     if isinstance(look, RunReport):
         return look
+    if settle and touch_disk and not dry_run and look.plan.doubt is not None:
+        return _settle(catalog, look, how, publisher)
     if dry_run or not (_worth_it(look, assume=assume) or _is_new_copy(look, how)):
         return _report(directory, look)
     catalog.database.ensure_sound()
@@ -250,6 +328,7 @@ class _How:
     touch_disk: bool = True
     assume: bool = False
     store: bool = True
+    settle: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -265,15 +344,23 @@ class _Look:
     @property
     def actions(self) -> tuple[Action, ...]:
         """All differences, the run's own first."""
+        planned = self.plan.actions
+        if any(action.kind == "moved run" for action in planned):
+            # Of what it was taken for while another run stood where it was, that says enough.
+            planned = tuple(a for a in planned if not self._was_only_moved(a))
         if not self.taken:
-            return self.plan.actions
-        head = tuple(a for a in self.plan.actions if a.kind in OF_A_RUN)
-        return (*head, *self.taken, *(a for a in self.plan.actions if a.kind not in OF_A_RUN))
+            return planned
+        head = tuple(a for a in planned if a.kind in OF_A_RUN)
+        return (*head, *self.taken, *(a for a in planned if a.kind not in OF_A_RUN))
+
+    def _was_only_moved(self, action: Action) -> bool:
+        gone = self.recorded.gone.get(action.uuid or "")
+        return action.kind == "reappeared" and gone is not None and gone[1] == TAKEN
 
     @property
-    def has_drift(self) -> bool:
+    def has_changes(self) -> bool:
         """Whether there is, or was, anything to learn for the index or to do on disk."""
-        return bool(self.taken) or self.plan.has_drift
+        return bool(self.taken) or self.plan.has_changes
 
 
 def _look(
@@ -310,6 +397,10 @@ def _look(
         # What is live stays as the observation was told.
         told = catalog.recorded(recorded.seen, history=True)
         recorded = replace(recorded, gone=told.gone, annotations=told.annotations)
+        if find_missing(observed, recorded):
+            # Perhaps only because somebody has written it down since, and told the index.
+            with suppress(OSError):
+                observed = replace(observed, facts=scan.read_facts(who))
     recorded = replace(recorded, contents=_contents(catalog, observed, recorded))
     if recorded.problems:
         full = how.depth == "full"
@@ -323,6 +414,9 @@ def _look(
     if not how.touch_disk:
         ended = [a for a in found.actions if a.kind == "vanished" and _is_gone(a.checkpoint)]
         found = replace(found, actions=tuple(a for a in found.actions if a not in ended))
+    if not how.settle and found.doubt is not None:
+        actions = tuple(a for a in found.actions if a.kind not in OF_THE_JOURNAL)
+        found = replace(found, actions=actions)
     return _Look(observed, recorded, found, tuple(intake.actions), tuple(intake.children))
 
 
@@ -387,13 +481,17 @@ def _contents(catalog: Catalog, observed: Observation, recorded: Recorded) -> di
     tmps = set(recorded.tmps.values())
     steps = sorted((read & set(recorded.finals)) | missing | tmps)
     lost = unwritten(recorded, observed.facts) if observed.facts else set()
+    lost.update(uuid for uuid in find_missing(observed, recorded) if uuid in recorded.gone)
     return catalog.contents(recorded.seen.id, steps=steps, gone=sorted(lost))
 
 
 def _worth_it(look: _Look, *, assume: bool) -> bool:
     seen, config = look.recorded.seen, look.plan.config
+    if look.plan.doubt is not None:
+        # It is looked at again as long as that is not settled: there is no more to store.
+        return look.has_changes or _is_to_be_told(look)
     # That there is no configuration is remembered along with something else.
-    if look.has_drift or config or (config is not None and seen and seen.run.config):
+    if look.has_changes or config or (config is not None and seen and seen.run.config):
         return True
     # Nothing differs: all there is to store is that this has been seen.
     if seen is None or look.observation.unsure:
@@ -415,15 +513,24 @@ def _is_new_copy(look: _Look, how: _How) -> bool:
 
 def _report(directory: Path, look: _Look) -> RunReport:
     seen, stamp = look.recorded.seen, look.observation.stamp
-    exact = seen and seen.verified and seen.stamp == str(stamp) and not look.has_drift
+    exact = seen and seen.verified and seen.stamp == str(stamp) and not look.has_changes
     return RunReport(
         directory,
         directory.name,
         tuple(action.told() for action in look.actions),
         look.plan.blocked,
         run_id=seen.id if seen else None,
-        verified=stamp if exact and look.observation.settled else None,
+        verified=stamp if exact and look.observation.settled and not look.plan.doubt else None,
+        doubt=look.plan.doubt,
+        uuid=look.observation.identity.run.uuid,
     )
+
+
+def _is_to_be_told(look: _Look) -> bool:
+    """Whether the index contradicts a journal that does not say so yet."""
+    facts = look.observation.facts
+    untold = facts is not None and facts.damage is None and facts.contradicted is None
+    return look.plan.doubt is not None and untold
 
 
 # --- carrying out -----------------------------------------------------------------------
@@ -452,6 +559,38 @@ def _repair(publisher: Publisher, catalog: Catalog, look: _Look) -> tuple[list[A
         look = again
         actions = [action for action in look.plan.actions if action.kind in REPAIRS]
     return done, blocked
+
+
+def _settle(catalog: Catalog, first: _Look, how: _How, publisher: Publisher | None) -> RunReport:
+    """Restore what the journal does not tell and the index knows, then go on as ever."""
+    directory = first.observation.identity.run.directory
+    again = partial(
+        reconcile_run, catalog, directory, depth=how.depth, assume=how.assume, publisher=publisher
+    )
+    aside: Path | None = None
+    actions: tuple[Action, ...] = ()
+    try:
+        with held(directory):
+            look = _look(catalog, directory, replace(how, depth="files"), before=first.observation)
+            if isinstance(look, RunReport):
+                return look
+            actions = tuple(a for a in look.plan.actions if a.kind in OF_THE_JOURNAL)
+            facts = look.observation.facts
+            if actions and facts is not None:
+                aside = under_lock.settle(
+                    directory,
+                    actions,
+                    is_damaged=facts.damage is not None,
+                    longest_bytes=doubt.find_longest_bytes(look.observation, look.recorded),
+                )
+    except OSError as error:
+        report = again()
+        why = f"{directory}: its journal cannot be restored ({error.strerror}); {first.plan.doubt}"
+        blocked = "; ".join(filter(None, (report.blocked, why)))
+        return replace(report, blocked=blocked)
+    report = again()
+    done = (*first.taken, *(action.told() for action in actions))
+    return replace(report, actions=(*done, *report.actions), journal_aside=aside, applied=True)
 
 
 def _repair_one(publisher: Publisher, action: Action) -> None:
@@ -486,6 +625,10 @@ def _index(
             look = _look(catalog, directory, how, before=first.observation)
         if isinstance(look, RunReport):
             return look
+        if how.touch_disk and _is_to_be_told(look) and look.plan.doubt is not None:
+            short = doubt.is_short(look.observation, look.recorded)
+            with suppress(OSError):  # then nothing can be deleted either
+                under_lock.doubt(directory, look.plan.doubt, short=short)
         gone = [action for action in look.plan.actions if action.kind == "vanished"]
         back = [a for a in look.plan.actions if a.kind == "reappeared" and _was_ended(look, a)]
         stored = [a.checkpoint for a in look.plan.actions if a.checkpoint and a.kind != "vanished"]
@@ -507,13 +650,10 @@ def _index(
             },
             config=look.plan.config,
         )
-        stamp = None if blocked or look.plan.blocked else _find_seen_stamp(directory, look)
+        unsettled = blocked or look.plan.blocked or look.plan.doubt
+        stamp = None if unsettled else _find_seen_stamp(directory, look)
         sure = look.observation.settled and not look.observation.unsure
-        if look.observation.unsure:
-            # It may become readable without moving the stamp: the next question looks again.
-            changes = replace(changes, seen="", verified=False)
-        elif stamp and (sure or how.assume):
-            changes = replace(changes, seen=str(stamp), verified=sure)
+        changes = _with_stamp(changes, look, how, stamp)
         run_id = catalog.apply(changes)
     if look is not first:
         look = replace(look, taken=first.taken)
@@ -527,6 +667,8 @@ def _index(
         applied=True,
         run_id=run_id,
         verified=stamp if sure else None,
+        doubt=look.plan.doubt,
+        uuid=look.observation.identity.run.uuid,
     )
 
 
@@ -544,7 +686,7 @@ def _is_still_true(catalog: Catalog, look: _Look) -> bool:
     missing.
     """
     observed = look.observation
-    if not observed.settled or (look.plan.has_drift and observed.facts is None):
+    if not observed.settled or (look.plan.has_changes and observed.facts is None):
         return False
     directory = observed.identity.run.directory
     return (
@@ -566,6 +708,29 @@ def _settled(look: _Look) -> list[Checkpoint]:
         and checkpoint.uuid not in acted
         and checkpoint.fingerprint != known[checkpoint.uuid]
     ]
+
+
+def _with_stamp(changes: Changes, look: _Look, how: _How, stamp: Stamp | None) -> Changes:
+    """Let changes say what the index now stands for, as far as that is known."""
+    observed = look.observation
+    if look.plan.doubt is not None:
+        return changes  # the stamp that is stored tells how long the journal was
+    if observed.unsure:
+        # It may become readable without moving the stamp: the next question looks again.
+        return replace(changes, seen="", verified=False)
+    if stamp is None:
+        return changes
+    if observed.settled or how.assume:
+        return replace(changes, seen=str(stamp), verified=observed.settled)
+    if observed.facts is None or not stamp.journal_bytes:
+        return changes
+    # Too young to stand for the directory, it stands for the journal: from now on one that is
+    # shorter has lost what the index knows.
+    before = Stamp(0, 0, 0)
+    with suppress(ValueError):  # SQLite has no checksums
+        before = Stamp.parse((look.recorded.seen and look.recorded.seen.stamp) or str(before))
+    known = replace(before, journal_bytes=stamp.journal_bytes)
+    return replace(changes, seen=str(known), verified=False)
 
 
 def _find_seen_stamp(directory: Path, look: _Look) -> Stamp | None:

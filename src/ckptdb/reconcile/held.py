@@ -8,10 +8,12 @@ from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from ckptdb.disk import durable, identity, journal
 from ckptdb.disk.journal import Fact
 from ckptdb.disk.lock import run_lock
+from ckptdb.reconcile.doubt import Missing
 from ckptdb.reconcile.plan import Action
 from ckptdb.records import Checkpoint, utc
 
@@ -68,3 +70,71 @@ def bury(
     if touch_disk:
         journal.append(identity.hidden(directory), facts, make_durable=True)
     return found
+
+
+def settle(
+    directory: Path, missing: Sequence[Action], *, is_damaged: bool, longest_bytes: int
+) -> Path | None:
+    """Write to the journal what it did not tell, and that nothing is in doubt any more.
+
+    Args:
+        directory: The run, whose lock the caller holds.
+        missing: What the index knows.
+        is_damaged: Whether the journal has to be written anew; the damaged one is kept beside it.
+        longest_bytes: How long it was at most.
+
+    Returns:
+        Where the damaged one is.
+
+    Raises:
+        OSError: It cannot be written; all is as it was.
+    """
+    at, hidden = utc(time.time()), identity.hidden(directory)
+    restored = [fact for action in missing for fact in _restored(action, at)]
+    settled = Fact(at, "settled", "", {"restored": len(restored), "bytes": longest_bytes})
+    if is_damaged:
+        return journal.rewrite(hidden, [*restored, settled])
+    journal.append(hidden, [*restored, settled], make_durable=True)
+    return None
+
+
+def doubt(directory: Path, why: str, *, short: bool) -> None:
+    """Write to the journal that a catalog contradicts it: whoever deletes has to know.
+
+    Raises:
+        OSError: It cannot be written.
+    """
+    fact = Fact(utc(time.time()), "contradicted", "", {"why": why, "short": short})
+    journal.append(identity.hidden(directory), [fact], make_durable=True)
+
+
+def _restored(action: Action, at: str) -> Iterator[Fact]:
+    uuid, missing, ended = action.uuid, action.missing, action.checkpoint
+    if uuid is None or missing is None:
+        return
+    if ended is not None:
+        reason = ended.deleted_reason or "deleted"
+        yield journal.gone(ended, _kind_of(reason), reason, ended.deleted_at or at)
+    yield from (Fact(when, kind, uuid, more) for when, kind, more in _facts_of(missing, at))
+
+
+def _kind_of(reason: str) -> journal.Gone:
+    if reason.startswith("replaced"):
+        return "replaced"
+    return "discarded" if reason.startswith("discarded") else "deleted"
+
+
+def _facts_of(missing: Missing, at: str) -> Iterator[tuple[str, str, dict[str, Any]]]:
+    said = missing.annotations
+    if said.pinned:
+        yield at, "pin", {}
+    if said.notes is not None:
+        yield at, "note", {"text": said.notes}
+    if said.rejected is not None:
+        yield at, "rejected", {"reason": said.rejected}
+    for name, when in said.tags:
+        yield when, "tag", {"name": name}
+    for m in said.late:
+        yield m.reported_at, "metric", {"name": m.name, "value": m.value, "source": m.source}
+    for one in said.resumptions:
+        yield one.resumed_at, "resumed", {"host": one.host, "pid": one.pid}

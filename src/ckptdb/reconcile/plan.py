@@ -9,13 +9,18 @@ from pathlib import Path
 from typing import Any, Final, Literal
 
 from ckptdb.catalog.catalog import Recorded, Seen
-from ckptdb.disk import manifest, names
+from ckptdb.disk import identity, manifest, names
 from ckptdb.disk.identity import Identity
 from ckptdb.disk.journal import Facts
 from ckptdb.disk.scan import Leftover, Observation, Tmp
+from ckptdb.reconcile import doubt
+from ckptdb.reconcile.doubt import Missing
 from ckptdb.records import NO_ANNOTATIONS, Annotations, Checkpoint
 
 Kind = Literal[
+    # where index and journal contradict each other, or the journal is damaged
+    "damaged journal",
+    "contradicted",
     # what the index has to learn
     "new run",
     "moved run",
@@ -32,12 +37,14 @@ Kind = Literal[
     "complete tmp",
     "orphan old",
     "unfinished removal",
+    # what only a person can settle
+    "lost",
+    "unreadable",
+    "damaged",
     # what is only reported
     "abandoned tmp",
     "live tmp",
     "blocked tmp",
-    "unreadable",
-    "damaged",
     "not verifiable",
     "rejected",
     "duplicate",
@@ -49,10 +56,12 @@ NOT_RANKED: Final = "; kept, not ranked"
 
 OF_A_RUN: Final = frozenset({"new run", "moved run", "changed run"})
 REPAIRS: Final = frozenset({"complete tmp", "orphan old", "unfinished removal"})
+OF_THE_JOURNAL: Final = frozenset({"damaged journal", "contradicted"})
+LASTING: Final = frozenset({"lost", "unreadable", "damaged"})
 REPORTED: Final = frozenset(
     {
-        "abandoned tmp", "live tmp", "blocked tmp", "unreadable", "damaged", "not verifiable",
-        "rejected", "duplicate", "foreign",
+        "abandoned tmp", "live tmp", "blocked tmp", "not verifiable", "rejected", "duplicate",
+        "foreign",
     }
 )  # fmt: skip
 
@@ -65,6 +74,8 @@ class Action:
         what: For a person: what was found, and what applying does about it.
         checkpoint: As it has to be in the index.
         leftover: The directory that a crash left.
+        missing: What the journal does not tell and the index knows.
+        is_lost: Whether what has vanished was a published checkpoint.
     """
 
     kind: Kind
@@ -74,17 +85,29 @@ class Action:
     uuid: str | None = None
     annotations: Annotations | None = None
     leftover: Path | Leftover | None = None
+    missing: Missing | None = None
+    is_lost: bool = False
 
     @property
     def is_drift(self) -> bool:
-        """Applying would change something; false for what is only reported."""
+        """Something is not as it should be; false for what is only reported."""
         return self.kind not in REPORTED
+
+    @property
+    def is_change(self) -> bool:
+        """Applying would change something."""
+        return self.is_drift and self.kind not in LASTING
+
+    @property
+    def is_lasting(self) -> bool:
+        """Only a person can settle it; whatever is applied, it is there the next time."""
+        return self.kind in LASTING or self.is_lost
 
     def told(self) -> Action:
         """Return the difference without the record: a report may hold a hundred thousand."""
         if self.checkpoint is None:
             return self
-        return Action(self.kind, self.what, self.step, uuid=self.uuid)
+        return Action(self.kind, self.what, self.step, uuid=self.uuid, is_lost=self.is_lost)
 
     def as_dict(self) -> dict[str, Any]:
         """Return the difference for JSON."""
@@ -98,16 +121,18 @@ class Plan:
     Attributes:
         blocked: Why nothing that is missing may be recorded as deleted, or None.
         config: The run's configuration when the index has to learn it.
+        doubt: Why nothing may be deleted by what the journal says, in words.
     """
 
     actions: tuple[Action, ...]
     blocked: str | None = None
     config: Mapping[str, Any] | None = None
+    doubt: str | None = None
 
     @property
-    def has_drift(self) -> bool:
+    def has_changes(self) -> bool:
         """Whether applying would change anything."""
-        return any(action.is_drift for action in self.actions)
+        return any(action.is_change for action in self.actions)
 
 
 def plan(observed: Observation, recorded: Recorded) -> Plan:
@@ -121,30 +146,36 @@ def plan(observed: Observation, recorded: Recorded) -> Plan:
     both = _Both(observed, recorded)
     actions = [
         *_run(observed, recorded),
+        *_journal(both),
         *_finals(both),
         *_unreadable(observed, recorded),
         *(Action("not verifiable", why, step) for step, why in observed.doubts.items()),
         *_rejected(both),
         *_tmps(both),
         *_missing(both),
+        *_lost(both),
         *_unwritten(both),
         *_history(both),
         *_annotations(both),
-        *_leftovers(observed),
+        *_leftovers(both),
         *(Action("foreign", f"{name} is no checkpoint; left alone") for name in observed.foreign),
     ]
     if blocked:
         # What stands in its place is seen, not missed.
         actions = [a for a in actions if a.kind != "vanished" or a.step in observed.finals]
     config = observed.config
-    ended = (a.checkpoint and (a.kind == "vanished" or _is_gone(a.checkpoint)) for a in actions)
+    ended = (
+        a.checkpoint and (a.kind == "vanished" or _is_gone(a.checkpoint))
+        for a in actions
+        if a.kind not in OF_THE_JOURNAL
+    )
     known = recorded.seen.run.config if recorded.seen else None
     if any(ended):
         # With what ended the index forgets the configuration, should it have come from there.
         config = known if config is None else config
     elif known == config:
         config = None
-    return Plan(tuple(actions), blocked, config)
+    return Plan(tuple(actions), blocked, config, both.doubt)
 
 
 class _Both:
@@ -169,10 +200,25 @@ class _Both:
         return self.published | {tmp.checkpoint.uuid for tmp in tmps if tmp.fate != "trash"}
 
     @cached_property
+    def missing(self) -> dict[str, Missing]:
+        """What the journal does not tell of checkpoints and the index knows."""
+        return doubt.find_missing(self.observed, self.recorded, self.here)
+
+    @cached_property
+    def doubt(self) -> str | None:
+        """Why nothing may be deleted by what the journal says."""
+        return doubt.tell(self.observed, self.recorded, self.missing)
+
+    @cached_property
     def known(self) -> set[str]:
         """What the index will have a row of."""
         gone = set(self.observed.facts.gone) if self.observed.facts else set()
         return self.here | gone | set(self.recorded.gone)
+
+
+def find_missing(observed: Observation, recorded: Recorded) -> dict[str, Missing]:
+    """Return by uuid what the index knows and the journal does not tell."""
+    return _Both(observed, recorded).missing
 
 
 def _is_gone(checkpoint: Checkpoint) -> bool:
@@ -215,6 +261,27 @@ def compare_run(who: Identity, seen: Seen | None) -> Iterator[Action]:
             else "says another metric or name than the catalog"
         )
         yield Action("changed run", f"{run.directory} {what}")
+
+
+def _journal(both: _Both) -> Iterator[Action]:
+    """What is wrong with the journal, and what of it the index can restore."""
+    observed, recorded = both.observed, both.recorded
+    damage = observed.facts.damage if observed.facts else None
+    if damage is not None:
+        what = (
+            f"{damage}; what can be read becomes the journal, with what the catalog knows, and the "
+            "damaged one is kept beside it. Pins, tags, rejections, late metrics and history that "
+            "nothing else tells are lost"
+        )
+        yield Action("damaged journal", what)
+    elif both.doubt is not None and not both.missing:
+        yield Action("contradicted", f"{both.doubt}; nothing of it has to be restored")
+    steps = doubt.find_steps(observed, recorded) if both.missing else {}
+    for uuid, missing in sorted(both.missing.items(), key=lambda item: steps.get(item[0], -1)):
+        named = ", ".join(missing.names())
+        what = f"the catalog knows {named} that its journal does not; written to the journal"
+        ended = recorded.contents.get(uuid) if missing.ended else None
+        yield Action("contradicted", what, steps.get(uuid), ended, uuid, missing=missing)
 
 
 def _finals(both: _Both) -> Iterator[Action]:
@@ -288,6 +355,9 @@ def compare(
         known.parent is None and checkpoint.parent not in parents()
     )
     # A late value hides the one that came with the checkpoint.
+    if known.path != checkpoint.path and recorded.seen:
+        # That the run has moved is told of the run, and moves all paths with it.
+        known = _as_if_moved(known, recorded.seen.run.directory, checkpoint.path.parent)
     if same_parent and _content(known, known.late) == _content(checkpoint, known.late):
         return None
     return Action("changed", "differs from the catalog", step, checkpoint, uuid)
@@ -307,6 +377,13 @@ def keep_damage(checkpoint: Checkpoint, recorded: Recorded, *, sizes_verified: b
     if sizes_verified and manifest.DIFFERS not in known:
         return checkpoint
     return replace(checkpoint, problem=known)
+
+
+def _as_if_moved(known: Checkpoint, before: Path, now: Path) -> Checkpoint:
+    """Return a checkpoint with the path that it has once its run has moved."""
+    if not known.path.is_relative_to(before):
+        return known
+    return replace(known, path=now / known.path.relative_to(before))
 
 
 def _content(checkpoint: Checkpoint, late: Container[str]) -> tuple[Any, ...]:
@@ -354,14 +431,15 @@ def _tmp(step: int, tmp: Tmp) -> Action:
     if tmp.writer:
         who = f"{tmp.writer}, which cannot be asked from here"
         return Action("live tmp", f"is being written, or was left, by {who}; {later}", step)
-    what = f"is an unfinished save, by whom is not known; {later}"
-    return Action("abandoned tmp", what, step)
+    return Action("abandoned tmp", f"unfinished save (writer unknown); {later}", step)
 
 
 def _same_tmp(checkpoint: Checkpoint, recorded: Recorded) -> bool:
     known = recorded.contents.get(checkpoint.uuid)
     if known is None or known.status != "tmp":
         return False
+    if known.path != checkpoint.path and recorded.seen:
+        known = _as_if_moved(known, recorded.seen.run.directory, checkpoint.path.parent)
     return _content(known, known.late) == _content(checkpoint, known.late)
 
 
@@ -387,8 +465,32 @@ def _missing(both: _Both) -> Iterator[Action]:
             kind: Kind = "replaced" if "replaced" in (ended.deleted_reason or "") else "deleted"
             yield Action(kind, ended.deleted_reason or "deleted", step, ended, uuid)
         elif uuid in recorded.contents:
+            is_lost = uuid not in recorded.tmps and not _is_edited(uuid, step, finals)
             what = "is in the catalog, not on disk; recorded as vanished"
-            yield Action("vanished", what, step, recorded.contents[uuid], uuid)
+            if is_lost:
+                what = f"{what}; {_to_settle(observed, step)}"
+            yield Action("vanished", what, step, recorded.contents[uuid], uuid, is_lost=is_lost)
+
+
+def _lost(both: _Both) -> Iterator[Action]:
+    """What has vanished before, and nobody has accepted."""
+    facts, finals = both.observed.facts, both.observed.finals
+    for uuid in facts.lost - both.here if facts else ():
+        ended = facts.gone[uuid] if facts else None
+        if ended and not _is_edited(uuid, ended.step, finals):
+            what = f"missing on disk since {ended.deleted_at}, not deleted by ckptdb"
+            what = f"{what}; {_to_settle(both.observed, ended.step)}"
+            yield Action("lost", what, ended.step, uuid=uuid)
+
+
+def _is_edited(uuid: str, step: int, finals: Container[int]) -> bool:
+    """Whether it is there with another training_info.json, which was all that it was known by."""
+    return step in finals and identity.is_derived(uuid)
+
+
+def _to_settle(observed: Observation, step: int) -> str:
+    run = observed.identity.run.name
+    return f"restore it, or accept the loss with `ckptdb accept {step} --run {run}`"
 
 
 def _unwritten(both: _Both) -> Iterator[Action]:
@@ -431,16 +533,18 @@ def _annotations(both: _Both) -> Iterator[Action]:
     told, known = both.observed.facts.annotations, both.recorded.annotations
     for uuid in {*told, *known}:
         now = told.get(uuid, NO_ANNOTATIONS)
+        now = doubt.standing(now, both.missing.get(uuid))
         if uuid in both.known and now != known.get(uuid, NO_ANNOTATIONS):
             what = "what was added to it differs from the journal"
             yield Action("annotated", what, uuid=uuid, annotations=now)
 
 
-def _leftovers(observed: Observation) -> Iterator[Action]:
+def _leftovers(both: _Both) -> Iterator[Action]:
+    observed = both.observed
     for old in observed.olds:
         what = f"{old.path.name} was left by an interrupted replacement; put back or put away"
         yield Action("orphan old", what, old.step, leftover=old)
-    if observed.facts is None:
+    if observed.facts is None or both.doubt is not None:
         return  # without the journal it is not known what is kept there because it is pinned
     for gone in observed.trash:
         if observed.facts.annotations.get(gone.uuid, NO_ANNOTATIONS).pinned:

@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
+from ckptdb import caller
 from ckptdb.catalog.catalog import Seen
-from ckptdb.disk import info, scan
+from ckptdb.disk import identity, info, names, scan
 from ckptdb.disk.journal import Fact
 from ckptdb.disk.publish import Publisher
 from ckptdb.errors import (
     CheckpointGone,
     InvalidAnnotation,
+    JournalInDoubt,
+    NothingLost,
 )
+from ckptdb.reconcile import reconcile_run
 from ckptdb.records import (
     TRAINING_INFO,
     Checkpoint,
@@ -86,7 +90,10 @@ class Annotating(Tree):
         found = self._record(seen, self._get_at(seen, step), [("unpin", {})])
         if found.status == "deleted":
             # It was replaced while pinned; its bytes were kept in the trash until now.
-            Publisher(seen.run.directory, of=seen.run).empty_trash()
+            try:
+                Publisher(seen.run.directory, of=seen.run).empty_trash()
+            except JournalInDoubt as error:
+                caller.warn(str(error))
         return found
 
     def tag(self, run: PathLike | None, step: int, name: str) -> Checkpoint:
@@ -106,6 +113,45 @@ class Annotating(Tree):
     def unreject(self, run: PathLike | None, step: int) -> Checkpoint:
         """Let a checkpoint count again."""
         return self._annotate(run, step, [("unrejected", {})])
+
+    def accept_loss(
+        self, run: PathLike | None, steps: Iterable[int] | None = None
+    ) -> tuple[Checkpoint, ...]:
+        """Accept that checkpoints which vanished from disk are lost; that is no drift any more.
+
+        Their history stays. One that is put back is there again all the same.
+
+        Args:
+            run: Name, path or uuid prefix; None for the run that was opened.
+            steps: Theirs, all of them or none is accepted; None for all that are lost.
+
+        Returns:
+            What was lost.
+
+        Raises:
+            NothingLost: Nothing of a step is recorded as lost.
+            RunNotHere: The run's directory is not there, or is another run's.
+        """
+        wanted = None if steps is None else [names.as_step(step) for step in steps]
+        seen = self._get_run(run)
+        directory = seen.run.directory
+        Publisher(directory, of=seen.run).must_be_here()
+        # What is missing may not have been written down yet.
+        reconcile_run(self._catalog_to_write(), directory, depth="changes")
+        facts = scan.read_facts(identity.identify(directory))
+        lost = sorted((facts.gone[uuid] for uuid in facts.lost), key=lambda end: end.step)
+        there_are = {end.step for end in lost}
+        for step in wanted or ():
+            if step not in there_are:
+                raise NothingLost(seen.run.name, step)
+        accepted = [end for end in lost if wanted is None or end.step in wanted]
+        if accepted:
+            at = utc(time.time())
+            Publisher(directory, of=seen.run).record(
+                [Fact(at, "accepted", end.uuid) for end in accepted]
+            )
+            self._follow([directory])
+        return tuple(accepted)
 
     def _annotate(
         self,

@@ -18,6 +18,7 @@ from ckptdb.errors import (
     CatalogUnusable,
     CkptdbError,
     DeletionIncomplete,
+    JournalInDoubt,
     NotDeleted,
     PlanChanged,
     RunLocked,
@@ -70,13 +71,15 @@ class Deleting(Tree):
             UnknownMetric: The best are to be kept, and no checkpoint of a run has the metric.
             DeletionIncomplete: Something did not go, or not wholly; what is done in all runs is
                 in its ``done``.
+            JournalInDoubt: The journal of the only run is damaged, or the catalog contradicts it;
+                of several, such a run is left alone, with a warning.
         """
         with self._deciding(run):
             found = self._find_meant(run)
             if run is None and len(found) > 1 and not (all_runs or dry_run or plans is not None):
                 raise RunsNotNamed([seen.run.directory for seen in found])
             # All of them are judged before anything goes.
-            judged = [self._judge(seen, policy, dry_run=dry_run) for seen in found]
+            judged = self._judge_all(found, policy, dry_run=dry_run)
 
             def collect(run: Run, judged: Plan, *, dry_run: bool) -> Collected:
                 publisher = Publisher(run.directory, of=run, trash_ttl_seconds=trash_ttl_seconds)
@@ -144,10 +147,12 @@ class Deleting(Tree):
             LeasedCheckpoint: One is being evaluated.
             DeletionIncomplete: Something forbids it, and nothing is gone; or it failed midway, and
                 the error says what is gone and what is not.
+            JournalInDoubt: The run's journal is damaged, or the catalog contradicts it.
         """
         wanted = [names.as_step(step) for step in steps]
         with self._deciding(run):
-            catalog, seen, _ = self._exact(self._get_named(run), dry_run=dry_run)
+            catalog, seen, report = self._exact(self._get_named(run), dry_run=dry_run)
+            _refuse_in_doubt(seen, report)
             chosen = upkeep.choose(catalog, seen, wanted, force=force)
             publisher = Publisher(
                 seen.run.directory, of=seen.run, trash_ttl_seconds=trash_ttl_seconds
@@ -191,8 +196,22 @@ class Deleting(Tree):
         Publisher(seen.run.directory, of=seen.run).must_be_here()
         return seen
 
+    def _judge_all(
+        self, found: Sequence[Seen], policy: Policy, *, dry_run: bool
+    ) -> list[tuple[Run, Plan]]:
+        judged = []
+        for seen in found:
+            try:
+                judged.append(self._judge(seen, policy, dry_run=dry_run))
+            except JournalInDoubt as error:
+                if len(found) == 1:
+                    raise
+                caller.warn(str(error))  # it must not keep the others
+        return judged
+
     def _judge(self, seen: Seen, policy: Policy, *, dry_run: bool) -> tuple[Run, Plan]:
         catalog, seen, report = self._exact(seen, dry_run=dry_run)
+        _refuse_in_doubt(seen, report)
         if report is not None and report.blocked:
             return seen.run, Plan()  # what cannot be seen whole is not judged
         return seen.run, upkeep.judge(catalog, seen, policy)
@@ -254,3 +273,11 @@ def _raise_if_incomplete(
     failed = [*(one for part in collected for one in part.failed), *failed]
     if failed:
         raise DeletionIncomplete({part.directory: part.went for part in collected}, failed, done)
+
+
+def _refuse_in_doubt(seen: Seen, report: RunReport | None) -> None:
+    """Raise why nothing may be deleted, before anything is: the index says so, or the journal."""
+    directory = seen.run.directory
+    doubt = report.doubt if report and report.doubt else Publisher(directory).find_doubt()
+    if doubt is not None:
+        raise JournalInDoubt(directory, doubt)

@@ -256,7 +256,7 @@ def check_rest(verdict: Verdict, root: Path) -> None:
             registry.reconcile()
         with Registry.open(root) as registry:
             again = registry.reconcile(dry_run=True)
-        if again.has_drift or again.blocked:
+        if again.has_changes or again.blocked:
             verdict.say("not_recovered", f"a second reconcile finds {again.as_dict()}")
         catalog = root / ".ckptdb" / "catalog.db"
         first = dump_catalog(catalog)

@@ -199,7 +199,7 @@ def _settled(root: Path) -> Iterator[history.Violation]:
         if first.blocked:
             yield history.Violation("not_recovered", f"reconcile is blocked: {first.blocked}")
         second = registry.reconcile()
-        if second.has_drift or second.blocked:
+        if second.has_changes or second.blocked:
             yield history.Violation("not_recovered", f"drift remains: {second.as_dict()}")
         for checkpoint in registry.verify():
             if checkpoint.problem:

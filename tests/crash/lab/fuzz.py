@@ -351,7 +351,7 @@ class _World:
 
     def _check_index(self, what: str, content: bytes, catalog: Catalog, run_id: int) -> None:
         again = reconcile_run(catalog, self.run, touch_disk=False)
-        if again.has_drift or again.blocked:
+        if again.has_changes or again.blocked:
             raise Wrong(f"a second look differs: {again.as_dict()}")
         rows = {cp.step: cp for cp in catalog.checkpoints(run_id=run_id, status="final")}
         for step, loss in _GOOD.items():
@@ -467,7 +467,7 @@ def _check_catalog(directory: Path) -> None:
         registry.status()
         registry.reconcile(full=True)
         again = registry.reconcile(full=True)
-        if again.has_drift or again.blocked:
+        if again.has_changes or again.blocked:
             raise Wrong(f"a second look differs: {again.as_dict()}")
         live = {cp.step: cp.metrics.get("loss") for cp in registry.checkpoints(status="final")}
         if live != _GOOD:
