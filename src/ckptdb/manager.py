@@ -21,12 +21,13 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Literal, Self
 
-from ckptdb import caller, pruning, schedule
+from ckptdb import caller, loaded, pruning, schedule
 from ckptdb import config as configuration
 from ckptdb.background import Background
 from ckptdb.catalog.catalog import Catalog, Unranked
 from ckptdb.config import CheckpointingConfig, PretrainedCheckpointConfig
 from ckptdb.contents import Contents
+from ckptdb.continuing import Continuing
 from ckptdb.disk import info, names, scan, space
 from ckptdb.disk.lease import Lease
 from ckptdb.disk.publish import Publisher
@@ -41,6 +42,7 @@ from ckptdb.errors import (
 )
 from ckptdb.hooks import Teller
 from ckptdb.index import RunIndex, find_location
+from ckptdb.pruning import Terms
 from ckptdb.recent import RecentSaves, Save, find_recorded
 from ckptdb.records import Checkpoint, Mode, Problem, Trouble
 from ckptdb.resuming import OnChange, Options, Resuming
@@ -115,7 +117,7 @@ class CheckpointManager:
         self._exclusive = settings.exclusive
         self.keep = settings.keep
         self._lease: Lease | None = None
-        self._parent: str | None = None
+        self._continuing = Continuing(self._directory, self._index)
         self._configs: dict[Path, dict[str, Any]] = {}
         self._config_step: int | None = None
         self._looked_for: set[str] = set()
@@ -189,7 +191,9 @@ class CheckpointManager:
                 self._lease = self._publisher.claim()
             self._make_sure_of_space(number)
             self._index.begin_save()
+            self._continuing.warn_before(number)
             staged = self._publisher.stage(number, content, settings)
+        self._continuing.begin(path, number)
         self._index.tell([staged.checkpoint, *staged.adopted, *staged.gone], staged.span)
         self._hooks.deleted(staged.gone)
         self._hooks.published(staged.adopted)
@@ -297,28 +301,30 @@ class CheckpointManager:
     def remove_old_checkpoints(self, exclude_latest: bool = True) -> None:  # noqa: FBT001, FBT002  # the drop-in signature
         """Retire every checkpoint that no retention rule keeps.
 
+        What this process has loaded to continue from stays whatever the rules say.
+
         Args:
-            exclude_latest: Always keep the highest step.
+            exclude_latest: Always keep the highest step, and what this manager has saved last;
+                otherwise the rules decide about them, too.
 
         Raises:
             JournalInDoubt: The run's journal is damaged, or the catalog contradicts it; nothing
                 goes.
         """
-        policy = self._policy
-        doomed = pruning.choose(self._index, self._directory, policy, exclude_latest=exclude_latest)
+        terms = self._find_terms(exclude_latest=exclude_latest)
+        doomed = pruning.choose(self._index, self._directory, terms)
         if doomed:
-            self._warn_of_unknown_metrics(policy)
+            self._warn_of_unknown_metrics(terms.policy)
             self._retire(doomed)
 
     def plan_retention(self, *, exclude_latest: bool = True) -> Plan:
         """Say what `remove_old_checkpoints` would keep and remove now, and why.
 
         Args:
-            exclude_latest: Always keep the highest step.
+            exclude_latest: As there.
         """
-        return pruning.plan_all(
-            self._index, self._directory, self._policy, exclude_latest=exclude_latest
-        )
+        terms = self._find_terms(exclude_latest=exclude_latest)
+        return pruning.plan_all(self._index, self._directory, terms)
 
     def apply_retention(self, planned: Plan) -> None:
         """Do what `plan_retention` has said, or nothing.
@@ -327,9 +333,8 @@ class CheckpointManager:
             PlanChanged: Something else would go by now.
             JournalInDoubt: As `remove_old_checkpoints`.
         """
-        doomed = pruning.choose(
-            self._index, self._directory, self._policy, exclude_latest=planned.exclude_latest
-        )
+        terms = self._find_terms(exclude_latest=planned.exclude_latest)
+        doomed = pruning.choose(self._index, self._directory, terms)
         if {doom.uuid for doom in doomed} != {decision.uuid for decision in planned.gone}:
             raise PlanChanged([str(self.checkpoint_dir)])
         self._retire(doomed)
@@ -400,6 +405,10 @@ class CheckpointManager:
     ) -> Checkpoint | None:
         """Return the newest checkpoint that is whole, to continue from; None to begin afresh.
 
+        The newest of the line of training that was saved last: where training has gone back and
+        saved lower steps, that is not the highest step, and a warning says so. Where the line is
+        not known, as in runs that NeMo-RL has saved, it is the highest.
+
         Every file is compared with its manifest; what was written without one only has to have
         a training_info.json. What is newer and passed over is told in a warning each, and what
         was found damaged counts no more for best, latest and retention. That training continues
@@ -439,11 +448,16 @@ class CheckpointManager:
             NoCheckpointHere: It is of another run.
             ConfigChanged: As `resume`.
         """
-        self._parent = None  # should the next one be refused
+        self._continuing.resume_from(None)  # should the next one be refused
+        loaded.forget(self._directory, checkpoint.uuid)
         return self._continue_from(self._resuming.reject(checkpoint, reason))
 
     def _continue_from(self, found: Checkpoint | None) -> Checkpoint | None:
-        self._parent = None if found is None else found.uuid
+        loaded.note_look(self._directory)
+        self._continuing.resume_from(None if found is None else found.uuid)
+        if found is not None:
+            # Another manager of this process may be the one that saves.
+            loaded.note_load(found.path, has_weights=True)
         if self._contents and found:
             self._contents.begin_after(found)
         return found
@@ -532,6 +546,7 @@ class CheckpointManager:
         found = scan.find_published_info(folder)
         if found is None:
             raise NoCheckpointHere(folder, f"has no {names.INFO}; it is not a checkpoint")
+        loaded.note_load(folder, has_weights=False)
         return found
 
     @staticmethod
@@ -550,6 +565,7 @@ class CheckpointManager:
         """
         if not last_checkpoint_path:
             return None, None
+        loaded.note_load(Path(last_checkpoint_path), has_weights=True)
         component = Path(last_checkpoint_path) / model_component
         weights, optimizer = component / "weights", component / "optimizer"
         if optimizer.exists() or _has_megatron_optimizer(weights / "iter_0000000"):
@@ -578,6 +594,10 @@ class CheckpointManager:
             keep=self.keep,
         )
 
+    def _find_terms(self, *, exclude_latest: bool) -> Terms:
+        in_use = self._continuing.find_in_use(with_saved=exclude_latest)
+        return Terms(self._policy, exclude_latest, in_use)
+
     def _own(self, checkpoint_path: PathLike) -> Path:
         path = Path(os.path.abspath(checkpoint_path))
         names.get_tmp_step(path)
@@ -589,9 +609,10 @@ class CheckpointManager:
         return None if step is None else str(self.checkpoint_dir / names.final_name(step))
 
     def _publish(self, path: Path) -> None:
-        published = self._publisher.publish(path, parent=self._parent)
+        parent = self._continuing.find_parent(path)
+        published = self._publisher.publish(path, parent=parent)
         self._timekeeper.end(path, published.checkpoint.size_bytes)
-        self._parent = published.checkpoint.uuid
+        self._continuing.publish(path, published.checkpoint.uuid)
         if self._contents:
             self._contents.add(published.checkpoint)
         replaced = published.replaced
@@ -713,6 +734,7 @@ class CheckpointManager:
         self, path: Path, *, reason: str = "discarded: the save raised an error",
         uuid: str | None = None,
     ) -> None:  # fmt: skip
+        self._continuing.discard(path)
         try:
             self._index.look_for_doubt()
             retired = self._publisher.discard(path, reason=reason, uuid=uuid)

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -33,21 +34,33 @@ Judgement = tuple[Sequence[Candidate], Sequence[Decision]]
 _NOTHING: Judgement = ((), ())
 
 
-def choose(
-    index: RunIndex, directory: Path, policy: Policy, *, exclude_latest: bool
-) -> tuple[Doomed, ...]:
+@dataclass(frozen=True, slots=True)
+class Terms:
+    """By what it is decided what goes.
+
+    Attributes:
+        exclude_latest: Always keep the highest step.
+        in_use: By uuid, what this process needs it for: that stays, too.
+    """
+
+    policy: Policy
+    exclude_latest: bool
+    in_use: Mapping[str, str] = field(default_factory=dict)
+
+
+def choose(index: RunIndex, directory: Path, terms: Terms) -> tuple[Doomed, ...]:
     """Return the checkpoints of a run that no retention rule keeps.
 
     Args:
         index: Of that run.
         directory: The run.
-        policy: The rules.
-        exclude_latest: Always keep the highest step.
+        terms: The rules, and what stays whatever they say.
     """
+    policy = terms.policy
     followed = index.follow()
     if not policy.has_limit or (followed and policy.keeps_all(followed.at_most)):
         return ()
-    judge = _Judge(index, directory, policy, exclude_latest=exclude_latest)
+    judge = _Judge(index, directory, terms)
     # A stamp that only we advanced may hide what somebody did by hand in between. It is good
     # enough to see that nothing has to go. To choose what goes, the listing must not be old.
     judged = index.ask(judge.quickly, nothing=_NOTHING, trust_own=True)
@@ -78,16 +91,17 @@ def choose(
     return _doomed(agreed or _NOTHING)
 
 
-def plan_all(index: RunIndex, directory: Path, policy: Policy, *, exclude_latest: bool) -> Plan:
+def plan_all(index: RunIndex, directory: Path, terms: Terms) -> Plan:
     """Plan what `choose` returns, with every checkpoint of the run in it."""
 
     def find(catalog: Catalog, run_id: int, _: Any) -> Plan:
-        candidates = catalog.candidates(run_id, policy.wanted)
+        candidates = catalog.candidates(run_id, terms.policy.wanted)
         return plan.make(
             candidates,
-            policy,
-            exclude_latest=exclude_latest,
+            terms.policy,
+            exclude_latest=terms.exclude_latest,
             leased=_find_leased(directory),
+            in_use=terms.in_use,
             linked=links.find_linked(directory, [candidate.step for candidate in candidates]),
         )
 
@@ -118,13 +132,11 @@ def find_unknown_metrics(
 class _Judge:
     """Asks the index what a policy keeps of a run."""
 
-    def __init__(
-        self, index: RunIndex, directory: Path, policy: Policy, *, exclude_latest: bool
-    ) -> None:
+    def __init__(self, index: RunIndex, directory: Path, terms: Terms) -> None:
         self._index = index
         self._directory = directory
-        self._policy = policy
-        self._exclude_latest = exclude_latest
+        self._policy = terms.policy
+        self._terms = terms
 
     def quickly(self, catalog: Catalog, run_id: int, memo: Any) -> Judgement:
         """Judge only those below the best, where each has a rank: the others need not be read."""
@@ -145,8 +157,9 @@ class _Judge:
             below,
             policy,
             newest,
-            exclude_latest=self._exclude_latest,
+            exclude_latest=self._terms.exclude_latest,
             leased=_find_leased(self._directory),
+            in_use=self._terms.in_use,
             resumed_from=followed.resumed_from,
         )
         return below, self._without_linked(decisions)
@@ -172,8 +185,9 @@ class _Judge:
         decisions = decide(
             candidates,
             policy,
-            exclude_latest=self._exclude_latest,
+            exclude_latest=self._terms.exclude_latest,
             leased=_find_leased(self._directory),
+            in_use=self._terms.in_use,
         )
         return candidates, self._without_linked(decisions)
 

@@ -20,6 +20,14 @@ MODES: tuple[Mode, ...] = get_args(Mode)
 TRAINING_INFO = "training_info"
 """The source of every metric that came with the checkpoint itself."""
 
+REPLACED = "replaced by a new save"
+"""How the reason begins why a checkpoint is gone whose step was saved again."""
+
+
+def is_derived(checkpoint_uuid: str) -> bool:
+    """Tell whether a checkpoint has no uuid of its own: one that others saved, or a renamed one."""
+    return checkpoint_uuid[14:15] == "5"  # the version: ours are random
+
 
 def utc(timestamp: float) -> str:
     """Write a POSIX timestamp (seconds) the way every file and table of ckptdb does."""
@@ -193,6 +201,30 @@ class Ancestor:
     def as_dict(self) -> dict[str, Any]:
         """Return the record for JSON: its field names."""
         return {f.name: getattr(self, f.name) for f in fields(self)}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LineMember:
+    """A checkpoint, live or gone, as far as it tells which line of training it is on.
+
+    Attributes:
+        id: Of its row.
+        parent_id: Row of the checkpoint that training continued from, when that is known.
+        is_trusted: Live, without a problem, and not rejected.
+        has_manifest: Saved by ckptdb; what others have saved does not say what it came of.
+        is_replaced: It is gone because its step was saved again.
+    """
+
+    id: int
+    uuid: str
+    step: int
+    parent_id: int | None
+    created_at: str
+    finalized_at: str | None
+    is_live: bool
+    is_trusted: bool
+    has_manifest: bool
+    is_replaced: bool
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,16 +1,16 @@
-"""Where training continues: the newest checkpoint that is whole, and what was passed over."""
+"""Where training continues: the newest whole checkpoint of its line, and what was passed over."""
 
 from __future__ import annotations
 
 import json
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from operator import attrgetter
 from pathlib import Path
 from typing import Any, Literal, get_args
 
-from ckptdb import caller
+from ckptdb import caller, lineage
 from ckptdb.catalog.catalog import Catalog
 from ckptdb.compare import ConfigChange, config_changes
 from ckptdb.disk import checksums, identity, info, links, manifest, names, process, scan
@@ -26,7 +26,8 @@ from ckptdb.errors import (
     UnreadableInfo,
 )
 from ckptdb.index import RunIndex
-from ckptdb.records import Checkpoint, utc
+from ckptdb.records import Checkpoint, LineMember, utc
+from ckptdb.shown import some_steps
 
 OnChange = Literal["warn", "refuse", "ignore"]
 _ON_CHANGE: tuple[OnChange, ...] = get_args(OnChange)
@@ -73,7 +74,9 @@ class Resuming:
         self._rejected: dict[str, str] = {}
 
     def find(self, options: Options) -> Checkpoint | None:
-        """Return the newest checkpoint that is whole, and record that training continues there.
+        """Return the newest whole checkpoint of the line of training that was saved last.
+
+        When that is not known, of all. That training continues there is recorded.
 
         Raises:
             ConfigChanged: It was saved with another configuration, and that is refused.
@@ -112,11 +115,15 @@ class Resuming:
 
     def _find_whole(self) -> Checkpoint | None:
         obstructed = scan.find_obstructed(self._publisher.directory)
-        for known in self._newest_first():
+        members = self._list_members()
+        line = lineage.find_line(members)
+        for known in self._in_order(_line_first(members, line)):
             obstructed.pop(known.step, None)  # it is told as what it was
             self._tell_obstructed(obstructed, above=known.step)
             found, why = self._examine(known)
             if why is None:
+                if any(member.uuid == found.uuid for member in line):
+                    self._tell_of_higher(found, members, line)
                 return found
             self._tell(found, why)
         self._tell_obstructed(obstructed, above=-1)
@@ -127,9 +134,31 @@ class Resuming:
             path, why = self._publisher.directory / names.final_name(step), obstructed[step]
             self._tell_once(step, path, str(path), why)
 
-    def _newest_first(self) -> Iterator[Checkpoint]:
-        """Yield what is published, whether it can be trusted or not."""
-        count, yielded = _FIRST_LOOK, set[str]()
+    def _list_members(self) -> tuple[LineMember, ...]:
+        def find(catalog: Catalog, run_id: int, _: object) -> tuple[LineMember, ...]:
+            return catalog.line_members(run_id)
+
+        nothing: tuple[LineMember, ...] = ()
+        return self._index.ask(find, nothing=nothing)
+
+    def _in_order(self, first: Sequence[LineMember]) -> Iterator[Checkpoint]:
+        """Yield what is published, trusted or not: first some, then the others by step."""
+        yielded = set[str]()
+        begin, count = 0, _FIRST_LOOK
+        while begin < len(first):
+            some = first[begin : begin + count]
+            found = self._list_at([member.step for member in some])
+            for member in some:
+                checkpoint = found.get(member.uuid)
+                if checkpoint is not None:  # else meanwhile replaced or gone
+                    yielded.add(member.uuid)
+                    yield checkpoint
+            begin, count = begin + count, count * _GROWTH
+        yield from self._newest_first(yielded)
+
+    def _newest_first(self, passed: Collection[str]) -> Iterator[Checkpoint]:
+        """Yield what is published and was not yet, whether it can be trusted or not."""
+        count, yielded = _FIRST_LOOK, set(passed)
         while True:
             found = self._list(count)
             # By uuid: meanwhile some may have come or gone.
@@ -140,6 +169,14 @@ class Resuming:
             if len(found) < count:
                 return
             count *= _GROWTH
+
+    def _list_at(self, steps: Sequence[int]) -> dict[str, Checkpoint]:
+        def find(catalog: Catalog, run_id: int, _: object) -> dict[str, Checkpoint]:
+            found = catalog.checkpoints(run_id=run_id, status="final", steps=sorted(steps))
+            return {checkpoint.uuid: checkpoint for checkpoint in found}
+
+        nothing: dict[str, Checkpoint] = {}
+        return self._index.ask(find, nothing=nothing)
 
     def _list(self, count: int) -> Sequence[Checkpoint]:
         def find(catalog: Catalog, run_id: int, _: object) -> tuple[Checkpoint, ...]:
@@ -184,9 +221,33 @@ class Resuming:
         self._tell_once(checkpoint.step, checkpoint.path, checkpoint.uuid, why)
 
     def _tell_once(self, step: int, path: Path, which: str, why: str) -> None:
-        if (which, why) not in self._told:
-            self._told.add((which, why))
-            caller.warn(f"Step {step} is passed over ({path}): {why}")
+        self._warn_once(which, f"Step {step} is passed over ({path}): {why}")
+
+    def _tell_of_higher(
+        self, found: Checkpoint, members: Sequence[LineMember], line: lineage.Line
+    ) -> None:
+        on_line = {member.uuid for member in line}
+        higher = sorted(
+            member.step
+            for member in members
+            if member.is_trusted and member.step > found.step and member.uuid not in on_line
+        )
+        if not higher:
+            return
+        text = (
+            f"Training continues from step {found.step}, the newest of the line of training that "
+            f"was saved last; {some_steps(higher)} of {found.path.parent} "
+            f"{'is' if len(higher) == 1 else 'are'} higher, and not on that line. To continue from "
+            f"step {higher[-1]} instead, load {found.path.with_name(names.final_name(higher[-1]))} "
+            "in place of what resume() returns: load_training_info() and get_resume_paths() note "
+            "what training continues from."
+        )
+        self._warn_once(found.uuid, text)
+
+    def _warn_once(self, which: str, text: str) -> None:
+        if (which, text) not in self._told:
+            self._told.add((which, text))
+            caller.warn(text)
 
     def _compare(self, found: Checkpoint, options: Options) -> None:
         if options.config is None or options.on_change == "ignore":
@@ -239,6 +300,19 @@ class Resuming:
 
     def _append(self, kind: str, checkpoint: Checkpoint, details: Mapping[str, Any]) -> None:
         self._publisher.record([Fact(utc(time.time()), kind, checkpoint.uuid, details)])
+
+
+def _line_first(members: Sequence[LineMember], line: lineage.Line) -> list[LineMember]:
+    """Return what is published of a line, the newest first, behind what is passed over for it."""
+    on_line = [member for member in line if member.is_live]
+    ids = {member.id for member in line}
+    doubted = [
+        member
+        for member in members
+        if member.is_live and not member.is_trusted and member.id not in ids
+        and member.step > on_line[0].step
+    ] if on_line else []  # fmt: skip
+    return [*sorted(doubted, key=lambda member: -member.step), *on_line]
 
 
 def _compare_contents(path: Path) -> Compared:

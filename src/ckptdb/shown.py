@@ -8,8 +8,11 @@ from __future__ import annotations
 import os
 import re
 import shlex
+from collections.abc import Sequence
 from pathlib import Path
 
+_MOST_STEPS = 4
+"""How many steps a sentence lists."""
 _FORMULA = re.compile(r"'*[=+\-@\t\n\uff1d\uff0b\uff0d\uff20]")
 """What a spreadsheet may take for a formula, in letters of both widths."""
 _CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u202a-\u202e\u2066-\u2069]")
@@ -28,6 +31,18 @@ def clean(value: object) -> str:
 def number(value: object) -> str:
     """Return a metric's value short enough for a table."""
     return "" if value is None else f"{value:.6g}" if isinstance(value, float) else clean(value)
+
+
+def some_steps(steps: Sequence[int]) -> str:
+    """Return steps for a sentence, e.g. ``steps 5, 6, 7, 8 and 2 more``."""
+    if len(steps) == 1:
+        return f"step {steps[0]}"
+    more = len(steps) - _MOST_STEPS
+    if more == 1:
+        more = 0  # naming it takes no more space
+    listed = [str(step) for step in (steps[:_MOST_STEPS] if more > 0 else steps)]
+    last = f"{more} more" if more > 0 else listed.pop()
+    return f"steps {', '.join(listed)} and {last}"
 
 
 def copyable(path: Path) -> str:

@@ -37,6 +37,7 @@ from ckptdb.catalog.statements import (
     HISTORY,
     LATEST_STEP,
     LINE,
+    LINE_MEMBERS,
     LIVE,
     LIVE_AT_STEPS,
     METRIC_NAMES,
@@ -66,16 +67,19 @@ from ckptdb.catalog.statements import (
 from ckptdb.catalog.store import Changes
 from ckptdb.errors import CatalogBroken
 from ckptdb.records import (
+    REPLACED,
     STATUSES,
     TRAINING_INFO,
     Ancestor,
     Annotations,
     Checkpoint,
+    LineMember,
     Metric,
     Mode,
     Resumption,
     Run,
     Status,
+    is_derived,
     is_storable,
 )
 
@@ -409,6 +413,14 @@ class Catalog:
         """Return the uuids of what the published checkpoints of a run descend from."""
         return frozenset(row.uuid for row in self._rows(ANCESTORS_OF_LIVE, {"run_id": run_id}))
 
+    def line_members(self, run_id: int) -> tuple[LineMember, ...]:
+        """Return every checkpoint of a run that was ever published, as members of lines."""
+        with (
+            self.database.read() as connection,
+            _tuples(connection, LINE_MEMBERS, {"run_id": run_id}) as rows,
+        ):
+            return tuple(self._line_member(row) for row in rows)
+
     # --- reconciling --------------------------------------------------------------------
 
     def recorded(self, seen: Seen | None, *, history: bool) -> Recorded:
@@ -570,6 +582,24 @@ class Catalog:
             metrics={name: value for name, value, _, _ in values},
             late={value[0]: Metric(*value) for value in values if value[2] != TRAINING_INFO},
             fingerprint=row.fingerprint,
+        )
+
+    def _line_member(self, row: tuple[Any, ...]) -> LineMember:
+        row_id, uuid, step, parent_id, created_at, finalized_at, status, doubted, reason = row
+        if type(step) is not int or not isinstance(uuid, str):
+            raise self._broken("a step that is no number")
+        is_live = status == "final"
+        return LineMember(
+            id=row_id,
+            uuid=uuid,
+            step=step,
+            parent_id=parent_id,
+            created_at=created_at,
+            finalized_at=finalized_at,
+            is_live=is_live,
+            is_trusted=is_live and not doubted,
+            has_manifest=not is_derived(uuid),
+            is_replaced=status == "deleted" and str(reason).startswith(REPLACED),
         )
 
     def _json(self, text: str) -> dict[str, Any]:

@@ -460,6 +460,14 @@ ANCESTORS_OF_LIVE = select(checkpoints.c.uuid).join_from(
     _ANCESTORS, checkpoints, checkpoints.c.id == _ANCESTORS.c.id
 )
 
+# Of those that were published, what tells which lines of training they are on.
+LINE_MEMBERS = select(
+    checkpoints.c.id, checkpoints.c.uuid, checkpoints.c.step, checkpoints.c.parent_id,
+    checkpoints.c.created_at, checkpoints.c.finalized_at, checkpoints.c.status,
+    or_(checkpoints.c.problem.is_not(None), checkpoints.c.rejected.is_not(None)),
+    checkpoints.c.deleted_reason,
+).where(_OF_RUN, checkpoints.c.finalized_at.is_not(None))  # fmt: skip
+
 # --- what reconciling compares --------------------------------------------------------------
 
 _COMPARED = (

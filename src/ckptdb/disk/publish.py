@@ -44,7 +44,7 @@ from ckptdb.errors import (
     StepInUse,
     StepTaken,
 )
-from ckptdb.records import Checkpoint
+from ckptdb.records import REPLACED, Checkpoint
 
 _NOT_THERE = "is not there; it was finalized, discarded or removed before"
 
@@ -360,7 +360,7 @@ class Publisher(Retiring):
         except OSError:
             # It goes in any case; what of it can be read is recorded.
             old = scan.load(who, final, sealed.step)
-        at, reason = self._now(), f"replaced by a new save of step {sealed.step}"
+        at, reason = self._now(), f"{REPLACED} of step {sealed.step}"
         if not scan.is_identified(final):
             reason += "; it could not be identified, and is kept in the trash for 30 days"
         self._append(watch, [journal.gone(old, "replaced", reason, at)])

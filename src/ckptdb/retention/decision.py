@@ -34,25 +34,28 @@ def decide(
     *,
     exclude_latest: bool = True,
     leased: Mapping[str, str] | None = None,
+    in_use: Mapping[str, str] | None = None,
     now: float | None = None,
 ) -> tuple[Decision, ...]:
     """Judge every live checkpoint of a run, by step.
 
-    Whatever the rules say, what is pinned or leased stays, and what training was last resumed
-    from.
+    Whatever the rules say, what is pinned, leased or in use stays, and what training was last
+    resumed from.
 
     Args:
         candidates: All live, trusted checkpoints of the run.
         policy: The rules.
         exclude_latest: Always keep the highest step.
         leased: By uuid, for what and by whom.
+        in_use: By uuid, what the training that asks needs it for.
         now: Seconds since the epoch; None for the clock's.
     """
     by_step = sorted(candidates, key=lambda c: c.step)
     if not policy.has_limit:
         kept = dict.fromkeys((c.step for c in by_step), "kept: no limit is set")
         return _decisions(by_step, kept | _pinned(by_step), policy)
-    protected = _protected(by_step, leased or {}, exclude_latest=exclude_latest)
+    protected = _in_use(by_step, in_use or {})
+    protected |= _protected(by_step, leased or {}, exclude_latest=exclude_latest)
     kept = _kept(by_step, policy, time.time() if now is None else now)
     if policy.at_most is None:
         return _decisions(by_step, kept | protected, policy)
@@ -71,6 +74,7 @@ def decide_below(
     *,
     exclude_latest: bool,
     leased: Mapping[str, str] | None = None,
+    in_use: Mapping[str, str] | None = None,
     resumed_from: str | None = None,
 ) -> tuple[Decision, ...]:
     """Judge the checkpoints of a run that rank below the best ``keep_top_k``, as `decide` does.
@@ -82,10 +86,12 @@ def decide_below(
             the newest, and at least one.
         exclude_latest: Always keep the highest step.
         leased: By uuid, for what and by whom.
+        in_use: By uuid, what the training that asks needs it for.
         resumed_from: uuid of what training was last resumed from.
     """
     latest = Latest(policy.ft_keep_latest_k or 0)
     kept = dict.fromkeys(newest[: latest.count], f"kept: {latest}")
+    kept |= _in_use(candidates, in_use or {})
     kept |= {c.step: _RESUMED for c in candidates if c.uuid == resumed_from}
     kept |= _leased(candidates, leased or {})
     if exclude_latest:
@@ -117,6 +123,10 @@ def find_resumed_from(candidates: Iterable[Candidate]) -> Candidate | None:
 
 def _leased(candidates: Sequence[Candidate], leased: Mapping[str, str]) -> dict[int, str]:
     return {c.step: f"kept: leased for {leased[c.uuid]}" for c in candidates if c.uuid in leased}
+
+
+def _in_use(candidates: Sequence[Candidate], in_use: Mapping[str, str]) -> dict[int, str]:
+    return {c.step: f"kept: {in_use[c.uuid]}" for c in candidates if c.uuid in in_use}
 
 
 def _pinned(candidates: Sequence[Candidate]) -> dict[int, str]:

@@ -62,6 +62,7 @@ def make(
     *,
     exclude_latest: bool = True,
     leased: Mapping[str, str] | None = None,
+    in_use: Mapping[str, str] | None = None,
     now: float | None = None,
     linked: Collection[int] = (),
 ) -> Plan:
@@ -72,11 +73,19 @@ def make(
         policy: As there.
         exclude_latest: As there.
         leased: As there.
+        in_use: As there.
         now: As there.
         linked: Steps of checkpoints behind a symlink.
     """
     candidates = without_bytes(candidates, linked)
-    decisions = decide(candidates, policy, exclude_latest=exclude_latest, leased=leased, now=now)
+    decisions = decide(
+        candidates,
+        policy,
+        exclude_latest=exclude_latest,
+        leased=leased,
+        in_use=in_use,
+        now=now,
+    )
     decisions = keep(decisions, linked)
     return replace(of(decisions, candidates, policy), exclude_latest=exclude_latest)
 
