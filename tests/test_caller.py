@@ -26,7 +26,9 @@ def pointed_at(*lines):
 
 @pytest.fixture
 def manager(tmp_path):
-    with CheckpointManager({"checkpoint_dir": tmp_path / "run", "metric_name": "loss"}) as manager:
+    with CheckpointManager(
+        {"checkpoint_dir": tmp_path / "run", "metric_name": "loss", "higher_is_better": False}
+    ) as manager:
         yield manager
 
 

@@ -53,7 +53,12 @@ def find_run(root: Path) -> Path:
 
 
 def make_manager(run: Path, **options) -> CheckpointManager:
-    rules = {"metric_name": "loss", "keep_top_k": 2, "durability": "none"}
+    rules = {
+        "metric_name": "loss",
+        "higher_is_better": False,
+        "keep_top_k": 2,
+        "durability": "none",
+    }
     return CheckpointManager({"checkpoint_dir": run, **rules, **options})
 
 

@@ -93,7 +93,12 @@ def crowd():
 
 @contextmanager
 def open_manager(run, **options):
-    config = {"checkpoint_dir": run, "metric_name": METRIC, "durability": "none"}
+    config = {
+        "checkpoint_dir": run,
+        "metric_name": METRIC,
+        "higher_is_better": False,
+        "durability": "none",
+    }
     with CheckpointManager({**config, **options}) as manager:
         yield manager
 
@@ -365,6 +370,7 @@ from ckptdb import CheckpointManager
 
 first, last, every = map(int, sys.argv[2:5])
 with CheckpointManager({"checkpoint_dir": sys.argv[1], "metric_name": "val:loss",
+                        "higher_is_better": False,
                         "durability": "none", "exclusive": False,
                         **eval(sys.argv[5])}) as manager:
     print("ready", flush=True)
@@ -493,7 +499,8 @@ warnings.simplefilter("error")
 from ckptdb import CheckpointManager
 
 run, stop = sys.argv[1:]
-manager = CheckpointManager({"checkpoint_dir": run, "metric_name": "val:loss"})
+config = {"checkpoint_dir": run, "metric_name": "val:loss", "higher_is_better": False}
+manager = CheckpointManager(config)
 asked = 0
 print("ready", flush=True)
 while not os.path.exists(stop):

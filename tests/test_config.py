@@ -91,7 +91,6 @@ def test_keywords_win_over_the_config():
         ("ft_keep_latest_k", 2.0, "ft_keep_latest_k must be a whole number of at least 0, not 2.0"),
         ("metric_name", "", "metric_name must be a name or None, not ''"),
         ("metric_name", 3, "metric_name must be a name or None, not 3"),
-        ("higher_is_better", None, "higher_is_better must be a bool, not None"),
         ("higher_is_better", "max", "higher_is_better must be a bool, not 'max'"),
         ("exclusive", None, "exclusive must be a bool, not None"),
         ("exclusive", 0, "exclusive must be a bool, not 0"),
@@ -137,6 +136,29 @@ def test_a_checkpoint_dir_that_is_no_directory_is_refused(tmp_path, make, kind):
     parse({"checkpoint_dir": tmp_path}, {})
 
 
+@pytest.mark.parametrize("given", [{}, {"higher_is_better": None}], ids=["absent", "None"])
+def test_a_metric_without_a_direction_is_refused_unless_the_run_has_recorded_it(given):
+    config = {"checkpoint_dir": "runs/a", "metric_name": "val_acc", **given}
+    fault = "higher_is_better is missing: say True if 'val_acc' is better high, False if it is"
+    with pytest.raises(InvalidConfig, match=fault):
+        parse(config, {})
+    with pytest.raises(InvalidConfig, match=rf"save_period must be .*; .*{fault}"):
+        parse(config, {"save_period": 0})
+    for recorded in (True, False):
+        asked = []
+
+        def find(*what, recorded=recorded, asked=asked):
+            asked.append(what)
+            return recorded
+
+        settings = parse(config, {}, find_direction=find)
+        assert settings.attributes["higher_is_better"] is recorded
+        assert asked == [(Path("runs/a"), "val_acc")]
+        settings = parse(config, {"higher_is_better": not recorded}, find_direction=find)
+        assert settings.attributes["higher_is_better"] is not recorded
+    assert parse({"checkpoint_dir": "a", **given}, {}).attributes["higher_is_better"] is False
+
+
 def test_all_faults_are_told_at_once():
     with pytest.raises(InvalidConfig) as caught:
         parse({"save_period": 0, "keep_top_k": -1, "metric_name": 3, "durability": "?"}, {})
@@ -168,6 +190,7 @@ def test_a_key_that_is_no_text_warns_too():
 
 
 VALUES = {
+    "accept_metric_change": True,
     "checksums": False,
     "checkpoint_dir": "a",
     "higher_is_better": True,

@@ -25,7 +25,13 @@ def run(tmp_path):
 
 
 def open_manager(run, **options):
-    config = {"checkpoint_dir": run, "metric_name": LOSS, "durability": "none", **options}
+    config = {
+        "checkpoint_dir": run,
+        "metric_name": LOSS,
+        "higher_is_better": False,
+        "durability": "none",
+        **options,
+    }
     return CheckpointManager({"checksums": True, **config})
 
 

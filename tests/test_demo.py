@@ -99,7 +99,11 @@ def test_best_and_latest_are_what_the_files_say(shown):
                  for file in shown.directory.glob(f"{run}/step_*/training_info.json")]  # fmt: skip
         best = min(infos, key=lambda info: (info["val:loss"], -info["step"]))
         manager = CheckpointManager(
-            {"checkpoint_dir": shown.directory / run, "metric_name": "val:loss"}
+            {
+                "checkpoint_dir": shown.directory / run,
+                "metric_name": "val:loss",
+                "higher_is_better": False,
+            }
         )
 
         assert manager.get_best_checkpoint_path().endswith(f"/step_{best['step']}")

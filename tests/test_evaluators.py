@@ -33,7 +33,8 @@ from ckptdb.disk import claims
 steps, best, control = int(sys.argv[2]), int(sys.argv[3]), sys.argv[4]
 if control == "leases mean nothing":
     claims.settle = claims.find = lambda *_, **__: ()
-config = {{"checkpoint_dir": run, "metric_name": "loss", "durability": "none",
+config = {{"checkpoint_dir": run, "metric_name": "loss", "higher_is_better": False,
+           "durability": "none",
            "keep_top_k": best, "ft_keep_latest_k": {LATEST}}}
 with CheckpointManager(config) as manager:
     for step in range(1, steps + 1):

@@ -97,7 +97,9 @@ def test_nobody_who_asks_for_rows_pays_for_a_library():
 def test_an_answer_of_the_catalog_goes_the_whole_way(tmp_path):
     from ckptdb import CheckpointManager, Registry
 
-    with CheckpointManager({"checkpoint_dir": tmp_path / "run", "metric_name": "loss"}) as manager:
+    with CheckpointManager(
+        {"checkpoint_dir": tmp_path / "run", "metric_name": "loss", "higher_is_better": False}
+    ) as manager:
         for step, loss in ((1, 0.5), (2, math.nan)):
             with manager.save(step, {"loss": loss}):
                 pass

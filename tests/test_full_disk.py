@@ -43,7 +43,9 @@ def small_disk(tmp_path):
 
 
 def open_manager(run, **options):
-    return CheckpointManager({"checkpoint_dir": run, "metric_name": "loss", **options})
+    return CheckpointManager(
+        {"checkpoint_dir": run, "metric_name": "loss", "higher_is_better": False, **options}
+    )
 
 
 def make_run(run):

@@ -47,7 +47,12 @@ def told():
 @pytest.fixture
 def open_manager(tmp_path, told):
     def open_manager(**options):
-        config = {"checkpoint_dir": tmp_path / "run", "metric_name": "loss", "durability": "none"}
+        config = {
+            "checkpoint_dir": tmp_path / "run",
+            "metric_name": "loss",
+            "higher_is_better": False,
+            "durability": "none",
+        }
         return CheckpointManager(config, **{**told.hooks(), **options})
 
     return open_manager

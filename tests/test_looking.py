@@ -98,7 +98,9 @@ def write_like_nemo(run: Path, steps=(10, 20, 30)) -> None:
 
 
 def make_manager(run: Path, **options) -> CheckpointManager:
-    return CheckpointManager({"checkpoint_dir": run, "metric_name": "val:loss", **options})
+    return CheckpointManager(
+        {"checkpoint_dir": run, "metric_name": "val:loss", "higher_is_better": False, **options}
+    )
 
 
 QUESTIONS = {
@@ -447,7 +449,7 @@ def test_printing_a_path_loads_nothing_to_draw_with(tmp_path):
 def test_saving_and_asking_loads_nothing_heavy_either(tmp_path):
     script = (
         "import ckptdb\n"
-        "manager = ckptdb.CheckpointManager({'checkpoint_dir': sys.argv[1]}, metric_name='a')\n"
+        "manager = ckptdb.CheckpointManager({'checkpoint_dir': sys.argv[1]})\n"
         "with manager, manager.save(1, {'a': 1.0}, config={'b': 2}):\n"
         "    pass\n"
         "assert manager.get_best_checkpoint_path()"

@@ -43,6 +43,8 @@ def make(tmp_path):
     made = []
 
     def make(directory: Path | str = tmp_path / "run", **options):
+        if options.get("metric_name") is not None:
+            options.setdefault("higher_is_better", False)
         made.append(CheckpointManager({"checkpoint_dir": directory, **options}))
         return made[-1]
 
@@ -105,7 +107,8 @@ def test_a_pydantic_config_is_as_good_as_a_mapping(tmp_path):
         keep_top_k: int | None = None
         enabled: bool = True
 
-    manager = CheckpointManager(Config(checkpoint_dir=tmp_path, keep_top_k=2), metric_name="a")
+    given = Config(checkpoint_dir=tmp_path, keep_top_k=2)
+    manager = CheckpointManager(given, metric_name="a", higher_is_better=True)
     assert (manager.checkpoint_dir, manager.keep_top_k, manager.metric_name) == (tmp_path, 2, "a")
 
 
@@ -854,7 +857,7 @@ def test_a_metric_that_nobody_has_is_told_once_before_the_first_goes(make):
 
 
 def test_what_training_was_resumed_from_stays_until_it_is_resumed_from_another(make):
-    options = {"metric_name": "loss", "keep_top_k": 1}
+    options = {"metric_name": "loss", "higher_is_better": False, "keep_top_k": 1}
     with make(**options) as manager:
         save(manager, 1, loss=0.9)
     with make(**options) as manager:

@@ -77,7 +77,13 @@ def run(tmp_path):
 
 def open_manager(run, **options):
     return CheckpointManager(
-        {"checkpoint_dir": run, "metric_name": METRIC, "durability": "none", **options}
+        {
+            "checkpoint_dir": run,
+            "metric_name": METRIC,
+            "higher_is_better": False,
+            "durability": "none",
+            **options,
+        }
     )
 
 

@@ -25,7 +25,12 @@ def file(tmp_path_factory):
     root = tmp_path_factory.mktemp("results")
     Registry.init(root)[0].close()
     for run, rate in (("grpo-8b", 0.1), ("sft-1b", 0.2)):
-        config = {"checkpoint_dir": root / run, "metric_name": "val:loss", "keep_top_k": 1}
+        config = {
+            "checkpoint_dir": root / run,
+            "metric_name": "val:loss",
+            "higher_is_better": False,
+            "keep_top_k": 1,
+        }
         with CheckpointManager(config) as manager:
             for step, loss in ((100, 0.9), (200, 0.5), (300, 0.7)):
                 settings = {"optimizer": {"lr": rate}}

@@ -88,7 +88,12 @@ def tree(tmp_path, monkeypatch):
         ("grpo-8b", {100: 0.9, 200: 0.5, 300: 0.6, 400: 0.7, 500: 0.8}, 1_000, {"lr": 0.1}),
         ("sft-1b", {10: 1.5, 20: 1.2}, 5_000, {"lr": 0.2, "warmup": 50}),
     ):
-        config = {"checkpoint_dir": results / run, "metric_name": "val:loss", "keep_top_k": 2}
+        config = {
+            "checkpoint_dir": results / run,
+            "metric_name": "val:loss",
+            "higher_is_better": False,
+            "keep_top_k": 2,
+        }
         with CheckpointManager(config) as manager:
             for step, loss in losses.items():
                 metrics = {"val:loss": loss, "kl": round(loss / 10, 3)}
@@ -171,7 +176,7 @@ def test_the_alias_serves_an_unchanged_import(tree):
 def test_every_rank_writes_its_shard(tree):
     save = execute(next(block for block in blocks("python") if "barrier" in block))["save_sharded"]
     barrier = threading.Barrier(3, timeout=30)
-    config = {"checkpoint_dir": "results/ddp", "metric_name": "val:loss"}
+    config = {"checkpoint_dir": "results/ddp", "metric_name": "val:loss", "higher_is_better": False}
 
     def rank(number):
         with CheckpointManager(config) as manager:

@@ -110,7 +110,7 @@ class Rebuild(RuleBasedStateMachine):
     @contextmanager
     def manager(self, name, **options):
         config = {"checkpoint_dir": self.root / name, "durability": "none", **options}
-        manager = CheckpointManager({"metric_name": METRIC, **config})
+        manager = CheckpointManager({"metric_name": METRIC, "higher_is_better": False, **config})
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", "The pinned checkpoint at step")
             warnings.filterwarnings("ignore", "No checkpoint has ever had the metric")

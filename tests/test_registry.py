@@ -43,7 +43,13 @@ LOSS = "val:loss"
 
 
 def open_manager(run, **options):
-    config = {"checkpoint_dir": run, "metric_name": LOSS, "durability": "none", **options}
+    config = {
+        "checkpoint_dir": run,
+        "metric_name": LOSS,
+        "higher_is_better": False,
+        "durability": "none",
+        **options,
+    }
     return CheckpointManager(config)
 
 

@@ -153,7 +153,12 @@ def test_a_replay_goes_as_a_manager_that_prunes_after_each_save(values, keep):
 @pytest.fixture
 def run(tmp_path):
     directory = tmp_path / "run"
-    options = {"metric_name": "loss", "keep_top_k": 2, "durability": "none"}
+    options = {
+        "metric_name": "loss",
+        "higher_is_better": False,
+        "keep_top_k": 2,
+        "durability": "none",
+    }
     with CheckpointManager({"checkpoint_dir": directory}, **options) as manager:
         for step, loss in ((1, 0.9), (2, 0.1), (3, 0.5), (4, 0.4)):
             with manager.save(step, {"loss": loss}) as folder:

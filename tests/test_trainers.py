@@ -32,7 +32,7 @@ warnings.filterwarnings("ignore", category=DeprecationWarning, message=".*fork.*
 
 def make(**options):
     return CheckpointManager({"checkpoint_dir": sys.argv[1], "metric_name": "val:loss",
-                              "durability": "none", **options})
+                              "higher_is_better": False, "durability": "none", **options})
 
 def save(step):
     with manager.save(step, {"val:loss": step}):
@@ -120,7 +120,13 @@ def start(run):
 
 @contextmanager
 def open_manager(run, **options):
-    config = {"checkpoint_dir": run, "metric_name": METRIC, "durability": "none", **options}
+    config = {
+        "checkpoint_dir": run,
+        "metric_name": METRIC,
+        "higher_is_better": False,
+        "durability": "none",
+        **options,
+    }
     with CheckpointManager(config) as manager:
         yield manager
 

@@ -20,7 +20,13 @@ DAY = 24 * 3600
 def run(tmp_path):
     """A run with the steps 1 to 4, of which 1 and 3 were deleted a moment ago."""
     directory = tmp_path / "run"
-    options = {"metric_name": "loss", "keep_top_k": 1, "trash_ttl": "1 day", "durability": "none"}
+    options = {
+        "metric_name": "loss",
+        "higher_is_better": False,
+        "keep_top_k": 1,
+        "trash_ttl": "1 day",
+        "durability": "none",
+    }
     with CheckpointManager({"checkpoint_dir": directory}, **options) as manager:
         for step, loss in ((1, 0.9), (2, 0.1), (3, 0.5), (4, 0.4)):
             with manager.save(step, {"loss": loss}) as folder:
@@ -53,7 +59,9 @@ def test_what_retention_took_comes_back_as_it_was(run):
         assert registry.get(3) == back
         assert registry.top(2, "loss", mode="min")[1].step == 4
         assert registry.latest().step == 4
-    with CheckpointManager({"checkpoint_dir": run, "metric_name": "loss"}) as manager:
+    with CheckpointManager(
+        {"checkpoint_dir": run, "metric_name": "loss", "higher_is_better": False}
+    ) as manager:
         assert manager.get_top_checkpoint_paths(3) == [f"{run}/step_{s}" for s in (2, 4, 3)]
 
 

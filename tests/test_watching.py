@@ -31,7 +31,13 @@ AT_ONCE = 0.005
 
 
 def open_manager(run, **options):
-    config = {"checkpoint_dir": run, "metric_name": LOSS, "durability": "none", **options}
+    config = {
+        "checkpoint_dir": run,
+        "metric_name": LOSS,
+        "higher_is_better": False,
+        "durability": "none",
+        **options,
+    }
     return CheckpointManager(config)
 
 

@@ -18,7 +18,8 @@ LOOP = """
 import json, sys, time
 from ckptdb import CheckpointManager
 
-config = {"checkpoint_dir": "run", "metric_name": "loss", "save_period": 1_000_000}
+config = {"checkpoint_dir": "run", "metric_name": "loss", "higher_is_better": False,
+          "save_period": 1_000_000}
 with CheckpointManager(config, **json.loads(sys.argv[1])) as manager:
     print("began", time.time(), flush=True)
     step = 0

@@ -36,6 +36,7 @@ class CheckpointingConfig(TypedDict):
     Attributes:
         checkpoint_dir: The run's directory.
         metric_name: Judges checkpoints, e.g. ``"val:loss"``; None for the newest.
+        higher_is_better: Direction of that metric; when left out, as the run has recorded it.
         save_period: Steps between periodic checkpoints.
         ft_save_period: Steps between checkpoints that are there to recover from, besides those.
         checkpoint_must_save_by: ``"DD:HH:MM:SS"`` from construction on, when `should_save` has to
@@ -44,6 +45,8 @@ class CheckpointingConfig(TypedDict):
         keep_top_k: How many of the best periodic checkpoints stay; None for all.
         ft_keep_latest_k: How many of the newest stay, whatever their step.
         keep: Rules of what else stays, e.g. ``["best 3 by val:loss min", "every 6 hours"]``.
+        accept_metric_change: To prune at once by a metric or direction other than the recorded
+            one; else the first prune keeps also what the recorded one keeps.
         trash_ttl: How long what retention deletes can be undeleted, e.g. ``"2 days"``; its bytes
             stay on the disk until then.
         catalog: Path or SQLAlchemy URL of the catalog, instead of the one that is found.
@@ -62,7 +65,7 @@ class CheckpointingConfig(TypedDict):
     checkpoint_dir: str | os.PathLike[str]
     enabled: NotRequired[bool]
     metric_name: NotRequired[str | None]
-    higher_is_better: NotRequired[bool]
+    higher_is_better: NotRequired[bool | None]
     save_period: NotRequired[int]
     keep_top_k: NotRequired[int | None]
     ft_keep_latest_k: NotRequired[int | None]
@@ -82,6 +85,7 @@ class CheckpointingConfig(TypedDict):
     exclusive: NotRequired[bool]
     checksums: NotRequired[bool]
     keep: NotRequired[Sequence[str] | str | None]
+    accept_metric_change: NotRequired[bool]
     trash_ttl: NotRequired[str | None]
     save_on_signals: NotRequired[Sequence[str] | str | None]
     slurm_deadline: NotRequired[bool]
@@ -93,7 +97,7 @@ class CheckpointingConfig(TypedDict):
 
 _DEFAULTS: dict[str, Any] = {
     "metric_name": None,
-    "higher_is_better": False,
+    "higher_is_better": None,
     "save_period": 1,
     "keep_top_k": None,
     "ft_keep_latest_k": None,
@@ -114,6 +118,7 @@ _OURS: dict[str, Any] = {
     "exclusive": True,
     "checksums": False,
     "keep": None,
+    "accept_metric_change": False,
     "trash_ttl": None,
     "enabled": True,
     "save_on_signals": None,
@@ -124,7 +129,10 @@ _OURS: dict[str, Any] = {
     "on_problem": None,
 }
 
-_BOOLS = ("higher_is_better", "exclusive", "checksums", "enabled", "slurm_deadline", "check_space")
+_BOOLS = (
+    "higher_is_better", "exclusive", "checksums", "enabled", "slurm_deadline", "check_space",
+    "accept_metric_change",
+)  # fmt: skip
 
 _PASSED_BY = frozenset(
     {
@@ -151,6 +159,7 @@ class Settings:
     exclusive: bool
     checksums: bool = False
     keep: tuple[Clause, ...] = ()
+    accept_metric_change: bool = False
     trash_ttl_seconds: float = 0.0
     enabled: bool = True
     must_save_by_seconds: int | None = None
@@ -161,8 +170,22 @@ class Settings:
     attributes: Mapping[str, Any] = field(default_factory=dict)
 
 
-def parse(config: object, options: Mapping[str, Any]) -> Settings:
+FindDirection = Callable[[Path, str], bool | None]
+"""Returns what a run has recorded of a metric: whether higher is better."""
+
+
+def parse(
+    config: object,
+    options: Mapping[str, Any],
+    *,
+    find_direction: FindDirection = lambda _directory, _metric: None,
+) -> Settings:
     """Validate a mapping or pydantic model, with keywords on top.
+
+    Args:
+        config: The mapping or model.
+        options: The keywords.
+        find_direction: Asked when a metric comes without its direction.
 
     Raises:
         InvalidConfig: Lists everything that is wrong with it.
@@ -176,13 +199,17 @@ def parse(config: object, options: Mapping[str, Any]) -> Settings:
         values[name] = None if values[name] is None else _whole(values, name, least, faults)
     if values["enabled"] is None:
         values["enabled"] = True
+    before = len(faults)
+    directory = _directory(given, faults)
+    if values["higher_is_better"] is None:
+        where = directory if len(faults) == before else None
+        values["higher_is_better"] = _direction(values, where, find_direction, faults)
     _check_kinds(values, faults)
     must_save_by = _duration(values["checkpoint_must_save_by"], faults)
     signals = _signals(values["save_on_signals"], faults)
     hooks = _hooks(values, faults)
     keep = _rules(values["keep"], faults)
     trash_ttl_hours = _time(values, "trash_ttl", faults)
-    directory = _directory(given, faults)
     if faults:
         raise InvalidConfig(faults)
     return Settings(
@@ -192,6 +219,7 @@ def parse(config: object, options: Mapping[str, Any]) -> Settings:
         exclusive=values["exclusive"],
         checksums=values["checksums"],
         keep=keep,
+        accept_metric_change=values["accept_metric_change"],
         trash_ttl_seconds=trash_ttl_hours * 3600,
         enabled=values["enabled"],
         must_save_by_seconds=must_save_by,
@@ -249,6 +277,21 @@ def _check_kinds(values: Mapping[str, Any], faults: list[str]) -> None:
     catalog = values["catalog"]
     if catalog is not None and not isinstance(catalog, str | os.PathLike):
         faults.append(f"catalog must be a path or a database URL, not {catalog!r}")
+
+
+def _direction(
+    values: Mapping[str, Any], directory: Path | None, find: FindDirection, faults: list[str]
+) -> bool:
+    metric = values["metric_name"]
+    if not isinstance(metric, str) or not metric:
+        return False
+    recorded = None if directory is None else find(directory, metric)
+    if recorded is None:
+        faults.append(
+            f"higher_is_better is missing: say True if {metric!r} is better high, False if it is "
+            "better low"
+        )
+    return bool(recorded)
 
 
 def _rules(value: object, faults: list[str]) -> tuple[Clause, ...]:

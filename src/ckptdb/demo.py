@@ -40,7 +40,8 @@ def train(run: Path, rate: float, killed_at: int | None = None) -> None:
     """
     text, held_out = read_text()
     model, sampler, step = Model(), random.Random(2), 0  # noqa: S311  # draws batches, no secrets
-    config = {"checkpoint_dir": run, "metric_name": "val:loss", "keep_top_k": 3}
+    judged_by = {"metric_name": "val:loss", "higher_is_better": False}
+    config = {"checkpoint_dir": run, **judged_by, "keep_top_k": 3}
     with CheckpointManager(config) as manager:
         latest = manager.get_latest_checkpoint_path()
         if latest is not None:

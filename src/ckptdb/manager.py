@@ -16,6 +16,7 @@ import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future
 from contextlib import contextmanager
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from types import TracebackType
@@ -28,7 +29,7 @@ from ckptdb.catalog.catalog import Catalog, Unranked
 from ckptdb.config import CheckpointingConfig, PretrainedCheckpointConfig
 from ckptdb.contents import Contents
 from ckptdb.continuing import Continuing
-from ckptdb.disk import info, names, scan, space
+from ckptdb.disk import identity, info, names, scan, space
 from ckptdb.disk.lease import Lease
 from ckptdb.disk.publish import Publisher
 from ckptdb.disk.retiring import Doomed
@@ -42,9 +43,9 @@ from ckptdb.errors import (
 )
 from ckptdb.hooks import Teller
 from ckptdb.index import RunIndex, find_location
-from ckptdb.pruning import Terms
+from ckptdb.pruning import Chosen, Terms
 from ckptdb.recent import RecentSaves, Save, find_recorded
-from ckptdb.records import Checkpoint, Mode, Problem, Trouble
+from ckptdb.records import Checkpoint, Mode, Problem, RankedBy, Trouble
 from ckptdb.resuming import OnChange, Options, Resuming
 from ckptdb.retention import Clause, Plan, Policy
 from ckptdb.schedule import Limits, Reason
@@ -92,7 +93,7 @@ class CheckpointManager:
     is_peft: bool
 
     def __init__(self, config: object, **options: Any) -> None:
-        settings = configuration.parse(config, options)
+        settings = configuration.parse(config, options, find_direction=identity.find_direction)
         self.checkpoint_dir = settings.checkpoint_dir
         for name, value in settings.attributes.items():
             setattr(self, name, value)
@@ -105,8 +106,11 @@ class CheckpointManager:
             make_durable=settings.durable,
             # A manager that judges by no metric has nothing to say about the run's.
             metric=None if self.metric_name is None else (self.metric_name, self.higher_is_better),
+            remember=not settings.accept_metric_change,
             trash_ttl_seconds=settings.trash_ttl_seconds,
         )
+        self._accepts_metric_change = settings.accept_metric_change
+        self._has_told_of_metric = False
         self._hooks = Teller(settings.hooks)
         self._index = RunIndex(
             self._publisher,
@@ -189,6 +193,7 @@ class CheckpointManager:
         with self._timekeeper.dropping(path):
             if self._exclusive:
                 self._lease = self._publisher.claim()
+            self._warn_of_metric_change()
             self._make_sure_of_space(number)
             self._index.begin_save()
             self._continuing.warn_before(number)
@@ -311,11 +316,13 @@ class CheckpointManager:
             JournalInDoubt: The run's journal is damaged, or the catalog contradicts it; nothing
                 goes.
         """
+        self._warn_of_metric_change()
         terms = self._find_terms(exclude_latest=exclude_latest)
-        doomed = pruning.choose(self._index, self._directory, terms)
-        if doomed:
+        chosen = pruning.choose(self._index, self._directory, terms)
+        if chosen.doomed:
             self._warn_of_unknown_metrics(terms.policy)
-            self._retire(doomed)
+            self._retire(chosen.doomed)
+        self._settle(terms, chosen)
 
     def plan_retention(self, *, exclude_latest: bool = True) -> Plan:
         """Say what `remove_old_checkpoints` would keep and remove now, and why.
@@ -334,10 +341,12 @@ class CheckpointManager:
             JournalInDoubt: As `remove_old_checkpoints`.
         """
         terms = self._find_terms(exclude_latest=planned.exclude_latest)
-        doomed = pruning.choose(self._index, self._directory, terms)
-        if {doom.uuid for doom in doomed} != {decision.uuid for decision in planned.gone}:
+        chosen = pruning.choose(self._index, self._directory, terms)
+        if {doom.uuid for doom in chosen.doomed} != {decision.uuid for decision in planned.gone}:
             raise PlanChanged([str(self.checkpoint_dir)])
-        self._retire(doomed)
+        self._warn_of_metric_change()
+        self._retire(chosen.doomed)
+        self._settle(terms, chosen)
 
     # --- when to save -------------------------------------------------------------------
 
@@ -596,7 +605,53 @@ class CheckpointManager:
 
     def _find_terms(self, *, exclude_latest: bool) -> Terms:
         in_use = self._continuing.find_in_use(with_saved=exclude_latest)
-        return Terms(self._policy, exclude_latest, in_use)
+        return Terms(self._policy, exclude_latest, in_use, self._find_policy_before())
+
+    @property
+    def _ranked_by(self) -> RankedBy:
+        return RankedBy() if self.metric_name is None else RankedBy(self.metric_name, self._mode)
+
+    def _find_ranked_before(self) -> RankedBy | None:
+        """Return by what the run was ranked until now, when that is something else."""
+        if self._accepts_metric_change:
+            return None
+        try:
+            before = identity.identify(self._directory).ranked_by
+        except OSError:
+            return None
+        return None if before == self._ranked_by else before
+
+    def _find_policy_before(self) -> Policy | None:
+        """Return the rules by the metric of before, when these are others."""
+        before = self._find_ranked_before()
+        if before is None:
+            return None
+        policy = self._policy
+        old = replace(policy, metric=before.metric, mode=before.mode)
+        return None if old.rules == policy.rules and not policy.at_most else old
+
+    def _warn_of_metric_change(self) -> None:
+        before = None if self._has_told_of_metric else self._find_ranked_before()
+        # Who judges by no metric, and deletes by none, changes nothing.
+        if before is None or (self.metric_name is None and not self._find_policy_before()):
+            return
+        self._has_told_of_metric = True
+        caller.warn(
+            f"{self._directory} was judged by {before} until now, and is by {self._ranked_by} from "
+            "here on. The first prune keeps what either keeps, later ones go by the new one. If "
+            "that is not meant, correct metric_name and higher_is_better; if it is, "
+            "accept_metric_change=True prunes by the new one at once."
+        )
+
+    def _settle(self, terms: Terms, chosen: Chosen) -> None:
+        """Note that the rules of before have had their say."""
+        if terms.before is None or not chosen.is_settled:
+            return
+        try:
+            self._publisher.record_pruned_by(self._ranked_by)
+        except (OSError, CkptdbError) as error:
+            # The next prune keeps it all once more.
+            _logger.warning("%s: by what it was pruned is not recorded: %s", self._directory, error)
 
     def _own(self, checkpoint_path: PathLike) -> Path:
         path = Path(os.path.abspath(checkpoint_path))

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from ckptdb.catalog.candidates import Candidate
+from ckptdb.catalog.candidates import Candidate, Wanted
 from ckptdb.catalog.catalog import Catalog
 from ckptdb.disk import claims, identity, info, links, names
 from ckptdb.disk.retiring import Doomed
@@ -23,6 +23,7 @@ from ckptdb.retention import (
     decide_below,
     find_resumed_from,
     plan,
+    spare,
 )
 from ckptdb.retention.linked import keep as keep_linked
 from ckptdb.retention.linked import without_bytes
@@ -41,14 +42,55 @@ class Terms:
     Attributes:
         exclude_latest: Always keep the highest step.
         in_use: By uuid, what this process needs it for: that stays, too.
+        before: The rules by the metric of before, when that was another one: what they keep stays
+            once more.
     """
 
     policy: Policy
     exclude_latest: bool
     in_use: Mapping[str, str] = field(default_factory=dict)
+    before: Policy | None = None
+
+    @property
+    def wanted(self) -> Wanted:
+        """What has to be known of the candidates."""
+        wanted = self.policy.wanted
+        if self.before is None:
+            return wanted
+        metrics = dict.fromkeys([*wanted.metrics, *self.before.wanted.metrics])
+        return replace(wanted, metrics=tuple(metrics))
+
+    def judge(self, candidates: Sequence[Candidate], directory: Path) -> tuple[Decision, ...]:
+        """Judge all live, trusted checkpoints of a run."""
+        leased = _find_leased(directory)
+        now, *before = (
+            decide(
+                candidates,
+                policy,
+                exclude_latest=self.exclude_latest,
+                leased=leased,
+                in_use=self.in_use,
+            )
+            for policy in (self.policy, self.before)
+            if policy is not None
+        )
+        decided = spare(now, before[0]) if before else now
+        return _without_linked(decided, directory)
 
 
-def choose(index: RunIndex, directory: Path, terms: Terms) -> tuple[Doomed, ...]:
+@dataclass(frozen=True, slots=True)
+class Chosen:
+    """What goes from a run.
+
+    Attributes:
+        is_settled: The rules of before have had their say.
+    """
+
+    doomed: tuple[Doomed, ...] = ()
+    is_settled: bool = False
+
+
+def choose(index: RunIndex, directory: Path, terms: Terms) -> Chosen:
     """Return the checkpoints of a run that no retention rule keeps.
 
     Args:
@@ -56,31 +98,23 @@ def choose(index: RunIndex, directory: Path, terms: Terms) -> tuple[Doomed, ...]
         directory: The run.
         terms: The rules, and what stays whatever they say.
     """
-    policy = terms.policy
+    policy, metrics = terms.policy, terms.wanted.metrics
     followed = index.follow()
     if not policy.has_limit or (followed and policy.keeps_all(followed.at_most)):
-        return ()
+        return Chosen()
     judge = _Judge(index, directory, terms)
     # A stamp that only we advanced may hide what somebody did by hand in between. It is good
     # enough to see that nothing has to go. To choose what goes, the listing must not be old.
     judged = index.ask(judge.quickly, nothing=_NOTHING, trust_own=True)
-    if all(decision.keep for decision in judged[1]):
-        return ()
+    if all(decision.keep and not decision.spared for decision in judged[1]):
+        return Chosen()
     followed = index.follow()
-    if (
-        followed
-        and followed.is_fresh
-        and _agree_with_files(directory, policy.wanted.metrics, judged, 0)
-    ):
-        return _doomed(judged)
+    if followed and followed.is_fresh and _agree_with_files(directory, metrics, judged, 0):
+        return _chosen(judged)
 
     def by_files(catalog: Catalog, run_id: int, memo: Any) -> Judgement | None:
         judged = judge.wholly(catalog, run_id, memo)
-        return (
-            judged
-            if _agree_with_files(directory, policy.wanted.metrics, judged, _COMPARED)
-            else None
-        )
+        return judged if _agree_with_files(directory, metrics, judged, _COMPARED) else None
 
     none: Judgement | None = _NOTHING
     agreed = index.ask(by_files, nothing=none)
@@ -88,22 +122,18 @@ def choose(index: RunIndex, directory: Path, terms: Terms) -> tuple[Doomed, ...]
         index.read_again()
         agreed = index.ask(by_files, nothing=none)
     # Files that still say something else are being changed at this moment: next time.
-    return _doomed(agreed or _NOTHING)
+    return _chosen(agreed or _NOTHING)
 
 
 def plan_all(index: RunIndex, directory: Path, terms: Terms) -> Plan:
     """Plan what `choose` returns, with every checkpoint of the run in it."""
 
     def find(catalog: Catalog, run_id: int, _: Any) -> Plan:
-        candidates = catalog.candidates(run_id, terms.policy.wanted)
-        return plan.make(
-            candidates,
-            terms.policy,
-            exclude_latest=terms.exclude_latest,
-            leased=_find_leased(directory),
-            in_use=terms.in_use,
-            linked=links.find_linked(directory, [candidate.step for candidate in candidates]),
-        )
+        candidates = catalog.candidates(run_id, terms.wanted)
+        steps = [candidate.step for candidate in candidates]
+        candidates = without_bytes(candidates, links.find_linked(directory, steps))
+        planned = plan.of(terms.judge(candidates, directory), candidates, terms.policy)
+        return replace(planned, exclude_latest=terms.exclude_latest)
 
     return index.ask(find, nothing=Plan())
 
@@ -142,7 +172,7 @@ class _Judge:
         """Judge only those below the best, where each has a rank: the others need not be read."""
         policy, followed = self._policy, self._index.follow()
         metric, mode, best = policy.metric, policy.mode, policy.keep_top_k
-        if followed is None or metric not in followed.ranked_by:
+        if followed is None or self._terms.before or metric not in followed.ranked_by:
             return self.wholly(catalog, run_id, memo)
         is_simple = policy.save_period == 1 and not policy.keep
         if metric is None or mode is None or best is None or not is_simple:
@@ -162,7 +192,7 @@ class _Judge:
             in_use=self._terms.in_use,
             resumed_from=followed.resumed_from,
         )
-        return below, self._without_linked(decisions)
+        return below, _without_linked(decisions, self._directory)
 
     def wholly(self, catalog: Catalog, run_id: int, _: Any) -> Judgement:
         """Judge all, unless there are so few that nothing can go."""
@@ -172,7 +202,7 @@ class _Judge:
             followed.at_most = count
         if policy.keeps_all(count):
             return _NOTHING
-        candidates = catalog.candidates(run_id, policy.wanted)
+        candidates = catalog.candidates(run_id, self._terms.wanted)
         if policy.at_most is not None:
             linked = links.find_linked(self._directory, [c.step for c in candidates])
             candidates = without_bytes(candidates, linked)
@@ -182,27 +212,23 @@ class _Judge:
             }
             last = find_resumed_from(candidates)
             followed.resumed_from = None if last is None else last.uuid
-        decisions = decide(
-            candidates,
-            policy,
-            exclude_latest=self._terms.exclude_latest,
-            leased=_find_leased(self._directory),
-            in_use=self._terms.in_use,
-        )
-        return candidates, self._without_linked(decisions)
+        return candidates, self._terms.judge(candidates, self._directory)
 
-    def _without_linked(self, decisions: tuple[Decision, ...]) -> tuple[Decision, ...]:
-        """Keep what is behind a symlink; only what is to go is looked at for that."""
-        doomed = [decision.step for decision in decisions if not decision.keep]
-        return keep_linked(decisions, links.find_linked(self._directory, doomed))
+
+def _without_linked(decisions: tuple[Decision, ...], directory: Path) -> tuple[Decision, ...]:
+    """Keep what is behind a symlink; only what is to go is looked at for that."""
+    doomed = [decision.step for decision in decisions if not decision.keep]
+    return keep_linked(decisions, links.find_linked(directory, doomed))
 
 
 def _find_leased(directory: Path) -> dict[str, str]:
     return claims.find_leased(identity.hidden(directory))
 
 
-def _doomed(judged: Judgement) -> tuple[Doomed, ...]:
-    return tuple(Doomed(d.step, d.uuid, d.reason) for d in judged[1] if not d.keep)
+def _chosen(judged: Judgement) -> Chosen:
+    decisions = judged[1]
+    doomed = tuple(Doomed(d.step, d.uuid, d.reason) for d in decisions if not d.keep)
+    return Chosen(doomed, is_settled=bool(doomed) or any(d.spared for d in decisions))
 
 
 def _agree_with_files(

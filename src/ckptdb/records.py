@@ -75,6 +75,24 @@ class Run:
         """Direction of the run's own metric."""
         return "max" if self.higher_is_better else "min"
 
+    @property
+    def ranked_by(self) -> RankedBy:
+        """The run's own metric and its direction."""
+        return RankedBy() if self.metric_name is None else RankedBy(self.metric_name, self.mode)
+
+
+@dataclass(frozen=True, slots=True)
+class RankedBy:
+    """What tells the best checkpoints of a run: a metric and its direction; None for the step."""
+
+    metric: str | None = None
+    mode: Mode | None = None
+
+    def __str__(self) -> str:
+        if self.metric is None:
+            return "no metric (the newest are the best)"
+        return f"{self.metric!r} ({'higher' if self.mode == 'max' else 'lower'} is better)"
+
 
 @dataclass(frozen=True, slots=True)
 class Metric:

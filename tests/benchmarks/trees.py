@@ -87,7 +87,13 @@ def index(run: Path) -> None:
 def manager(run: Path, **options: Any) -> CheckpointManager:
     """Return a manager that ranks by the loss, and flushes nothing unless told to."""
     return CheckpointManager(
-        {"checkpoint_dir": run, "metric_name": METRIC, "durability": "none"} | options
+        {
+            "checkpoint_dir": run,
+            "metric_name": METRIC,
+            "higher_is_better": False,
+            "durability": "none",
+        }
+        | options
     )
 
 

@@ -12,7 +12,7 @@ from .conftest import save
 
 def test_it_tells_metrics_configuration_and_files(ckptdb, root):
     with CheckpointManager(
-        {"checkpoint_dir": root / "alpha", "metric_name": "val:loss"}
+        {"checkpoint_dir": root / "alpha", "metric_name": "val:loss", "higher_is_better": False}
     ) as manager:
         config = {"lr": 0.2, "model": {"name": "llama"}}
         with manager.save(4, {"val:loss": 0.2, "acc": 0.7}, config=config) as folder:

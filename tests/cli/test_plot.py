@@ -19,7 +19,8 @@ from .conftest import save
 def pruned(root):
     """The run gamma: ten steps, of which the best, 4, and the latest are kept."""
     config = {
-        "checkpoint_dir": root / "gamma", "metric_name": "val:loss", "keep_top_k": 1,
+        "checkpoint_dir": root / "gamma", "metric_name": "val:loss",
+        "higher_is_better": False, "keep_top_k": 1,
     }  # fmt: skip
     with CheckpointManager(config) as manager:
         for step in range(1, 11):

@@ -31,6 +31,8 @@ HOSTILE_METRICS = (
 
 def save(directory, step, metrics, *, size=1000, **options):
     """Save one checkpoint the way a loop does."""
+    if "metric_name" in options:
+        options.setdefault("higher_is_better", False)
     config = {"checkpoint_dir": directory, "durability": "none", **options}
     with CheckpointManager(config) as manager:
         with manager.save(step, metrics) as folder, (folder / "model.bin").open("wb") as file:

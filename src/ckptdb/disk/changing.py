@@ -15,7 +15,7 @@ from ckptdb.disk.journal import Fact
 from ckptdb.disk.lock import run_lock
 from ckptdb.disk.scan import Stamp, Watch
 from ckptdb.errors import JournalInDoubt, RunNotHere
-from ckptdb.records import Run, utc
+from ckptdb.records import RankedBy, Run, utc
 
 _NO_DIRECTORY = "for there is no such directory"
 NO_SPACE = frozenset({errno.ENOSPC, errno.EDQUOT})
@@ -32,6 +32,7 @@ class Changing:
         of: Which run is meant; None for whichever is there.
         make_durable: Whether each step is flushed before the next.
         metric: Name and whether higher is better, written to run.json; None leaves it alone.
+        remember: When that is another metric, by what the run was ranked until now.
         trash_ttl_seconds: How long what is retired can be undeleted.
         clock: Seconds since the epoch.
     """
@@ -43,6 +44,7 @@ class Changing:
         of: Run | None = None,
         make_durable: bool = True,
         metric: tuple[str, bool] | None = None,
+        remember: bool = True,
         trash_ttl_seconds: float = 0.0,
         clock: Callable[[], float] = time.time,
     ) -> None:
@@ -52,6 +54,7 @@ class Changing:
         self._trash = self._hidden / names.TRASH
         self._durable = make_durable
         self._metric = metric
+        self._remember = remember
         self.trash_ttl_seconds = trash_ttl_seconds
         self._clock = clock
         self._names_durable = not make_durable
@@ -89,6 +92,11 @@ class Changing:
         """Make the run's identity permanent without changing anything else."""
         with self._changing() as (who, _):
             return who
+
+    def record_pruned_by(self, ranked_by: RankedBy) -> None:
+        """Note in run.json by what the run was pruned."""
+        with self._changing():
+            identity.record_pruned_by(self.directory, ranked_by, make_durable=self._durable)
 
     @contextmanager
     def _changing(self, *, first: bool = False) -> Iterator[tuple[Identity, Watch]]:
@@ -159,6 +167,7 @@ class Changing:
                 keep_metric=self._metric is None,
                 make_durable=self._durable,
                 first=first,
+                remember=self._remember,
             )
         except OSError as error:
             if first or error.errno not in NO_SPACE:

@@ -26,7 +26,7 @@ from ckptdb.disk.info import (
     read_regular,
 )
 from ckptdb.errors import RootRefused, UnreadableInfo
-from ckptdb.records import Run, is_storable, utc
+from ckptdb.records import Mode, RankedBy, Run, is_storable, utc
 
 # A random constant: it only has to differ from everybody else's.
 _NAMESPACE = uuid.UUID("2f6a3c1e-8d0b-4b7e-9a54-6c1f0e7d2b93")
@@ -49,6 +49,8 @@ class Identity:
             derive theirs from it, so that a copy keeps them.
         recorded: run.json is there and speaks of this directory.
         marked: run.json is there, perhaps copied from elsewhere.
+        pruned_by: By what the last prune ranked, when that is not the run's own metric as it is
+            recorded by now; until a prune has gone by the new one, it protects what it keeps.
         problem: Why run.json cannot be trusted, or None.
     """
 
@@ -56,7 +58,14 @@ class Identity:
     origin: str
     recorded: bool
     marked: bool
+    pruned_by: RankedBy | None = None
     problem: str | None = None
+
+    @property
+    def ranked_by(self) -> RankedBy | None:
+        """By what the run has been ranked until now, None when that is not recorded."""
+        known = self.run.ranked_by if self.run.metric_name is not None else None
+        return self.pruned_by or known
 
 
 @dataclass(frozen=True, slots=True)
@@ -150,10 +159,28 @@ def _parse(directory: Path, inode: int, content: Mapping[str, Any]) -> Identity:
         forked_from=_text(content.get("forked_from")),
     )
     origin = _text(content.get("origin")) or known
+    pruned_by = _ranked_by(content.get("pruned_by"))
     if content.get("inode") == inode:
-        return Identity(run, origin, recorded=True, marked=True)
+        return Identity(run, origin, recorded=True, marked=True, pruned_by=pruned_by)
     copy = replace(run, uuid=_derive(f"{known}\0{directory}"), forked_from=known)
-    return Identity(copy, origin, recorded=False, marked=True)
+    return Identity(copy, origin, recorded=False, marked=True, pruned_by=pruned_by)
+
+
+def _ranked_by(content: Any) -> RankedBy | None:
+    if not isinstance(content, Mapping):
+        return None
+    metric = _text(content.get("metric_name"))
+    mode: Mode = "max" if content.get("higher_is_better") else "min"
+    return RankedBy() if metric is None else RankedBy(metric, mode)
+
+
+def find_direction(directory: Path, metric: str) -> bool | None:
+    """Return whether higher is better, when a run is recorded as judged by that metric."""
+    try:
+        run = identify(Path(os.path.abspath(directory))).run
+    except OSError:
+        return None
+    return run.higher_is_better if run.metric_name == metric else None
 
 
 def _unknown(directory: Path) -> Run:
@@ -177,6 +204,7 @@ def establish(
     keep_metric: bool,
     make_durable: bool,
     first: bool = True,
+    remember: bool = True,
 ) -> Identity:
     """Make a run's identity permanent; the caller holds the run's lock.
 
@@ -188,13 +216,17 @@ def establish(
         make_durable: Whether the file must survive a power cut.
         first: This may be the first that anybody does here; otherwise an empty directory is a
             run that has lost its checkpoints.
+        remember: When the metric is another one, by what the run was ranked until now.
     """
     found = identify(directory)
     keeps = keep_metric and found.marked
     metric = found.run.metric_name if keeps else metric_name
     higher = found.run.higher_is_better if keeps else higher_is_better
-    same = (found.run.metric_name, found.run.higher_is_better) == (metric, higher)
-    if found.recorded and same:
+    run = replace(found.run, metric_name=metric, higher_is_better=higher)
+    pruned_by = found.pruned_by if keeps else found.ranked_by if remember else None
+    if pruned_by == run.ranked_by:
+        pruned_by = None
+    if found.recorded and (run, pruned_by) == (found.run, found.pruned_by):
         return found
     if found.problem:
         path = hidden(directory) / _RUN
@@ -202,21 +234,34 @@ def establish(
     # A fresh directory gets a random identity: another run may have lived at this path.
     fresh = first and not found.marked and not _has_checkpoints(directory)
     identity = str(uuid.uuid4()) if fresh else found.run.uuid
-    durable.write_json(
-        hidden(directory) / _RUN,
-        {
-            "uuid": identity,
-            "name": found.run.name,
-            "created_at": found.run.created_at or utc(time.time()),
-            "metric_name": metric,
-            "higher_is_better": higher,
-            "forked_from": found.run.forked_from,
-            "origin": identity if fresh else found.origin,
-            "inode": directory.stat().st_ino,
-        },
-        durable=make_durable,
-    )
+    origin = identity if fresh else found.origin
+    _write(replace(run, uuid=identity), origin, pruned_by, make_durable=make_durable)
     return identify(directory)
+
+
+def record_pruned_by(directory: Path, ranked_by: RankedBy, *, make_durable: bool) -> None:
+    """Note by what a run was pruned; the caller holds the run's lock."""
+    found = identify(directory)
+    pruned_by = None if ranked_by == found.run.ranked_by else ranked_by
+    if found.recorded and pruned_by != found.pruned_by:
+        _write(found.run, found.origin, pruned_by, make_durable=make_durable)
+
+
+def _write(run: Run, origin: str, pruned_by: RankedBy | None, *, make_durable: bool) -> None:
+    content: dict[str, Any] = {
+        "uuid": run.uuid,
+        "name": run.name,
+        "created_at": run.created_at or utc(time.time()),
+        "metric_name": run.metric_name,
+        "higher_is_better": run.higher_is_better,
+        "forked_from": run.forked_from,
+        "origin": origin,
+        "inode": run.directory.stat().st_ino,
+    }
+    if pruned_by is not None:
+        higher = pruned_by.mode == "max"
+        content["pruned_by"] = {"metric_name": pruned_by.metric, "higher_is_better": higher}
+    durable.write_json(hidden(run.directory) / _RUN, content, durable=make_durable)
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,6 +1,6 @@
 """What to keep and why: rules, what a run's configuration says in them, and their verdict."""
 
-from ckptdb.retention.decision import Decision, decide, decide_below, find_resumed_from
+from ckptdb.retention.decision import Decision, decide, decide_below, find_resumed_from, spare
 from ckptdb.retention.plan import Plan, Standing
 from ckptdb.retention.policy import Policy
 from ckptdb.retention.replay import Replay, replay
@@ -46,4 +46,5 @@ __all__ = [
     "parse",
     "parse_all",
     "replay",
+    "spare",
 ]

@@ -18,6 +18,7 @@ class Decision:
 
     Attributes:
         damage: What is known to be wrong with it, which its files may not tell at once.
+        spared: It stays only for a rule of before; see `spare`.
     """
 
     step: int
@@ -26,6 +27,7 @@ class Decision:
     reason: str
     size_bytes: int | None = None
     damage: str | None = None
+    spared: bool = False
 
 
 def decide(
@@ -97,6 +99,22 @@ def decide_below(
     if exclude_latest:
         kept |= dict.fromkeys(newest[:1], _LATEST)
     return _decisions(candidates, kept | _pinned(candidates), policy)
+
+
+def spare(decisions: Sequence[Decision], before: Sequence[Decision]) -> tuple[Decision, ...]:
+    """Keep of what was decided also what the rules of before keep.
+
+    Args:
+        decisions: By the rules of now.
+        before: Of the same checkpoints, by those of before.
+    """
+    kept = {decision.uuid: decision.reason for decision in before if decision.keep}
+    return tuple(
+        replace(decision, keep=True, spared=True, reason=f"{kept[decision.uuid]}, as until now")
+        if not decision.keep and decision.uuid in kept
+        else decision
+        for decision in decisions
+    )
 
 
 _LATEST = "kept: the latest"

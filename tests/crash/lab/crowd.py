@@ -766,7 +766,7 @@ def manager_of(
     top, newest = POLICIES[run] if saves else (None, None)
     options: dict[str, Any] = {"exclusive": False} if shared else {}
     return CheckpointManager(
-        {"checkpoint_dir": root / run, "metric_name": METRIC},
+        {"checkpoint_dir": root / run, "metric_name": METRIC, "higher_is_better": False},
         keep_top_k=top,
         ft_keep_latest_k=newest,
         **options,

@@ -383,7 +383,9 @@ class _World:
         best, latest, _ = naive_ranking(catalog, run_id)
         with (
             _quiet(),
-            CheckpointManager({"checkpoint_dir": self.run, "metric_name": "loss"}) as manager,
+            CheckpointManager(
+                {"checkpoint_dir": self.run, "metric_name": "loss", "higher_is_better": False}
+            ) as manager,
         ):
             path = manager.get_best_checkpoint_path()
             if path != str(self.run / f"step_{best}"):
@@ -455,7 +457,9 @@ def damage(mutator: Mutator, whole: bytes, key: str) -> bytes:
 def _check_catalog(directory: Path) -> None:
     with (
         _quiet(),
-        CheckpointManager({"checkpoint_dir": directory, "metric_name": "loss"}) as manager,
+        CheckpointManager(
+            {"checkpoint_dir": directory, "metric_name": "loss", "higher_is_better": False}
+        ) as manager,
     ):
         for path in (manager.get_best_checkpoint_path(), manager.get_latest_checkpoint_path()):
             if path is None or not Path(path).is_dir():
@@ -477,7 +481,9 @@ def _check_catalog(directory: Path) -> None:
             raise Wrong("best and latest are others")
     with (
         _quiet(),
-        CheckpointManager({"checkpoint_dir": directory, "metric_name": "loss"}) as manager,
+        CheckpointManager(
+            {"checkpoint_dir": directory, "metric_name": "loss", "higher_is_better": False}
+        ) as manager,
     ):
         if manager.get_best_checkpoint_path() != str(directory / "step_4"):
             raise Wrong("after reconcile the manager's best is another one")
@@ -498,7 +504,12 @@ _CONFIG = {
 def build_run(directory: Path) -> Path:
     """Make a run with three checkpoints, a past, annotations, and an unfinished save."""
     random = Random("uuids")
-    config = {"checkpoint_dir": directory, "metric_name": "loss", "durability": "none"}
+    config = {
+        "checkpoint_dir": directory,
+        "metric_name": "loss",
+        "higher_is_better": False,
+        "durability": "none",
+    }
 
     def next_uuid() -> uuid.UUID:
         return uuid.UUID(int=random.getrandbits(128), version=4)

@@ -107,7 +107,9 @@ class Loop:
 
 def open_manager(root: Path) -> CheckpointManager:
     """Return a manager of the run that prunes only when told to."""
-    return CheckpointManager({"checkpoint_dir": root / RUN, "metric_name": METRIC})
+    return CheckpointManager(
+        {"checkpoint_dir": root / RUN, "metric_name": METRIC, "higher_is_better": False}
+    )
 
 
 def seed(root: Path, *, many: bool) -> None:

@@ -171,7 +171,9 @@ def _saver(way: str, directory: Path) -> Callable[[int], None]:
         return partial(_control_save, directory)
     if way == "fallback":
         durable._renameat2 = _refuse
-    manager = CheckpointManager({"checkpoint_dir": directory, "metric_name": METRIC})
+    manager = CheckpointManager(
+        {"checkpoint_dir": directory, "metric_name": METRIC, "higher_is_better": False}
+    )
 
     def save(number: int) -> None:
         token = f"r{number}"
@@ -245,7 +247,9 @@ def _reads(directory: Path, way: str) -> list[Callable[[], Read]]:
 
 
 def _managers_read(directory: Path) -> Read:
-    manager = CheckpointManager({"checkpoint_dir": directory, "metric_name": METRIC})
+    manager = CheckpointManager(
+        {"checkpoint_dir": directory, "metric_name": METRIC, "higher_is_better": False}
+    )
 
     def read() -> None:
         for ask in (manager.get_best_checkpoint_path, manager.get_latest_checkpoint_path):
@@ -274,7 +278,9 @@ def _registrys_read(directory: Path) -> Read:
 
 
 def _helper_reads(directory: Path) -> Read:
-    manager = CheckpointManager({"checkpoint_dir": directory, "metric_name": METRIC})
+    manager = CheckpointManager(
+        {"checkpoint_dir": directory, "metric_name": METRIC, "higher_is_better": False}
+    )
     path = directory / names.final_name(STEP)
 
     def read() -> None:

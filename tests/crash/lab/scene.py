@@ -56,7 +56,13 @@ def _stream() -> io.TextIOWrapper:
 
 
 def make_manager(run: Path, **options: object) -> CheckpointManager:
-    config = {"checkpoint_dir": run, "metric_name": LOSS, "durability": "none", **options}
+    config = {
+        "checkpoint_dir": run,
+        "metric_name": LOSS,
+        "higher_is_better": False,
+        "durability": "none",
+        **options,
+    }
     return CheckpointManager(config)
 
 

@@ -118,10 +118,10 @@ class Actor(loop.Loop):
         publisher.publish(self._stage(publisher, self.ledger.newest))
 
     def _rolling(self) -> None:
-        # Without a metric the newest is all that is kept.
-        self.manager.metric_name, self.manager.keep_top_k = None, 1
+        # The newest is all that is kept.
+        self.manager.save_period, self.manager.ft_keep_latest_k = 2**62, 1
         self._save()
-        self.manager.metric_name, self.manager.keep_top_k = METRIC, None
+        self.manager.save_period, self.manager.ft_keep_latest_k = 1, None
 
     def _seal(self, *, flushing: bool = True, step: int | None = None) -> None:
         """Leave a complete checkpoint without its name, as a kill does."""
