@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from ckptdb import CheckpointManager, Registry, loaded
-from ckptdb.manager import CheckpointManager as DropIn
+from ckptdb import manager as module
 
 LOSS = "val:loss"
 BELOW = pytest.mark.filterwarnings("ignore:Step .* is saved below")
@@ -151,7 +151,7 @@ def by_resume_paths(_, path):
 
 def by_drop_in(_, path):
     (Path(path) / "policy" / "optimizer").mkdir(parents=True)
-    DropIn.get_resume_paths(str(path))
+    module.CheckpointManager.get_resume_paths(str(path))
 
 
 def by_a_link(manager, path):
@@ -375,3 +375,90 @@ def test_resume_goes_back_to_the_higher_ones_when_they_were_loaded_since(run):
     with open_manager(run) as manager, warned() as texts:
         assert manager.resume().step == 510
     assert texts == []
+
+
+# --- a second job in the same directory ---------------------------------------------------------
+
+OTHERS = "holds 4 checkpoints of another process (steps 1, 2, 3 and 4)"
+QUESTIONS = {
+    "latest": lambda manager, _: manager.get_latest_checkpoint_path(),
+    "best": lambda manager, _: manager.get_best_checkpoint_path(),
+    "top": lambda manager, _: manager.get_top_checkpoint_paths(1),
+    "resume": lambda manager, _: manager.resume(),
+    "info": lambda manager, run: manager.load_training_info(run / "step_4"),
+    "info of nothing": lambda manager, _: manager.load_training_info(None),
+    "resume paths": lambda manager, run: by_resume_paths(manager, run / "step_4"),
+    "history": lambda _, run: module._load_checkpoint_history(run),
+    "of another manager": lambda _, run: open_manager(run).get_latest_checkpoint_path(),
+}
+
+
+def test_a_second_job_that_has_asked_for_nothing_is_warned_at_its_first_save(run):
+    fill(run, 1, 2, 3, 4)
+    with open_manager(run) as manager, warned() as texts:
+        save(manager, 5)
+        save(manager, 6)
+    [text] = texts
+    assert text == (
+        f"{run} {OTHERS}, and this one has not asked for any: what it saves replaces what is there "
+        "of the same step. To go on with that training, begin with resume(); to start afresh, use "
+        "another checkpoint_dir."
+    )
+    with open_manager(run) as manager, warned() as texts:
+        save(manager, 7)
+    assert texts == [], "they are of this process, too"
+
+
+def test_a_second_job_that_begins_again_below_is_told_both_at_once(run):
+    fill(run, 1, 2, 3, 4)
+    with open_manager(run) as manager, warned() as texts:
+        save(manager, 1)
+        save(manager, 2)
+    [text] = texts
+    assert text == (
+        f"{run} {OTHERS}, and this one has not asked for any: what it saves replaces what is there "
+        "of the same step. Step 1 is saved below steps 2, 3 and 4: the latest is still step 4, and "
+        "retention counts them, too. To go on with that training, begin with resume(); to go on "
+        "from here, put them aside (`ckptdb reject STEP REASON`, or reject() of the manager); to "
+        "start afresh, use another checkpoint_dir."
+    )
+
+
+@pytest.mark.parametrize("ask", QUESTIONS.values(), ids=QUESTIONS)
+def test_who_has_asked_what_is_there_is_not_warned(run, ask):
+    fill(run, 1, 2, 3, 4)
+    with open_manager(run) as manager:
+        ask(manager, run)
+        with warned() as texts:
+            save(manager, 5)
+    assert texts == []
+
+
+def test_the_first_job_of_a_directory_is_not_warned(run):
+    for directory in (run, run.parent / "there"):
+        (run.parent / "there").mkdir(exist_ok=True)
+        with open_manager(directory) as manager, warned() as texts:
+            save(manager, 1)
+            save(manager, 2)
+        assert texts == []
+
+
+def test_a_forked_child_and_its_parent_are_one_job_and_other_programs_are_not(run):
+    with open_manager(run) as manager:
+        save(manager, 1)
+    child = os.fork()
+    if child == 0:
+        try:
+            with open_manager(run) as manager, warned() as texts:
+                save(manager, 2)
+            os._exit(len(texts))
+        finally:
+            os._exit(9)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+    other = run.parent / "other"
+    write_like_nemo(other, 1)
+    with open_manager(other) as manager, warned() as texts:
+        save(manager, 2)
+    assert [text.partition(",")[0] for text in texts] == [
+        f"{other} holds a checkpoint of another process (step 1)"
+    ]

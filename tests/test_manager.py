@@ -1304,11 +1304,70 @@ def test_a_relative_directory_survives_chdir(make, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path / "elsewhere")
     manager.finalize_checkpoint(staged)
     assert manager.checkpoint_dir == Path("results/run")
-    assert manager.get_latest_checkpoint_path() == "results/run/step_1"
-    assert manager.get_best_checkpoint_path() == "results/run/step_1"
     manager.shutdown()
     assert os.listdir(tmp_path / "elsewhere") == []
     assert (tmp_path / "results" / "run" / "step_1").is_dir()
+
+
+ANSWERS = {
+    "latest": lambda manager: manager.get_latest_checkpoint_path(),
+    "best": lambda manager: manager.get_best_checkpoint_path(),
+    "top": lambda manager: manager.get_top_checkpoint_paths(1)[0],
+}
+
+
+@pytest.mark.parametrize("answer", ANSWERS.values(), ids=ANSWERS)
+@pytest.mark.parametrize("given", ["results/run", "./results//run/", "results/../results/run"])
+def test_after_chdir_answers_are_absolute_and_before_as_the_directory_was_given(
+    make, tmp_path, monkeypatch, answer, given
+):
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path)
+    manager = make(given, metric_name="loss")
+    save(manager, 1, loss=1.0)
+    before = answer(manager)
+    assert before == str(Path(given) / "step_1")
+    monkeypatch.chdir("elsewhere")
+    assert answer(manager) == os.path.normpath(tmp_path / given / "step_1") or ".." in given
+    assert manager.load_training_info(answer(manager)) == {"loss": 1.0}
+    assert manager.load_training_info(before) == {"loss": 1.0}, "as it was told before"
+    with pytest.warns(UserWarning, match="Optimizer state not found"):
+        weights, _ = CheckpointManager.get_resume_paths(before)
+    assert weights.is_absolute()
+    staged = manager.init_tmp_checkpoint(2, {"loss": 0.5})
+    assert staged.is_absolute()
+    manager.finalize_checkpoint(f"{given}/tmp_step_2")
+    manager.begin_finalization(manager.init_tmp_checkpoint(3, {}) and f"{given}/tmp_step_3")
+    manager.finalize_pending()
+    assert steps(make(tmp_path / given)) == [1, 2, 3]
+    monkeypatch.chdir(tmp_path)
+    assert manager.get_latest_checkpoint_path() == str(Path(given) / "step_3")
+
+
+def test_when_the_working_directory_is_gone_answers_are_absolute(make, tmp_path, monkeypatch):
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path)
+    manager = make("run")
+    save(manager, 1)
+    monkeypatch.chdir("elsewhere")
+    (tmp_path / "elsewhere").rmdir()
+    assert manager.get_latest_checkpoint_path() == str(tmp_path / "run" / "step_1")
+    assert manager.load_training_info("run/step_1") == {}
+    save(manager, 2)
+    assert manager.get_top_checkpoint_paths(1) == [str(tmp_path / "run" / "step_2")]
+
+
+def test_the_run_that_is_elsewhere_is_not_taken_for_the_one_of_the_same_name_here(
+    make, tmp_path, monkeypatch
+):
+    for name in ("a", "b"):
+        (tmp_path / name).mkdir()
+        monkeypatch.chdir(tmp_path / name)
+        manager = make("run")
+        save(manager, 1, name=name)
+    monkeypatch.chdir(tmp_path / "a")
+    assert manager.load_training_info("run/step_1") == {"name": "b"}
+    assert manager.get_latest_checkpoint_path() == str(tmp_path / "b" / "run" / "step_1")
 
 
 NAMES = {

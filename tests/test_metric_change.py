@@ -253,6 +253,7 @@ def test_a_copy_of_a_run_is_judged_as_the_run_was(run, tmp_path):
     with open_manager(copy, metric_name=ACC) as manager:
         assert manager.higher_is_better is True
     with open_manager(copy, **MIN, keep_top_k=2) as manager, warned() as texts:
+        manager.get_latest_checkpoint_path()
         save(manager, 6)
     assert len(texts) == 1
     assert steps(copy) == [1, 2, 3, 4, 6]

@@ -7,6 +7,7 @@ lie there already, a rule that keeps the newest or the best would take them at o
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
@@ -14,7 +15,7 @@ from typing import Final
 
 from ckptdb import caller, loaded
 from ckptdb.catalog.catalog import Catalog
-from ckptdb.disk import identity, scan
+from ckptdb.disk import identity, names, scan
 from ckptdb.index import RunIndex
 from ckptdb.loaded import Loaded
 from ckptdb.shown import some_steps
@@ -43,7 +44,13 @@ class Continuing:
         self._resumed: str | None = None
         self._last_step: int | None = None
         self._highest: int | None = None
-        self._has_told = False
+        self._has_warned = self._has_looked = False
+
+    def note_look(self) -> None:
+        """Note that the loop asks what there is, or what of it."""
+        if not self._has_looked:
+            self._has_looked = True
+            loaded.note_look(self._directory)
 
     # --- what it is told ----------------------------------------------------------------
 
@@ -103,7 +110,7 @@ class Continuing:
             return one.uuid
         # Without a manifest its uuid is derived from the run's, as that is by now.
         with suppress(OSError):
-            path = self._directory / f"step_{one.step}"
+            path = self._directory / names.final_name(one.step)
             if path.lstat().st_ino == one.inode:
                 return scan.find_uuid(identity.identify(self._directory), path, one.step)
         return None
@@ -111,18 +118,31 @@ class Continuing:
     # --- what it tells ------------------------------------------------------------------
 
     def warn_before(self, step: int) -> None:
-        """Warn, once, when a save is about to begin below the newest step."""
+        """Warn, once, of what a save that is about to begin may not know of.
+
+        That is a run of another process that this one has not looked at, at the first save; and
+        steps above the one that is saved.
+        """
+        others: Sequence[int] = ()
         if self._highest is None:
             with suppress(OSError):
-                listed = [step for step, _ in scan.list_finals(self._directory)]
-                self._highest = max(listed, default=-1)
-        if self._has_told or self._highest is None or step >= self._highest:
-            return
-        above = self._find_above(step)
-        self._highest = max(above, default=step)
-        if above:
-            self._has_told = True
-            caller.warn(_below(self._directory, step, above))
+                listed = scan.list_finals(self._directory)
+                self._highest = max((step for step, _ in listed), default=-1)
+                # A directory of somebody's that is called so is no checkpoint.
+                others = [] if self._is_known() else [
+                    step for step, path in listed if os.path.lexists(f"{path}/{names.INFO}")
+                ]  # fmt: skip
+        is_below = self._highest is not None and step < self._highest
+        above = self._find_above(step) if is_below and not self._has_warned else ()
+        if is_below and not self._has_warned:
+            self._highest = max(above, default=step)
+        self._has_warned = self._has_warned or bool(above)
+        if others or above:
+            caller.warn(_warning(self._directory, step, others, above))
+
+    def _is_known(self) -> bool:
+        known = loaded.find(self._directory)
+        return self._has_looked or known.has_looked or known.has_saved
 
     def _find_above(self, step: int) -> list[int]:
         """Return the steps above that count: what is rejected or damaged does not."""
@@ -135,11 +155,32 @@ class Continuing:
         return sorted(other for other in newest if other > step)
 
 
-def _below(run: Path, step: int, above: Sequence[int]) -> str:
-    them = "it" if len(above) == 1 else "them"
-    return (
-        f"Step {step} is saved below {some_steps(above)} of {run}: the latest is still step "
-        f"{above[-1]}, and retention counts {them}, too. To go on from here, put {them} aside "
-        "(`ckptdb reject STEP REASON`, or reject() of the manager); to start afresh, use another "
-        "checkpoint_dir."
-    )
+def _warning(run: Path, step: int, others: Sequence[int], above: Sequence[int]) -> str:
+    """Return a warning.
+
+    Args:
+        run: The directory.
+        step: What is saved.
+        others: What is there of another process.
+        above: What of it is above that step.
+    """
+    facts, ways = [], []
+    if others:
+        count = "a checkpoint" if len(others) == 1 else f"{len(others)} checkpoints"
+        facts.append(
+            f"{run} holds {count} of another process ({some_steps(others)}), and this one has not "
+            "asked for any: what it saves replaces what is there of the same step."
+        )
+        ways.append("to go on with that training, begin with resume()")
+    if above:
+        them = "it" if len(above) == 1 else "them"
+        facts.append(
+            f"Step {step} is saved below {some_steps(above)}{'' if others else f' of {run}'}: the "
+            f"latest is still step {above[-1]}, and retention counts {them}, too."
+        )
+        ways.append(
+            f"to go on from here, put {them} aside (`ckptdb reject STEP REASON`, or reject() of "
+            "the manager)"
+        )
+    advice = "; ".join([*ways, "to start afresh, use another checkpoint_dir."])
+    return " ".join([*facts, advice[0].upper() + advice[1:]])

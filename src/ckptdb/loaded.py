@@ -20,6 +20,7 @@ from ckptdb.disk import manifest, names
 from ckptdb.errors import UnreadableInfo
 
 MOST_RUNS: Final = 256
+"""And so many directories that were given relative."""
 MOST_LOADED: Final = 8
 """Of how many loads of one run is known what they loaded: the last ones."""
 
@@ -88,6 +89,7 @@ class _Runs:
 
 
 _runs = _Runs()
+_relative: dict[str, Path] = {}
 
 
 def find(run: Path) -> Known:
@@ -135,6 +137,21 @@ def note_load(folder: Path, *, has_weights: bool) -> None:
         uuid = None if found is None or found.step != step else found.uuid
         one = Loaded(step, inode, uuid, has_weights)
         _runs.change(key, lambda known: _with(known, one))
+
+
+def note_relative(given: Path, run: Path) -> None:
+    """Note where a directory was that was given relative, for when the working directory moves."""
+    while len(_relative) >= MOST_RUNS:
+        _relative.pop(next(iter(_relative), ""), None)
+    _relative[os.path.normpath(given)] = run
+
+
+def find_absolute(folder: Path) -> Path:
+    """Return a path as it is, or, where it leads nowhere, as it was meant before a chdir."""
+    if folder.is_absolute() or folder.exists():
+        return folder
+    run = _relative.get(os.path.normpath(folder.parent))
+    return folder if run is None else run / folder.name
 
 
 def forget(run: Path, uuid: str) -> None:

@@ -99,6 +99,9 @@ class CheckpointManager:
             setattr(self, name, value)
         # Fixed now: a later chdir must not move the run. By name only, links stay links.
         self._directory = Path(os.path.abspath(settings.checkpoint_dir))
+        self._cwd = None if settings.checkpoint_dir.is_absolute() else _find_cwd()
+        if self._cwd is not None:
+            loaded.note_relative(settings.checkpoint_dir, self._directory)
         if settings.catalog is not None:
             find_location(self._directory, settings.catalog)
         self._publisher = Publisher(
@@ -110,7 +113,7 @@ class CheckpointManager:
             trash_ttl_seconds=settings.trash_ttl_seconds,
         )
         self._accepts_metric_change = settings.accept_metric_change
-        self._has_told_of_metric = False
+        self._has_warned_of_metric = False
         self._hooks = Teller(settings.hooks)
         self._index = RunIndex(
             self._publisher,
@@ -462,7 +465,7 @@ class CheckpointManager:
         return self._continue_from(self._resuming.reject(checkpoint, reason))
 
     def _continue_from(self, found: Checkpoint | None) -> Checkpoint | None:
-        loaded.note_look(self._directory)
+        self._continuing.note_look()
         self._continuing.resume_from(None if found is None else found.uuid)
         if found is not None:
             # Another manager of this process may be the one that saves.
@@ -481,6 +484,7 @@ class CheckpointManager:
         metric = self.metric_name
         if metric is None:
             return self.get_latest_checkpoint_path()
+        self._continuing.note_look()
 
         def find(
             catalog: Catalog, run_id: int, memo: dict[str, Any]
@@ -505,6 +509,7 @@ class CheckpointManager:
 
     def get_latest_checkpoint_path(self) -> str | None:
         """Return the checkpoint with the highest step, or None."""
+        self._continuing.note_look()
         return self._shown(
             self._index.ask(lambda catalog, run_id, _: catalog.find_latest_step(run_id),
                             nothing=None)
@@ -525,6 +530,7 @@ class CheckpointManager:
         """
         if count < 0:
             raise ValueError(f"count must be at least 0, not {count}")
+        self._continuing.note_look()
         metric = self.metric_name
 
         def find(
@@ -539,19 +545,26 @@ class CheckpointManager:
         steps, unranked = self._index.ask(find, nothing=nothing)
         for ignored in _ignoring(unranked, metric):
             warnings.warn(ignored, stacklevel=2)
-        top = f"{self.checkpoint_dir}/"
+        top = f"{self._answered_directory}/"
         return [top + names.final_name(step) for step in steps]
 
     def load_training_info(self, checkpoint_path: PathLike | None = None) -> dict[str, Any] | None:
         """Return what training_info.json of a checkpoint holds; None without a path.
 
+        What is loaded is what training continues from: the next save has it as its parent, and no
+        prune of this process takes it.
+
         Raises:
             NoCheckpointHere: There is no such file.
             UnreadableInfo: It is there and is not a JSON object.
         """
+        self._continuing.note_look()
         if checkpoint_path is None:
             return None
         folder = Path(checkpoint_path)
+        own = self._find_own(folder)
+        if own is not None and own.exists():
+            folder = own
         found = scan.find_published_info(folder)
         if found is None:
             raise NoCheckpointHere(folder, f"has no {names.INFO}; it is not a checkpoint")
@@ -574,8 +587,9 @@ class CheckpointManager:
         """
         if not last_checkpoint_path:
             return None, None
-        loaded.note_load(Path(last_checkpoint_path), has_weights=True)
-        component = Path(last_checkpoint_path) / model_component
+        folder = loaded.find_absolute(Path(last_checkpoint_path))
+        loaded.note_load(folder, has_weights=True)
+        component = folder / model_component
         weights, optimizer = component / "weights", component / "optimizer"
         if optimizer.exists() or _has_megatron_optimizer(weights / "iter_0000000"):
             return weights, optimizer
@@ -605,13 +619,13 @@ class CheckpointManager:
 
     def _find_terms(self, *, exclude_latest: bool) -> Terms:
         in_use = self._continuing.find_in_use(with_saved=exclude_latest)
-        return Terms(self._policy, exclude_latest, in_use, self._find_policy_before())
+        return Terms(self._policy, exclude_latest, in_use, self._find_previous_policy())
 
     @property
     def _ranked_by(self) -> RankedBy:
         return RankedBy() if self.metric_name is None else RankedBy(self.metric_name, self._mode)
 
-    def _find_ranked_before(self) -> RankedBy | None:
+    def _find_previous_ranking(self) -> RankedBy | None:
         """Return by what the run was ranked until now, when that is something else."""
         if self._accepts_metric_change:
             return None
@@ -621,9 +635,9 @@ class CheckpointManager:
             return None
         return None if before == self._ranked_by else before
 
-    def _find_policy_before(self) -> Policy | None:
+    def _find_previous_policy(self) -> Policy | None:
         """Return the rules by the metric of before, when these are others."""
-        before = self._find_ranked_before()
+        before = self._find_previous_ranking()
         if before is None:
             return None
         policy = self._policy
@@ -631,11 +645,11 @@ class CheckpointManager:
         return None if old.rules == policy.rules and not policy.at_most else old
 
     def _warn_of_metric_change(self) -> None:
-        before = None if self._has_told_of_metric else self._find_ranked_before()
+        before = None if self._has_warned_of_metric else self._find_previous_ranking()
         # Who judges by no metric, and deletes by none, changes nothing.
-        if before is None or (self.metric_name is None and not self._find_policy_before()):
+        if before is None or (self.metric_name is None and not self._find_previous_policy()):
             return
-        self._has_told_of_metric = True
+        self._has_warned_of_metric = True
         caller.warn(
             f"{self._directory} was judged by {before} until now, and is by {self._ranked_by} from "
             "here on. The first prune keeps what either keeps, later ones go by the new one. If "
@@ -645,7 +659,7 @@ class CheckpointManager:
 
     def _settle(self, terms: Terms, chosen: Chosen) -> None:
         """Note that the rules of before have had their say."""
-        if terms.before is None or not chosen.is_settled:
+        if terms.previous is None or not chosen.is_settled:
             return
         try:
             self._publisher.record_pruned_by(self._ranked_by)
@@ -654,14 +668,28 @@ class CheckpointManager:
             _logger.warning("%s: by what it was pruned is not recorded: %s", self._directory, error)
 
     def _own(self, checkpoint_path: PathLike) -> Path:
-        path = Path(os.path.abspath(checkpoint_path))
+        path = Path(checkpoint_path)
+        path = self._find_own(path) or Path(os.path.abspath(path))
         names.get_tmp_step(path)
         if path.parent != self._directory:
             raise NoCheckpointHere(path, f"is not in this run's directory {self._directory}")
         return path
 
+    def _find_own(self, given: Path) -> Path | None:
+        """Return where a path leads that was made of a relative checkpoint_dir before a chdir."""
+        if given.is_absolute() or self._cwd is None or self._cwd == _find_cwd():
+            return None
+        is_own = os.path.normpath(given.parent) == os.path.normpath(self.checkpoint_dir)
+        return self._directory / given.name if is_own else None
+
+    @property
+    def _answered_directory(self) -> Path:
+        """The directory as it was given; absolute, when that leads elsewhere by now."""
+        is_same = self._cwd is None or self._cwd == _find_cwd()
+        return self.checkpoint_dir if is_same else self._directory
+
     def _shown(self, step: int | None) -> str | None:
-        return None if step is None else str(self.checkpoint_dir / names.final_name(step))
+        return None if step is None else str(self._answered_directory / names.final_name(step))
 
     def _publish(self, path: Path) -> None:
         parent = self._continuing.find_parent(path)
@@ -801,6 +829,13 @@ class CheckpointManager:
             self._report("discard", path, error)
 
 
+def _find_cwd() -> str | None:
+    try:
+        return os.getcwd()
+    except OSError:
+        return None  # it is gone; whatever is relative leads nowhere
+
+
 def _find_unranked(catalog: Catalog, run_id: int, memo: dict[str, Any], metric: str) -> Unranked:
     if metric not in memo:
         memo[metric] = catalog.find_unranked(run_id, metric)
@@ -861,6 +896,7 @@ def _load_megatron_common_state_dict(iteration_dir: Path) -> dict[str, Any]:
 
 def _load_checkpoint_history(checkpoint_dir: PathLike) -> list[tuple[int, str, dict[str, Any]]]:
     """Return step, path and training_info of every readable checkpoint, by step."""
+    loaded.note_look(Path(checkpoint_dir))
     history = []
     for step, path in scan.list_finals(Path(checkpoint_dir)):
         try:

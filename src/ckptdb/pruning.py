@@ -22,8 +22,8 @@ from ckptdb.retention import (
     decide,
     decide_below,
     find_resumed_from,
+    keep_previous,
     plan,
-    spare,
 )
 from ckptdb.retention.linked import keep as keep_linked
 from ckptdb.retention.linked import without_bytes
@@ -42,28 +42,28 @@ class Terms:
     Attributes:
         exclude_latest: Always keep the highest step.
         in_use: By uuid, what this process needs it for: that stays, too.
-        before: The rules by the metric of before, when that was another one: what they keep stays
+        previous: The rules by the metric of before, when that was another one: what they keep stays
             once more.
     """
 
     policy: Policy
     exclude_latest: bool
     in_use: Mapping[str, str] = field(default_factory=dict)
-    before: Policy | None = None
+    previous: Policy | None = None
 
     @property
     def wanted(self) -> Wanted:
         """What has to be known of the candidates."""
         wanted = self.policy.wanted
-        if self.before is None:
+        if self.previous is None:
             return wanted
-        metrics = dict.fromkeys([*wanted.metrics, *self.before.wanted.metrics])
+        metrics = dict.fromkeys([*wanted.metrics, *self.previous.wanted.metrics])
         return replace(wanted, metrics=tuple(metrics))
 
     def judge(self, candidates: Sequence[Candidate], directory: Path) -> tuple[Decision, ...]:
         """Judge all live, trusted checkpoints of a run."""
         leased = _find_leased(directory)
-        now, *before = (
+        now, *previous = (
             decide(
                 candidates,
                 policy,
@@ -71,10 +71,10 @@ class Terms:
                 leased=leased,
                 in_use=self.in_use,
             )
-            for policy in (self.policy, self.before)
+            for policy in (self.policy, self.previous)
             if policy is not None
         )
-        decided = spare(now, before[0]) if before else now
+        decided = keep_previous(now, previous[0]) if previous else now
         return _without_linked(decided, directory)
 
 
@@ -106,7 +106,7 @@ def choose(index: RunIndex, directory: Path, terms: Terms) -> Chosen:
     # A stamp that only we advanced may hide what somebody did by hand in between. It is good
     # enough to see that nothing has to go. To choose what goes, the listing must not be old.
     judged = index.ask(judge.quickly, nothing=_NOTHING, trust_own=True)
-    if all(decision.keep and not decision.spared for decision in judged[1]):
+    if all(decision.keep and not decision.is_previous for decision in judged[1]):
         return Chosen()
     followed = index.follow()
     if followed and followed.is_fresh and _agree_with_files(directory, metrics, judged, 0):
@@ -172,7 +172,7 @@ class _Judge:
         """Judge only those below the best, where each has a rank: the others need not be read."""
         policy, followed = self._policy, self._index.follow()
         metric, mode, best = policy.metric, policy.mode, policy.keep_top_k
-        if followed is None or self._terms.before or metric not in followed.ranked_by:
+        if followed is None or self._terms.previous or metric not in followed.ranked_by:
             return self.wholly(catalog, run_id, memo)
         is_simple = policy.save_period == 1 and not policy.keep
         if metric is None or mode is None or best is None or not is_simple:
@@ -228,7 +228,7 @@ def _find_leased(directory: Path) -> dict[str, str]:
 def _chosen(judged: Judgement) -> Chosen:
     decisions = judged[1]
     doomed = tuple(Doomed(d.step, d.uuid, d.reason) for d in decisions if not d.keep)
-    return Chosen(doomed, is_settled=bool(doomed) or any(d.spared for d in decisions))
+    return Chosen(doomed, is_settled=bool(doomed) or any(d.is_previous for d in decisions))
 
 
 def _agree_with_files(

@@ -1,6 +1,12 @@
 """What to keep and why: rules, what a run's configuration says in them, and their verdict."""
 
-from ckptdb.retention.decision import Decision, decide, decide_below, find_resumed_from, spare
+from ckptdb.retention.decision import (
+    Decision,
+    decide,
+    decide_below,
+    find_resumed_from,
+    keep_previous,
+)
 from ckptdb.retention.plan import Plan, Standing
 from ckptdb.retention.policy import Policy
 from ckptdb.retention.replay import Replay, replay
@@ -43,8 +49,8 @@ __all__ = [
     "decide",
     "decide_below",
     "find_resumed_from",
+    "keep_previous",
     "parse",
     "parse_all",
     "replay",
-    "spare",
 ]

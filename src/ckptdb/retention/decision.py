@@ -18,7 +18,7 @@ class Decision:
 
     Attributes:
         damage: What is known to be wrong with it, which its files may not tell at once.
-        spared: It stays only for a rule of before; see `spare`.
+        is_previous: Only the rules of before keep it; see `keep_previous`.
     """
 
     step: int
@@ -27,7 +27,7 @@ class Decision:
     reason: str
     size_bytes: int | None = None
     damage: str | None = None
-    spared: bool = False
+    is_previous: bool = False
 
 
 def decide(
@@ -101,19 +101,21 @@ def decide_below(
     return _decisions(candidates, kept | _pinned(candidates), policy)
 
 
-def spare(decisions: Sequence[Decision], before: Sequence[Decision]) -> tuple[Decision, ...]:
+def keep_previous(
+    decisions: Sequence[Decision], previous: Sequence[Decision]
+) -> tuple[Decision, ...]:
     """Keep of what was decided also what the rules of before keep.
 
     Args:
         decisions: By the rules of now.
-        before: Of the same checkpoints, by those of before.
+        previous: Of the same checkpoints, by those of before.
     """
-    kept = {decision.uuid: decision.reason for decision in before if decision.keep}
+    kept = {one.uuid: f"{one.reason}, as until now" for one in previous if one.keep}
     return tuple(
-        replace(decision, keep=True, spared=True, reason=f"{kept[decision.uuid]}, as until now")
-        if not decision.keep and decision.uuid in kept
-        else decision
-        for decision in decisions
+        replace(one, keep=True, is_previous=True, reason=kept[one.uuid])
+        if not one.keep and one.uuid in kept
+        else one
+        for one in decisions
     )
 
 
