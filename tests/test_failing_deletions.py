@@ -25,7 +25,9 @@ LOSSES = {1: 0.5, 2: 0.1, 3: 0.9, 4: 0.3}
 
 
 def open_manager(run, **options):
-    return CheckpointManager({"checkpoint_dir": run, "metric_name": "loss", **options})
+    return CheckpointManager(
+        {"checkpoint_dir": run, "metric_name": "loss", "higher_is_better": False, **options}
+    )
 
 
 def make_run(run, losses=LOSSES, size_bytes=BYTES):

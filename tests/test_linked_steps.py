@@ -31,7 +31,9 @@ def run(tmp_path):
 
 
 def open_manager(run, **options):
-    return CheckpointManager({"checkpoint_dir": run, "metric_name": "loss", **options})
+    return CheckpointManager(
+        {"checkpoint_dir": run, "metric_name": "loss", "higher_is_better": False, **options}
+    )
 
 
 def save(manager, step, loss=0.1):

@@ -28,7 +28,8 @@ DAY = 24 * 3600.0
 TRAINER = """
 import os, sys
 from ckptdb import CheckpointManager
-config = {"checkpoint_dir": sys.argv[1], "metric_name": "val:loss", "durability": "none"}
+config = {"checkpoint_dir": sys.argv[1], "metric_name": "val:loss", "higher_is_better": False,
+          "durability": "none"}
 manager = CheckpointManager(config, exclusive=sys.argv[2] == "exclusive")
 with manager.save(100, {"val:loss": 1.0}) as folder:
     (folder / "model.bin").write_bytes(b"w")
@@ -118,7 +119,12 @@ def run(tmp_path):
 
 
 def manager_of(run, **options):
-    config = {"checkpoint_dir": run, "metric_name": LOSS, "durability": "none"}
+    config = {
+        "checkpoint_dir": run,
+        "metric_name": LOSS,
+        "higher_is_better": False,
+        "durability": "none",
+    }
     return CheckpointManager(config, **options)
 
 

@@ -33,7 +33,6 @@ from ckptdb.errors import (
 )
 from ckptdb.manager import CheckpointManager, validate_warm_start_checkpoint
 
-IN_ANY_ORDER = pytest.mark.filterwarnings("ignore:Step .* is saved below")
 ADVICE = "Consider enabling val_at_end or adjusting val_period to align with max_steps."
 
 
@@ -435,7 +434,6 @@ def test_a_save_discarded_by_hand_meanwhile_is_told(make):
 # --- saving a step again ------------------------------------------------------------------------
 
 
-@IN_ANY_ORDER
 def test_saving_a_step_again_replaces_it(make):
     manager = make(metric_name="loss")
     save(manager, 1, loss=1.0)
@@ -956,7 +954,6 @@ def test_an_empty_or_missing_directory_has_no_answers_and_no_warnings(make, tmp_
     assert texts == []
 
 
-@IN_ANY_ORDER
 @pytest.mark.parametrize(
     ("values", "higher", "best", "ignored", "none_has_it"),
     [
@@ -1081,7 +1078,6 @@ def test_top_names_the_best_in_order_and_says_what_it_leaves_out(make, higher, v
     assert ignoring.startswith("Ignoring 1 checkpoint(s) at step(s) [5] that do not have metric")
 
 
-@IN_ANY_ORDER
 def test_without_a_metric_top_are_the_newest(make):
     manager = make()
     assert manager.get_top_checkpoint_paths(3) == []
@@ -1153,7 +1149,6 @@ def test_load_training_info_takes_any_path_and_tells_what_is_wrong(make, tmp_pat
         manager.load_training_info(tmp_path / "step_3")
 
 
-@IN_ANY_ORDER
 def test_the_history_lists_every_readable_checkpoint_by_step(make):
     manager = make()
     for step in (10, 9, 100):

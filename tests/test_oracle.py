@@ -180,9 +180,16 @@ class World:
     # ours
 
     def start_afresh(self) -> None:
-        self.manager = CheckpointManager(
-            {"checkpoint_dir": self.run, "durability": "none", **vars(self.rules)}
-        )
+        given = {"checkpoint_dir": self.run, "durability": "none", **vars(self.rules)}
+        recorded = self.find_recorded()
+        if (
+            recorded is not None
+            and recorded[0] == self.rules.metric_name
+            and self.rng.random() < 0.5
+        ):
+            del given["higher_is_better"]  # what is recorded is taken
+            self.rules = replace(self.rules, higher_is_better=recorded[1])
+        self.manager = CheckpointManager(given)
         self.saved: str | None = None
         publish = self.manager._publisher.publish
 
@@ -192,6 +199,19 @@ class World:
             return published
 
         self.manager._publisher.publish = note  # type: ignore[method-assign]
+
+    def start_with_other_rules(self) -> None:
+        self.rules = Rules.draw(self.rng)
+        self.start_afresh()
+
+    def find_recorded(self) -> tuple[str, bool] | None:
+        try:
+            said = json.loads((self.run / ".ckptdb" / "run.json").read_bytes())
+        except OSError:
+            return None
+        return None if said["metric_name"] is None else (
+            said["metric_name"], said["higher_is_better"],
+        )  # fmt: skip
 
     def stage(self) -> Path | None:
         step, info = self.draw_step(), draw_info(self.rng)
@@ -426,14 +446,14 @@ class World:
 # Some of its rules rank by what no checkpoint has.
 pytestmark = [
     pytest.mark.filterwarnings("ignore:No checkpoint has ever had the metric"),
-    pytest.mark.filterwarnings("ignore:Step .* is saved below"),
     pytest.mark.filterwarnings("ignore:.* was judged by .* until now"),
 ]
 
 Move = Callable[[World], None]
 OURS: list[Move] = [
     World.save, World.save, World.save, World.save, World.save_around_a_move, World.save_and_fail,
-    World.leave_unfinished, World.prune, World.prune, World.start_afresh, World.lose_catalog,
+    World.leave_unfinished, World.prune, World.prune, World.start_afresh, World.start_afresh,
+    World.start_with_other_rules, World.lose_catalog,
     World.lose_all_of_ours,
 ]  # fmt: skip
 BY_HAND: list[Move] = [

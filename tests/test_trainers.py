@@ -29,6 +29,7 @@ signal.signal(signal.SIGINT, signal.default_int_handler)
 
 warnings.simplefilter("error")
 warnings.filterwarnings("ignore", category=DeprecationWarning, message=".*fork.*")
+warnings.filterwarnings("ignore", message=".*of another process|.*is saved below")
 
 def make(**options):
     return CheckpointManager({"checkpoint_dir": sys.argv[1], "metric_name": "val:loss",

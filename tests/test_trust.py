@@ -32,7 +32,9 @@ GOOD = [step for step in SAVED if step not in DOUBTED]
 def run(tmp_path):
     """A run whose doubted checkpoints are its best and its latest ones."""
     run = tmp_path / "results" / "run"
-    with CheckpointManager({"checkpoint_dir": run, "metric_name": LOSS}) as manager:
+    with CheckpointManager(
+        {"checkpoint_dir": run, "metric_name": LOSS, "higher_is_better": False}
+    ) as manager:
         for step, (loss, _) in SAVED.items():
             with manager.save(step, {LOSS: loss, "kl": loss}) as folder:
                 (folder / "model.bin").write_bytes(b"model")
@@ -66,7 +68,9 @@ def replayed(registry, _):
 
 def with_manager(ask):
     def answer(_, run):
-        with CheckpointManager({"checkpoint_dir": run, "metric_name": LOSS}) as manager:
+        with CheckpointManager(
+            {"checkpoint_dir": run, "metric_name": LOSS, "higher_is_better": False}
+        ) as manager:
             found = ask(manager)
         return [int(str(path).rpartition("_")[2]) for path in found]
 
@@ -155,7 +159,7 @@ def test_it_stays_so_when_the_index_is_built_anew(run):
 @pytest.fixture
 def saved_again(tmp_path):
     run = tmp_path / "run"
-    config = {"checkpoint_dir": run, "metric_name": LOSS}
+    config = {"checkpoint_dir": run, "metric_name": LOSS, "higher_is_better": False}
     for step, loss in ((1, 0.1), (2, 0.5), (1, 0.9)):
         with CheckpointManager(config) as manager:
             manager.resume()
@@ -205,7 +209,12 @@ def test_something_that_is_no_checkpoint_in_its_place_is_not_printed_either(
 
 def test_damage_that_only_checksums_have_told_is_not_forgotten_with_the_checkpoint(tmp_path):
     run = tmp_path / "run"
-    config = {"checkpoint_dir": run, "metric_name": LOSS, "checksums": True}
+    config = {
+        "checkpoint_dir": run,
+        "metric_name": LOSS,
+        "higher_is_better": False,
+        "checksums": True,
+    }
     with CheckpointManager(config) as manager:
         for step, loss in ((1, 0.1), (2, 0.5)):
             with manager.save(step, {LOSS: loss}) as folder:

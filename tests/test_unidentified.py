@@ -23,7 +23,7 @@ def run(tmp_path):
 
 
 def save(run, step, loss=0.5, **options):
-    config = {"checkpoint_dir": run, "metric_name": "loss", **options}
+    config = {"checkpoint_dir": run, "metric_name": "loss", "higher_is_better": False, **options}
     with CheckpointManager(config) as manager, manager.save(step, {"loss": loss}) as folder:
         (folder / "model.bin").write_bytes(b"new")
 

@@ -89,6 +89,7 @@ def test_no_look_at_a_run_scans_a_table(catalog, run):
         catalog.resumed(run_id)
         catalog.lineage(run_id, "run-a-2")
         catalog.ancestors_of_live(run_id)
+        catalog.line_members(run_id)
     assert len(found) > 15
     assert scans(found) == []
 

@@ -150,7 +150,9 @@ def test_a_late_metric_without_a_value_is_refused_as_one_that_is_no_number(value
 
 def test_a_masked_loss_is_not_the_best(tmp_path):
     run = tmp_path / "run"
-    with CheckpointManager({"checkpoint_dir": run, "metric_name": "loss"}) as manager:
+    with CheckpointManager(
+        {"checkpoint_dir": run, "metric_name": "loss", "higher_is_better": False}
+    ) as manager:
         for step, loss in ((1, 0.5), (2, np.ma.masked), (3, 0.7)):
             with manager.save(step, {"loss": loss}) as folder:
                 (folder / "model.bin").write_bytes(b"m")

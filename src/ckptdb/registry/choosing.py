@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from datetime import datetime
 from pathlib import Path
 
+from ckptdb import loaded
 from ckptdb.catalog.catalog import Seen
 from ckptdb.catalog.conditions import COLUMNS, Condition, parse, written
 from ckptdb.catalog.selection import By, Selection, pareto_front, ranked
@@ -272,9 +273,12 @@ class Choosing(Tree):
     # --- what is there ------------------------------------------------------------------
 
     def _choose(self, asked: Selection, count: int) -> tuple[Checkpoint, ...]:
-        if asked.is_history:
-            return self._recall(asked, count)
-        return self._existing(asked, count)
+        choose = self._recall if asked.is_history else self._existing
+        found = choose(asked, count)
+        # A loop may ask here what to continue from, and save with a manager.
+        for run in {checkpoint.path.parent for checkpoint in found}:
+            loaded.note_look(run)
+        return found
 
     def _look_behind(
         self, gone: Checkpoint, metric: str | None, mode: Mode | None
