@@ -16,7 +16,7 @@ from ckptdb import CheckpointManager, Registry
 from ckptdb.disk import durable, identity, in_place, reading, scan
 from ckptdb.disk.publish import Publisher
 from ckptdb.disk.retiring import Doomed
-from ckptdb.errors import DeletionIncomplete, SaveFailed
+from ckptdb.errors import DeletionIncomplete, ReplacedInPart, SaveFailed
 from ckptdb.manager import _load_checkpoint_history
 from ckptdb.retention import Policy
 
@@ -362,6 +362,23 @@ def test_killed_while_a_step_of_an_image_layer_is_replaced_the_new_one_is_publis
         registry.reconcile()
         assert registry.best().step == 3
     assert (overlaid / "step_3" / "model.bin").read_bytes() == b"new"
+
+
+def test_a_replacement_in_place_that_fails_says_so_and_is_completed_later(overlaid, monkeypatch):
+    real = os.rmdir
+
+    def rmdir(path, **options):
+        if os.fspath(path).endswith("step_3"):
+            raise OSError(errno.EIO, os.strerror(errno.EIO), str(path))
+        real(path, **options)
+
+    with monkeypatch.context() as patch, open_manager(overlaid) as manager:
+        patch.setattr(os, "rmdir", rmdir)
+        with pytest.raises(ReplacedInPart, match="is complete and has not its final name yet"):
+            manager.finalize_checkpoint(manager.init_tmp_checkpoint(3, {"loss": 0.05}))
+    with open_manager(overlaid) as manager:
+        assert manager.get_best_checkpoint_path() == str(overlaid / "step_3")
+    assert (overlaid / "tmp_step_3").exists() is False
 
 
 def test_a_pinned_one_of_an_image_layer_is_not_lost_by_saving_its_step_again(overlaid):

@@ -292,6 +292,17 @@ def test_resume_names_what_stands_in_a_newer_step_s_place_and_was_never_a_checkp
     assert text.startswith(f"Step 400 is passed over ({run}/step_400): it is ")
 
 
+def test_the_first_save_below_what_cannot_be_read_names_it_once(run):
+    make_dead_link(run / "step_900")
+    make_file(run / "step_150")
+    with open_manager(run) as manager, told() as texts:
+        assert manager.get_latest_checkpoint_path() == str(run / "step_300")
+        save(manager, 400)
+        save(manager, 500)
+    (text,) = [text for text in texts if "passed over" in text]
+    assert text.startswith(f"Step 900 is passed over ({run}/step_900): it is a link to ")
+
+
 @pytest.mark.parametrize("command", [("latest",), ("ls",), ("top",), ("ls", "-o", "json")])
 @pytest.mark.parametrize("what", ["dead link", "file"])
 def test_the_command_line_names_what_would_be_the_newest(run, what, command):

@@ -578,6 +578,16 @@ class SaveFailed(CkptdbError, OSError):
         )
 
 
+class ReplacedInPart(CkptdbError, OSError):
+    """A checkpoint that cannot be moved is being removed, and the new one has not its name yet."""
+
+    def __init__(self, path: Path, cause: BaseException) -> None:
+        super().__init__(
+            f"{path} is complete and has not its final name yet, while the checkpoint that it "
+            f"replaces is being removed: {cause}. The next save or `ckptdb reconcile` publishes it."
+        )
+
+
 class NotEnoughSpace(CkptdbError, OSError):
     """A checkpoint would not fit on the disk; nothing of it was written."""
 

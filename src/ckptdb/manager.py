@@ -123,6 +123,7 @@ class CheckpointManager:
         )
         self._exclusive = settings.exclusive
         self.keep = settings.keep
+        self._saves = False
         self._lease: Lease | None = None
         self._continuing = Continuing(self._directory, self._index)
         self._configs: dict[Path, dict[str, Any]] = {}
@@ -191,6 +192,10 @@ class CheckpointManager:
         pending = self._background.pending
         if pending is not None and pending.name == names.tmp_name(number):
             self.finalize_pending()
+        self._publisher.check_place(number)
+        if not self._saves:
+            self._resuming.tell_obstructed(above=number)
+        self._saves = True
         path = self._directory / names.tmp_name(number)
         self._timekeeper.begin(path)
         with self._timekeeper.dropping(path):

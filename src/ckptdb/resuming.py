@@ -129,6 +129,10 @@ class Resuming:
         self._tell_obstructed(obstructed, above=-1)
         return None
 
+    def tell_obstructed(self, *, above: int) -> None:
+        """Warn of what would be a newer checkpoint than a step, and cannot be read as one; once."""
+        self._tell_obstructed(scan.find_obstructed(self._publisher.directory), above=above)
+
     def _tell_obstructed(self, obstructed: Mapping[int, str], *, above: int) -> None:
         for step in sorted((step for step in obstructed if step > above), reverse=True):
             path, why = self._publisher.directory / names.final_name(step), obstructed[step]

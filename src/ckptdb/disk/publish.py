@@ -39,6 +39,7 @@ from ckptdb.disk.scan import Leftover, Watch
 from ckptdb.errors import (
     NoCheckpointHere,
     NotDeleted,
+    ReplacedInPart,
     RunLocked,
     SaveFailed,
     StepInUse,
@@ -119,6 +120,15 @@ class Publisher(Retiring):
         durable.make_directories(self._hidden, durable=self._durable)
         return lease.take(self._hidden, since=self._now())
 
+    def check_place(self, step: int) -> None:
+        """Look whether a step can be saved, before anything is done for it.
+
+        Raises:
+            StepTaken: What has its name, or is to have it, is no directory of a checkpoint.
+        """
+        for place in (self._final(step), self.directory / names.tmp_name(step)):
+            self._refuse_taken(place)
+
     def stage(self, step: int, content: bytes, config: bytes | None) -> Staged:
         """Create ``tmp_step_N`` with its metadata.
 
@@ -136,9 +146,7 @@ class Publisher(Retiring):
             OSError: The directory cannot be written.
         """
         path = self.directory / names.tmp_name(step)
-        # Before a loop has written all it has to write.
-        for place in (self._final(step), path):
-            self._refuse_taken(place)
+        self.check_place(step)
         with self._changing(first=True) as (who, watch):
             self._finish_deletion(who, watch, self._final(step), step)
             adopted, gone = self._make_room(who, watch, path, step)
@@ -169,6 +177,7 @@ class Publisher(Retiring):
             RunLocked: Another process kept the run's lock; publishing it again may succeed.
             SaveFailed: Its bytes cannot be made durable; nothing older was touched.
             StepTaken: Something that is not a checkpoint has the final name.
+            ReplacedInPart: It will have its name when what it replaces is wholly removed.
         """
         step = names.get_tmp_step(path)
         if path in self._failed:
@@ -177,7 +186,7 @@ class Publisher(Retiring):
             sealed = self._seal_or_withdraw(path, step, parent)
             with self._changing() as (who, watch):
                 return self._publish_or_find(who, watch, path, sealed)
-        except (StepTaken, NoCheckpointHere, RunLocked):
+        except (StepTaken, NoCheckpointHere, RunLocked, ReplacedInPart):
             raise
         except FileNotFoundError as error:
             raise NoCheckpointHere(path, _NOT_THERE) from error
@@ -402,10 +411,13 @@ class Publisher(Retiring):
         self._mark(watch, old)
         failed: list[NotDeleted] = []
         self._delete_in_place(watch, [old], {}, failed)
-        if failed:
-            raise failed[0].error
-        with watch.change():
-            durable.rename_new(path, self._final(old.step))
+        try:
+            if failed:
+                raise failed[0].error
+            with watch.change():
+                durable.rename_new(path, self._final(old.step))
+        except OSError as error:
+            raise ReplacedInPart(path, error) from error
 
     def _adopt(self, who: Identity, watch: Watch, tmp: scan.Tmp) -> Published | None:
         path, step = tmp.checkpoint.path, tmp.checkpoint.step
