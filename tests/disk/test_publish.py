@@ -449,11 +449,11 @@ def test_publishing_twice_or_nothing_is_told(publisher):
 @pytest.mark.parametrize("what", ["file", "symlink"])
 def test_a_stranger_with_the_final_name_is_left_alone(publisher, renaming, what):
     final = publisher.directory / "step_5"
+    path = stage(publisher, 5)  # and only then somebody comes
     if what == "file":
         final.write_text("mine")
     else:
         final.symlink_to("nowhere")
-    path = stage(publisher, 5)
 
     with pytest.raises(StepTaken, match="move it away and save again"):
         publisher.publish(path)
