@@ -379,7 +379,7 @@ def test_without_a_catalog_that_works_the_files_decide(run, how):
         with Registry.open(run) as registry:
             registry.remove([6])
     assert len(texts) == 2, texts
-    assert all("What goes is decided by the files" in text for text in texts)
+    assert all("What goes is decided by the files" in text for text in texts), texts
     with Registry.open(run) as registry:
         assert registry.best().step == 5
         assert registry.get(6).deleted_reason == "by hand"

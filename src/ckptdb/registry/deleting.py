@@ -247,6 +247,8 @@ class Deleting(Tree):
     def _exact(self, seen: Seen, *, dry_run: bool) -> tuple[Catalog, Seen, RunReport | None]:
         """Return a catalog that is true about a run: the stored one, or else one in memory."""
         directory = seen.run.directory
+        if self._copied is not None and self._copied_for is not None:
+            self._doubt(self._copied_for)
         if not self._doubted or self._catalog().database.location.in_memory:
             try:
                 catalog = self._catalog() if dry_run else self._catalog_to_write()

@@ -68,6 +68,7 @@ class Tree:
         self._decides = False
         self._opened: Catalog | None = None
         self._copied: _File = None
+        self._copied_for: CatalogError | None = None
         self._compared_at = -math.inf
         self._refused: RootRefused | None = None
         self._told: set[str] = set()
@@ -384,7 +385,7 @@ class Tree:
             self._tell(f"{why} Answers may lack what was saved since it was last written.")
             return False
         self.close()
-        self._opened, self._copied = Catalog(copy), seen
+        self._opened, self._copied, self._copied_for = Catalog(copy), seen, why
         return True
 
     def _tell(self, sentence: str) -> None:
