@@ -148,6 +148,21 @@ class NothingFinite(UnknownMetric):
         self.args = (said,)
 
 
+class MetricGone(UnknownMetric):
+    """Checkpoints have had the metric, and none of those that count."""
+
+    def __init__(self, metric: str, runs: Sequence[str], known: Iterable[str]) -> None:
+        super().__init__(metric, known)
+        of = f" of {_listed(map(repr, runs))}" if runs else ""
+        others = [name for name in self.known if name != metric]
+        hint = f"; other metrics: {', '.join(others)}" if others else ""
+        said = (
+            f"No live checkpoint{of} has a value of the metric {metric!r}: those that have it are "
+            f"deleted, rejected or damaged (`ckptdb best --ever` ranks deleted ones){hint}."
+        )
+        self.args = (said,)
+
+
 def _at_steps(steps: Sequence[int]) -> str:
     if not steps:
         return ""
@@ -269,10 +284,20 @@ class DeletionNotConfirmed(CkptdbError):
 
 
 class NothingToChoose(CkptdbError, LookupError):
-    """The best or the latest was asked for, and no checkpoint is live."""
+    """The best or the latest was asked for, and no checkpoint is it.
 
-    def __init__(self, where: str | None = None) -> None:
-        if where is None:
+    Args:
+        where: The condition that was to hold, for none of those that there are.
+        lacking: Metrics of which no checkpoint, of those for which it holds, has finite values.
+    """
+
+    def __init__(self, where: str | None = None, *, lacking: Sequence[str] = ()) -> None:
+        if lacking:
+            what = "a finite value" if len(lacking) == 1 else "finite values"
+            met = "" if where is None else f" for which {where!r} holds"
+            of = " and ".join(map(repr, lacking))
+            message = f"No checkpoint{met} has {what} of {of}; `ckptdb ls` lists what there is."
+        elif where is None:
             message = "There is no checkpoint to choose from; see `ckptdb ls --all`."
         else:
             message = f"{where!r} holds for no checkpoint; `ckptdb top` lists what there is."

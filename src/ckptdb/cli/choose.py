@@ -19,6 +19,7 @@ from ckptdb.cli.ask import (
 )
 from ckptdb.cli.output import (
     FORMATS,
+    echo_error,
     echo_json,
     echo_path,
     output_option,
@@ -26,7 +27,7 @@ from ckptdb.cli.output import (
     print_records,
     say,
 )
-from ckptdb.errors import NothingFinite, NothingToChoose, PathTaken
+from ckptdb.errors import CkptdbError, NothingFinite, PathTaken
 from ckptdb.records import MODES, Checkpoint
 from ckptdb.registry import Registry
 from ckptdb.shown import number
@@ -83,11 +84,14 @@ def best(session: Session, /, form: str, *, each: bool, **asked: Any) -> None:
         raise click.UsageError(f"--each is about several runs; leave out --{others[0]}.")
     with session.open() as registry:
         if each:
-            _print_each(registry.best_of_runs(asked["metric"], mode=asked["mode"]), form)
+            each_best = registry.best_of_runs(asked["metric"], mode=asked["mode"])
+            if not each_best:
+                raise registry.explain_nothing(asked["metric"])
+            _print_each(each_best, form)
             return
         found = registry.best(**asked)
         if found is None:
-            raise NothingToChoose(asked["where"])
+            raise _nothing(registry, asked, asked["metric"])
         if asked["ever"] or asked["at"]:
             _print_beside(registry, found, form, asked)
         else:
@@ -105,8 +109,8 @@ def latest(session: Session, run: str | None, form: str) -> None:
     with session.open() as registry:
         found = registry.latest(run=run)
         say_passed_over(registry, () if found is None else (found,), run)
-    if found is None:
-        raise NothingToChoose
+        if found is None:
+            raise registry.explain_nothing(run=run)
     _print_one(found, form)
 
 
@@ -122,12 +126,14 @@ def top(session: Session, /, count: int, form: str, **asked: Any) -> None:
     """List the COUNT best checkpoints, best first."""
     with session.open() as registry:
         found = registry.top(count, **asked)
+        if not (asked["ever"] or asked["at"]):
+            say_passed_over(registry, found, asked["run"])
+        if not found:
+            _say_nothing(_nothing(registry, asked, asked["metric"]), form)
         if form in ("json", "jsonl") and (asked["ever"] or asked["at"]):
             print_records([_recalled(registry, checkpoint) for checkpoint in found], form)
             return
         _print_list(registry, found, form, asked["metric"], asked["tie"])
-        if not (asked["ever"] or asked["at"]):
-            say_passed_over(registry, found, asked["run"])
 
 
 @click.command()
@@ -144,10 +150,25 @@ def pareto(session: Session, /, form: str, **asked: Any) -> None:
     """List the checkpoints that no other one beats in two metrics at once."""
     with session.open() as registry:
         found = registry.pareto(**asked)
+        if not found:
+            _say_nothing(_nothing(registry, asked, asked["metric"], asked["against"][0]), form)
         _print_list(registry, found, form, asked["metric"], asked["against"])
 
 
 COMMANDS = (best, latest, top, pareto)
+
+
+def _nothing(registry: Registry, asked: dict[str, Any], *metrics: str | None) -> CkptdbError:
+    """Return the error that says why there is nothing to print."""
+    demanded = {name: asked[name] for name in ("run", "where", "ever", "at") if name in asked}
+    return registry.explain_nothing(*metrics, **demanded)
+
+
+def _say_nothing(why: CkptdbError, form: str) -> None:
+    """Say why a list is empty: to a person instead of it, to a program beside it."""
+    if form == "table":
+        raise why
+    echo_error(why, prefix="ckptdb: ")
 
 
 def _print_one(checkpoint: Checkpoint, form: str) -> None:
@@ -158,8 +179,6 @@ def _print_one(checkpoint: Checkpoint, form: str) -> None:
 
 
 def _print_each(found: Sequence[Checkpoint], form: str) -> None:
-    if not found:
-        raise NothingToChoose
     if form == "json":
         echo_json([checkpoint.as_dict() for checkpoint in found])
         return

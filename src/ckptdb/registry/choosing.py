@@ -12,7 +12,16 @@ from ckptdb.catalog.catalog import Seen
 from ckptdb.catalog.conditions import COLUMNS, Condition, parse, written
 from ckptdb.catalog.selection import By, Selection, pareto_front, ranked
 from ckptdb.disk import scan
-from ckptdb.errors import InvalidChoice, NothingFinite, UnknownDirection, UnknownMetric, UnknownName
+from ckptdb.errors import (
+    CkptdbError,
+    InvalidChoice,
+    MetricGone,
+    NothingFinite,
+    NothingToChoose,
+    UnknownDirection,
+    UnknownMetric,
+    UnknownName,
+)
 from ckptdb.moments import moment
 from ckptdb.reconcile.whereabouts import find_whereabouts
 from ckptdb.records import MODES, Checkpoint, Mode, Run
@@ -128,6 +137,7 @@ class Choosing(Tree):
                 lost |= gone.keys()
         if not front:
             self._explain_nothing(by[0], scope, asked)
+            self._explain_nothing(against[0], scope, asked)
         return tuple(front.values())
 
     def best_of_runs(
@@ -173,6 +183,50 @@ class Choosing(Tree):
         found = self._choose(asked, 1)
         return found[0] if found else None
 
+    def explain_nothing(
+        self,
+        *metrics: str | None,
+        run: PathLike | None = None,
+        where: str | None = None,
+        ever: bool = False,
+        at: str | datetime | None = None,
+    ) -> CkptdbError:
+        """Return the error that says why `best`, `top`, `pareto` or `latest` returned nothing.
+
+        Args:
+            metrics: What was ranked by; None for the runs' own, none at all by the step.
+            run: As it was asked; likewise the others.
+            where: The condition.
+            ever: Whether deleted ones counted, too.
+            at: The moment.
+        """
+        scope = self._find_scope(run)
+        if not self._seen_in(scope):
+            return self._nothing_here()
+        asked = self._selection(None, scope, where=where, ever=ever, at=at)
+        own = {seen.run.metric_name for seen in self._seen_in(scope)} - {None}
+        named = [name for name in metrics if name is not None]
+        ranked_by = named if len(named) == len(metrics) else [*sorted(filter(None, own)), *named]
+        if not asked.is_history and (gone := self._find_gone(ranked_by, scope)):
+            return gone
+        if not ranked_by or not self._choose(asked, 1):
+            return NothingToChoose(where)
+        return NothingToChoose(where, lacking=ranked_by)
+
+    def _find_gone(self, metrics: Sequence[str], scope: Scope) -> MetricGone | None:
+        """Return the error about the first metric that nothing has which counts, should others."""
+        catalog = self._catalog()
+        runs = [seen for seen in self._seen_in(scope) if catalog.count_live(seen.id)]
+        for metric in metrics if runs else ():
+            if not any(
+                catalog.count_ranked(seen.id, metric)
+                or catalog.find_unranked(seen.id, metric).not_finite
+                for seen in runs
+            ):
+                named = [] if scope.seen is None else [scope.seen.run.name]
+                return MetricGone(metric, named, self._names(scope))
+        return None
+
     def in_place_of(self, gone: Checkpoint) -> Checkpoint | None:
         """Return the checkpoint that is published now where one that is gone was.
 
@@ -196,6 +250,8 @@ class Choosing(Tree):
             own = _own_metric(scope.seen.run)
         if metric is None:
             named = {name for name, _ in own}
+            if not named and not self._seen_in(scope):
+                raise self._nothing_here()
             if len(named) != 1:
                 raise UnknownDirection(None)
             metric = named.pop()
@@ -247,11 +303,15 @@ class Choosing(Tree):
 
     def _explain_nothing(self, metric: str, scope: Scope, asked: Selection) -> None:
         """Say why nothing is ranked by a metric, where more is known than that nothing is."""
+        runs = self._seen_in(scope)
+        is_live = any(self._catalog().count_live(seen.id) for seen in runs)
+        if not is_live and metric in {seen.run.metric_name for seen in runs}:
+            return  # nobody has misspelt it: there is nothing
         self._must_have(metric, scope)
         if asked.at is not None:
             return  # what was not there yet has no value either
         not_finite = {}
-        for seen in self._seen_in(scope):
+        for seen in runs:
             if self._catalog().count_ranked(seen.id, metric):
                 return  # the condition holds for none of them
             if steps := self._catalog().find_unranked(seen.id, metric).not_finite:
