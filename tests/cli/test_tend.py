@@ -249,6 +249,19 @@ def test_an_edited_training_info_is_no_loss(ckptdb, root):
     info.write_text('{"val:loss": 7}')
     assert ckptdb("reconcile", cwd=root).code == 0
     assert last(ckptdb("check", cwd=root)) == "no drift."
+    assert ckptdb("rm", 1, "--run", "nemo", cwd=root).code == 0
+    assert last(ckptdb("check", cwd=root)) == "no drift."
+
+
+@pytest.mark.parametrize("content", [None, "{"])
+def test_one_whose_manifest_is_gone_is_no_loss(ckptdb, root, content):
+    manifest = root / "alpha" / "step_1" / "manifest.json"
+    manifest.unlink()
+    if content:
+        manifest.write_text(content)
+    ckptdb("reconcile", cwd=root)
+    expected = "1 unreadable (alpha step 1)." if content else "no drift."
+    assert last(ckptdb("check", cwd=root)) == expected
 
 
 def test_a_step_that_was_lost_and_is_saved_again_is_still_a_loss(ckptdb, root):

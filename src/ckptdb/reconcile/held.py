@@ -66,6 +66,9 @@ def bury(
         journal.gone(end, "vanished", end.deleted_reason or reason, end.deleted_at or at)
         for end in found
     ]
+    # What may only have other metadata now is no loss, whatever becomes of it.
+    edited = (a for a in vanished if not a.is_lost and a.checkpoint and a.checkpoint.finalized_at)
+    facts += [Fact(at, "accepted", action.uuid) for action in edited if action.uuid]
     facts += [Fact(at, "reappeared", action.uuid) for action in back if action.uuid]
     if touch_disk:
         journal.append(identity.hidden(directory), facts, make_durable=True)

@@ -465,7 +465,7 @@ def _missing(both: _Both) -> Iterator[Action]:
             kind: Kind = "replaced" if "replaced" in (ended.deleted_reason or "") else "deleted"
             yield Action(kind, ended.deleted_reason or "deleted", step, ended, uuid)
         elif uuid in recorded.contents:
-            is_lost = uuid not in recorded.tmps and not _is_edited(uuid, step, finals)
+            is_lost = uuid not in recorded.tmps and not _is_edited(both, uuid, step)
             what = "is in the catalog, not on disk; recorded as vanished"
             if is_lost:
                 what = f"{what}; {_to_settle(observed, step)}"
@@ -474,18 +474,25 @@ def _missing(both: _Both) -> Iterator[Action]:
 
 def _lost(both: _Both) -> Iterator[Action]:
     """What has vanished before, and nobody has accepted."""
-    facts, finals = both.observed.facts, both.observed.finals
+    facts = both.observed.facts
     for uuid in facts.lost - both.here if facts else ():
         ended = facts.gone[uuid] if facts else None
-        if ended and not _is_edited(uuid, ended.step, finals):
+        if ended and not _is_edited(both, uuid, ended.step):
             what = f"missing on disk since {ended.deleted_at}, not deleted by ckptdb"
             what = f"{what}; {_to_settle(both.observed, ended.step)}"
             yield Action("lost", what, ended.step, uuid=uuid)
 
 
-def _is_edited(uuid: str, step: int, finals: Container[int]) -> bool:
-    """Whether it is there with another training_info.json, which was all that it was known by."""
-    return step in finals and identity.is_derived(uuid)
+def _is_edited(both: _Both, uuid: str, step: int) -> bool:
+    """Whether what is at its step may be the same one, with other metadata.
+
+    Without a manifest that can be read, a checkpoint is known by its training_info.json.
+    """
+    if step not in both.observed.finals:
+        return False
+    checkpoint = both.observed.finals[step]
+    there = checkpoint.uuid if checkpoint else both.recorded.finals[step][0]
+    return identity.is_derived(uuid) or identity.is_derived(there)
 
 
 def _to_settle(observed: Observation, step: int) -> str:
@@ -501,7 +508,8 @@ def _unwritten(both: _Both) -> Iterator[Action]:
         ended = None if uuid in both.here else recorded.contents.get(uuid)
         if ended and ended.step not in _unjudged(observed):
             what = "has vanished; known to the catalog, not to the journal"
-            yield Action("vanished", what, ended.step, ended, uuid)
+            is_lost = ended.finalized_at is not None and not _is_edited(both, uuid, ended.step)
+            yield Action("vanished", what, ended.step, ended, uuid, is_lost=is_lost)
 
 
 def unwritten(recorded: Recorded, facts: Facts) -> set[str]:
