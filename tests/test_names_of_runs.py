@@ -135,6 +135,31 @@ def test_training_where_nobody_looks_for_runs_is_told(tmp_path):
         save(tmp_path / ".git", 1, 0.5)
 
 
+@pytest.mark.parametrize("link", ["run", "disk"])
+def test_training_behind_a_link_is_told_and_found_again_by_its_path(tmp_path, link):
+    root, other = tmp_path / "results", tmp_path / "other"
+    Registry.init(_make(root))[0].close()
+    _make(other / "run")
+    if link == "run":
+        run = root / "run"
+        run.symlink_to(other / "run")
+    else:
+        (root / "disk").symlink_to(other)
+        run = root / "disk" / "run"
+    with pytest.warns(UserWarning, match=rf"behind the link .*/{link}, .* only `ckptdb reconcile"):
+        save(run, 1, 0.5)
+    (root / ".ckptdb" / "catalog.db").unlink()
+    with Registry.open(root) as registry:
+        registry.reconcile(run)
+    with Registry.open(root) as registry:
+        assert registry.latest(run="run").path == run / "step_1"
+
+
+def _make(directory):
+    directory.mkdir(parents=True)
+    return directory
+
+
 @pytest.mark.parametrize("kind", ["git", "venv", "conda"])
 def test_a_repository_and_an_environment_beside_the_runs_cost_nothing(tmp_path, monkeypatch, kind):
     save(tmp_path / "runs" / "a", 1, 0.5)

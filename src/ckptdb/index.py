@@ -342,8 +342,9 @@ class RunIndex:
                     )
         if root is not None and (where := scan.find_unsearched(root, self._directory)):
             caller.warn(
-                f"{self._directory} lies in {where}, where no runs are looked for: when the "
-                "catalog is lost, `ckptdb reconcile` does not find it again. Train elsewhere."
+                f"{self._directory} lies {'behind the link' if where.is_symlink() else 'in'} "
+                f"{where}, where no runs are looked for: when the catalog is lost, only "
+                f"`ckptdb reconcile {self._directory}` finds it again."
             )
 
     def _note_missed(self) -> None:

@@ -822,9 +822,13 @@ def list_runs(top: Path, *, other_roots: bool = False) -> Iterator[Listing]:
 
 def find_unsearched(top: Path, run: Path) -> Path | None:
     """Return the directory between two that keeps `find_runs` from the lower one, if one does."""
-    for folder in reversed(run.parents):
+    for folder in (*reversed(run.parents), run):
         if top not in folder.parents:
             continue
+        if folder.is_symlink():
+            return folder
+        if folder == run:
+            break
         is_step = names.find_final_step(folder.name), names.find_tmp_step(folder.name)
         in_checkpoint = is_step != (None, None) and is_run(folder.parent)
         if in_checkpoint or not names.is_searched(folder.name):
