@@ -505,6 +505,26 @@ def test_gc_over_several_runs_tells_of_all_when_one_fails(tmp_path, monkeypatch)
     assert [steps(run) for run in runs] == [[4], [1, 2, 3, 4], [4]]
 
 
+def test_removed_leftovers_are_not_called_nothing_when_the_rest_fails(run, monkeypatch):
+    """What a killed process had retired goes, and the checkpoint itself does not."""
+    uuid = scan.load(scan.observe(run).identity, run / "step_1", 1).uuid
+    Publisher(run).retire([Doomed(1, uuid, "by somebody who died then")])
+
+    def rename_new(source, target):
+        raise OSError(errno.EIO, os.strerror(errno.EIO), str(source))
+
+    with Registry.open(run) as registry:
+        registry._catalog().runs()
+        monkeypatch.setattr("ckptdb.registry.tree.reconcile_run", lambda *_, **__: None)
+        monkeypatch.setattr(durable, "rename_new", rename_new)
+        with pytest.raises(DeletionIncomplete) as caught:
+            registry.gc(Policy(keep_top_k=0, ft_keep_latest_k=1))
+    assert str(caught.value).startswith(f"Not everything was deleted. {run}: ")
+    assert str(caught.value).endswith(" Leftovers that were removed: 1.")
+    assert caught.value.is_partial
+    assert scan.list_trash(run) == ()
+
+
 def test_a_manager_tells_index_and_hooks_of_what_went_before_it_warns(run, monkeypatch):
     gone = []
     real = durable.rename_new

@@ -377,6 +377,7 @@ class DeletionIncomplete(CkptdbError, OSError):
     Attributes:
         gone: By run, the steps that are out of sight, those with bytes left included.
         failed: What is not gone, or not wholly.
+        removed: How many leftovers (unfinished saves, bytes of what was deleted before) went.
         done: What would have been returned, had nothing failed.
     """
 
@@ -385,13 +386,18 @@ class DeletionIncomplete(CkptdbError, OSError):
         gone: Mapping[Path, Sequence[int]],
         failed: Sequence[NotDeleted],
         done: Any = None,
+        *,
+        removed: int = 0,
     ) -> None:
+        self.removed = removed
         self.gone = {run: tuple(steps) for run, steps in gone.items() if steps}
         self.failed = tuple(failed)
         self.done = done
         head = "Not everything was deleted" if self.is_partial else "Nothing was deleted"
         runs = dict.fromkeys((*self.gone, *(one.run for one in self.failed)))
         message = f"{head}. " + " ".join(f"{run}: {self._describe(run)}." for run in runs)
+        if removed:
+            message += f" Leftovers that were removed: {removed}."
         if any(one.left for one in self.failed):
             message += " When that is mended, `ckptdb gc` removes what is left."
         super().__init__(message)
@@ -399,8 +405,8 @@ class DeletionIncomplete(CkptdbError, OSError):
 
     @property
     def is_partial(self) -> bool:
-        """Whether anything is out of sight."""
-        return bool(self.gone) or any(one.left for one in self.failed)
+        """Whether anything is gone or out of sight."""
+        return bool(self.gone or self.removed) or any(one.left for one in self.failed)
 
     @property
     def _errors(self) -> list[OSError]:

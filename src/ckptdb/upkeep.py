@@ -114,6 +114,11 @@ class Collected:
         """Steps of the checkpoints that are out of sight now."""
         return tuple(decision.step for decision in self.retention.gone) if self.applied else ()
 
+    def count_removed(self) -> int:
+        """Return how many leftovers are there no more."""
+        paths = {one.left for one in self.failed}
+        return sum(left.path not in paths for left in self.leftovers) if self.applied else 0
+
     @property
     def plan(self) -> str:
         """What the plan is known by: another as soon as it would do anything else."""

@@ -274,7 +274,9 @@ def _raise_if_incomplete(
 ) -> None:
     failed = [*(one for part in collected for one in part.failed), *failed]
     if failed:
-        raise DeletionIncomplete({part.directory: part.went for part in collected}, failed, done)
+        gone = {part.directory: part.went for part in collected}
+        removed = sum(part.count_removed() for part in collected)
+        raise DeletionIncomplete(gone, failed, done, removed=removed)
 
 
 def _refuse_in_doubt(seen: Seen, report: RunReport | None) -> None:
