@@ -1,10 +1,12 @@
 """The report and the page in a real browser: what is drawn, what is said, what is copied."""
 
 import re
+import sys
 
 import pytest
 from axe_playwright_python.sync_playwright import Axe
 
+from ckptdb import CheckpointManager
 from web.planting import HOSTILE_METRICS, fill, write
 
 CURVES, OTHER, DISK, SAVES = "#chart-metric", "#chart-other", "#chart-disk", "#chart-saves"
@@ -244,3 +246,51 @@ def test_a_place_without_runs_says_so(look, tmp_path):
     seen = look(write(tmp_path / "root", tmp_path / "empty.html"), drawn=False)
 
     assert seen.page.get_by_text("No run yet").is_visible()
+
+
+def save_all(run, values):
+    config = {"checkpoint_dir": run, "metric_name": "loss", "durability": "none"}
+    with CheckpointManager(config) as manager:
+        for step, value in values.items():
+            with manager.save(step, {"loss": value}):
+                pass
+
+
+def labels(seen):
+    return seen.page.locator(f"{CURVES} .xtick text").all_text_contents()
+
+
+def test_steps_that_a_script_cannot_count_are_shown_exactly(look, tmp_path):
+    first = 2**53 + 1
+    steps = [first, first + 1, first + 2]
+    save_all(tmp_path / "run", {step: 1 / (n + 1) for n, step in enumerate(steps)})
+    seen = look(write(tmp_path / "run", tmp_path / "report.html"))
+
+    drawn = seen.page.evaluate(
+        "document.querySelector('#chart-metric').data.find((t) => t.meta === 'line').x"
+    )
+    assert drawn == [0, 1, 2]
+    assert labels(seen) == [str(step) for step in steps]
+    seen.page.evaluate("Plotly.Fx.hover('chart-metric', [{ curveNumber: 1, pointNumber: 1 }])")
+    label = seen.page.locator(f"{CURVES} .hovertext text.nums").filter(has_text=str(steps[1]))
+    label.wait_for()
+    said = label.locator("tspan.line").all_text_contents()
+    assert said[1] == f"step {steps[1]} · on disk"
+    assert said[-1].endswith(f"/step_{steps[1]}")
+    row = seen.page.locator("table").first.inner_text()
+    assert row.count(str(steps[2])) >= 1
+
+
+def test_a_run_from_0_to_the_highest_step_there_is_has_both_at_its_ends(look, tmp_path):
+    save_all(tmp_path / "run", {0: 1.0, 2**63 - 1: 0.5})
+    seen = look(write(tmp_path / "run", tmp_path / "report.html"))
+    assert labels(seen)[0] == "0"
+    assert labels(seen)[-1] == str(2**63 - 1)
+
+
+def test_values_up_to_the_largest_number_there_is_are_drawn(look, tmp_path):
+    largest = sys.float_info.max
+    save_all(tmp_path / "run", {1: largest, 2: 1.0, 3: -largest})
+    seen = look(write(tmp_path / "run", tmp_path / "report.html"))
+    assert marks(seen, CURVES)["points"] == 3
+    assert marks(seen, CURVES)["lines"] == 1

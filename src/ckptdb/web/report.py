@@ -82,6 +82,10 @@ def packed(name: str) -> bytes:
     return gzip.compress(read(name).encode(), 6, mtime=0)
 
 
+_INEXACT: Final = 2**53
+"""From here on the script's numbers do not tell all whole numbers apart; it gets them as texts."""
+
+
 def embed_json(content: object) -> Markup:
     """Return JSON that is safe inside a script element."""
     text = json.dumps(content, separators=(",", ":"), allow_nan=False)
@@ -115,7 +119,7 @@ def _drawn_run(shown: RunShown, metrics: Sequence[str]) -> Mapping[str, Any]:
         "final": shown.final,
         "total": shown.total,
         "active": _milliseconds(shown.last_activity or "") or 0,
-        "step": [point.step for point in points],
+        "step": [point.step if point.step < _INEXACT else str(point.step) for point in points],
         "at": [_milliseconds(point.at) for point in points],
         "status": "".join(_LETTERS[point.status] for point in points),
         "size": [point.size_bytes for point in points],

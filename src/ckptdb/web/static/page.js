@@ -120,13 +120,38 @@
   };
   const title = (text) => ({ title: { text: plain(short(text, 60)), standoff: 8 } });
 
-  const curves = (metric, visible) => runs.flatMap((run, index) => {
+  // Steps that a number cannot hold are texts. Drawn from the first step on, they are exact.
+  const exact = runs.some((run) => run.step.some((step) => typeof step === "string"));
+  const steps = exact ? runs.flatMap((run) => run.step.map(BigInt)) : [];
+  const first = steps.reduce((least, step) => (step < least ? step : least), steps[0]);
+  const last = steps.reduce((most, step) => (step > most ? step : most), steps[0]);
+  const place = (step) => (exact ? Number(BigInt(step) - first) : step);
+  const stepTicks = () => {
+    if (!exact) return {};
+    const parts = [0n, 1n, 2n, 3n].map((n) => ((last - first) * n) / 3n);
+    const values = [...new Set(parts.map(String))].map(BigInt);
+    return { tickvals: values.map(Number), ticktext: values.map((value) => String(first + value)) };
+  };
+
+  // The span of what is drawn must be a number, too; a power of two takes no digit away.
+  const HUGE = 1e200;
+  const scaled = (metric) => {
+    const values = metric === null ? [] : runs.flatMap((run) => run.value[metric] || []).filter((value) => value !== null);
+    const low = values.reduce((a, b) => Math.min(a, b), Infinity);
+    const high = values.reduce((a, b) => Math.max(a, b), -Infinity);
+    if (!(Math.max(Math.abs(low), Math.abs(high)) > HUGE) || !values.length) return { scale: 1, ticks: {} };
+    const scale = 2 ** -400;
+    const ticks = [...new Set([0, 0.25, 0.5, 0.75, 1].map((part) => low * (1 - part) + high * part))];
+    return { scale, ticks: { tickvals: ticks.map((tick) => tick * scale), ticktext: ticks.map(number) } };
+  };
+
+  const curves = (metric, visible, scale) => runs.flatMap((run, index) => {
     const values = metric === null ? null : run.value[metric];
     if (!values || !visible.has(index)) return [];
     const { colour: tint, symbol } = look(index);
     const has = run.step.map((_, i) => i).filter((i) => values[i] !== null);
     const trace = (points, more) => ({
-      type: "scatter", x: points.map((i) => run.step[i]), y: points.map((i) => values[i]),
+      type: "scatter", x: points.map((i) => place(run.step[i])), y: points.map((i) => values[i] * scale),
       customdata: points.map((i) => [index, i]), hovertext: points.map((i) => describe(run, i)),
       hoverinfo: "text", name: "", ...more,
     });
@@ -161,9 +186,10 @@
 
   const drawCurves = (id, metric) => {
     const name = metric === null ? "" : data.metrics[metric];
-    const traces = curves(metric, visible);
+    const { scale, ticks } = scaled(metric);
+    const traces = curves(metric, visible, scale);
     const told = traces.filter((trace) => trace.meta !== "line").reduce((sum, trace) => sum + trace.x.length, 0);
-    draw(id, traces, layout({ xaxis: { ...title("step"), type: "linear" }, yaxis: { ...title(name), type: "linear" } }),
+    draw(id, traces, layout({ xaxis: { ...title("step"), type: "linear", ...stepTicks() }, yaxis: { ...title(name), type: "linear", ...ticks } }),
       `Chart of ${name} by step: ${told} checkpoints of ${visible.size} runs. The tables name the best and the latest of each.`);
   };
 
