@@ -542,13 +542,24 @@ def test_a_manager_tells_index_and_hooks_of_what_went_before_it_warns(run, monke
     assert [checkpoint.step for checkpoint in gone] == [1]
 
 
+@pytest.fixture
+def open_to_all(tmp_path):
+    """Let every user come to the directories of this test."""
+    closed = [p for p in (tmp_path, *tmp_path.parents) if p.stat().st_mode & 0o005 != 0o005]
+    modes = {path: path.stat().st_mode for path in closed}
+    for path, mode in modes.items():
+        path.chmod(mode | 0o055)
+    yield
+    for path, mode in modes.items():
+        path.chmod(mode)
+
+
+@pytest.mark.usefixtures("open_to_all")
 def test_in_a_sticky_directory_of_others_what_is_theirs_stays_and_is_named(tmp_path):
     """A user of a group deletes his own and another's checkpoint: none goes, and he is told why."""
     if os.geteuid() != 0:
         pytest.skip("only root can be two users")
     run = make_run(tmp_path / "run")
-    for path in (tmp_path, *tmp_path.parents[:3]):
-        path.chmod(path.stat().st_mode | 0o055)
     for path in (run, *run.rglob("*")):
         path.chmod(0o777 if path.is_dir() else 0o666)
     run.chmod(0o1777)
