@@ -31,6 +31,13 @@ def save(run, step=1, loss=0.5, **options):
         (folder / "model.bin").write_bytes(b"m")
 
 
+def go_on(run, step):
+    with CheckpointManager({"checkpoint_dir": run}) as manager:
+        manager.resume()
+        with manager.save(step, {LOSS: 0.5}):
+            pass
+
+
 def told(what, *arguments):
     """Call something and return the texts of its warnings."""
     with warnings.catch_warnings(record=True) as caught:
@@ -144,7 +151,7 @@ def test_pods_with_changing_users_share_a_root_by_their_group(shared):
     volume = make(shared / "volume", 0, mode=0o2775, group=GROUP)
     as_user(ANN, init, volume, umask=0o002, groups=[GROUP])
     for number, uid in enumerate((ANN, BOB, EVE), start=1):
-        texts = as_user(uid, told, save, volume / "run", number, umask=0o002, groups=[GROUP])
+        texts = as_user(uid, told, go_on, volume / "run", number, umask=0o002, groups=[GROUP])
         assert texts == []
     with Registry.open(volume) as registry:
         assert registry.latest(run="run").step == 3
