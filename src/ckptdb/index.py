@@ -436,7 +436,8 @@ class RunIndex:
         if time.monotonic() < self._retry_at:
             return None
         location = _locate(self._directory, self._choice)
-        if for_writing and location.base == self._directory:
+        # What has been removed meanwhile is not made again; only a save does that.
+        if for_writing and location.base == self._directory and self._directory.is_dir():
             identity.mark_root(self._directory, make_durable=self._durable)
         database = Database.open(
             location,

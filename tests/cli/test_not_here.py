@@ -7,7 +7,6 @@ import pytest
 from lab.dump import dump_catalog
 
 from ckptdb import CheckpointManager, Registry
-from ckptdb.disk import identity
 from ckptdb.disk.publish import Publisher
 from ckptdb.errors import RunNotHere
 
@@ -171,9 +170,6 @@ def test_only_the_first_save_makes_the_directory_of_a_run(tmp_path):
         with pytest.raises(RunNotHere):
             act(Publisher(run))
         assert not run.exists()
-    with pytest.raises(FileNotFoundError):
-        identity.mark_root(tmp_path / "no" / "root")
-    assert not (tmp_path / "no").exists()
     save(run, 1)
     assert (run / "step_1").is_dir()
 

@@ -377,7 +377,7 @@ def mark_root(directory: Path, *, make_durable: bool = True) -> None:
     raise_if_refused(directory)
     if durable.is_there(hidden(directory) / _ROOT):
         return
-    durable.make_folder(hidden(directory), durable=make_durable)
+    durable.make_directories(hidden(directory), durable=make_durable)
     content = {"uuid": str(uuid.uuid4()), "created_at": utc(time.time())}
     durable.write_json(hidden(directory) / _ROOT, content, durable=make_durable)
 

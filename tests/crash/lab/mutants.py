@@ -422,12 +422,12 @@ _FLUSHES = (
     Mutant("root.json: bytes", ("a new root",), ("identity.mark_root/write_json/1", _BYTES)),
     Mutant("root.json: name", ("a new root",), ("identity.mark_root/write_json/1", _NAME)),
     Mutant("root.json: its folder", ("a new root without a folder",),
-           ("identity.mark_root/make_folder/1", "durable.make_folder/fsync/1")),
-    Mutant("new folders, by the lease", ("a new run",),
-           ("publish.claim/make_directories/1", "durable.make_directories/fsync/1")),
+           ("identity.mark_root/make_directories/1", "durable.make_directories/fsync/1")),
+    Mutant("new folders, by the lease", ("a new run",), ("publish.claim/make_directories/1",)),
     Mutant("new folders, without a lease", ("a new run without a lease",),
            ("changing._make_place/make_directories/1",)),
-    Mutant("our folder in a run of others", ("annotated",), ("changing._make_place/make_folder/1",),
+    Mutant("our folder in a run of others", ("annotated",),
+           ("changing._make_place/make_folder/1", "durable.make_folder/fsync/1"),
            redundant=(
         "`_make_names_durable` flushes the folder and the run before anything is written. It is "
         "there so that no name of ours depends on who comes after it.")),
