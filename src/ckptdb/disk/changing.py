@@ -6,7 +6,7 @@ import errno
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
-from functools import cached_property, partial
+from functools import partial
 from pathlib import Path
 
 from ckptdb.disk import durable, identity, journal, names
@@ -58,10 +58,8 @@ class Changing:
         self.trash_ttl_seconds = trash_ttl_seconds
         self._clock = clock
         self._names_durable = not make_durable
-
-    @cached_property
-    def _pins(self) -> journal.Pins:
-        return journal.Pins(self._hidden)
+        self._known_as: tuple[str, str | None] | None = None
+        self._pins = journal.Pins(self._hidden)
 
     def find_doubt(self) -> str | None:
         """Return why nothing may be deleted by what the journal says, in words; None if it may.
@@ -105,7 +103,13 @@ class Changing:
             if not first:
                 self.must_be_here()
             self._make_names_durable()
-            yield self._establish_locked(first=first), Watch(self.directory)
+            who = self._establish_locked(first=first)
+            known_as = who.run.uuid, who.run.created_at
+            if known_as != self._known_as:
+                # One that was begun anew has a journal of its own.
+                self._pins = journal.Pins(self._hidden)
+                self._known_as = known_as
+            yield who, Watch(self.directory)
 
     def _make_place(self, *, first: bool) -> None:
         """Make the folders of ours; the run's own directory for its first save only.

@@ -15,7 +15,7 @@ from typing import Final
 
 from ckptdb.catalog.catalog import Recorded
 from ckptdb.disk.scan import Observation, Stamp
-from ckptdb.records import NO_ANNOTATIONS, Annotations
+from ckptdb.records import NO_ANNOTATIONS, Annotations, seconds
 
 _NAMED: Final = 3
 """How many contradictions are told in a sentence."""
@@ -61,7 +61,7 @@ def find_missing(
         here: uuids of what is on disk.
     """
     facts = observed.facts
-    if facts is None:
+    if facts is None or _is_begun_anew(observed, recorded):
         return {}
     # A journal that has lost lines may have lost any: then what is known counts more than the rest.
     is_cut = facts.damage is not None or is_short(observed, recorded)
@@ -75,7 +75,9 @@ def find_missing(
     for uuid in recorded.gone.keys() - facts.gone.keys() - set(here):
         # That something has vanished may be known to those who may not write it down.
         has_vanished = (recorded.gone[uuid][1] or "").startswith("vanished")
-        if not has_vanished and (is_cut or "gone" not in facts.told.get(uuid, ())):
+        # What was told to a journal that went with the whole folder is not missing in this one.
+        is_older = (recorded.gone[uuid][0] or "") < (observed.identity.run.created_at or "")
+        if not has_vanished and not is_older and (is_cut or "gone" not in facts.told.get(uuid, ())):
             found[uuid] = replace(found.get(uuid, Missing()), ended=True)
     return found
 
@@ -102,12 +104,28 @@ def _find_untold(known: Annotations, told: Annotations, lines: Collection[str]) 
 def is_short(observed: Observation, recorded: Recorded) -> bool:
     """Whether the index has seen a journal that was longer, and that nobody has settled."""
     facts, seen = observed.facts, recorded.seen
-    if facts is None or seen is None:
+    if facts is None or seen is None or _is_begun_anew(observed, recorded):
         return False
     if facts.is_short:
         return True
     now_bytes = observed.stamp.journal_bytes
+    if _is_older(seen.stamp, observed.identity.run.created_at):
+        return False
     return now_bytes >= 0 and _find_bytes(seen.stamp) > max(now_bytes, facts.settled_bytes)
+
+
+def _is_older(stamp: str | None, created_at: str | None) -> bool:
+    """Whether a stamp is from before the run was begun that is there now."""
+    begun = seconds(created_at)
+    with suppress(ValueError, TypeError):
+        return begun is not None and Stamp.parse(stamp or "").mtime_ns < begun * 1e9
+    return False
+
+
+def _is_begun_anew(observed: Observation, recorded: Recorded) -> bool:
+    """Whether the run was removed with all that was ours, and begun again in its place."""
+    seen = recorded.seen
+    return seen is not None and seen.run.created_at != observed.identity.run.created_at
 
 
 def find_longest_bytes(observed: Observation, recorded: Recorded) -> int:
