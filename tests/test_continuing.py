@@ -186,6 +186,19 @@ def test_going_on_by_hand_beside_a_bad_one_keeps_what_was_loaded(run, load, fill
         assert [one.step for one in registry.lineage(460)][:3] == [460, 450, 400]
 
 
+def test_what_was_loaded_again_within_a_process_stays_when_the_steps_go_on_above_it(run):
+    with open_manager(run, keep_top_k=0) as manager:
+        save(manager, 2)
+        by_drop_in(manager, run / "step_2")  # step 5 has diverged, unsaved
+        save(manager, 10)
+        assert steps(run) == [2, 10]
+        save(manager, 20)
+        assert steps(run) == [2, 20]
+        by_drop_in(manager, run / "step_20")
+        save(manager, 30)
+    assert steps(run) == [20, 30]
+
+
 def test_what_was_loaded_stays_when_the_trainer_is_made_later_or_in_a_thread(run):
     fill(run, 300, 400, 500)
     with open_manager(run) as asking:

@@ -98,7 +98,8 @@ class Continuing:
             with_saved: Also what it has just saved.
         """
         known = loaded.find(self._directory)
-        ones = (*known.base, *(known.loaded if self._last_step is None else known.loaded[-1:]))
+        ones = [*known.base, *(known.loaded if self._last_step is None else known.loaded[-1:])]
+        ones += [] if known.weights is None else [known.weights]
         uuids = [self._find_uuid(one) for one in ones]
         in_use = {uuid: _CONTINUED for uuid in (*uuids, self._resumed) if uuid is not None}
         if with_saved and self._saved is not None:

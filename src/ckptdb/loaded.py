@@ -49,6 +49,7 @@ class Known:
 
     Attributes:
         base: What it had loaded when it began to save: what training continues from is among them.
+        weights: What it has loaded last with its weights, at whatever time.
         loaded: What it has loaded since its last save, the latest last.
         pending: Of those, what the next save continues from, if it does.
         has_looked: It has asked what there is.
@@ -56,6 +57,7 @@ class Known:
     """
 
     base: tuple[Loaded, ...] = ()
+    weights: Loaded | None = None
     loaded: tuple[Loaded, ...] = ()
     pending: Loaded | None = None
     has_looked: bool = False
@@ -167,6 +169,7 @@ def _with(known: Known, one: Loaded) -> Known:
     keeps = pending is not None and pending.has_weights and not one.has_weights
     return replace(
         known,
+        weights=one if one.has_weights else known.weights,
         loaded=(*others, one)[-MOST_LOADED:],
         pending=pending if keeps else one,
         has_looked=True,
@@ -178,6 +181,7 @@ def _without(known: Known, uuid: str) -> Known:
     return replace(
         known,
         base=tuple(one for one in known.base if one.uuid != uuid),
+        weights=None if known.weights is not None and known.weights.uuid == uuid else known.weights,
         loaded=tuple(one for one in known.loaded if one.uuid != uuid),
         pending=None if pending is not None and pending.uuid == uuid else pending,
     )
@@ -185,7 +189,7 @@ def _without(known: Known, uuid: str) -> Known:
 
 def _saved(known: Known, *, has_gone_back: bool) -> Known:
     base = known.loaded if has_gone_back and known.loaded else known.base
-    return Known(base=base, has_looked=known.has_looked, has_saved=True)
+    return replace(known, base=base, loaded=(), pending=None, has_saved=True)
 
 
 def _find_key(run: Path) -> _Key | None:
