@@ -469,6 +469,17 @@ def test_of_a_journal_that_was_restored_everything_is_read_again(hidden):
     assert evaluated.find("mmlu") == {UUID}
 
 
+def test_of_a_journal_that_was_emptied_and_is_longer_by_now_everything_is_read_again(hidden):
+    pins = journal.Pins(hidden)
+    note(Fact(time(0), "pin", "a"), Fact(time(0), "pin", "b"), hidden=hidden)
+    assert pins.find() == {"a", "b"}
+    os.truncate(hidden / "journal.jsonl", 0)
+    settled = Fact(time(1), "settled", "", {"bytes": 10_000})
+    note(Fact(time(1), "pin", "first"), Fact(time(1), "pin", "second"), settled, hidden=hidden)
+    assert pins.find() == {"first", "second"}
+    assert pins.find_doubt() is None
+
+
 def test_that_something_was_evaluated_is_no_annotation(run, hidden):
     note(Fact(time(0), "evaluated", UUID, {"name": "mmlu"}), hidden=hidden)
     assert journal.read(hidden, run) == journal.Facts({}, {})

@@ -403,9 +403,14 @@ class _Marks(Generic[_Key]):
             return []
         with os.fdopen(handle, "rb", _PART_BYTES) as file:
             now = Mark.of(os.fstat(handle))
+            nothing: _Known[_Key] = _Known({}, _Chain(), longest_bytes=known.longest_bytes)
             if not known.holds_for(now):
-                known = _Known({}, _Chain(), longest_bytes=known.longest_bytes)
-            self._known = self._read_on(file, known, now)
+                known = nothing
+            found = self._read_on(file, known, now)
+            if known.read_bytes and found.chain.damage != known.chain.damage:
+                # It may have been emptied, and be longer by now: it is read from its beginning.
+                found = self._read_on(file, nothing, now)
+            self._known = found
         return [key for key, stands in self._known.marks.items() if stands]
 
     def _read_on(self, file: BinaryIO, known: _Known[_Key], now: Mark) -> _Known[_Key]:
