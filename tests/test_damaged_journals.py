@@ -410,6 +410,48 @@ def test_another_catalog_has_no_doubt_once_it_is_settled(run, monkeypatch):
         assert 300 in published(run)
 
 
+@damaged
+@pytest.mark.parametrize("by_init", [False, True], ids=["reconcile", "init"])
+def test_gathering_a_run_into_a_root_keeps_what_only_its_own_catalog_knew(
+    tmp_path, damage, by_init
+):
+    run = tmp_path / "results" / "grpo"
+    save(run, *STEPS)
+    with Registry.open(run) as registry:
+        registry.pin(None, 300)
+        registry.remove([400])
+    damage(path_of(run))
+    with Registry.open(run.parent) as registry:
+        kinds = [a.kind for one in registry.reconcile(dry_run=True).runs for a in one.actions]
+        assert "contradicted" in kinds
+        assert (run / ".ckptdb" / "catalog.db").exists()
+        report = Registry.init(run.parent)[1] if by_init else registry.reconcile()
+    assert report.has_drift
+    assert not (run / ".ckptdb" / "catalog.db").exists()
+    shutil.rmtree(run.parent / ".ckptdb")
+    with Registry.open(run.parent) as registry:
+        registry.reconcile()
+        assert registry.get(300, run="grpo").pinned
+        assert registry.get(400, run="grpo").deleted_reason == "by hand"
+
+
+def test_a_catalog_of_its_own_stays_while_it_is_locked(tmp_path):
+    run = tmp_path / "results" / "grpo"
+    save(run, *STEPS)
+    own = run / ".ckptdb" / "catalog.db"
+
+    def gather() -> None:
+        Registry.init(run.parent)[0].close()
+
+    with closing(sqlite3.connect(own, isolation_level=None)) as other:
+        other.execute("BEGIN EXCLUSIVE")
+        told = warned(gather)
+    assert any("keeps a catalog of its own" in text for text in told)
+    assert own.exists()
+    gather()
+    assert not own.exists()
+
+
 def test_a_journal_that_may_not_be_restored_is_told(run, monkeypatch):
     empty(path_of(run))
 

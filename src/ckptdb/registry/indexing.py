@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import errno
 import os
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import closing, contextmanager, suppress
+from collections.abc import Callable, Sequence
+from contextlib import closing, suppress
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -15,7 +15,6 @@ from ckptdb import caller
 from ckptdb.catalog import engine
 from ckptdb.catalog.catalog import Catalog, Seen
 from ckptdb.catalog.engine import Database
-from ckptdb.catalog.location import FILE
 from ckptdb.catalog.schema import HEAD
 from ckptdb.disk import identity, scan
 from ckptdb.disk.unindexed import Note
@@ -37,6 +36,7 @@ from ckptdb.index import find_location
 from ckptdb.reconcile import ReconcileReport, reconcile_run, reconcile_tree
 from ckptdb.reconcile.whereabouts import find_there
 from ckptdb.records import Run
+from ckptdb.registry.gathering import Gathering, gathering
 from ckptdb.registry.tree import PathLike, Tree, enclosing_run, is_ours
 from ckptdb.verifying import Verification, Verifier
 
@@ -265,7 +265,13 @@ class Indexing(Tree):
         if not self._has_begun() and not any(scan.find_runs(top)):
             raise _nothing_at(top)
         if dry_run:
-            return look(self._catalog_or_empty(), on_run=on_run, dry_run=True)
+            own = Gathering(self.location.base)
+
+            def compare(run: Path) -> None:
+                own.compare(run)
+                on_run(run)
+
+            return own.complete(look(self._catalog_or_empty(), on_run=compare, dry_run=True))
         notes = self._claim_notes(top)
         aside = self._make_usable()
         try:
@@ -306,13 +312,16 @@ class Indexing(Tree):
     ) -> ReconcileReport:
         catalog = self._catalog(create=True)
         database = catalog.database
-        with _absorbing(self.location.base, database) as absorb, database.checked(quick=quick):
+        with (
+            gathering(self.location.base, database) as (own, take),
+            database.checked(quick=quick),
+        ):
 
             def begin(run: Path) -> None:
-                absorb(run)
+                take(run)
                 on_run(run)
 
-            return look(catalog, on_run=begin)
+            return own.complete(look(catalog, on_run=begin))
 
     def _catalog_or_empty(self) -> Catalog:
         try:
@@ -353,33 +362,6 @@ class Indexing(Tree):
     def _has_begun(self) -> bool:
         file, base = self.location.file, self.location.base
         return file is None or file.exists() or (base is not None and identity.is_root(base))
-
-
-@contextmanager
-def _absorbing(root: Path | None, database: Database) -> Iterator[Callable[[Path], None]]:
-    """Let a root take over the runs below it that were roots of their own.
-
-    Yields what to call before each run is indexed in the root's catalog.
-    """
-    runs: list[Path] = []
-
-    def absorb(run: Path) -> None:
-        if root is None or root not in run.parents or not identity.is_root(run):
-            return
-        database.ensure_sound()
-        try:
-            identity.unmark_root(run)
-        except OSError as error:
-            caller.warn(f"{run} keeps a catalog of its own: {error.strerror}")
-        else:
-            runs.append(run)
-
-    yield absorb
-    for run in runs:
-        # Its content is in the new catalog now, and both were only ever an index.
-        for name in (f"{FILE}-journal", FILE):
-            with suppress(FileNotFoundError):
-                (identity.hidden(run) / name).unlink()
 
 
 def _may_write(run: Path) -> bool:
