@@ -65,26 +65,26 @@ class Notes:
     folder: Path | None
     base: Path | None
 
-    def add(self, directory: Path, run_uuid: str, *, make_durable: bool = False) -> None:
+    def add(self, directory: Path, run_uuid: str, *, make_durable: bool = True) -> None:
         """Note that the catalog lacks changes of a run; a note that is there already stays.
 
         Raises:
             OSError: It cannot be written.
         """
-        if self.folder is None or durable.is_there(path := self.folder / run_uuid):
+        if self.folder is None or durable.is_there(self.folder / run_uuid):
             return
         # Relative, so that the root may be moved.
         is_below = self.base is not None and directory.is_relative_to(self.base)
         where = directory.relative_to(self.base) if self.base and is_below else directory
-        staging = self.folder / f".{run_uuid}.{uuid.uuid4()}"
         text = quote_from_bytes(os.fsencode(where)).encode()
-        self.folder.mkdir(exist_ok=True)
-        try:
-            durable.write_new(staging, text, durable=make_durable)
-        except FileNotFoundError:  # somebody has just removed the last note, and the folder
-            self.folder.mkdir(exist_ok=True)
-            durable.write_new(staging, text, durable=make_durable)
-        os.replace(staging, path)
+        for is_last in (False, True):
+            try:
+                _write(self.folder, run_uuid, text, make_durable=make_durable)
+            except FileNotFoundError:  # somebody has just removed the last note, and the folder
+                if is_last:
+                    raise
+            else:
+                return
 
     def find(self, run_uuid: str = "") -> tuple[Note, ...]:
         """Return all of them, or those about one run; none where they cannot be read."""
@@ -104,3 +104,13 @@ class Notes:
                 directory = Path(os.path.abspath((self.base or folder) / os.fsdecode(raw)))
                 if b"\0" not in raw and (self.base is None or directory.is_relative_to(self.base)):
                     yield Note(folder / name, directory)
+
+
+def _write(folder: Path, name: str, text: bytes, *, make_durable: bool) -> None:
+    durable.make_folder(folder, durable=make_durable)
+    staging = folder / f".{name}.{uuid.uuid4()}"
+    durable.write_new(staging, text, durable=make_durable)
+    os.replace(staging, folder / name)
+    if make_durable:
+        # A catalog that keeps what it was told over a power cut must not lose that it lacks some.
+        durable.fsync(folder)

@@ -12,7 +12,8 @@ import json
 import mmap
 import os
 import sys
-from collections.abc import Callable, Iterator
+import uuid
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -20,7 +21,7 @@ from typing import Any
 from unittest.mock import patch
 
 import ckptdb
-from ckptdb.disk import claims, durable, lease, manifest, names, scan, writer
+from ckptdb.disk import claims, durable, journal, lease, manifest, names, scan, writer
 from ckptdb.disk.journal import Pins
 from ckptdb.disk.manifest import Manifest
 from ckptdb.disk.publish import Publisher
@@ -251,6 +252,18 @@ def _in_place(_: object, path: Path, content: Any, *, durable: bool) -> None:
             os.fsync(file.fileno())
 
 
+def _rewrite_in_place(_: object, hidden: Path, more: Iterable[journal.Fact]) -> Path:
+    hit()
+    path = hidden / journal._NAME
+    facts = [*journal._facts(hidden, journal._Chain()), *more]
+    aside = path.with_name(f"{path.name}.damaged-{uuid.uuid4()}")
+    journal._keep(path, aside)
+    path.unlink()
+    durable.write_new(path, journal._sealed(facts, journal._NO_LINE), durable=True)
+    durable.fsync(hidden)
+    return aside
+
+
 def _only_publish(publisher: Publisher, _: object, *arguments: Any) -> Any:
     hit()
     return publisher._publish(*arguments)
@@ -351,7 +364,14 @@ def _both(*patches: Callable[[], AbstractContextManager[object]]) -> Iterator[No
 
 
 _BYTES, _NAME = "durable.write_new/fsync/1", "durable.write_json/fsync/1"
-_ESTABLISHING = ("changing._establish_locked/establish/1", "identity.establish/write_json/1")
+_RUN_JSON = "identity._write/write_json/1"
+_ESTABLISHING = (
+    "changing._establish_locked/establish/1", "identity.establish/_write/1", _RUN_JSON,
+)  # fmt: skip
+_PRUNED_BY = (
+    "changing.record_pruned_by/record_pruned_by/1", "identity.record_pruned_by/_write/1", _RUN_JSON,
+)  # fmt: skip
+_NOTE = "unindexed.add/_write/1"
 _SEALING = ("publish._seal/write/1", "manifest.write/write_json/1")
 
 _FLUSHES = (
@@ -415,9 +435,28 @@ _FLUSHES = (
     Mutant("the journal: lines", ("annotated",), ("changing._append/append/1",)),
     Mutant("the journal: bytes", ("annotated",), ("journal.append/fsync/1",)),
     Mutant("the journal: name", ("annotated",), ("journal.append/fsync/2",)),
+    Mutant("a damaged journal written anew: bytes", ("settled",), ("journal.rewrite/write_new/1",)),
+    Mutant("a damaged journal written anew: the damaged one's name", ("settled",),
+           ("journal.rewrite/fsync/1",)),
+    Mutant("a damaged journal written anew: its name", ("settled beside a trainer",),
+           ("journal.rewrite/fsync/2",)),
+    Mutant("a damaged journal copied where links are not known: bytes", ("settled without links",),
+           ("journal._keep/write_new/1",)),
     Mutant("run.json", ("first save",), _ESTABLISHING),
     Mutant("run.json: bytes", ("first save",), (*_ESTABLISHING, _BYTES)),
     Mutant("run.json: name", ("first save",), (*_ESTABLISHING, _NAME)),
+    Mutant("run.json, pruned by another metric: bytes", ("pruned by another metric",),
+           (*_PRUNED_BY, _BYTES)),
+    Mutant("run.json, pruned by another metric: name", ("pruned by another metric",),
+           (*_PRUNED_BY, _NAME), redundant=(
+        "The run.json before it is durable and says by what the run was pruned until then. At "
+        "worst the next prune keeps once more what the old metric keeps.")),
+    Mutant("a note of what a catalog lacks", ("noted",), (_NOTE,)),
+    Mutant("a note of what a catalog lacks: bytes", ("noted",),
+           (_NOTE, "unindexed._write/write_new/1")),
+    Mutant("a note of what a catalog lacks: name", ("noted",), (_NOTE, "unindexed._write/fsync/1")),
+    Mutant("a note of what a catalog lacks: its folder", ("noted",),
+           (_NOTE, "unindexed._write/make_folder/1")),
     Mutant("root.json", ("a new root",), ("identity.mark_root/write_json/1",)),
     Mutant("root.json: bytes", ("a new root",), ("identity.mark_root/write_json/1", _BYTES)),
     Mutant("root.json: name", ("a new root",), ("identity.mark_root/write_json/1", _NAME)),
@@ -460,6 +499,8 @@ _ORDERS = (
     Mutant("JSON files written in place",
            ("killed, summing", "killed, measuring otherwise", "measured otherwise"),
            patch=_of(durable, write_json=_in_place)),
+    Mutant("a damaged journal written anew in place", ("killed, settling",),
+           patch=_of(journal, rewrite=_rewrite_in_place)),
     Mutant("a torn line not ended", ("a torn line",), patch=_swallowing),
     Mutant("nothing back when the second of two renames fails",
            ("refused, replacing in two renames",), patch=_of(Publisher, _swap=_no_second_name)),

@@ -175,10 +175,10 @@ class Trace:
             yield Flush(self._nodes[int(inode)])
         elif kind == "unlink":
             yield Names(((*self._place(one), None),))
-        elif kind == "rename":
+        elif kind in ("rename", "link"):
             (source, old), (target, new) = self._place(one), self._place(other)
-            node = self._now.folders[source][old]
-            yield Names(((source, old, None), (target, new, node)))
+            left = ((source, old, None),) if kind == "rename" else ()
+            yield Names((*left, (target, new, self._now.folders[source][old])))
         elif kind == "exchange":
             (source, old), (target, new) = self._place(one), self._place(other)
             swapped = self._now.folders[target][new], self._now.folders[source][old]

@@ -423,6 +423,25 @@ int unlinkat(int folder, const char *path, int flags)
 int unlink(const char *path) { return unlinkat(AT_FDCWD, path, 0); }
 int rmdir(const char *path) { return unlinkat(AT_FDCWD, path, AT_REMOVEDIR); }
 
+int linkat(int from, const char *one, int to, const char *other, int flags)
+{
+    REAL(int, "linkat", int, const char *, int, const char *, int);
+    if (!sees(from, one) && !sees(to, other)) return real(from, one, to, other, flags);
+    if (meet(MUTATING | GROWING, false) == REFUSE) return -1;
+    enter();
+    int result = real(from, one, to, other, flags);
+    char buffers[2][8192];
+    if (!result && traces())
+        note("link", 0, 0, full(from, one, buffers[0]), full(to, other, buffers[1]));
+    leave();
+    return result;
+}
+
+int link(const char *one, const char *other)
+{
+    return linkat(AT_FDCWD, one, AT_FDCWD, other, 0);
+}
+
 static int rename_any(int from, const char *one, int to, const char *other, unsigned int flags)
 {
     REAL(int, "renameat2", int, const char *, int, const char *, unsigned int);

@@ -30,8 +30,10 @@ from ckptdb.catalog.engine import Database
 from ckptdb.disk import checksums, durable, identity, journal, manifest, names
 from ckptdb.disk.publish import Publisher
 from ckptdb.disk.retiring import Doomed
+from ckptdb.disk.unindexed import Notes
 from ckptdb.errors import CkptdbError, SaveFailed
 from ckptdb.reconcile import reconcile_run
+from ckptdb.records import RankedBy
 from lab import check, loop, power, races, replay, shim
 from lab.check import Verdict
 from lab.ledger import METRIC, OPERATIONS, Ledger
@@ -46,6 +48,8 @@ _STATES = 3
 """How many of the states are looked at in which a cut after a refusal may leave a root."""
 _PATIENCE_SECONDS = 60
 _USUAL = loop.RUN
+_DAMAGE = b"no line of ours\n"
+_NOTES = "unindexed"
 
 
 @dataclass(frozen=True, slots=True)
@@ -266,6 +270,34 @@ class Actor(loop.Loop):
 
     def _other_metric(self) -> None:
         Publisher(self._run, metric=("accuracy", True)).establish()
+
+    def _prune_by_it(self) -> None:
+        """Let the rules by the metric of before have had their say."""
+        publisher = Publisher(self._run, metric=("accuracy", True))
+        publisher.record_pruned_by(RankedBy("accuracy", "max"))
+
+    def _establish(self) -> None:
+        """Have the names flushed once by the manager, which does not do it again."""
+        self.manager._publisher.establish()
+
+    def _damage_journal(self) -> None:
+        file = self._run / ".ckptdb" / "journal.jsonl"
+        first, *others = file.read_bytes().splitlines(keepends=True)
+        file.write_bytes(first + _DAMAGE + b"".join(others))
+
+    def _settle(self) -> None:
+        """Have a damaged journal written anew by a person."""
+        reconcile_run(Catalog(Database.in_memory()), self._run, settle=True)
+
+    def _settle_without_links(self) -> None:
+        error = OSError(errno.EPERM, os.strerror(errno.EPERM))
+        with patch.object(os, "link", side_effect=error):
+            self._settle()
+
+    def _note(self) -> None:
+        """Save where the catalog cannot be written."""
+        notes = Notes(self.root / ".ckptdb" / _NOTES, self.root)
+        notes.add(self._run, identity.identify(self._run).run.uuid, make_durable=True)
 
     def _sum(self) -> None:
         """Add checksums to what is published."""
@@ -572,6 +604,10 @@ class Stage:
             return
         if "mark" in story.acts:
             _check_root(verdict, self.root)
+        if "note" in story.acts:
+            _check_note(verdict, self.root)
+        if "damage_journal" in story.before:
+            _check_damaged(verdict, run)
         complete = _complete(run, many=story.many)
         with verdict.doing("reconciling"), loop.quiet():
             with self._recovery():
@@ -665,6 +701,19 @@ def _check_root(verdict: Verdict, root: Path) -> None:
         verdict.say("lost", f"that this is a root: {error!r}")
 
 
+def _check_note(verdict: Verdict, root: Path) -> None:
+    found = Notes(root / ".ckptdb" / _NOTES, root).find()
+    if [note.directory for note in found] != [root / loop.RUN]:
+        verdict.say("lost", f"that the catalog lacks changes of the run: {found}")
+
+
+def _check_damaged(verdict: Verdict, run: Path) -> None:
+    """What a person may still want to read of a damaged journal stays."""
+    files = (run / ".ckptdb").glob("journal.jsonl*")
+    if not any(_DAMAGE in file.read_bytes() for file in files):
+        verdict.say("lost", "the damaged journal")
+
+
 class Refusal:
     """One flush or rename that fails with EIO, once."""
 
@@ -745,7 +794,9 @@ _ALL = (
     Story("replaced for certain", "power", ("bare_replace",), ("save", "save"), kept=1),
     Story("pinned and replaced", "power", ("replace", "save"), ("save", "pin"), kept=1),
     Story("discarded", "power", ("discard", "save"), ("save",)),
-    Story("pruned", "power", ("prune",), ("save", "save", "save")),
+    # A catalog that does not know the run compares it with its directory in the prune already, and
+    # that empties the trash: the cut has to come before that.
+    Story("pruned", "power", ("reconcile", "prune"), ("save", "save", "save"), kept=1),
     Story("rolling", "power", ("rolling",), ("save",), depth=5),
     Story("adopted", "power", ("adopt",), ("save", "leave_sealed")),
     Story("adopted, unflushed", "power", ("leave_unflushed", "adopt"), ("save",), kept=2),
@@ -763,6 +814,14 @@ _ALL = (
     Story("summed", "power", ("sum",), ("save", "save")),
     Story("killed, summing", "kills", ("sum",), ("save", "save")),
     Story("measured otherwise", "power", ("other_metric",), ("save",)),
+    Story("pruned by another metric", "power", ("prune_by_it",), ("save", "other_metric")),
+    Story("settled", "power", ("settle",), ("save", "pin", "late", "damage_journal")),
+    Story("settled without links", "power", ("settle_without_links",),
+          ("save", "pin", "late", "damage_journal")),
+    Story("settled beside a trainer", "power", ("establish", "settle", "prune"),
+          ("save", "save", "save", "pin", "late", "damage_journal"), kept=2, depth=2),
+    Story("killed, settling", "kills", ("settle",), ("save", "pin", "late", "damage_journal")),
+    Story("noted", "power", ("note",), ("save",), kept=1),
     Story("a torn line", "power", ("pin",), ("save", "late", "tear_journal")),
     Story("a new root", "power", ("mark",), ("save", "unmark"), kept=1),
     Story("a new root without a folder", "power", ("mark",), ("save", "unmark_fully"),
