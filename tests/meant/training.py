@@ -264,8 +264,13 @@ def load_by_hand(world: World, rng: random.Random) -> Went:
         path = trainer.manager.get_latest_checkpoint_path() or ""
         path = str(run / Path(path).name) if path else ""
     if path and not os.path.islink(path):
-        trainer.manager.load_training_info(path)
-        trainer.looked_at = Path(path, MARK).read_text()
+        mark = Path(path, MARK).read_text()
+        if rng.random() < 0.5:
+            trainer.manager.load_training_info(path)
+            trainer.looked_at = mark
+        else:
+            trainer.manager.get_resume_paths(path)
+            trainer.loaded = {mark}
         world.story.append(f"  loaded {path}")
     return Went()
 
