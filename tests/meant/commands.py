@@ -63,7 +63,7 @@ def _note(world: World, given: list[str], here: Path, code: int, told: str) -> N
 def where(world: World, rng: random.Random) -> Path:
     """Return where somebody stands."""
     present = world.present()
-    places = [world.top, world.root, world.root, *present, *(run.parent for run in present)]
+    places = [world.root.parent, world.root, world.root, *present, *(run.parent for run in present)]
     if found := world.pick(rng):
         places.append(found.path)
     return rng.choice(places)
@@ -213,10 +213,14 @@ def reconcile(world: World, rng: random.Random) -> Went:
     code, _ = say(world, "reconcile", place, *depth, *dry, here=world.top)
     if not dry and code in (0, 3):
         touched = [run for run in present if place in (run, *run.parents)]
-        here = {one.mark for run in touched for one in world.seen_in(run)}
+        seen = [one for run in touched for one in world.seen_in(run)]
+        here = {one.mark for one in seen}
         world.said.doubted -= set(touched)
         world.unrecorded = {fact for fact in world.unrecorded if fact.mark not in here}
-        world.said.damaged |= here & set(world.hurt) if depth else set()
+        if depth:
+            # Without a manifest nobody can tell, as long as it can be read.
+            told = {one.mark for one in seen if one.info is None or one.manifest is not None}
+            world.said.damaged |= told & set(world.hurt)
     return Went(moves_nothing=bool(dry))
 
 

@@ -82,8 +82,9 @@ def find_trainer(world: World, rng: random.Random, run: Path) -> Trainer | None:
 def find_judged_before(world: World, run: Path, rules: Rules) -> Judged | None:
     """Return by what a run was judged until now, when that is something else."""
     now = (rules.metric, rules.higher if rules.metric else None)
-    if rules.metric is not None:
-        world.judged.setdefault(run, now)
+    recorded = reader.recorded_metric(run)
+    if recorded[0] is not None:
+        world.judged.setdefault(run, recorded)
     before = world.judged.get(run, now)
     return None if before == now or not rules.ranks else before
 
@@ -94,9 +95,11 @@ def may_prune(
     """Return the marks of what a prune may take: the first by another metric spares the rest."""
     rules, old = trainer.rules, find_judged_before(world, run, trainer.rules)
     held = trainer.loaded | ({new.mark} if new else set())
-    by_now = world.may_prune(run, rules, held=held, new=new, latest_stays=latest_stays)
     if old is None:
-        return by_now
+        return world.may_prune(run, rules, held=held, new=new, latest_stays=latest_stays)
+    by_now = world.may_prune(
+        run, rules, held=held, new=new, latest_stays=latest_stays, trusted=True
+    )
     if by_now:
         world.judged[run] = (rules.metric, rules.higher if rules.metric else None)
         world.tally["first prunes after a change"] += 1

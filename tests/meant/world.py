@@ -79,7 +79,7 @@ class World:
 
     def __init__(self, top: Path, seed: str, tally: Counter[str]) -> None:
         self.top, self.tally = top, tally
-        self.root, self.aside = top / "root", top / "elsewhere"
+        self.root, self.aside = top / "tree" / "root", top / "elsewhere"
         self.root.mkdir(parents=True)
         self.aside.mkdir()
         self.said = Said()
@@ -198,6 +198,7 @@ class World:
         new: Seen | None = None,
         latest_stays: bool = True,
         old: Judged | None = None,
+        trusted: bool = False,
     ) -> set[str]:
         """Return the marks of what a prune of one run may take.
 
@@ -208,9 +209,11 @@ class World:
             new: What is saved before, at a step that may be taken.
             latest_stays: Whether the highest step does.
             old: By what it was judged before, when it is the first prune after a change.
+            trusted: As if the journal were in no doubt.
         """
         allowed: set[str] = set()
-        for seen, said in self.readings(run):
+        for seen, told in self.readings(run):
+            said = replace(told, doubted=set()) if trusted else told
             found = [one for one in seen if new is None or one.step != new.step]
             found += [] if new is None else [new]
             lets_go = reader.may_go(found, said, rules, held=held, latest_stays=latest_stays)
@@ -278,7 +281,8 @@ class World:
         for rule in re.findall(r"not (best|latest|every|steps|tagged|newer|where)", reason):
             self.tally[f"rule: {rule}"] += 1
         is_bare = was.place == "published" and was.is_bare
-        if (is_bare and kind == "replaced") or (waits and kind == "deleted"):
+        is_retired = was.place == "published" and kind == "deleted"
+        if (is_bare and kind == "replaced") or (waits and is_retired):
             assert now is not None, f"{was.path} was to wait in the trash"
             self.said.promised.add(was.mark)
         elif kind == "replaced" and was.mark in self.said.marks("pin") | self.said.leased:
