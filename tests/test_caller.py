@@ -139,3 +139,86 @@ def test_of_a_finalization_that_fails_beside_another_error(manager):
 def test_outside_of_ckptdb_it_is_the_caller_itself():
     with pointed_at("# itself"):
         caller.warn("something")  # itself
+
+
+# --- where warnings are errors ------------------------------------------------------------------
+
+
+def test_a_prune_that_warns_of_values_that_are_not_finite_is_done_all_the_same(manager):
+    manager.keep_top_k = 1
+    for step in (1, 2):
+        with ExitStack() as stack:
+            if step == 2:
+                stack.enter_context(pytest.raises(UserWarning, match="only NaN or infinite"))
+            with manager.save(step, {"loss": float("nan")}):
+                pass
+    assert [path.name for path in manager.checkpoint_dir.glob("step_*")] == ["step_2"]
+
+
+def test_a_prune_by_hand_that_warns_is_done_all_the_same(manager):
+    for step in (1, 2):
+        with manager.save(step, {"loss": float("nan")}):
+            pass
+    manager.keep_top_k = 1
+    with pytest.raises(UserWarning, match="only NaN or infinite"):
+        manager.remove_old_checkpoints()
+    assert [path.name for path in manager.checkpoint_dir.glob("step_*")] == ["step_2"]
+
+
+def test_a_save_whose_files_are_warned_of_is_published_all_the_same(manager):
+    with (
+        pytest.raises(UserWarning, match="which is not there"),
+        manager.save(1, {"loss": 1.0}) as folder,
+    ):
+        (folder / "model").symlink_to("/nowhere")
+    assert (manager.checkpoint_dir / "step_1" / "manifest.json").exists()
+
+
+def test_a_background_save_whose_files_are_warned_of_is_published_and_pruned(manager, caplog):
+    manager.keep_top_k = 1
+    with manager.save(1, {"loss": 2.0}):
+        pass
+    folder = manager.init_tmp_checkpoint(2, {"loss": 1.0})
+    (folder / "model").symlink_to("/nowhere")
+    manager.begin_finalization(folder)
+    manager.shutdown()
+    assert [path.name for path in manager.checkpoint_dir.glob("step_*")] == ["step_2"]
+    assert "which is not there" in caplog.text
+
+
+def test_a_catalog_that_fails_is_warned_of_when_the_checkpoint_is_published(broken):
+    folder = broken.init_tmp_checkpoint
+    with pytest.raises(UserWarning, match="Checkpoints are saved as usual"):
+        folder(2, {"loss": 2.0})
+    broken.finalize_checkpoint(broken.checkpoint_dir / "tmp_step_2")
+    assert (broken.checkpoint_dir / "step_2").is_dir()
+
+
+def test_the_error_of_a_loop_is_not_masked_by_a_warning(manager):
+    def fail() -> None:
+        (manager.checkpoint_dir / ".ckptdb" / "catalog.db").write_bytes(b"no database" * 100)
+        raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError), manager.save(1, {"loss": 1.0}):
+        fail()
+    assert not list(manager.checkpoint_dir.glob("*step_*"))
+
+
+def test_warnings_of_work_that_fails_mask_no_error():
+    def fail() -> None:
+        caller.warn("on the way")
+        raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError), caller.warning_afterwards():
+        fail()
+
+
+def test_all_that_is_held_back_is_told_in_order():
+    with warnings.catch_warnings(record=True) as told:
+        warnings.simplefilter("always")
+        with caller.warning_afterwards():
+            caller.warn("one")
+            with caller.warning_afterwards():
+                caller.warn("two")
+            assert not told
+    assert [str(w.message) for w in told] == ["one", "two"]

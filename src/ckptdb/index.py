@@ -292,7 +292,7 @@ class RunIndex:
             config: The run's configuration, when that checkpoint came with one.
             config_step: Else with which step the one came that is stored, when that is known.
         """
-        with self._mutex:
+        with caller.warning_afterwards(), self._mutex:
             started = time.monotonic()
             missed = True
             try:

@@ -163,7 +163,8 @@ class CheckpointManager:
             with self._timekeeper.dropping(folder):
                 yield folder
         except BaseException:
-            self._discard(folder)
+            with caller.warning_afterwards(raises=False):
+                self._discard(folder)
             raise
         self.finalize_checkpoint(folder)
 
@@ -205,13 +206,15 @@ class CheckpointManager:
             self._make_sure_of_space(number)
             self._index.begin_save()
             self._continuing.warn_before(number)
-            staged = self._publisher.stage(number, content, settings)
-        self._continuing.begin(path, number)
-        self._index.tell([staged.checkpoint, *staged.adopted, *staged.gone], staged.span)
-        self._hooks.deleted(staged.gone)
-        self._hooks.published(staged.adopted)
-        if settings is not None:
-            self._configs[path] = info.config_values(run_config)
+            with caller.warning_afterwards():
+                staged = self._publisher.stage(number, content, settings)
+                self._continuing.begin(path, number)
+                changed = [staged.checkpoint, *staged.adopted, *staged.gone]
+                self._index.tell(changed, staged.span)
+                self._hooks.deleted(staged.gone)
+                self._hooks.published(staged.adopted)
+                if settings is not None:
+                    self._configs[path] = info.config_values(run_config)
         return path
 
     def finalize_checkpoint(self, checkpoint_path: PathLike) -> None:
@@ -225,9 +228,10 @@ class CheckpointManager:
             SaveFailed: It could not be made durable; older checkpoints are untouched.
         """
         path = self._own(checkpoint_path)
-        with self._timekeeper.dropping(path):
-            self._publish(path)
-        self._prune()
+        with caller.warning_afterwards():
+            with self._timekeeper.dropping(path):
+                self._publish(path)
+            self._prune()
 
     def begin_finalization(
         self, checkpoint_path: PathLike, wait_fn: Callable[[], None] | None = None
@@ -249,7 +253,8 @@ class CheckpointManager:
                 with self._timekeeper.dropping(path):
                     if wait_fn is not None:
                         wait_fn()
-                    self._publish(path)
+                    with caller.warning_afterwards(raises=False):
+                        self._publish(path)
             except BaseException as error:
                 self._report("save", path, error)
                 raise
@@ -303,10 +308,11 @@ class CheckpointManager:
         try:
             self.shutdown()
         except Exception as failure:  # noqa: BLE001  # the exception in flight matters more
-            caller.warn(
-                f"Checkpoint finalization failed while another exception was raised: "
-                f"{failure.__cause__ or failure!r}"
-            )
+            with caller.warning_afterwards(raises=False):
+                caller.warn(
+                    f"Checkpoint finalization failed while another exception was raised: "
+                    f"{failure.__cause__ or failure!r}"
+                )
         return False
 
     # --- pruning ------------------------------------------------------------------------
@@ -325,12 +331,13 @@ class CheckpointManager:
                 goes.
         """
         self._warn_of_metric_change()
-        terms = self._find_terms(exclude_latest=exclude_latest)
-        chosen = pruning.choose(self._index, self._directory, terms)
-        if chosen.doomed:
-            self._warn_of_unknown_metrics(terms.policy)
-            self._retire(chosen.doomed)
-        self._settle(terms, chosen)
+        with caller.warning_afterwards():
+            terms = self._find_terms(exclude_latest=exclude_latest)
+            chosen = pruning.choose(self._index, self._directory, terms)
+            if chosen.doomed:
+                self._warn_of_unknown_metrics(terms.policy)
+                self._retire(chosen.doomed)
+            self._settle(terms, chosen)
 
     def plan_retention(self, *, exclude_latest: bool = True) -> Plan:
         """Say what `remove_old_checkpoints` would keep and remove now, and why.
@@ -353,8 +360,9 @@ class CheckpointManager:
         if {doom.uuid for doom in chosen.doomed} != {decision.uuid for decision in planned.gone}:
             raise PlanChanged([str(self.checkpoint_dir)])
         self._warn_of_metric_change()
-        self._retire(chosen.doomed)
-        self._settle(terms, chosen)
+        with caller.warning_afterwards():
+            self._retire(chosen.doomed)
+            self._settle(terms, chosen)
 
     # --- when to save -------------------------------------------------------------------
 
@@ -771,6 +779,10 @@ class CheckpointManager:
             )
 
     def _prune(self) -> None:
+        with caller.warning_afterwards():
+            self._prune_or_warn()
+
+    def _prune_or_warn(self) -> None:
         future: Future[None] = Future()
         try:
             self.remove_old_checkpoints()

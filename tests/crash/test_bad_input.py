@@ -155,15 +155,19 @@ def test_odd_metadata_is_metadata(run, ours, content, metrics):
 
 def test_when_all_metrics_are_nan_the_latest_is_best_and_the_newest_stay(tmp_path):
     run = tmp_path / "run"
-    for step in (1, 2, 3, 4):
+    for step in (1, 2):
         scene.save(run, step, math.nan, keep_top_k=2)
+    with pytest.warns(UserWarning, match="with a finite value, only NaN or infinite ones"):
+        scene.save(run, 3, math.nan, keep_top_k=2)
+    with pytest.warns(UserWarning, match="with a finite value, only NaN or infinite ones"):
+        scene.save(run, 4, math.nan, keep_top_k=2)
     assert {p.name for p in run.glob("step_*")} == {"step_3", "step_4"}
-    expected = pytest.warns(UserWarning, match="do not have metric|No checkpoints contain")
+    expected = pytest.warns(UserWarning, match="is not finite|No checkpoints contain")
     with scene.make_manager(run) as manager, expected:
         assert manager.get_best_checkpoint_path() == str(run / "step_4")
     said = ckptdb("-C", run, "best")
     assert said.code == 1
-    assert "There is no checkpoint to choose from" in said.err
+    assert "(NaN or infinite at step(s) 3, 4) has a finite value of the metric 'loss'" in said.err
 
 
 # --- manifest.json ------------------------------------------------------------------------------

@@ -74,7 +74,7 @@ class Deleting(Tree):
             JournalInDoubt: The journal of the only run is damaged, or the catalog contradicts it;
                 of several, such a run is left alone, with a warning.
         """
-        with self._deciding(run):
+        with caller.warning_afterwards(), self._deciding(run):
             found = self._find_meant(run)
             if run is None and len(found) > 1 and not (all_runs or dry_run or plans is not None):
                 raise RunsNotNamed([seen.run.directory for seen in found])
@@ -150,7 +150,7 @@ class Deleting(Tree):
             JournalInDoubt: The run's journal is damaged, or the catalog contradicts it.
         """
         wanted = [names.as_step(step) for step in steps]
-        with self._deciding(run):
+        with caller.warning_afterwards(), self._deciding(run):
             catalog, seen, report = self._exact(self._get_named(run), dry_run=dry_run)
             _refuse_in_doubt(seen, report)
             chosen = upkeep.choose(catalog, seen, wanted, force=force)
@@ -174,7 +174,7 @@ class Deleting(Tree):
             UnknownCheckpoint: There never was one.
             NotUndeleted: Its bytes are gone, or another one has its place.
         """
-        with self._deciding(run):
+        with caller.warning_afterwards(), self._deciding(run):
             seen = self._get_run(run)
             self._get_at(seen, step)
             found = Publisher(seen.run.directory, of=seen.run).undelete(names.as_step(step))
