@@ -426,11 +426,22 @@ def test_the_lease_moves_no_stamp(run):
     with open_manager(run) as manager:
         save(manager, 1)
         manager.shutdown()
+        before = run.stat().st_mtime_ns
+        lease = manager._publisher.claim()
+        assert run.stat().st_mtime_ns == before
+        del lease
+        assert run.stat().st_mtime_ns == before
+
+
+def test_a_save_that_has_no_place_takes_no_lease(run):
+    with open_manager(run) as manager:
+        save(manager, 1)
+        manager.shutdown()
         (run / "tmp_step_2").touch()
         before = run.stat().st_mtime_ns
         with pytest.raises(FileExistsError):
             save(manager, 2)
-        assert manager._lease is not None
+        assert manager._lease is None
         assert run.stat().st_mtime_ns == before
 
 

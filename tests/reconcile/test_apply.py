@@ -429,11 +429,13 @@ def test_strangers_copies_and_odd_names_are_left_alone(catalog, run):
 
     report = reconcile(catalog, run)
 
-    assert kinds(report) == ["added", "added", "duplicate", "foreign", "foreign", "new run"]
+    # A link to a checkpoint is one, at its own step.
+    assert kinds(report) == ["added", "added", "added", "duplicate", "foreign", "new run"]
     assert sorted(os.listdir(run)) == [
         ".ckptdb", "step_007", "step_1", "step_2", "step_3", "tmp_step_1",
     ]  # fmt: skip
-    assert set(live(catalog)) == {1, 2}
+    assert set(live(catalog)) == {1, 2, 3}
+    assert (run / "step_3").is_symlink()
 
 
 @pytest.mark.parametrize("fresh", [True, False], ids=["just now", "long ago"])

@@ -249,7 +249,10 @@ def test_a_place_without_runs_says_so(look, tmp_path):
 
 
 def save_all(run, values):
-    config = {"checkpoint_dir": run, "metric_name": "loss", "durability": "none"}
+    config = {
+        "checkpoint_dir": run, "metric_name": "loss", "higher_is_better": False,
+        "durability": "none",
+    }  # fmt: skip
     with CheckpointManager(config) as manager:
         for step, value in values.items():
             with manager.save(step, {"loss": value}):

@@ -345,9 +345,16 @@ class Tree:
 
         With ``strict`` what makes it impossible is raised: nothing may be deleted by an old index.
         """
-        seen = self._find_by_identity(directory) if directory.is_dir() else None
-        if not directory.is_dir() or _is_settled(seen, directory):
+        if not directory.is_dir():
             return None
+        seen = self._find_by_identity(directory)
+        if _is_settled(seen, directory):
+            return None
+        return self._heal_unsettled(directory, seen, strict=strict)
+
+    def _heal_unsettled(
+        self, directory: Path, seen: Seen | None, *, strict: bool = False
+    ) -> RunReport | None:
         before = None if seen is None else seen.run.directory
         catalog = self._catalog()
         ours = is_ours(directory) and not catalog.database.location.in_memory
@@ -497,10 +504,11 @@ class Tree:
 
     def _find_at(self, directory: Path) -> Seen | None:
         """Return the run in a directory, brought up to date as far as that is possible."""
-        settled = self._find_settled(directory)
-        if settled is not None:
-            return settled
-        self._heal(directory)
+        seen = self._find_by_identity(directory)
+        if _is_settled(seen, directory):
+            return seen
+        if directory.is_dir():
+            self._heal_unsettled(directory, seen)
         return find_there(self._catalog(), directory)
 
     def _find_settled(self, directory: Path) -> Seen | None:
