@@ -31,6 +31,8 @@ ROUNDS = 50
 WORKER = """
 import json, sys, warnings
 warnings.simplefilter("error")
+# Whoever comes second is warned that somebody else has saved here.
+warnings.filterwarnings("ignore", ".*(is saved below|of another process)")
 from ckptdb import CheckpointManager
 from ckptdb.errors import StepInUse
 
@@ -366,6 +368,7 @@ def test_a_registry_goes_on_in_a_forked_child(tmp_path):
 SAVER = """
 import sys, warnings
 warnings.simplefilter("error")
+warnings.filterwarnings("ignore", ".*(is saved below|of another process)")
 from ckptdb import CheckpointManager
 
 first, last, every = map(int, sys.argv[2:5])

@@ -435,6 +435,25 @@ def test_gathering_a_run_into_a_root_keeps_what_only_its_own_catalog_knew(
         assert registry.get(400, run="grpo").deleted_reason == "by hand"
 
 
+@damaged
+def test_from_above_nothing_is_deleted_that_a_runs_own_catalog_contradicts(tmp_path, damage):
+    run = tmp_path / "results" / "grpo"
+    save(run, *STEPS)
+    with Registry.open(run) as registry:
+        registry.pin(None, 300)
+    damage(path_of(run))
+    choices = {"nothing above": None, "another": tmp_path / "other.db"}
+    for catalog in choices.values():
+        with Registry.open(run.parent, catalog=catalog) as registry:
+            if catalog is not None:
+                registry.reconcile()
+            with pytest.raises(JournalInDoubt, match="journal"):
+                registry.remove([300], run="grpo", force=True)
+            with pytest.raises(JournalInDoubt, match="journal"):
+                registry.gc(Policy(ft_keep_latest_k=1, keep_top_k=0))
+    assert published(run) == set(STEPS)
+
+
 def test_a_catalog_of_its_own_stays_while_it_is_locked(tmp_path):
     run = tmp_path / "results" / "grpo"
     save(run, *STEPS)

@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from ckptdb import caller, upkeep
 from ckptdb.catalog.catalog import Catalog, Seen
 from ckptdb.catalog.engine import Database
+from ckptdb.catalog.location import Location
 from ckptdb.disk import names
 from ckptdb.disk.publish import Publisher
 from ckptdb.errors import (
@@ -27,6 +28,7 @@ from ckptdb.errors import (
 from ckptdb.reconcile import RunReport, reconcile_run
 from ckptdb.reconcile.whereabouts import find_there
 from ckptdb.records import Checkpoint, Run
+from ckptdb.registry.gathering import find_own_doubt
 from ckptdb.registry.tree import PathLike, Tree
 from ckptdb.retention import Plan, Policy, Replay
 from ckptdb.upkeep import Collected
@@ -152,7 +154,7 @@ class Deleting(Tree):
         wanted = [names.as_step(step) for step in steps]
         with caller.warning_afterwards(), self._deciding(run):
             catalog, seen, report = self._exact(self._get_named(run), dry_run=dry_run)
-            _refuse_in_doubt(seen, report)
+            _refuse_in_doubt(seen, report, catalog.database.location)
             chosen = upkeep.choose(catalog, seen, wanted, force=force)
             publisher = Publisher(
                 seen.run.directory, of=seen.run, trash_ttl_seconds=trash_ttl_seconds
@@ -211,7 +213,7 @@ class Deleting(Tree):
 
     def _judge(self, seen: Seen, policy: Policy, *, dry_run: bool) -> tuple[Run, Plan]:
         catalog, seen, report = self._exact(seen, dry_run=dry_run)
-        _refuse_in_doubt(seen, report)
+        _refuse_in_doubt(seen, report, catalog.database.location)
         if report is not None and report.blocked:
             return seen.run, Plan()  # what cannot be seen whole is not judged
         return seen.run, upkeep.judge(catalog, seen, policy)
@@ -279,9 +281,13 @@ def _raise_if_incomplete(
         raise DeletionIncomplete(gone, failed, done, removed=removed)
 
 
-def _refuse_in_doubt(seen: Seen, report: RunReport | None) -> None:
-    """Raise why nothing may be deleted, before anything is: the index says so, or the journal."""
+def _refuse_in_doubt(seen: Seen, report: RunReport | None, used: Location) -> None:
+    """Raise why nothing may be deleted, before anything is: the index says so, or the journal.
+
+    A run that has another catalog than the one in use may have lost lines that only that one knows.
+    """
     directory = seen.run.directory
-    doubt = report.doubt if report and report.doubt else Publisher(directory).find_doubt()
+    doubt = report.doubt if report else None
+    doubt = doubt or Publisher(directory).find_doubt() or find_own_doubt(directory, used)
     if doubt is not None:
         raise JournalInDoubt(directory, doubt)

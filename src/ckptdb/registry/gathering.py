@@ -1,16 +1,16 @@
-"""Runs that had a catalog of their own, taken into the catalog of the root that they lie in."""
+"""Runs that have a catalog of their own, and the catalog of the root that takes them over."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from ckptdb import caller
 from ckptdb.catalog.catalog import Catalog
 from ckptdb.catalog.engine import Database
-from ckptdb.catalog.location import FILE, locate
+from ckptdb.catalog.location import FILE, Location, locate
 from ckptdb.disk import identity
 from ckptdb.errors import CatalogBroken, CatalogError, CatalogMissing, CatalogOutdated
 from ckptdb.reconcile import ReconcileReport, RunReport, reconcile_run
@@ -79,14 +79,30 @@ class Gathering:
             )
         except (CatalogMissing, CatalogBroken, CatalogOutdated):
             return None  # it tells nothing, or nothing before it is upgraded
-        try:
-            report = reconcile_run(Catalog(database), run, dry_run=dry_run, settle=True)
-        except CatalogBroken:
-            return None
-        finally:
-            database.close()
+        with closing(database):
+            try:
+                report = reconcile_run(Catalog(database), run, dry_run=dry_run, settle=True)
+            except CatalogBroken:
+                return None
         self.own[run] = report
         return report.blocked or report.doubt
+
+
+def find_own_doubt(run: Path, used: Location) -> str | None:
+    """Return why nothing may be deleted in a run by what its own catalog knows; changes nothing.
+
+    Args:
+        run: Its directory.
+        used: The catalog that is asked already; nothing is said of that one.
+    """
+    own = locate(identity.hidden(identity.find_root(run) or run) / FILE)
+    if own.file == used.file:
+        return None
+    try:
+        with closing(Database.open(own, create=False, upgrade=False)) as database:
+            return reconcile_run(Catalog(database), run, dry_run=True).doubt
+    except (CatalogError, OSError):
+        return None  # it says nothing now
 
 
 @contextmanager
