@@ -178,11 +178,11 @@ def _record_afterwards(publisher: Publisher, real: Callable[..., Any], *argument
 
 
 def _remove_at_once(
-    _: Publisher, __: object, ___: object, path: Path, *____: object, **_____: object
+    publisher: Publisher, _: object, __: object, path: Path, *___: object, **____: object
 ) -> Path:
     hit()
     durable.remove_tree(path)
-    return path
+    return publisher._trash / path.name
 
 
 def _replaces_nothing(
@@ -330,14 +330,11 @@ def _no_withdrawal() -> Iterator[None]:
         yield
 
 
-@contextmanager
-def _swallowing() -> Iterator[None]:
-    def pread(*_: object) -> bytes:
+def _swallowing(real: Callable[..., tuple[str, bool]], *arguments: Any) -> tuple[str, bool]:
+    after, is_torn = real(*arguments)
+    if is_torn:
         hit()
-        return b"\n"
-
-    with patch.object(os, "pread", pread):
-        yield
+    return after, False
 
 
 @contextmanager
@@ -501,7 +498,7 @@ _ORDERS = (
            patch=_of(durable, write_json=_in_place)),
     Mutant("a damaged journal written anew in place", ("killed, settling",),
            patch=_of(journal, rewrite=_rewrite_in_place)),
-    Mutant("a torn line not ended", ("a torn line",), patch=_swallowing),
+    Mutant("a torn line not ended", ("a torn line",), patch=_of(journal, _find_end=_swallowing)),
     Mutant("nothing back when the second of two renames fails",
            ("refused, replacing in two renames",), patch=_of(Publisher, _swap=_no_second_name)),
     Mutant("a failed flush ignored", ("refused, saving",), patch=_deaf),

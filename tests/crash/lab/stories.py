@@ -781,7 +781,7 @@ def _nothing(_: str) -> bool:
 
 _ALL = (
     Story("first save", "power", ("save", "save")),
-    Story("many files", "power", ("save",), many=True),
+    Story("many files", "power", ("save",), many=True, depth=3),
     Story("no files", "power", ("bare",), empty=True),
     Story("a new run", "power", ("save",), run="team/run", kept=1),
     Story("a new run without a lease", "power", ("bare",), run="team/run", kept=1),
