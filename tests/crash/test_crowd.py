@@ -7,7 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from lab import crowd, history, payload
+from lab import crowd, history, payload, report
 from lab.history import Found, Op, State
 from lab.report import Row
 
@@ -18,10 +18,8 @@ def test_a_crowd_of_sixteen_processes_loses_nothing():
     command = [sys.executable, str(LAB), "--only", "crowd", "--smoke", "--shard", "0/1"]
     done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=300)
     assert done.returncode == 0, done.stderr
-    rows = {}
-    for line in done.stdout.splitlines():
-        row = Row.from_json(line)
-        rows[row.harness] = row
+    told = [Row.from_json(line) for line in done.stdout.splitlines()]
+    rows = {row.harness: row for row in report.merged(told)}
     assert set(rows) == {
         "crowd", "crowd kills", "readers native", "readers fallback", "control: crowd",
     }  # fmt: skip

@@ -19,6 +19,7 @@ import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from functools import partial
+from itertools import repeat
 from pathlib import Path
 from typing import Any
 
@@ -37,6 +38,8 @@ REPLACEMENTS: Mapping[Size, Mapping[str, int]] = {
 ROUND = 250
 """So many replacements of one step, then a new root: a journal of ten thousand is another test."""
 AT_ONCE = 2
+MOST_MORE = 20
+"""How often the control may try again to do harm."""
 NAP_SECONDS = (0.001, 0.02)
 """After each read: of the first reader, whose reads are the shortest, and of the others. What they
 ask makes them repair the index, for which the one who saves would have to wait all the time."""
@@ -48,7 +51,19 @@ def run(size: Size, seed: int) -> Iterator[Row]:
     """Let readers loose on each way of replacing a step."""
     for way, count in REPLACEMENTS[size].items():
         rounds = [min(ROUND, count - done) for done in range(0, count, ROUND)]
-        yield from in_children([partial(_hammer, way, number, seed) for number in rounds])
+        works = [partial(_hammer, way, number, seed) for number in rounds]
+        yield from in_children(works) if way != "control" else _until_harm(works)
+
+
+def _until_harm(works: Sequence[Callable[[], Iterable[Row]]]) -> Iterator[Row]:
+    """Do all, and go on while nothing has come of it: when a reader looks is a matter of chance."""
+    is_harmed = False
+    for some in (works, *repeat(works[-1:] * AT_ONCE, MOST_MORE)):
+        for row in in_children(some):
+            is_harmed |= bool(row.lost or row.half_visible)
+            yield row
+        if is_harmed:
+            return
 
 
 def in_children(works: Sequence[Callable[[], Iterable[Row]]]) -> Iterator[Row]:
