@@ -17,7 +17,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Final, Literal, NamedTuple
 
-from ckptdb.disk import lock, names, process
+from ckptdb.disk import durable, lock, names, process
 from ckptdb.disk.info import load_json, raise_if_unknown
 from ckptdb.disk.process import Process
 from ckptdb.errors import UnreadableInfo
@@ -68,17 +68,22 @@ def write(folder: Path, checkpoint_uuid: str, created_at: str) -> Writer:
         OSError: It is said already, or cannot be.
     """
     with _guard:
-        # Locked before it says so: nobody may find it free meanwhile.
+        # Locked before it has its name: nobody may find it free meanwhile, nor be just looking at
+        # its lock when it is to be locked.
+        aside = folder / f"{names.WRITER}.new"
         flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
-        handle = os.open(folder / names.WRITER, flags, 0o666)
+        handle = os.open(aside, flags, 0o666)
         try:
             me = process.this_process()
             writer = Writer(checkpoint_uuid, created_at, _find_lock(handle), **me)
             left = memoryview(json.dumps(asdict(writer)).encode() + b"\n")
             while left:
                 left = left[os.write(handle, left) :]
+            durable.rename_new(aside, folder / names.WRITER)
         except BaseException:
             os.close(handle)
+            with suppress(OSError):
+                aside.unlink()
             raise
         release(folder)
         _locked[folder] = handle
