@@ -268,7 +268,9 @@ class Listing:
             finals = (step for step in self.finals if step not in self.linked)
             checkpoints = map(names.final_name, finals), map(names.tmp_name, self.tmps)
             (unlikely if self.is_run else below).extend(chain(*checkpoints))
-        return sorted(below + [n for n in unlikely if _has_identity(self.directory / n)])
+        # Asked of every checkpoint of a run that has no run.json: joining paths takes longer.
+        top, file = self.directory, f"{names.HIDDEN}/run.json"
+        return sorted(below + [n for n in unlikely if os.path.isfile(f"{top}/{n}/{file}")])
 
     @property
     def is_run(self) -> bool:
