@@ -495,10 +495,10 @@ _EXPLAINED = {
     "save": ("StepInUse", "Interrupted", "Deliberate"),
     "rm": ("UnknownCheckpoint", "PinnedCheckpoint", "UnknownRun", *_LOCKED),
     # Where all that is left lacks a finite value, there are no best ones.
-    "gc": ("UnknownRun", "UnknownMetric", *_LOCKED),
+    "gc": ("UnknownRun", "UnknownMetric", "NothingFinite", *_LOCKED),
     "reconcile": _LOCKED,
     "query": _LOCKED,
-    "top": ("UnknownRun", "UnknownMetric", "UnknownDirection", *_LOCKED),
+    "top": ("UnknownRun", "UnknownMetric", "NothingFinite", "UnknownDirection", *_LOCKED),
     **dict.fromkeys(("latest", "list"), ("UnknownRun", *_LOCKED)),
     **dict.fromkeys(
         ("get", "pin", "unpin", "tag", "untag", "metric"),
