@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import errno
 import os
+import stat
 import uuid
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
@@ -270,7 +271,9 @@ class Publisher(Retiring):
 
     @staticmethod
     def _refuse_taken(place: Path) -> None:
-        if durable.is_there(place) and not durable.is_folder(place):
+        # Looked at once: between two looks another process may take it away.
+        status = durable.find_status(place)
+        if status is not None and not stat.S_ISDIR(status.st_mode):
             target = links.find_target(place)
             raise StepTaken(place, "" if target is None else f"it is a link to {target}")
 
