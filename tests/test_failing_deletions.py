@@ -463,6 +463,24 @@ def test_a_failure_midway_says_what_is_gone_and_what_has_bytes_left(run, monkeyp
     check(run, [3, 4], {1: "by hand", 2: "by hand"})
 
 
+def test_what_cannot_be_removed_from_the_trash_is_not_said_to_be_freed(run):
+    with Registry.open(run) as registry:
+        registry.remove([1, 2], trash_ttl_seconds=3600)
+        kept = next(left.path for left in scan.list_trash(run) if left.step == 1)
+        file = next(path for path in kept.rglob("*") if path.is_file())
+        with immutable(file), pytest.raises(DeletionIncomplete) as caught:
+            registry.gc(empty_trash=True)
+    (collected,) = caught.value.done
+    assert {left.step: collected.is_left(left) for left in collected.leftovers} == {
+        1: True,
+        2: False,
+    }
+    assert collected.freed_bytes == sum(
+        left.size_bytes for left in collected.leftovers if left.step == 2
+    )
+    assert caught.value.removed == 1
+
+
 def test_what_failed_to_go_is_not_recorded_as_deleted_when_it_vanishes_later(run, monkeypatch):
     def rename_new(source, target):
         raise OSError(errno.EIO, os.strerror(errno.EIO), str(source))

@@ -103,11 +103,9 @@ class Collected:
     def freed_bytes(self) -> int:
         """Sum of what is on the disk no more."""
         # What is left of it, nobody has counted.
-        steps = {one.step for one in self.failed if one.left is not None}
-        paths = {one.left for one in self.failed}
         gone = () if self.trash_ttl_seconds else self.retention.gone
-        now = sum(decision.size_bytes or 0 for decision in gone if decision.step not in steps)
-        return now + sum(left.size_bytes for left in self.leftovers if left.path not in paths)
+        now = sum(decision.size_bytes or 0 for decision in gone if not self.is_left(decision))
+        return now + sum(left.size_bytes for left in self.leftovers if not self.is_left(left))
 
     @property
     def went(self) -> tuple[int, ...]:
@@ -116,8 +114,11 @@ class Collected:
 
     def count_removed(self) -> int:
         """Return how many leftovers are there no more."""
-        paths = {one.left for one in self.failed}
-        return sum(left.path not in paths for left in self.leftovers) if self.applied else 0
+        return sum(not self.is_left(left) for left in self.leftovers) if self.applied else 0
+
+    def is_left(self, one: Decision | Leftover) -> bool:
+        """Whether bytes of something that was to go are still there, in its place or elsewhere."""
+        return any(_is_of(failed, one) for failed in self.failed)
 
     @property
     def plan(self) -> str:
@@ -153,6 +154,17 @@ class Collected:
             "failed": [one.as_dict() for one in self.failed],
             "spared": [spared.as_dict() for spared in self.spared],
         }
+
+
+def _is_of(failed: NotDeleted, one: Decision | Leftover) -> bool:
+    if failed.left is None or failed.step != one.step:
+        return False
+    # On its way out it gets other names, which keep step and uuid.
+    retired = names.find_trash(failed.left.name)
+    if isinstance(one, Decision):
+        return retired is None or retired[1] == one.uuid
+    was = names.find_trash(one.path.name)
+    return failed.left == one.path or was is None or was == retired
 
 
 def judge(catalog: Catalog, seen: Seen, policy: Policy) -> Plan:

@@ -260,11 +260,15 @@ def _print_plans(plans: Sequence[Collected], form: str) -> None:
 def _print_plan(plan: Collected, *, where: str) -> None:
     gone = "gone" if plan.applied else "would go"
     rows = [
-        [str(d.step), "keep" if d.keep else gone, human_bytes(d.size_bytes), d.reason]
+        [
+            str(d.step),
+            "keep" if d.keep else "left" if plan.is_left(d) else gone,
+            human_bytes(d.size_bytes),
+            d.reason,
+        ]
         for d in plan.decisions
     ]
-    failed = {one.left for one in plan.failed}
-    rows += [[str(left.step), "left" if left.path in failed else gone,
+    rows += [[str(left.step), "left" if plan.is_left(left) else gone,
               human_bytes(left.size_bytes), left.kind] for left in plan.leftovers]  # fmt: skip
     if rows:
         print_table(["step", "", "size", "why"], rows)
