@@ -1,15 +1,10 @@
 """Whose mark of a root counts: tried with real users."""
 
-import json
 import os
-import shutil
 import sqlite3
 import stat
-import tempfile
-import traceback
 import warnings
 from contextlib import closing
-from pathlib import Path
 
 import pytest
 
@@ -18,17 +13,15 @@ from ckptdb.cli.main import main
 from ckptdb.disk import identity
 from ckptdb.errors import RootRefused
 from ckptdb.index import find_location
+from users import ANN, BOB, EVE, GROUP, LOSS, as_user, make, only_as_root, save, shared_place
 
-pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="only root may become somebody else")
-
-LOSS = "val:loss"
-ANN, BOB, EVE, GROUP = 20101, 20102, 20666, 20900
+pytestmark = only_as_root
 
 
-def save(run, step=1, loss=0.5, **options):
-    config = {"checkpoint_dir": run, "metric_name": LOSS, "higher_is_better": False, **options}
-    with CheckpointManager(config) as manager, manager.save(step, {LOSS: loss}) as folder:
-        (folder / "model.bin").write_bytes(b"m")
+@pytest.fixture
+def shared():
+    with shared_place() as top:
+        yield top
 
 
 def go_on(run, step):
@@ -44,50 +37,6 @@ def told(what, *arguments):
         warnings.simplefilter("always")
         what(*arguments)
     return [str(one.message) for one in caught]
-
-
-def as_user(uid, what, *arguments, umask=0o022, groups=()):
-    """Call something in a process of another user; return what it returns, through JSON."""
-    reading, writing = os.pipe()
-    pid = os.fork()
-    if pid == 0:
-        try:
-            os.setgroups(list(groups))
-            os.setgid(groups[0] if groups else uid)
-            os.setuid(uid)
-            os.umask(umask)
-            answer = {"value": what(*arguments)}
-        except BaseException as error:  # noqa: BLE001  # told by the parent
-            answer = {"error": "".join(traceback.format_exception(error))}
-        with os.fdopen(writing, "w") as pipe:
-            json.dump(answer, pipe, default=str)
-        os._exit(0)
-    os.close(writing)
-    with os.fdopen(reading) as pipe:
-        answer = json.load(pipe)
-    os.waitpid(pid, 0)
-    assert "error" not in answer, answer["error"]
-    return answer["value"]
-
-
-@pytest.fixture
-def shared():
-    """A directory that everybody may get into; what is imported late has been imported."""
-    top = Path(tempfile.mkdtemp(prefix="ckptdb-users-"))
-    top.chmod(0o755)
-    save(top / "warm")
-    with Registry.open(top / "warm") as registry:
-        registry.latest()
-    shutil.rmtree(top / "warm")
-    yield top
-    shutil.rmtree(top)
-
-
-def make(path, owner, *, mode=0o755, group=None):
-    path.mkdir()
-    os.chown(path, owner, owner if group is None else group)
-    path.chmod(mode)
-    return path
 
 
 def catalog_used(run):

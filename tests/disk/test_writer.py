@@ -5,6 +5,7 @@ import json
 import os
 import shutil
 import signal
+import stat
 import subprocess
 import sys
 import uuid
@@ -155,6 +156,64 @@ def test_a_lock_of_a_file_that_is_not_legible_is_seen_too(folder: Path):
     assert writer.look_at_lock(folder, None) == "none"
     writer.remove(folder)
     assert writer.look_at_lock(folder, None) == "unseen"
+
+
+@pytest.mark.parametrize("how", [fcntl.LOCK_SH, fcntl.LOCK_EX])
+@pytest.mark.parametrize("is_legible", [True, False])
+def test_who_may_only_read_makes_no_dead_writer_seem_alive(folder: Path, somebody, how, is_legible):
+    found = writer.find(folder)
+    somebody.send_signal(signal.SIGKILL)
+    somebody.wait()
+    if not is_legible:
+        (folder / ".writer.json").write_bytes(b"{")
+    handle = os.open(folder / ".writer.json", os.O_RDONLY)
+    fcntl.flock(handle, how | fcntl.LOCK_NB)
+    fcntl.lockf(handle, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    seen = writer.look_at_lock(folder, found if is_legible else None)
+    os.close(handle)
+    assert seen == ("free" if is_legible else "none")
+
+
+def test_a_writer_of_an_earlier_version_lives_as_long_as_it_holds_its_only_lock(folder: Path):
+    found = replace(write(folder), has_write_lock=False)
+    writer.release(folder)
+    assert writer.look_at_lock(folder, found) == "free"
+    handle = os.open(folder / ".writer.json", os.O_RDONLY)
+    fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    assert writer.look_at_lock(folder, found) == "held"
+    os.close(handle)
+
+
+def test_where_there_is_no_write_lock_the_other_one_says_it(folder: Path, monkeypatch):
+    monkeypatch.delattr(fcntl, "F_OFD_SETLK")
+    found = write(folder)
+    assert not found.has_write_lock
+    assert writer.look_at_lock(folder, found) == "held"
+    monkeypatch.delattr(fcntl, "F_OFD_GETLK")
+    assert writer.look_at_lock(folder, found) == "held"
+    writer.release(folder)
+    assert writer.look_at_lock(folder, found) == "free"
+
+
+@pytest.mark.parametrize(("umask", "mode"), [(0o022, 0o644), (0o002, 0o664), (0o077, 0o600)])
+def test_who_may_look_into_the_checkpoint_may_read_who_writes_it(folder: Path, umask, mode):
+    (folder / "tmp_step_1").mkdir()
+    (folder / "tmp_step_1").chmod(0o777 & ~umask)
+    write(folder / "tmp_step_1")
+    writer.release(folder / "tmp_step_1")
+    assert stat.S_IMODE((folder / "tmp_step_1" / ".writer.json").stat().st_mode) == mode
+
+
+def test_nobody_may_open_the_file_before_it_is_locked(folder: Path, monkeypatch):
+    real, modes = fcntl.flock, []
+
+    def flock(handle, how):
+        modes.append(stat.S_IMODE(os.fstat(handle).st_mode))
+        real(handle, how)
+
+    monkeypatch.setattr(fcntl, "flock", flock)
+    write(folder)
+    assert modes == [0o600]
 
 
 @pytest.mark.parametrize(

@@ -1,8 +1,13 @@
-"""Who stages a checkpoint: ``.writer.json``, and the lock on it.
+"""Who stages a checkpoint: ``.writer.json``, and the locks on it.
 
-The process that stages a checkpoint holds `flock` on its ``.writer.json`` until it publishes or
-discards it. The lock goes with the process however that ends, and is seen from every container of
-the machine, where the number of a process says nothing; see `liveness`.
+The process that stages a checkpoint holds two locks on its ``.writer.json`` until it publishes or
+discards it. They go with the process however that ends, and are seen from every container of the
+machine, where the number of a process says nothing; see `liveness`.
+
+One is `flock`, for earlier versions, which know no other. Whoever may read the file can take that
+lock, too, and let a writer that is dead seem alive. So where there is the other one, it alone says
+whether the writer lives: a write lock on the open file (``F_OFD_SETLK``), which takes a file
+that is open for writing.
 """
 
 from __future__ import annotations
@@ -10,6 +15,7 @@ from __future__ import annotations
 import fcntl
 import json
 import os
+import struct
 import threading
 import uuid
 from contextlib import suppress
@@ -17,7 +23,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Final, Literal, NamedTuple
 
-from ckptdb.disk import durable, lock, names, process
+from ckptdb.disk import durable, lock, names, ownership, process
 from ckptdb.disk.info import load_json, raise_if_unknown
 from ckptdb.disk.process import Process
 from ckptdb.errors import UnreadableInfo
@@ -41,11 +47,14 @@ class Writer(Process):
 
     Attributes:
         lock: On which file it holds the lock as long as it stages; None where it holds none.
+        has_write_lock: Whether it holds a write lock besides, which nobody can take who may only
+            read the file.
     """
 
     uuid: str
     created_at: str
     lock: Locked | None = None
+    has_write_lock: bool = False
 
     @classmethod
     def this_process(cls, checkpoint_uuid: str, created_at: str) -> Writer:
@@ -56,6 +65,8 @@ class Writer(Process):
         return f"process {self.pid} on {self.host}"
 
 
+# `struct flock`: type, whence, start, length (0 for all of the file), process (0 for this kind).
+_FLOCK: Final = struct.Struct("hhqqi4x")
 _locked: Final[dict[Path, int]] = {}
 """What this process stages, by directory: the descriptor of the file that it keeps locked."""
 _guard: Final = threading.RLock()
@@ -68,17 +79,21 @@ def write(folder: Path, checkpoint_uuid: str, created_at: str) -> Writer:
         OSError: It is said already, or cannot be.
     """
     with _guard:
-        # Locked before it has its name: nobody may find it free meanwhile, nor be just looking at
-        # its lock when it is to be locked.
+        # Locked before it has its name, and before anybody else may open it: nobody may find it
+        # free meanwhile, nor hold its lock when it is to be locked.
         aside = folder / f"{names.WRITER}.new"
         flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
-        handle = os.open(aside, flags, 0o666)
+        handle = os.open(aside, flags, 0o600)
         try:
             me = process.this_process()
-            writer = Writer(checkpoint_uuid, created_at, _find_lock(handle), **me)
+            locked = _find_lock(handle)
+            has_write_lock = locked is not None and _take_write_lock(handle)
+            writer = Writer(checkpoint_uuid, created_at, locked, has_write_lock, **me)
             left = memoryview(json.dumps(asdict(writer)).encode() + b"\n")
             while left:
                 left = left[os.write(handle, left) :]
+            around = os.stat(folder)
+            ownership.settle(handle, around, mode=ownership.mode_for_readers(around))
             durable.rename_new(aside, folder / names.WRITER)
         except BaseException:
             os.close(handle)
@@ -94,9 +109,10 @@ def release(folder: Path) -> None:
     """Let go of what this process has staged in a directory, if it has."""
     handle = _locked.pop(folder, None)
     if handle is not None:
+        # By name: a child that is being forked at this moment may hold a copy.
         with suppress(OSError):
-            # By name: a child that is being forked at this moment may hold a copy.
             fcntl.flock(handle, fcntl.LOCK_UN)
+        _set_write_lock(handle, fcntl.F_UNLCK)
         os.close(handle)
 
 
@@ -119,6 +135,7 @@ def find(folder: Path) -> Writer | None:
             uuid=str(uuid.UUID(content["uuid"])),
             created_at=process.legible_text(content["created_at"]),
             lock=_legible_lock(content.get("lock")),
+            has_write_lock=content.get("has_write_lock") is True,
             **process.legible_process(content),
         )
     except UnreadableInfo as error:
@@ -139,7 +156,7 @@ def look_at_lock(folder: Path, writer: Writer | None) -> Literal["held", "free",
         folder: The ``tmp_step_N``.
         writer: What it says there; None when that is not legible.
     """
-    found = _try(folder / names.WRITER)
+    found = _try(folder / names.WRITER, writer)
     if isinstance(found, str):
         return found
     taken = writer.lock if writer else None
@@ -154,13 +171,19 @@ def look_at_lock(folder: Path, writer: Writer | None) -> Literal["held", "free",
     return "free" if reaches else "unseen"
 
 
-def _try(path: Path) -> Locked | Literal["held", "unseen"]:
-    """Return which file has that name, when nobody holds a lock on it."""
+def _try(path: Path, writer: Writer | None) -> Locked | Literal["held", "unseen"]:
+    """Return which file has that name, when no writer holds a lock on it."""
     try:
         handle = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
     except OSError:
         return "unseen"
     try:
+        match _is_write_locked(handle):
+            case True:
+                return "held"
+            case False if writer is None or writer.has_write_lock:
+                # Whoever holds the other one may be anybody.
+                return _locked_file(handle)
         fcntl.flock(handle, fcntl.LOCK_SH | fcntl.LOCK_NB)
         return _locked_file(handle)
     except BlockingIOError:
@@ -179,6 +202,27 @@ def _find_lock(handle: int) -> Locked | None:
             raise
         return None
     return _locked_file(handle)
+
+
+def _take_write_lock(handle: int) -> bool:
+    return _set_write_lock(handle, fcntl.F_WRLCK)
+
+
+def _set_write_lock(handle: int, kind: int) -> bool:
+    """Tell whether there are such locks here, and it could be taken or let go."""
+    with suppress(AttributeError, OSError):  # not on every system, nor on every file system
+        fcntl.fcntl(handle, fcntl.F_OFD_SETLK, _FLOCK.pack(kind, os.SEEK_SET, 0, 0, 0))
+        return True
+    return False
+
+
+def _is_write_locked(handle: int) -> bool | None:
+    """Tell whether anybody holds a write lock on a file; None where that cannot be asked."""
+    with suppress(AttributeError, OSError):
+        asked = _FLOCK.pack(fcntl.F_RDLCK, os.SEEK_SET, 0, 0, 0)
+        answer = fcntl.fcntl(handle, fcntl.F_OFD_GETLK, asked)
+        return bool(_FLOCK.unpack(answer)[0] != fcntl.F_UNLCK)
+    return None
 
 
 def _locked_file(handle: int) -> Locked:

@@ -1,0 +1,82 @@
+from __future__ import annotations
+
+import os
+import stat
+from pathlib import Path
+
+import pytest
+
+from ckptdb.disk import ownership
+from ckptdb.disk.ownership import Ownership, decide
+from users import ANN, BOB, GROUP, as_user, make, only_as_root, shared_place
+
+OTHERS = 20901
+ROOTS = Ownership(0, 0, 0o755)
+ANNS = Ownership(ANN, ANN, 0o755)
+TEAMS = Ownership(ANN, GROUP, 0o2775)
+
+
+@pytest.mark.parametrize(
+    ("me", "made", "folder", "before", "wanted"),
+    [
+        (ANN, (ANN, ANN, 0o644), ANNS, None, (ANN, ANN, 0o644)),
+        (BOB, (BOB, GROUP, 0o664), TEAMS, None, (BOB, GROUP, 0o664)),
+        (0, (0, 0, 0o600), ROOTS, None, (0, 0, 0o600)),
+        (0, (0, 0, 0o600), ANNS, None, (ANN, ANN, 0o644)),
+        (0, (0, GROUP, 0o644), TEAMS, None, (ANN, GROUP, 0o664)),
+        (0, (0, 0, 0o644), Ownership(ownership.NOBODY, 0, 0o755), None, (0, 0, 0o644)),
+        (0, (0, 0, 0o644), Ownership(ANN, ANN, 0o555), None, (ANN, ANN, 0o644)),
+        (0, (0, 0, 0o644), ANNS, (BOB, GROUP, 0o660), (BOB, GROUP, 0o660)),
+        (0, (0, 0, 0o644), ANNS, (0, 0, 0o640), (ANN, ANN, 0o640)),
+        (0, (0, 0, 0o644), ROOTS, (0, GROUP, 0o664), (0, GROUP, 0o664)),
+        (BOB, (BOB, BOB, 0o644), TEAMS, (ANN, GROUP, 0o4664), (BOB, GROUP, 0o664)),
+    ],
+    ids=[
+        "own",
+        "of a colleague",
+        "root's own",
+        "root helping",
+        "root helping a group",
+        "of an owner unknown in a container",
+        "in a directory that is protected",
+        "replaced by root",
+        "what root had left",
+        "replaced in root's own",
+        "replaced by a colleague",
+    ],
+)
+def test_whom_a_new_file_belongs_to(me, made, folder, before, wanted):
+    found = decide(me, Ownership(*made), folder, before and Ownership(*before), most=0o666)
+    assert found == Ownership(*wanted)
+
+
+def test_a_directory_that_root_makes_keeps_the_bit_that_hands_the_group_on():
+    made = Ownership(0, GROUP, 0o2700)
+    assert decide(0, made, TEAMS, None, most=0o777) == Ownership(ANN, GROUP, 0o2775)
+
+
+@pytest.mark.parametrize(
+    ("folder", "mode"), [(0o755, 0o600), (0o700, 0o600), (0o2775, 0o660), (0o1777, 0o666)]
+)
+def test_a_file_for_writers_is_for_those_who_may_write_its_directory(tmp_path: Path, folder, mode):
+    tmp_path.chmod(folder)
+    assert ownership.mode_for_writers(tmp_path.stat()) == mode
+
+
+@only_as_root
+def test_what_a_group_was_to_see_is_not_for_another():
+    with shared_place() as top:
+        folder = make(top / "run", ANN, mode=0o777, group=GROUP)
+        (folder / "old").write_bytes(b"")
+        os.chown(folder / "old", ANN, GROUP)
+        (folder / "old").chmod(0o664)
+
+        def replace_it():
+            handle = os.open(folder / "new", os.O_WRONLY | os.O_CREAT)
+            ownership.settle(handle, folder.stat(), (folder / "old").stat())
+            found = os.fstat(handle)
+            os.unlink(folder / "new")
+            return [found.st_uid, found.st_gid, stat.S_IMODE(found.st_mode)]
+
+        assert as_user(BOB, replace_it, groups=[OTHERS, GROUP]) == [BOB, GROUP, 0o664]
+        assert as_user(BOB, replace_it, groups=[OTHERS]) == [BOB, OTHERS, 0o644]
