@@ -10,6 +10,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 from ckptdb.errors import CkptdbError
+from ckptdb.shown import CleanRecords
 
 if TYPE_CHECKING:
     from ckptdb.manager import CheckpointManager
@@ -70,3 +71,4 @@ __all__ = [
 
 # A library stays silent unless its user asks for its log.
 logging.getLogger("ckptdb").addHandler(logging.NullHandler())
+logging.getLogger("ckptdb").addFilter(CleanRecords())

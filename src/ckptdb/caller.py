@@ -11,6 +11,8 @@ from contextlib import contextmanager
 from types import FrameType
 from typing import Final
 
+from ckptdb.shown import clean
+
 _logger = logging.getLogger("ckptdb")
 
 # What stands between us and the caller's line, as in leaving `with manager.save(…)`, or below a
@@ -68,6 +70,8 @@ def _warn_all(messages: list[str]) -> Warning | None:
 def warn(message: str) -> None:
     """Warn at the line that called into ckptdb, from however deep inside.
 
+    What others have named is spelled out where a terminal would obey it.
+
     Python 3.12 can skip files by prefix; 3.11 cannot.
     """
     if _held.messages is not None:
@@ -78,7 +82,7 @@ def warn(message: str) -> None:
     while frame is not None and _is_inside(frame):
         frame = frame.f_back
         level += 1
-    warnings.warn(message, stacklevel=level)
+    warnings.warn(clean(message), stacklevel=level)
 
 
 def _is_inside(frame: FrameType) -> bool:

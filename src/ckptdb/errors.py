@@ -12,11 +12,19 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from ckptdb.shown import clean
 from ckptdb.units import human_bytes
 
 
 class CkptdbError(Exception):
-    """Base of every error of this package; only its descendants are raised."""
+    """Base of every error of this package; only its descendants are raised.
+
+    Its sentence names what others have named, and is printed by whoever catches it, or by Python:
+    nothing in it is for a terminal to obey.
+    """
+
+    def __str__(self) -> str:
+        return clean(super().__str__())
 
 
 def _listed(texts: Iterable[str], *, most: int = 10) -> str:

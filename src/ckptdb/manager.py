@@ -12,7 +12,6 @@ import glob  # noqa: F401
 import logging
 import os
 import time
-import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future
 from contextlib import contextmanager
@@ -508,14 +507,13 @@ class CheckpointManager:
         nothing: tuple[int | None, Unranked] = (None, Unranked())
         step, unranked = self._index.ask(find, nothing=nothing)
         for ignored in _ignoring(unranked, metric):
-            warnings.warn(ignored, stacklevel=2)
+            caller.warn(ignored)
         if step is None and unranked != Unranked():
             finite = " with a finite value" if unranked.not_finite else ""
             advice = _NOT_FINITE if unranked.not_finite else _ADVICE
-            warnings.warn(
+            caller.warn(
                 f"No checkpoints contain metric '{metric}'{finite}. Returning latest checkpoint. "
                 f"{advice}",
-                stacklevel=2,
             )
             return self.get_latest_checkpoint_path()
         return self._shown(step)
@@ -557,7 +555,7 @@ class CheckpointManager:
         nothing: tuple[tuple[int, ...], Unranked] = ((), Unranked())
         steps, unranked = self._index.ask(find, nothing=nothing)
         for ignored in _ignoring(unranked, metric):
-            warnings.warn(ignored, stacklevel=2)
+            caller.warn(ignored)
         top = f"{self._answered_directory}/"
         return [top + names.final_name(step) for step in steps]
 
@@ -606,10 +604,9 @@ class CheckpointManager:
         weights, optimizer = component / "weights", component / "optimizer"
         if optimizer.exists() or _has_megatron_optimizer(weights / "iter_0000000"):
             return weights, optimizer
-        warnings.warn(
+        caller.warn(
             f"Optimizer state not found at {optimizer}, nor among the weights in {weights}. "
             "The optimizer starts afresh.",
-            stacklevel=2,
         )
         return weights, None
 

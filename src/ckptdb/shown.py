@@ -5,6 +5,7 @@ Names, paths and reasons come from anybody's disk: what a terminal would obey is
 
 from __future__ import annotations
 
+import logging
 import os
 import re
 import shlex
@@ -15,6 +16,7 @@ _MOST_STEPS = 4
 """How many steps a sentence lists."""
 _FORMULA = re.compile(r"'*[=+\-@\t\n\uff1d\uff0b\uff0d\uff20]")
 """What a spreadsheet may take for a formula, in letters of both widths."""
+_BREAK = re.compile(r"([\n\t])")
 _CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u202a-\u202e\u2066-\u2069]")
 """All but tabs and new lines; and what turns the direction of writing."""
 _NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)(e[+-]?\d+)?", re.ASCII | re.IGNORECASE)
@@ -23,9 +25,31 @@ _NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)(e[+-]?\d+)?", re.ASCII | re.IGNORE
 def clean(value: object) -> str:
     """Return a value as text that no terminal obeys: control characters are spelled out."""
     text = "" if value is None else str(value)
+    if text.isprintable():
+        return text
     return "".join(
         c if c.isprintable() else c.encode("unicode_escape", "surrogatepass").decode() for c in text
     )
+
+
+def clean_lines(text: str) -> str:
+    """Return a text of several lines likewise; where these end, and tabs, stay as they are."""
+    if text.isprintable():
+        return text
+    return "".join(part if part in "\n\t" else clean(part) for part in _BREAK.split(text))
+
+
+class CleanRecords(logging.Filter):
+    """Cleans what a log says of names, paths and errors; what the program says stays as it is."""
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        """Clean the arguments of a record, and let it through."""
+        if isinstance(record.args, tuple):
+            record.args = tuple(
+                arg if arg is None or isinstance(arg, int | float) else clean(arg)
+                for arg in record.args
+            )
+        return True
 
 
 def number(value: object) -> str:
@@ -45,14 +69,18 @@ def some_steps(steps: Sequence[int]) -> str:
     return f"steps {', '.join(listed)} and {last}"
 
 
-def copyable(path: Path) -> str:
+def copyable(path: Path, *, only_ascii: bool = False) -> str:
     """Return what to paste into a shell for a path.
 
     The path itself, unless a shell would make something else of it: such a one is in quotes; and
     in those of bash and zsh (``$'...'``) if it holds what a terminal would obey or what is no text.
+
+    Args:
+        path: As Python has it.
+        only_ascii: Take all other letters for what is no text.
     """
     text = str(path)
-    if text.isprintable():
+    if text.isprintable() and (text.isascii() or not only_ascii):
         return shlex.quote(text)
     return "$'" + "".join(map(_quoted, os.fsencode(path))) + "'"
 

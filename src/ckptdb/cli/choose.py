@@ -22,6 +22,7 @@ from ckptdb.cli.output import (
     echo_error,
     echo_json,
     echo_path,
+    echo_paths,
     output_option,
     print_checkpoints,
     print_records,
@@ -182,8 +183,7 @@ def _print_each(found: Sequence[Checkpoint], form: str) -> None:
     if form == "json":
         echo_json([checkpoint.as_dict() for checkpoint in found])
         return
-    for checkpoint in found:
-        echo_path(checkpoint.path)
+    echo_paths(checkpoint.path for checkpoint in found)
 
 
 def _print_list(

@@ -40,12 +40,13 @@ class Words:
 
         Args:
             relations: Tables and views.
-            runs: Names of runs; those that a terminal could obey are left out.
+            runs: Names of runs. Of all names, those that a terminal could obey are left out.
             commands: What begins with a dot, with what may follow.
         """
         self._columns = {
-            relation.name: tuple(column.name for column in relation.columns)
+            relation.name: tuple(c.name for c in relation.columns if c.name.isprintable())
             for relation in relations
+            if relation.name.isprintable()
         }
         self._runs = sorted({run for run in runs if run.isprintable()})
         self._commands = commands

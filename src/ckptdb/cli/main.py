@@ -6,7 +6,7 @@ import gc
 import io
 import os
 import sys
-import traceback
+import threading
 import warnings
 from collections.abc import Sequence
 from contextlib import suppress
@@ -15,8 +15,21 @@ from typing import Final, TextIO
 
 import click
 
-from ckptdb.cli import ask, change, choose, database, delete, diff, plot, sql, tend, watch, web
-from ckptdb.cli.output import echo_error, say
+from ckptdb.cli import (
+    ask,
+    change,
+    choose,
+    database,
+    delete,
+    diff,
+    plot,
+    sql,
+    tend,
+    terminal,
+    watch,
+    web,
+)
+from ckptdb.cli.output import echo_error, echo_traceback, say
 from ckptdb.errors import (
     CatalogForeign,
     CatalogLocked,
@@ -29,6 +42,7 @@ from ckptdb.errors import (
     RunsNotNamed,
 )
 from ckptdb.registry import Registry
+from ckptdb.shown import clean
 
 EXIT_CODES: Final[dict[type[CkptdbError], int]] = {
     CatalogMissing: 10,
@@ -89,6 +103,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
         # The process is ours, and what it has imported stays: no collection need look at it.
         gc.freeze()
         _spell_what_cannot_be_written()
+        terminal.guard()
+        threading.excepthook = _show_end_of_thread
     given = list(sys.argv[1:] if arguments is None else arguments)
     warnings.showwarning = _show_warning
     try:
@@ -105,11 +121,13 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 def _report(error: Exception, *, debug: bool) -> int:
     if debug:
-        traceback.print_exception(error)
+        echo_traceback(error)
     if isinstance(error, click.Abort):
         say("Stopped.", err=True)
         return 1
     if isinstance(error, click.ClickException):
+        # It repeats what was typed. Ends of lines that come besides are click's.
+        vars(error)["message"] = clean(error.message)
         shown = io.StringIO()
         error.show(shown)
         for line in shown.getvalue().rstrip("\n").split("\n"):
@@ -151,6 +169,11 @@ def _spell_what_cannot_be_written() -> None:
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")
+
+
+def _show_end_of_thread(end: threading.ExceptHookArgs) -> None:
+    if end.exc_value is not None and not isinstance(end.exc_value, SystemExit):
+        echo_traceback(end.exc_value)
 
 
 def _show_warning(  # noqa: PLR0917  # the signature of warnings.showwarning

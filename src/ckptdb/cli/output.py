@@ -14,17 +14,19 @@ import os
 import re
 import shutil
 import sys
-from collections.abc import Callable, Iterable, Mapping, Sequence
+import traceback
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 import click
 
+from ckptdb.cli import terminal
 from ckptdb.cli.layout import lay_out
 from ckptdb.errors import CkptdbError, QueryFailed
 from ckptdb.frames import unique_names
 from ckptdb.records import Ancestor, Checkpoint
-from ckptdb.shown import clean, inert, number
+from ckptdb.shown import clean, copyable, inert, number
 from ckptdb.units import human_bytes
 
 if TYPE_CHECKING:
@@ -67,13 +69,13 @@ def console(*, stderr: bool = False, fold: bool = True) -> Console:
     """
     from rich.console import Console  # only for tables and progress: a path needs no 25 ms
 
-    stream = sys.stderr if stderr else sys.stdout
-    terminal = stream.isatty()
+    stream = terminal.behind(sys.stderr if stderr else sys.stdout)
+    looked_at = stream.isatty()
     return Console(
         file=stream,
         highlight=False,
-        no_color=bool(os.environ.get("NO_COLOR")) or not terminal,
-        width=None if terminal and fold else _UNWRAPPED_COLUMNS,
+        no_color=bool(os.environ.get("NO_COLOR")) or not looked_at,
+        width=None if looked_at and fold else _UNWRAPPED_COLUMNS,
         soft_wrap=False,
     )
 
@@ -96,9 +98,50 @@ def width(*, otherwise: int = 100) -> int:
     return shutil.get_terminal_size().columns if sys.stdout.isatty() else otherwise
 
 
+def echo_traceback(error: BaseException) -> None:
+    """Print where an error and its causes come from, to standard error."""
+    for line in _trace(error, set()):
+        say(line, err=True)
+
+
+def _trace(error: BaseException, seen: set[int]) -> Iterator[str]:
+    seen.add(id(error))
+    before = error.__cause__
+    how = "The above exception was the direct cause of the following exception:"
+    if before is None and not error.__suppress_context__:
+        before = error.__context__
+        how = "During handling of the above exception, another exception occurred:"
+    if before is not None and id(before) not in seen:
+        yield from _trace(before, seen)
+        yield from ("", how, "")
+    yield "Traceback (most recent call last):"
+    for frame in traceback.format_tb(error.__traceback__):
+        yield from frame.rstrip("\n").split("\n")
+    yield f"{type(error).__qualname__}: {error}"
+    yield from getattr(error, "__notes__", ())
+
+
 def echo_path(path: object) -> None:
-    """Print one path alone, byte for byte, so that a shell can use it."""
-    click.echo(os.fsencode(str(path)))
+    """Print one path alone: byte for byte where a program reads it, so that a shell can use it.
+
+    On a terminal it stands in quotes that a shell understands where it would obey any of it.
+    """
+    click.echo(_for_terminal(path) if sys.stdout.isatty() else os.fsencode(str(path)))
+
+
+def echo_paths(paths: Iterable[object]) -> None:
+    """Print paths, one a line. One that would be two lines stands in quotes, as on a terminal."""
+    for path in paths:
+        if "\n" in str(path) and not sys.stdout.isatty():
+            click.echo(copyable(Path(str(path))))
+        else:
+            echo_path(path)
+
+
+def _for_terminal(path: object) -> str:
+    # Where letters are not UTF-8, copying them from a terminal would give another name.
+    encoding = codecs.lookup(sys.stdout.encoding or "utf-8").name
+    return copyable(Path(str(path)), only_ascii=encoding != "utf-8")
 
 
 def echo_bytes(content: bytes) -> None:
@@ -126,12 +169,13 @@ def echo_drawing(drawing: str) -> None:
         drawing = drawing.translate(_PLAIN)
     if encoding not in (*_OF_ALL, "ascii"):  # which click takes for an UTF-8 that was forgotten
         drawing = drawing.encode(encoding, "replace").decode(encoding)
-    click.echo(drawing)
+    with terminal.in_colour():
+        click.echo(drawing)
 
 
 def echo_json(content: object) -> None:
     """Print an indented JSON document."""
-    click.echo(json.dumps(content, indent=2))
+    click.echo(_spell_json(content, indent=2))
 
 
 def print_rows(columns: Sequence[str], rows: Iterable[Row], form: str) -> None:
@@ -155,7 +199,12 @@ def print_records(records: Sequence[dict[str, Any]], form: str) -> None:
         echo_json(records)
         return
     for record in records:
-        click.echo(json.dumps(record))
+        click.echo(_spell_json(record))
+
+
+def _spell_json(content: object, *, indent: int | None = None) -> str:
+    # The one control character that Python takes for a letter of ASCII.
+    return json.dumps(content, indent=indent).replace("\x7f", "\\u007f")
 
 
 def print_table(
@@ -178,7 +227,9 @@ def print_table(
     names = [clean(name) for name in columns]
     header, lines = lay_out(names, found, limit=width() if looked_at else None, exact=exact)
     if any(columns):
-        click.echo(click.style(header, bold=True) if is_coloured() else header)
+        header = click.style(header, bold=True) if is_coloured() else header
+        with terminal.in_colour():
+            click.echo(header)
     if first_colours and is_coloured():
         # No row is in two lines: a legend has nothing long at its end.
         starts = (len(row[0]) for row in found)
@@ -186,8 +237,9 @@ def print_table(
             click.style(line[:end], fg=colour) + line[end:]
             for line, end, colour in zip(lines, starts, first_colours, strict=True)
         ]
-    for line in lines:
-        click.echo(line)
+    with terminal.in_colour():
+        for line in lines:
+            click.echo(line)
 
 
 def is_coloured() -> bool:
@@ -348,9 +400,15 @@ def _jsonable(value: object) -> object:
 def _print_separated(columns: Sequence[str], rows: Iterable[Row], delimiter: str) -> None:
     buffer = io.StringIO()
     writer = csv.writer(buffer, delimiter=delimiter, lineterminator="\n")
-    writer.writerow(map(inert, columns))
-    writer.writerows(map(inert, row) for row in rows)
+    # Who looks at it is not to take one cell for two lines.
+    spell = _inert_line if sys.stdout.isatty() else inert
+    writer.writerow(map(spell, columns))
+    writer.writerows(map(spell, row) for row in rows)
     click.echo(buffer.getvalue(), nl=False)
+
+
+def _inert_line(value: object) -> object:
+    return inert(clean(value) if isinstance(value, str) else value)
 
 
 def _print_markdown(columns: Sequence[str], rows: Iterable[Row]) -> None:

@@ -7,11 +7,13 @@ from __future__ import annotations
 
 import os
 import sqlite3
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
+from ckptdb.cli import terminal
 from ckptdb.cli.completion import Words
 from ckptdb.cli.output import FORMATS, echo_error, say
 from ckptdb.cli.sql import Asker, echo_relation, is_text, select
@@ -124,6 +126,7 @@ def _rich_reader(words: Words) -> Read:
     from prompt_toolkit.history import FileHistory, History, InMemoryHistory
     from prompt_toolkit.key_binding import KeyBindings
     from prompt_toolkit.lexers import PygmentsLexer
+    from prompt_toolkit.output import create_output
     from pygments.lexers.sql import SqlLexer  # type: ignore[import-untyped]  # rich brings it
 
     class FromWords(Completer):
@@ -159,6 +162,7 @@ def _rich_reader(words: Words) -> Read:
         completer=FromWords(),
         complete_while_typing=False,
         lexer=PygmentsLexer(SqlLexer),
+        output=create_output(stdout=terminal.behind(sys.stdout)),
         enable_history_search=True,
     )
     return session.prompt

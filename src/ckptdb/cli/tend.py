@@ -240,8 +240,8 @@ def _progress(what: str) -> Iterator[tuple[Callable[[Path], None], Callable[[], 
 
     columns = (
         SpinnerColumn(),
-        TextColumn("{task.description}"),
-        TextColumn("{task.completed:,} checkpoints"),
+        TextColumn("{task.description}", markup=False),
+        TextColumn("{task.completed:,} checkpoints", markup=False),
         TimeElapsedColumn(),
     )
     with Progress(*columns, console=console(stderr=True), transient=True) as bar:

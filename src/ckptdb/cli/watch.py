@@ -13,7 +13,7 @@ from types import FrameType
 import click
 
 from ckptdb.cli.ask import Session
-from ckptdb.cli.output import echo_path, output_option, print_records, say
+from ckptdb.cli.output import echo_paths, output_option, print_records, say
 from ckptdb.cli.tend import PARTLY
 from ckptdb.errors import CatalogError, CatalogMissing
 from ckptdb.records import Checkpoint
@@ -171,7 +171,7 @@ def _print(checkpoint: Checkpoint, form: str) -> None:
     if form == "json":
         print_records([checkpoint.as_dict()], "jsonl")
     else:
-        echo_path(checkpoint.path)
+        echo_paths([checkpoint.path])
 
 
 def _say_what_is_waited_for(registry: Registry) -> None:
