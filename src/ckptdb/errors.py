@@ -820,6 +820,14 @@ class QueryTimeout(CkptdbError, TimeoutError):
         self.why = f"it was stopped after {seconds:g} s"
 
 
+class QueryTooLarge(CkptdbError):
+    """The SQL takes more memory or disk than it may, or its answer is longer than it may be."""
+
+    def __init__(self, why: str) -> None:
+        super().__init__(f"The query was stopped: {why}; ask for fewer columns or rows.")
+        self.why = why
+
+
 class LibraryMissing(CkptdbError, ImportError):
     """Something needs libraries that are not installed."""
 

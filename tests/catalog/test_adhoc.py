@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 from sqlalchemy import text
 
-from ckptdb.catalog import adhoc, views
+from ckptdb.catalog import adhoc, confined, views
 from ckptdb.catalog.adhoc import describe, query
 from ckptdb.catalog.engine import Database
 from ckptdb.catalog.location import locate
@@ -24,6 +24,7 @@ from ckptdb.errors import (
     QueryFailed,
     QueryRefused,
     QueryTimeout,
+    QueryTooLarge,
 )
 
 FOREVER = "WITH RECURSIVE t(n) AS (SELECT 1 UNION ALL SELECT n + 1 FROM t) SELECT COUNT(*) FROM t"
@@ -270,10 +271,12 @@ def test_a_replacement_stays_bounded(database: Database):
         query(database, sql)
 
 
-def test_an_answer_is_cut_when_it_grows_too_large(database: Database, monkeypatch):
-    monkeypatch.setattr(adhoc, "LARGEST_ANSWER_BYTES", 1000)
-    found = query(database, "SELECT zeroblob(400) FROM sqlite_master")
-    assert (len(found), found.truncated) == (3, True)
+def test_an_answer_that_grows_too_large_is_refused(database: Database, monkeypatch):
+    # Not cut: nobody has asked for a part of it.
+    monkeypatch.setattr(adhoc, "LARGEST_ANSWER_BYTES", 2 << 20)
+    assert len(query(database, "SELECT zeroblob(400000) FROM sqlite_master LIMIT 5")) == 5
+    with pytest.raises(QueryTooLarge, match="its answer is longer than 2 MiB"):
+        query(database, "SELECT zeroblob(400000) FROM sqlite_master")
 
 
 def test_a_growing_string_stays_bounded(database: Database):
@@ -404,14 +407,14 @@ def test_an_interrupt_is_not_taken_for_a_timeout():
 
 @pytest.mark.parametrize("action", [sqlite3.SQLITE_READ, sqlite3.SQLITE_FUNCTION])
 def test_an_interrupt_is_not_taken_for_a_refusal(database: Database, monkeypatch, action: int):
-    asked = adhoc.Authorizer.__call__
+    asked = confined.Authorizer.__call__
 
     def interrupted(authorizer, now, *about):
         if now == action:
             raise KeyboardInterrupt
         return asked(authorizer, now, *about)
 
-    monkeypatch.setattr(adhoc.Authorizer, "__call__", interrupted)
+    monkeypatch.setattr(confined.Authorizer, "__call__", interrupted)
     with pytest.raises(KeyboardInterrupt):
         query(database, "SELECT count(id) FROM runs")
 

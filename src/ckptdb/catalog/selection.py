@@ -31,7 +31,13 @@ from ckptdb.catalog.dialects import OWN_VALUE
 from ckptdb.catalog.engine import Database
 from ckptdb.catalog.schema import checkpoints, metrics
 from ckptdb.catalog.statements import DELETED, FINAL, RANKED, TRUSTED, UNDOUBTED, best_first
-from ckptdb.errors import InvalidCondition, QueryFailed, QueryRefused, QueryTimeout
+from ckptdb.errors import (
+    InvalidCondition,
+    QueryFailed,
+    QueryRefused,
+    QueryTimeout,
+    QueryTooLarge,
+)
 from ckptdb.records import TRAINING_INFO, Mode
 
 By = tuple[str, Mode]
@@ -239,5 +245,5 @@ def _answer(
         return adhoc.query(
             database, str(demanded), demanded.params, limit=None, timeout_seconds=TIMEOUT_SECONDS
         ).rows
-    except (QueryFailed, QueryRefused, QueryTimeout) as error:
+    except (QueryFailed, QueryRefused, QueryTimeout, QueryTooLarge) as error:
         raise InvalidCondition(condition.text, explained(error.why)) from error

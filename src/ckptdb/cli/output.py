@@ -16,6 +16,7 @@ import shutil
 import sys
 import traceback
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, TypeVar
 
@@ -23,7 +24,7 @@ import click
 
 from ckptdb.cli import terminal
 from ckptdb.cli.layout import lay_out
-from ckptdb.errors import CkptdbError, QueryFailed
+from ckptdb.errors import CkptdbError, QueryFailed, QueryTooLarge
 from ckptdb.frames import unique_names
 from ckptdb.records import Ancestor, Checkpoint
 from ckptdb.shown import clean, copyable, inert, number
@@ -36,6 +37,13 @@ FORMATS = ("table", "json", "jsonl", "csv", "tsv", "md")
 _Function = TypeVar("_Function", bound=Callable[..., Any])
 _UNWRAPPED_COLUMNS = 100_000
 _NARROW = 100
+_ECHOED_CHARACTERS: Final = 1 << 18
+"""Of a long answer, at a time."""
+_TABLE_CHARACTERS: Final = 32 << 20
+"""Of a table, which is laid out in memory."""
+_CELL_CHARACTERS: Final = 16
+"""What each cell of it counts for, beside its width."""
+_SLOW_CHARACTER: Final = 4
 _FIELDS = (
     "run", "step", "status", "path", "size_bytes", "file_count", "created_at", "finalized_at",
     "deleted_at", "deleted_reason", "pinned", "tags", "notes", "problem", "rejected",
@@ -184,27 +192,70 @@ def print_rows(columns: Sequence[str], rows: Iterable[Row], form: str) -> None:
     if form in ("json", "jsonl"):
         names = unique_names(columns)
         found = (map(_jsonable, row) for row in rows)
-        print_records([dict(zip(names, row, strict=True)) for row in found], form)
+        print_records((dict(zip(names, row, strict=True)) for row in found), form)
     elif form in ("csv", "tsv"):
         _print_separated(columns, rows, "," if form == "csv" else "\t")
     elif form == "md":
         _print_markdown(columns, rows)
     else:
-        print_table(columns, ([number(value) for value in row] for row in rows), exact=True)
+        print_table(columns, _bounded(columns, rows), exact=True)
 
 
-def print_records(records: Sequence[dict[str, Any]], form: str) -> None:
+def print_records(records: Iterable[dict[str, Any]], form: str) -> None:
     """Print mappings as a JSON list or as one JSON object a line."""
     if form == "json":
-        echo_json(records)
-        return
+        _echo_all(_json_list(records))
+    else:
+        _echo_all(f"{_spell_json(record)}\n" for record in records)
+
+
+def _json_list(records: Iterable[object]) -> Iterator[str]:
+    """Yield the parts of what `echo_json` prints of a list, which need not be in memory."""
+    opened = False
     for record in records:
-        click.echo(_spell_json(record))
+        text = _spell_json(record, indent=2).replace("\n", "\n  ")
+        yield f"{',' if opened else '['}\n  {text}"
+        opened = True
+    yield "\n]\n" if opened else "[]\n"
 
 
 def _spell_json(content: object, *, indent: int | None = None) -> str:
     # The one control character that Python takes for a letter of ASCII.
     return json.dumps(content, indent=indent).replace("\x7f", "\\u007f")
+
+
+def _echo_all(parts: Iterable[str]) -> None:
+    """Print texts, many at a time."""
+    waiting, length = list[str](), 0
+    for part in parts:
+        waiting.append(part)
+        length += len(part)
+        if length >= _ECHOED_CHARACTERS:
+            click.echo("".join(waiting), nl=False)
+            waiting, length = [], 0
+    click.echo("".join(waiting), nl=False)
+
+
+def _bounded(columns: Sequence[str], rows: Iterable[Row]) -> Iterator[list[str]]:
+    """Yield the cells of a table; every one is printed as wide as the widest of its column.
+
+    Raises:
+        QueryTooLarge: That becomes more than anybody can look at.
+    """
+    widths = list(map(_weight, columns))
+    for count, row in enumerate(rows, 1):
+        cells = [number(value) for value in row]
+        widths = list(map(max, widths, map(_weight, cells)))
+        if count * (sum(widths) + _CELL_CHARACTERS * len(widths)) > _TABLE_CHARACTERS:
+            most = _TABLE_CHARACTERS >> 20
+            why = f"as a table its answer is longer than {most} million characters, see -o"
+            raise QueryTooLarge(why)
+        yield cells
+
+
+def _weight(cell: str) -> int:
+    # How wide others than those of ASCII are is looked up for each of them.
+    return len(cell) * (1 if cell.isascii() else _SLOW_CHARACTER)
 
 
 def print_table(
@@ -398,13 +449,19 @@ def _jsonable(value: object) -> object:
 
 
 def _print_separated(columns: Sequence[str], rows: Iterable[Row], delimiter: str) -> None:
-    buffer = io.StringIO()
-    writer = csv.writer(buffer, delimiter=delimiter, lineterminator="\n")
     # Who looks at it is not to take one cell for two lines.
     spell = _inert_line if sys.stdout.isatty() else inert
-    writer.writerow(map(spell, columns))
-    writer.writerows(map(spell, row) for row in rows)
-    click.echo(buffer.getvalue(), nl=False)
+
+    def lines() -> Iterator[str]:
+        buffer = io.StringIO()
+        writer = csv.writer(buffer, delimiter=delimiter, lineterminator="\n")
+        for row in chain([columns], rows):
+            writer.writerow(map(spell, row))
+            yield buffer.getvalue()
+            buffer.seek(0)
+            buffer.truncate()
+
+    _echo_all(lines())
 
 
 def _inert_line(value: object) -> object:
@@ -413,9 +470,6 @@ def _inert_line(value: object) -> object:
 
 def _print_markdown(columns: Sequence[str], rows: Iterable[Row]) -> None:
     def line(cells: Iterable[object]) -> str:
-        return "| " + " | ".join(clean(cell).translate(_MARKDOWN) for cell in cells) + " |"
+        return "| " + " | ".join(clean(cell).translate(_MARKDOWN) for cell in cells) + " |\n"
 
-    click.echo(line(columns))
-    click.echo(line("---" for _ in columns))
-    for row in rows:
-        click.echo(line(row))
+    _echo_all(map(line, chain([columns, ["---"] * len(columns)], rows)))

@@ -14,7 +14,6 @@ from ckptdb.catalog.adhoc import Relation
 from ckptdb.cli.ask import Session
 from ckptdb.cli.output import FORMATS, output_option, print_records, print_rows, say, width
 from ckptdb.errors import FileUnusable, QueryFailed, UnknownRelation
-from ckptdb.records import Rows
 from ckptdb.registry import Registry
 
 _WHOLE: Final = re.compile(r"0|-?[1-9]\d*", re.ASCII)
@@ -36,17 +35,14 @@ class Asker:
 
     def answer(self, query: str) -> None:
         """Print what a query says."""
-        rows = self._ask(query)
-        print_rows(rows.columns, rows.rows, self.form)
-        if rows.truncated:
-            say(f"Only the first {len(rows)} rows; --limit shows more.", err=True)
-
-    def _ask(self, query: str) -> Rows:
         if not is_text(query):
             raise QueryFailed("it holds bytes that are no UTF-8")
-        return self.registry.query(
+        with self.registry.query_apart(
             query, self.parameters, limit=self.limit, timeout_seconds=self.timeout_seconds
-        )
+        ) as rows:
+            print_rows(rows.columns, rows, self.form)
+            if rows.truncated:
+                say(f"Only the first {len(rows)} rows; --limit shows more.", err=True)
 
 
 class _Query(click.Command):
@@ -82,6 +78,8 @@ def sql(  # noqa: PLR0917  # one parameter an option
     form: str,
 ) -> None:
     """Answer a SELECT over the whole catalog, wherever one stands; it cannot change anything.
+
+    It may take 256 MiB of memory, as much of an answer, and --timeout.
 
     Without a QUERY on a terminal, a prompt. With "-", or where nobody types, QUERY is read from
     standard input. Paths in the tables are relative to the root; abspath(path) makes them absolute.

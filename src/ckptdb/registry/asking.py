@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import AbstractContextManager
 from pathlib import Path
 
 from ckptdb.catalog import adhoc
 from ckptdb.catalog.adhoc import Relation
+from ckptdb.catalog.spool import Spool
 from ckptdb.disk import names, scan
 from ckptdb.errors import InvalidChoice, MetricNotChosen, NothingFinite, UnknownMetric
 from ckptdb.reconcile.whereabouts import Whereabouts
@@ -190,11 +192,35 @@ class Asking(Tree):
             QueryFailed: It is wrong.
             ParameterMissing: It names a parameter that has no value.
             QueryTimeout: It ran for too long.
+            QueryTooLarge: It, or its answer, is larger than it may be.
         """
         self._refresh()
         self._complete()
         database = self._catalog().database
         return adhoc.query(database, sql, parameters, limit=limit, timeout_seconds=timeout_seconds)
+
+    def query_apart(
+        self,
+        sql: str,
+        parameters: Mapping[str, object] | None = None,
+        *,
+        limit: int | None = 100_000,
+        timeout_seconds: float = 30.0,
+    ) -> AbstractContextManager[Spool]:
+        """Answer SQL like `query`, in a process of its own; enter the answer, row by row.
+
+        For SQL that nobody has looked at: whatever it takes, this process does not grow, and an
+        answer may be larger than memory.
+        """
+        self._refresh()
+        self._complete()
+        return adhoc.query_apart(
+            self._catalog().database,
+            sql,
+            parameters,
+            limit=limit,
+            timeout_seconds=timeout_seconds,
+        )
 
     def summary(self) -> Rows:
         """Return one row per run: counts, bytes on disk, best, latest, last activity.

@@ -23,7 +23,7 @@ from datasette.utils.asgi import Base400, NotFound, Response
 from datasette.views.base import DatasetteError
 from markupsafe import Markup
 
-from ckptdb.catalog import adhoc, engine
+from ckptdb.catalog import adhoc, confined, engine
 from ckptdb.catalog.dialects import sqlite_uri
 from ckptdb.errors import CkptdbError
 from ckptdb.registry import Registry
@@ -185,7 +185,7 @@ class CatalogFile(Database):  # type: ignore[misc]  # Datasette is untyped
         )
         try:
             self.ds._prepare_connection(raw, self.name)  # noqa: SLF001  # what its own do
-            adhoc.confine(raw, location.base, adhoc.Authorizer())
+            confined.confine(raw, location.base, confined.Authorizer())
         except BaseException:
             raw.close()
             raise
@@ -216,7 +216,7 @@ class CatalogFile(Database):  # type: ignore[misc]  # Datasette is untyped
                 return fn(raw)
         except sqlite3.DatabaseError as error:
             code = getattr(error, "sqlite_errorcode", None) or sqlite3.SQLITE_ERROR
-            if code & 0xFF in adhoc.NOT_ITS_FAULT:
+            if code & 0xFF in confined.NOT_ITS_FAULT:
                 raise self._catalog.explain(error) from error
             raise
 
