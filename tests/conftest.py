@@ -1,5 +1,7 @@
 """What every test may need, and the way to the fault laboratory."""
 
+import os
+import shutil
 import sys
 from pathlib import Path
 
@@ -25,3 +27,23 @@ def _nothing_outside(monkeypatch, tmp_path_factory):
     monkeypatch.delenv("CKPTDB_CATALOG", raising=False)
     yield
     assert list(home.iterdir()) == []
+
+
+@pytest.fixture(scope="session")
+def chromium(tmp_path_factory):
+    """The system's Chromium, without a window."""
+    found = next(filter(None, map(shutil.which, ("chromium", "chromium-browser"))), None)
+    if found is None:
+        pytest.fail("There is no Chromium: `apt-get install chromium` (or what it is called here).")
+    from playwright.sync_api import sync_playwright
+
+    home = tmp_path_factory.mktemp("chromium")
+    with sync_playwright() as playwright:
+        # Its sandbox needs namespaces that containers seldom give, least of all to root.
+        browser = playwright.chromium.launch(
+            executable_path=found,
+            args=["--no-sandbox", "--disable-dev-shm-usage"],
+            env=os.environ | {"HOME": str(home)},
+        )
+        yield browser
+        browser.close()

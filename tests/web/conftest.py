@@ -1,12 +1,9 @@
 """Trees to look at, a browser to look with, and a server to look at them through."""
 
-import os
 import re
-import shutil
 from dataclasses import dataclass, field
 
 import pytest
-from playwright.sync_api import sync_playwright
 
 from web.planting import plant, plant_hostile
 from web.serving import serving
@@ -32,24 +29,6 @@ def server(tree, tmp_path_factory):
 
 
 # --- the browser ------------------------------------------------------------------------------
-
-
-@pytest.fixture(scope="session")
-def chromium(tmp_path_factory):
-    """The system's Chromium, without a window."""
-    found = next(filter(None, map(shutil.which, ("chromium", "chromium-browser"))), None)
-    if found is None:
-        pytest.fail("There is no Chromium: `apt-get install chromium` (or what it is called here).")
-    home = tmp_path_factory.mktemp("chromium")
-    with sync_playwright() as playwright:
-        # Its sandbox needs namespaces that containers seldom give, least of all to root.
-        browser = playwright.chromium.launch(
-            executable_path=found,
-            args=["--no-sandbox", "--disable-dev-shm-usage"],
-            env=os.environ | {"HOME": str(home)},
-        )
-        yield browser
-        browser.close()
 
 
 @dataclass

@@ -2,14 +2,15 @@ from http.cookies import SimpleCookie
 
 import pytest
 
-from ckptdb.web.gate import Gate, Rules
+from ckptdb.web.gate import Gate, Rules, secret_base
 
 TOKEN = "s3cret"
+BASE = secret_base(TOKEN, 8001)
 OPEN = Rules(
-    hosts=frozenset({"login3:8001"}), token=None, port=8001, page_policy="page", table_policy="t"
+    hosts=frozenset({"login3:8001"}), token=None, base="/", page_policy="page", table_policy="t"
 )
 LOCKED = Rules(
-    hosts=frozenset({"login3:8001"}), token=TOKEN, port=8001, page_policy="page", table_policy="t"
+    hosts=frozenset({"login3:8001"}), token=TOKEN, base=BASE, page_policy="page", table_policy="t"
 )
 
 
@@ -24,6 +25,9 @@ async def inside(scope, receive, send):
     headers = [(b"x-frame-options", b"ALLOWALL"), (b"Cache-Control", b"public")]
     await send({"type": "http.response.start", "status": 200, "headers": headers})
     await send({"type": "http.response.body", "body": f"inside by {scope['method']}".encode()})
+
+
+GATES = {rules.token: Gate(inside, rules) for rules in (OPEN, LOCKED)}
 
 
 def knock(rules, path="/", *, method="GET", host="localhost:8001", **headers):
@@ -41,7 +45,7 @@ def knock(rules, path="/", *, method="GET", host="localhost:8001", **headers):
     async def send(message):
         sent.append(message)
 
-    run(Gate(inside, rules)(scope, None, send))
+    run(GATES[rules.token](scope, None, send))
     answered = {name.decode().lower(): value.decode() for name, value in sent[0]["headers"]}
     return sent[0]["status"], answered, b"".join(m.get("body", b"") for m in sent[1:]).decode()
 
@@ -106,34 +110,40 @@ def test_the_token_is_exchanged_for_a_cookie_and_gone_from_the_address():
     status, headers, _ = knock(LOCKED, f"/catalog?sql=select+1&token={TOKEN}&x=")
     cookie = headers["set-cookie"]
 
-    assert (status, headers["location"]) == (303, "/catalog?sql=select+1&x=")
-    assert cookie.endswith("; Path=/; HttpOnly; SameSite=Strict")
+    assert (status, headers["location"]) == (303, f"{BASE}catalog?sql=select+1&x=")
+    assert cookie.endswith(f"; Path={BASE}; HttpOnly; SameSite=Strict")
     assert TOKEN not in cookie
     (morsel,) = SimpleCookie(cookie).values()
-    assert knock(LOCKED, cookie=f"a=b; {morsel.key}={morsel.value}")[0] == 200
-    assert knock(LOCKED, cookie=f"{morsel.key}={TOKEN}")[0] == 403
-    assert knock(LOCKED, cookie=f"other={morsel.value}")[0] == 403
+    assert knock(LOCKED, BASE, cookie=f"a=b; {morsel.key}={morsel.value}")[0] == 200
+    assert knock(LOCKED, BASE, cookie=f"{morsel.key}={TOKEN}")[0] == 403
+    assert knock(LOCKED, BASE, cookie=f"other={morsel.value}")[0] == 403
+
+
+def test_the_token_also_leads_from_an_address_that_has_been_kept_to_the_same():
+    headers = knock(LOCKED, f"{BASE}catalog?sql=select+1&token={TOKEN}")[1]
+
+    assert headers["location"] == f"{BASE}catalog?sql=select+1"
 
 
 @pytest.mark.parametrize("path", ["//evil.example/x", "/\\evil.example/x", "/\\/evil.example/x"])
 def test_the_token_leads_to_no_other_machine(path):
     headers = knock(LOCKED, f"{path}?token={TOKEN}")[1]
 
-    assert headers["location"] == "/evil.example/x"
+    assert headers["location"] == f"{BASE}evil.example/x"
 
 
 @pytest.mark.parametrize("cookie", ["", ";;;", "ckptdb-8001", "ckptdb-8001=\xff", 'a="b'])
 def test_a_broken_cookie_is_no_cookie(cookie):
-    assert knock(LOCKED, cookie=cookie)[0] == 403
+    assert knock(LOCKED, BASE, cookie=cookie)[0] == 403
 
 
 @pytest.mark.parametrize("others", ['a={"x":1}', "theme=dark mode", 'b=\xff,"; =;; c', "a[]=1"])
 def test_a_cookie_of_another_server_on_this_machine_hides_none_of_ours(others):
     ticket = knock(LOCKED, f"/?token={TOKEN}")[1]["set-cookie"].partition(";")[0]
 
-    assert knock(LOCKED, cookie=f"{others}; {ticket}")[0] == 200
-    assert knock(LOCKED, cookie=f"{ticket};{others}")[0] == 200
-    assert knock(LOCKED, cookie=f"{others}; x{ticket}")[0] == 403
+    assert knock(LOCKED, BASE, cookie=f"{others}; {ticket}")[0] == 200
+    assert knock(LOCKED, BASE, cookie=f"{ticket};{others}")[0] == 200
+    assert knock(LOCKED, BASE, cookie=f"{others}; x{ticket}")[0] == 403
 
 
 def test_scripts_show_the_token_in_a_header():

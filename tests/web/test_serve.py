@@ -23,7 +23,7 @@ import pytest
 
 from ckptdb import Registry
 from ckptdb.errors import NotServable
-from ckptdb.web.serve import AUTO, open_door
+from ckptdb.web.serve import AUTO, NO_TOKEN, open_door
 from web.planting import HOSTILE_RUNS, plant, save
 from web.serving import serving
 
@@ -363,9 +363,12 @@ def test_with_a_token_the_printed_address_opens_the_page_and_no_other_does(tree,
         assert ask(f"{served.base}/catalog/runs.csv", Authorization=f"Bearer {token}")[0] == 200
 
         seen = look(served.address)
-        assert seen.page.url == f"{served.base}/"
+        assert re.fullmatch(rf"{served.base}/[0-9a-f]{{32}}/", seen.page.url)
+        at = seen.page.url
         seen.page.get_by_role("link", name="Tables").click()
-        assert seen.page.url == f"{served.base}/catalog"
+        assert seen.page.url == f"{at}catalog"
+        seen.page.get_by_role("link", name="metrics", exact=True).click()
+        assert seen.page.url == f"{at}catalog/metrics"
         assert seen.page.evaluate("document.cookie") == ""
 
 
@@ -383,9 +386,10 @@ def test_any_token_may_stand_in_the_address():
         assert door.address.endswith("/?token=a%26b%3Dc%20%23d")
 
 
-def test_an_empty_token_is_none():
-    with open_door("127.0.0.1", 0, "") as door:
-        assert door.token is None
+def test_an_empty_token_in_the_environment_is_none(monkeypatch, tree, tmp_path):
+    monkeypatch.setenv("CKPTDB_TOKEN", "")
+    with serving(tree, "--no-token", home=tmp_path) as served:
+        assert served.address == f"{served.base}/"
 
 
 @pytest.mark.parametrize("host", ["0.0.0.0", "::"])
@@ -395,10 +399,20 @@ def test_whoever_can_be_reached_from_elsewhere_asks_for_a_token(host):
         assert not re.search(r"0\.0\.0\.0|::", door.address)
 
 
+@pytest.mark.parametrize("host", ["0.0.0.0", "::", "192.0.2.1", "login3"])
+def test_nobody_lets_in_everybody_who_can_reach_it_from_elsewhere(host):
+    with pytest.raises(NotServable, match="from other machines"), open_door(host, 0, NO_TOKEN):
+        pass
+
+
 @pytest.mark.parametrize("host", ["127.0.0.1", "localhost", "::1"])
 def test_on_the_loopback_a_token_is_a_choice(host):
     with open_door(host, 0, None) as door:
         assert door.token is None
+    with open_door(host, 0, NO_TOKEN, shared="ann may log in to this machine") as door:
+        assert door.token is None
+    with open_door(host, 0, None, shared="ann may log in to this machine") as door:
+        assert door.token is not None
     with open_door(host, 0, AUTO) as door:
         assert door.token is not None
 

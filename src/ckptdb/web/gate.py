@@ -8,10 +8,14 @@ from __future__ import annotations
 import hashlib
 import hmac
 import re
-from collections.abc import Awaitable, Callable, Collection, Iterable, MutableMapping
+import secrets
+from collections.abc import Awaitable, Callable, Collection, Iterable, MutableMapping, Sequence
 from dataclasses import dataclass
+from html import escape
 from typing import Any, Final
 from urllib.parse import parse_qsl, urlencode
+
+from ckptdb.web import origin
 
 Scope = MutableMapping[str, Any]
 Message = MutableMapping[str, Any]
@@ -26,8 +30,20 @@ _HOST = re.compile(r"(?P<name>\[[0-9a-f:.]+\]|[a-z0-9_.-]+)(?::(?P<port>\d{1,5})
 _PRIVATE = re.compile(r"/-/(?!ckptdb/|static/|(plugins|versions|settings|databases|metadata)\b)")
 """What a Datasette has for those who run it: debugging, logging in and out."""
 
-_ASSETS = ("/-/ckptdb/", "/-/static/")
+_LEAVING = re.compile(r"/[/\\]|[^/]")
+"""What a browser would take for another machine, if it were redirected to a part of it."""
+
+ASSETS: Final = ("/-/ckptdb/", "/-/static/")
 """Scripts and styles, which are the same for everybody and may be kept."""
+
+LONGEST_ADDRESS: Final = 65_536
+"""How many bytes a path and its query may have together."""
+
+_FOREIGN: Final = "A page of another site has asked for this. Open the address yourself."
+_MUTE: Final = (
+    "This browser does not say which page a request comes from, so that any page could ask here. "
+    "Use a newer one, or start `ckptdb serve --token auto`."
+)
 
 _ALWAYS: Final = (
     (b"cross-origin-opener-policy", b"same-origin"),
@@ -45,16 +61,28 @@ class Rules:
     Attributes:
         hosts: What it may be called beside `LOOPBACK`, with its port, as `standard` writes it.
         token: What a visitor must know, None when whoever reaches the port may come in.
-        port: Tells the cookies of two servers on one machine apart.
+        base: Where browsers have the pages, ``/`` or a directory that `secret_base` has made up.
         page_policy: The content security policy of ``/``.
         table_policy: That of everything else.
     """
 
     hosts: Collection[str]
     token: str | None
-    port: int
+    base: str
     page_policy: str
     table_policy: str
+
+
+def secret_base(token: str | None, port: int) -> str:
+    """Return the directory in which browsers get the pages.
+
+    Browsers send a cookie to every port of a machine, and so to other people's servers: unless it
+    is for a directory whose name these do not know.
+    """
+    if token is None:
+        return "/"
+    name = hmac.new(token.encode(), f"base:{port}".encode(), hashlib.sha256).hexdigest()
+    return f"/{name[:32]}/"
 
 
 class Gate:
@@ -63,7 +91,9 @@ class Gate:
     def __init__(self, app: App, rules: Rules) -> None:
         self._app = app
         self._rules = rules
-        self._cookie = f"ckptdb-{rules.port}"
+        # Of this process alone: no other server, and not the next one, takes it.
+        self._cookie = f"ckptdb-{secrets.token_hex(4)}"
+        self._ticket = secrets.token_urlsafe(32)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer, or let the application answer."""
@@ -75,23 +105,50 @@ class Gate:
             await send({"type": "websocket.close", "code": 1008})
 
     async def _serve(self, scope: Scope, receive: Receive, send: Send) -> None:
+        said = _said(scope)
         if scope["method"] not in ("GET", "HEAD"):
-            await _say(send, 405, "Only GET and HEAD are answered.", (b"allow", b"GET, HEAD"))
-        elif not self._knows_host(_values(scope, b"host")):
-            await _say(send, 403, "This server does not go by that name; see --host.")
+            await say(send, 405, "Only GET and HEAD are answered.", (b"allow", b"GET, HEAD"))
+        elif len(scope.get("raw_path", b"")) + len(_query_string(scope)) > LONGEST_ADDRESS:
+            await say(send, 414, f"An address may have {LONGEST_ADDRESS} bytes.")
+        elif not self._knows_host(said.get("host", ())):
+            await say(send, 403, "This server does not go by that name; see --host.")
+        elif why := self._refusal(scope, said):
+            await say(send, 403, why)
         elif (given := self._token_in_address(scope)) is not None and self._is_token(given):
-            await _say(send, 303, "", *self._let_in(scope))
-        elif not self._may_enter(scope):
+            await self._let_in(scope, said, send)
+        elif not self._may_enter(scope, said):
+            if scope["path"] == "/favicon.ico":
+                await say(send, 204, "")  # which browsers look for there, whoever they are
+                return
             told = "Open the address that `ckptdb serve` printed: it carries the token."
-            await _say(send, 403, told)
-        elif _PRIVATE.match(scope["path"]):
-            await _say(send, 404, "There is no such page.")
+            await say(send, 403, told)
+        elif _PRIVATE.match(path := self._path(scope)) or _LEAVING.match(path):
+            await say(send, 404, "There is no such page.")
         else:
-            await self._app({**scope, "method": "GET"}, receive, send)
+            # Cookies of other servers on this machine are nothing to read.
+            headers = [pair for pair in scope["headers"] if pair[0].lower() != b"cookie"]
+            await self._app({**scope, "method": "GET", "headers": headers}, receive, send)
+
+    def _path(self, scope: Scope) -> str:
+        """Return which page is meant, wherever browsers have it."""
+        path, base = str(scope["path"]), self._rules.base
+        return f"/{path[len(base) :]}" if _same(path[: len(base)], base) else path
+
+    # --- from which page -----------------------------------------------------------------
+
+    def _refusal(self, scope: Scope, said: origin.Said) -> str | None:
+        if self._rules.token is None and origin.is_mute_browser(said):
+            return _MUTE
+        if not origin.is_foreign(said, said["host"][0].lower()):
+            return None
+        # Of what everybody sees first a page elsewhere learns nothing, and sends nothing with it.
+        asks = any(name != "token" for name, _ in _query(scope))
+        first = scope["method"] == "GET" and self._path(scope) == "/" and not asks
+        return None if first and origin.is_visit(said) else _FOREIGN
 
     # --- which name ----------------------------------------------------------------------
 
-    def _knows_host(self, given: list[str]) -> bool:
+    def _knows_host(self, given: Sequence[str]) -> bool:
         # A foreign page can make its own name mean this machine, and would then read everything.
         match = _HOST.fullmatch(standard(given[0])) if len(given) == 1 else None
         if match is None:
@@ -106,27 +163,33 @@ class Gate:
         return next((value for name, value in _query(scope) if name == "token"), None)
 
     def _is_token(self, given: str) -> bool:
-        return hmac.compare_digest(given.encode(), str(self._rules.token).encode())
+        return _same(given, str(self._rules.token))
 
-    def _ticket(self) -> str:
-        # Not the token itself: a cookie is sent again and again, and stays in files.
-        return hmac.new(str(self._rules.token).encode(), b"ticket", hashlib.sha256).hexdigest()
-
-    def _let_in(self, scope: Scope) -> Iterable[tuple[bytes, bytes]]:
+    async def _let_in(self, scope: Scope, said: origin.Said, send: Send) -> None:
         rest = urlencode([pair for pair in _query(scope) if pair[0] != "token"])
+        path = scope.get("raw_path", b"/").decode("ascii", "replace").partition("?")[0]
         # One slash, or the browser would take what follows for another machine.
-        path = "/" + scope.get("raw_path", b"/").decode("ascii", "replace").lstrip("/\\")
-        location = path.partition("?")[0] + (f"?{rest}" if rest else "")
-        cookie = f"{self._cookie}={self._ticket()}; Path=/; HttpOnly; SameSite=Strict"
-        return ((b"location", location.encode()), (b"set-cookie", cookie.encode()))
+        location = self._rules.base + path.removeprefix(self._rules.base).lstrip("/\\")
+        location += f"?{rest}" if rest else ""
+        cookie = f"{self._cookie}={self._ticket}; Path={self._rules.base}"
+        given = (b"set-cookie", f"{cookie}; HttpOnly; SameSite=Strict".encode())
+        if origin.is_typed(said):
+            await say(send, 303, "", given, (b"location", location.encode()))
+            return
+        # Where a link led here the cookie is not sent along a redirection, but from a page of ours.
+        onward = (b"refresh", f"0; url={location}".encode())
+        html = (b"content-type", b"text/html; charset=utf-8")
+        await say(send, 200, f'<a href="{escape(location)}">Checkpoints</a>', given, onward, html)
 
-    def _may_enter(self, scope: Scope) -> bool:
+    def _may_enter(self, scope: Scope, said: origin.Said) -> bool:
         if self._rules.token is None:
             return True
-        shown = [value for header in _values(scope, b"cookie") for value in self._tickets(header)]
-        if any(hmac.compare_digest(value.encode(), self._ticket().encode()) for value in shown):
+        shown = [value for header in said.get("cookie", ()) for value in self._tickets(header)]
+        # Elsewhere a browser would send it only because somebody has planted it there.
+        at_home = _same(str(scope["path"])[: len(self._rules.base)], self._rules.base)
+        if at_home and any(_same(value, self._ticket) for value in shown):
             return True
-        bearers = [value.partition(" ") for value in _values(scope, b"authorization")]
+        bearers = [value.partition(" ") for value in said.get("authorization", ())]
         return any(kind.lower() == "bearer" and self._is_token(t) for kind, _, t in bearers)
 
     def _tickets(self, header: str) -> Iterable[str]:
@@ -139,9 +202,10 @@ class Gate:
 
     def _with_headers(self, scope: Scope, send: Send) -> Send:
         rules, head = self._rules, scope["method"] == "HEAD"
-        policy = rules.page_policy if scope["path"] == "/" else rules.table_policy
+        path = self._path(scope)
+        policy = rules.page_policy if path == "/" else rules.table_policy
         ours = [(b"content-security-policy", policy.encode()), *_ALWAYS]
-        if not scope["path"].startswith(_ASSETS):
+        if not path.startswith(ASSETS):
             ours.append((b"cache-control", b"no-store"))
         names = {name for name, _ in ours}
 
@@ -165,17 +229,36 @@ def standard(host: str) -> str:
     return host.lower().removesuffix(":80")
 
 
-def _values(scope: Scope, header: bytes) -> list[str]:
-    return [value.decode("latin-1") for name, value in scope["headers"] if name.lower() == header]
+def _same(one: str, other: str) -> bool:
+    return hmac.compare_digest(one.encode(), other.encode())
+
+
+def _said(scope: Scope) -> origin.Said:
+    said: dict[str, list[str]] = {}
+    for name, value in scope["headers"]:
+        said.setdefault(name.decode("latin-1").lower(), []).append(value.decode("latin-1"))
+    return said
+
+
+def _query_string(scope: Scope) -> bytes:
+    return bytes(scope.get("query_string", b""))
 
 
 def _query(scope: Scope) -> list[tuple[str, str]]:
-    text = scope.get("query_string", b"").decode("latin-1")
-    return parse_qsl(text, keep_blank_values=True)
+    return parse_qsl(_query_string(scope).decode("latin-1"), keep_blank_values=True)
 
 
-async def _say(send: Send, status: int, text: str, *headers: tuple[bytes, bytes]) -> None:
-    body = f"{text}\n".encode()
-    told = [(b"content-type", b"text/plain; charset=utf-8"), *headers]
-    await send({"type": "http.response.start", "status": status, "headers": told})
+async def say(send: Send, status: int, text: str, *headers: tuple[bytes, bytes]) -> None:
+    """Answer with a sentence.
+
+    Args:
+        send: Where to.
+        status: Of HTTP.
+        text: Plain, unless the headers tell another type.
+        headers: Beside the type.
+    """
+    plain = (b"content-type", b"text/plain; charset=utf-8")
+    given = [*headers] if any(name == b"content-type" for name, _ in headers) else [plain, *headers]
+    body = f"{text}\n".encode() if text else b""
+    await send({"type": "http.response.start", "status": status, "headers": given})
     await send({"type": "http.response.body", "body": body})

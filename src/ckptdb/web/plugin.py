@@ -95,12 +95,13 @@ class Plugin:
 
     async def _page(self, datasette: Any) -> Response:
         loop = asyncio.get_running_loop()
-        return Response.html(await loop.run_in_executor(datasette.executor, self._render))
+        base = datasette.setting("base_url").rstrip("/")
+        return Response.html(await loop.run_in_executor(datasette.executor, self._render, base))
 
-    def _render(self) -> str:
+    def _render(self, base: str) -> str:
         with self._reopen() as registry:
             snapshot = take_snapshot(registry)
-        return report.render_page(snapshot, assets=ASSETS, tables=f"/{NAME}")
+        return report.render_page(snapshot, assets=base + ASSETS, tables=f"{base}/{NAME}")
 
 
 def _spelled(value: object) -> object:
@@ -143,15 +144,21 @@ def _explain(error: Exception, request: Any) -> tuple[int, str | None, str]:
 
 def _asks(request: Any) -> bool:
     """Tell whether an address says more than which table, and so may be what is wrong."""
-    if not request.path.startswith(f"/{NAME}"):
+    path = _path(request)
+    if not path.startswith(f"/{NAME}"):
         return False
-    return bool(request.query_string) or _TABLE.fullmatch(request.path) is None
+    return bool(request.query_string) or _TABLE.fullmatch(path) is None
+
+
+def _path(request: Any) -> str:
+    """Return which page is meant, wherever browsers have it."""
+    return str(request.scope.get("route_path", request.path)).partition("?")[0]
 
 
 def _quoted(error: Exception, request: Any) -> str:
     if isinstance(error, sqlite3.Error | sqlite3.Warning) and "_where" in request.args:
         return str(error)
-    address = f"{request.path}?{request.query_string}".rstrip("?")
+    address = f"{_path(request)}?{request.query_string}".rstrip("?")
     return f"This address cannot be understood: {clean(unquote_plus(address))[:200]}"
 
 

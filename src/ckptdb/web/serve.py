@@ -25,11 +25,14 @@ from ckptdb.catalog.views import PURPOSES
 from ckptdb.errors import NotServable
 from ckptdb.registry import Registry
 from ckptdb.web.data import catch_up
-from ckptdb.web.gate import LOOPBACK, App, Gate, Rules, standard
+from ckptdb.web.gate import LOOPBACK, App, Gate, Rules, secret_base, standard
 from ckptdb.web.report import script_hash
 
 AUTO: Final = "auto"
 """Stands for a token that nobody had to think of."""
+
+NO_TOKEN: Final = ""
+"""Stands for none, also where others use the machine."""
 
 SETTINGS: Final = {
     "allow_download": False,
@@ -58,11 +61,16 @@ _TABLE_POLICY: Final = (
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Door:
-    """Where the page is served, and to whom."""
+    """Where the page is served, and to whom.
+
+    Attributes:
+        why_token: Why there is a token although nobody has asked for one.
+    """
 
     listener: socket.socket
     host: str
     token: str | None
+    why_token: str | None = None
 
     @property
     def port(self) -> int:
@@ -78,27 +86,37 @@ class Door:
 
 
 @contextmanager
-def open_door(host: str, port: int, token: str | None) -> Iterator[Door]:
+def open_door(
+    host: str, port: int, token: str | None, *, shared: str | None = None
+) -> Iterator[Door]:
     """Listen for as long as this is entered.
 
     Args:
         host: An address or a name of this machine.
         port: 0 for any that is free.
-        token: `AUTO` to have one made, which is also done when others can reach the host.
+        token: `AUTO` to have one made, `NO_TOKEN` to let in everybody on this machine; None leaves
+            it to who can reach the host.
+        shared: What tells that others use this machine, as `why_shared` has found it.
 
     Raises:
-        NotServable: There is no such host here, or the port is taken.
+        NotServable: There is no such host here, or the port is taken, or everybody in a network
+            would be let in.
     """
-    token = token or None  # an empty variable is none
-    if token == AUTO or (token is None and not _is_loopback(host)):
-        token = secrets.token_urlsafe(24)
+    local = _is_loopback(host)
+    if token == NO_TOKEN and not local:
+        why = f"{host} can be reached from other machines, and --no-token is for this one alone"
+        raise NotServable(f"{why} (--host 127.0.0.1)")
+    unasked = token is None and (shared is not None or not local)
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     try:
         listener = socket.create_server((host, port), family=family)
     except (OSError, TypeError) as error:  # TypeError: what is no name at all
         raise _not_listening(host, port, error) from error
+    if unasked or token == AUTO:
+        token = secrets.token_urlsafe(24)
     with listener:
-        yield Door(listener=listener, host=host, token=token)
+        told = shared if unasked and local else None
+        yield Door(listener=listener, host=host, token=token or None, why_token=told)
 
 
 def _not_listening(host: str, port: int, error: OSError | TypeError) -> NotServable:
@@ -181,7 +199,9 @@ def make_app(reopen: Callable[[], Registry], catalog: engine.Database, door: Doo
     warnings.filterwarnings("ignore", never, RuntimeWarning)
     views: Any = importlib.import_module("datasette.views.base")
     views.csv = plugin.InertCsv
-    datasette = datasette_app.Datasette(files=[], settings=SETTINGS, metadata=_metadata())
+    base = secret_base(door.token, door.port)
+    settings = {**SETTINGS, "base_url": base}
+    datasette = datasette_app.Datasette(files=[], settings=settings, metadata=_metadata())
     datasette.remove_database("_memory")
     datasette.add_database(plugin.CatalogFile(datasette, catalog), name=plugin.NAME)
     loader = datasette.jinja_env.loader
@@ -191,7 +211,7 @@ def make_app(reopen: Callable[[], Registry], catalog: engine.Database, door: Doo
     rules = Rules(
         hosts=_names(door),
         token=door.token,
-        port=door.port,
+        base=base,
         page_policy=_PAGE_POLICY,
         table_policy=_TABLE_POLICY.format(scripts=scripts),
     )

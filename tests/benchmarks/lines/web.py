@@ -59,7 +59,7 @@ def _size(scale: str, size_bytes: int) -> Row:
 
 @contextmanager
 def _serving(command: list[str]) -> Iterator[str]:
-    serve = [*command, "serve", "--port", "0"]
+    serve = [*command, "serve", "--port", "0", "--no-token"]
     with subprocess.Popen(serve, stdout=subprocess.PIPE, text=True) as process:
         try:
             assert process.stdout is not None
