@@ -12,6 +12,7 @@ import re
 import sqlite3
 import sys
 from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from http import HTTPStatus
 from typing import Any, Final, TypeVar
@@ -28,7 +29,7 @@ from ckptdb.catalog.dialects import sqlite_uri
 from ckptdb.errors import CkptdbError
 from ckptdb.registry import Registry
 from ckptdb.shown import clean, inert
-from ckptdb.web import report
+from ckptdb.web import admission, report
 from ckptdb.web.data import take_snapshot
 
 NAME: Final = "catalog"
@@ -63,6 +64,8 @@ class Plugin:
     def __init__(self, reopen: Callable[[], Registry]) -> None:
         """Show what ``reopen`` gives, anew at every load."""
         self._reopen = reopen
+        # Its own, so that no query of a visitor is before it.
+        self._threads = ThreadPoolExecutor(2, "page")
 
     @hookimpl
     def register_routes(self) -> list[tuple[str, Callable[..., Any]]]:
@@ -96,7 +99,7 @@ class Plugin:
     async def _page(self, datasette: Any) -> Response:
         loop = asyncio.get_running_loop()
         base = datasette.setting("base_url").rstrip("/")
-        return Response.html(await loop.run_in_executor(datasette.executor, self._render, base))
+        return Response.html(await loop.run_in_executor(self._threads, self._render, base))
 
     def _render(self, base: str) -> str:
         with self._reopen() as registry:
@@ -175,6 +178,7 @@ class CatalogFile(Database):  # type: ignore[misc]  # Datasette is untyped
     def __init__(self, datasette: Any, catalog: engine.Database) -> None:
         super().__init__(datasette, path=str(catalog.location.file), is_mutable=True)
         self._catalog = catalog
+        self._threads = ThreadPoolExecutor(admission.AT_ONCE, "question")
 
     def connect(self, write: bool = False) -> sqlite3.Connection:  # noqa: FBT001, FBT002  # as it is called
         """Open a connection that reads; there is no other."""
@@ -203,9 +207,12 @@ class CatalogFile(Database):  # type: ignore[misc]  # Datasette is untyped
         return await super().execute(*args, **options | {"log_sql_errors": False})
 
     async def execute_fn(self, fn: Callable[[sqlite3.Connection], _Answer]) -> _Answer:
-        """Answer in one of Datasette's threads."""
+        """Answer in one of Datasette's threads, or in one of those that questions have."""
         loop = asyncio.get_running_loop()
-        return await loop.run_in_executor(self.ds.executor, self._answer, fn)
+        return await loop.run_in_executor(self._threads_now(), self._answer, fn)
+
+    def _threads_now(self) -> Any:
+        return self._threads if admission.is_question() else self.ds.executor
 
     def _answer(self, fn: Callable[[sqlite3.Connection], _Answer]) -> _Answer:
         try:

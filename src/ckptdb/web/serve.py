@@ -8,6 +8,7 @@ import gc
 import importlib
 import ipaddress
 import logging
+import resource
 import secrets
 import signal
 import socket
@@ -24,8 +25,10 @@ from ckptdb.catalog.schema import VERSION_TABLE
 from ckptdb.catalog.views import PURPOSES
 from ckptdb.errors import NotServable
 from ckptdb.registry import Registry
+from ckptdb.web.admission import Admission
 from ckptdb.web.data import catch_up
 from ckptdb.web.gate import LOOPBACK, App, Gate, Rules, secret_base, standard
+from ckptdb.web.log import BoundedHandler
 from ckptdb.web.report import script_hash
 
 AUTO: Final = "auto"
@@ -39,7 +42,7 @@ SETTINGS: Final = {
     "default_cache_ttl": 0,
     "max_csv_mb": 100,
     "max_returned_rows": 1_000,
-    "num_sql_threads": 4,
+    "num_sql_threads": 4,  # for pages; queries of visitors have their own
     "sql_time_limit_ms": 2_000,
 }
 
@@ -137,6 +140,8 @@ def serve(reopen: Callable[[], Registry], door: Door, ready: Callable[[], None])
     """
     import uvicorn
 
+    from ckptdb.web.connections import Limits, bounded
+
     class Server(uvicorn.Server):
         async def startup(self, sockets: list[socket.socket] | None = None) -> None:
             await super().startup(sockets)
@@ -149,11 +154,21 @@ def serve(reopen: Callable[[], Registry], door: Door, ready: Callable[[], None])
                 # A thread is inside SQLite, and Python would wait for it. It only reads.
                 _die_of(self._captured_signals[-1])
 
+    limits = Limits.of(resource.getrlimit(resource.RLIMIT_NOFILE)[0])
     with catalog_of(reopen) as catalog:
-        app = make_app(reopen, catalog, door)
-        # Its log of requests would hold the token.
-        config = uvicorn.Config(app, log_level="warning", access_log=False, proxy_headers=False)
-        logging.getLogger("ckptdb.web").addHandler(logging.StreamHandler())
+        config = uvicorn.Config(
+            make_app(reopen, catalog, door),
+            http=bounded(limits),
+            ws="none",
+            h11_max_incomplete_event_size=limits.request_bytes,
+            backlog=limits.backlog,
+            proxy_headers=False,
+            # Its log of requests would hold the token, and what strangers send is no news.
+            access_log=False,
+            log_config=None,
+            log_level="error",
+        )
+        logging.getLogger().addHandler(BoundedHandler())
         gc.freeze()  # what is imported stays: no collection during a page need look at it
         with suppress(KeyboardInterrupt):  # that is how it ends
             Server(config).run(sockets=[door.listener])
@@ -215,7 +230,7 @@ def make_app(reopen: Callable[[], Registry], catalog: engine.Database, door: Doo
         page_policy=_PAGE_POLICY,
         table_policy=_TABLE_POLICY.format(scripts=scripts),
     )
-    return Gate(datasette.app(), rules)
+    return Gate(Admission(datasette.app(), base), rules)
 
 
 def _import_datasette() -> Any:
