@@ -11,6 +11,7 @@ import json
 import math
 import os
 import stat
+import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, cast
@@ -29,11 +30,18 @@ from ckptdb.errors import UnreadableInfo, UnwritableInfo
 
 MAX_BYTES = 64 * 1024 * 1024
 """Larger metadata files are refused unread."""
+RECORD_BYTES = 16 * 1024
+"""What of ours says who does something is far smaller: whose a save or a lease is."""
+MAX_VALUES = 4_000_000
+"""With more values JSON is refused: each takes many times the memory that its bytes do."""
+_MAX_DIGITS = 4300
 _MAX_NODES = 1_000_000
 _MAX_CONFIG_BYTES = 8 * 1024 * 1024
 MAX_CONFIG_NODES = 100_000
 _LONGEST_WHY = 300
-_TOO_LARGE = "has too many values or levels to be compared"
+_TOO_LARGE = (
+    f"has too many values or levels to be compared (at most {MAX_CONFIG_NODES} and {MAX_DEPTH})"
+)
 CONFIGS = (names.CONFIG, names.CONFIG_JSON)
 
 _READ_ONLY = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
@@ -65,9 +73,10 @@ def dump_info(info: Mapping[str, Any]) -> bytes:
         except (TypeError, ValueError) as error:  # what only the encoder can see, e.g. a huge int
             faults.append(str(error))
         else:
-            if len(raw) <= MAX_BYTES:
+            if len(raw) <= MAX_BYTES and not has_too_many_values(raw):
                 return raw
-            faults.append(f"its {len(raw)} bytes are more than {MAX_BYTES}")
+            limit = f"{MAX_BYTES} bytes or {MAX_VALUES} values"
+            faults.append(f"its {len(raw)} bytes are more than {limit}")
     raise UnwritableInfo("training_info", faults)
 
 
@@ -122,13 +131,13 @@ def load_info(folder: Path) -> tuple[dict[str, Any], bytes]:
     return load_json(f"{folder}/{names.INFO}")
 
 
-def load_json(path: Path | str) -> tuple[dict[str, Any], bytes]:
-    """Read a JSON object from a regular file of at most `MAX_BYTES`, with its bytes.
+def load_json(path: Path | str, limit: int = MAX_BYTES) -> tuple[dict[str, Any], bytes]:
+    """Read a JSON object from a regular file of at most ``limit`` bytes, with its bytes.
 
     Raises:
         UnreadableInfo: Anything else stands at that path.
     """
-    raw = read_regular(path, MAX_BYTES)
+    raw = read_regular(path, limit)
     return parse_object(path, raw), raw
 
 
@@ -138,6 +147,8 @@ def parse_object(path: Path | str, raw: bytes) -> dict[str, Any]:
     Raises:
         UnreadableInfo: They are something else.
     """
+    if has_too_many_values(raw):
+        raise UnreadableInfo(Path(path), f"has more than {MAX_VALUES} values")
     try:
         content = parse(raw)
     except (ValueError, RecursionError) as error:
@@ -153,7 +164,23 @@ def parse(raw: bytes) -> Any:
     Raises:
         ValueError, RecursionError: It is none.
     """
-    return json.loads(raw.decode())
+    if 0 < sys.get_int_max_str_digits() <= _MAX_DIGITS:
+        return json.loads(raw.decode())
+    return json.loads(raw.decode(), parse_int=_short_int)
+
+
+def has_too_many_values(raw: bytes) -> bool:
+    """Tell whether JSON has more than `MAX_VALUES`, each behind a mark; those in text count too."""
+    if len(raw) <= MAX_VALUES:
+        return False
+    return sum(raw.count(mark) for mark in (b",", b"[", b"{")) > MAX_VALUES
+
+
+def _short_int(text: str) -> int:
+    # What Python takes the square of its length for, where somebody has lifted Python's own limit.
+    if len(text) > _MAX_DIGITS:
+        raise ValueError(f"an integer has more than {_MAX_DIGITS} digits")
+    return int(text)
 
 
 def raise_if_unknown(error: UnreadableInfo) -> None:
@@ -249,10 +276,11 @@ def _parse_config(path: Path, raw: bytes) -> dict[str, Any]:
         raise UnreadableInfo(path, _TOO_LARGE)
     if not isinstance(content, dict):
         raise UnreadableInfo(path, f"holds a {type(content).__name__}, not a mapping")
-    # A few aliases can stand for billions of values: count them while unfolding.
+    # A few aliases can stand for billions of values, or of letters: count them while unfolding.
     try:
-        return cast("dict[str, Any]", _json_values(content, [MAX_CONFIG_NODES], 0, exact=True))
-    except OverflowError as error:
+        budget = _Budget(MAX_CONFIG_NODES, _MAX_CONFIG_BYTES)
+        return cast("dict[str, Any]", _json_values(content, budget, 0, exact=True))
+    except (OverflowError, ValueError) as error:  # the latter of integers that are no text
         raise UnreadableInfo(path, _TOO_LARGE) from error
     except KeyError as error:
         raise UnreadableInfo(path, f"has two keys with the text {error.args[0]!r}") from error
@@ -271,7 +299,7 @@ def for_catalog(info: Mapping[str, Any]) -> dict[str, Any]:
     if len(info) < _MAX_NODES and _is_plain_json(info):
         return dict(info)
     try:
-        return cast("dict[str, Any]", _json_values(info, [_MAX_NODES], 0))
+        return cast("dict[str, Any]", _json_values(info, _Budget(_MAX_NODES, MAX_BYTES), 0))
     except OverflowError:
         return {}  # absurdly large; the file keeps it
 
@@ -331,27 +359,58 @@ def _model_dump(config: object) -> object:
         return dump()
 
 
-def _json_values(value: Any, budget: list[int], depth: int, *, exact: bool = False) -> Any:
-    budget[0] -= 1
-    if budget[0] < 0 or depth > MAX_DEPTH + 1:  # the values of the deepest mapping count too
+class _Budget:
+    """How much of a file may still be unfolded."""
+
+    def __init__(self, values: int, letters: int) -> None:
+        self._values, self._letters = values, letters
+
+    def spend(self, *, values: int = 0, letters: int = 0) -> None:
+        """Count what was unfolded.
+
+        Raises:
+            OverflowError: It is too much.
+        """
+        self._values -= values
+        self._letters -= letters
+        if self._values < 0 or self._letters < 0:
+            raise OverflowError
+
+
+def _json_values(value: Any, budget: _Budget, depth: int, *, exact: bool = False) -> Any:
+    budget.spend(values=1)
+    if depth > MAX_DEPTH + 1:  # the values of the deepest mapping count too
         raise OverflowError
-    if isinstance(value, int) and value.bit_length() > MAX_INT_BITS:
-        raise OverflowError
-    if isinstance(value, float) and not math.isfinite(value):
-        return "NaN" if math.isnan(value) else ("Infinity" if value > 0 else "-Infinity")
-    if value is None or isinstance(value, str | bool | int | float):
+    if value is None or isinstance(value, bool | float):
+        if isinstance(value, float) and not math.isfinite(value):
+            return "NaN" if math.isnan(value) else ("Infinity" if value > 0 else "-Infinity")
         return value
+    if isinstance(value, int):
+        return _as_int(value)
     if isinstance(value, Mapping):
         found = {}
         for key, inner in value.items():
-            if exact and str(key) in found:
-                raise KeyError(str(key))
-            found[str(key)] = _json_values(inner, budget, depth + 1, exact=exact)
+            name = _as_text(key, budget)
+            if exact and name in found:
+                raise KeyError(name)
+            found[name] = _json_values(inner, budget, depth + 1, exact=exact)
         return found
     if isinstance(value, list | tuple | set):
         ordered = texts(value) if isinstance(value, set) else value
         return [_json_values(v, budget, depth + 1, exact=exact) for v in ordered]
-    return str(value)
+    return _as_text(value, budget)
+
+
+def _as_text(value: Any, budget: _Budget) -> str:
+    text = value if isinstance(value, str) else str(_as_int(value))
+    budget.spend(letters=len(text))
+    return text
+
+
+def _as_int(value: Any) -> Any:
+    if isinstance(value, int) and value.bit_length() > MAX_INT_BITS:
+        raise OverflowError
+    return value
 
 
 def _is_plain_json(info: Mapping[str, Any]) -> bool:

@@ -13,6 +13,7 @@ which whoever comes next closes with a NUL, or NULs where a power cut came befor
 from __future__ import annotations
 
 import errno
+import io
 import json
 import math
 import os
@@ -24,11 +25,12 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from copy import copy
 from dataclasses import dataclass, field, replace
+from itertools import chain as joined
 from pathlib import Path
 from typing import Any, BinaryIO, Generic, Literal, TypeVar, cast
 
 from ckptdb.disk import durable, names
-from ckptdb.disk.info import MAX_BYTES
+from ckptdb.disk.info import MAX_BYTES, has_too_many_values
 from ckptdb.records import Annotations, Checkpoint, Metric, Resumption, Run, is_storable
 
 _Key = TypeVar("_Key")
@@ -38,9 +40,14 @@ _NAME = "journal.jsonl"
 _PART_BYTES = 1024 * 1024
 _LONGEST_BYTES = 4 * MAX_BYTES
 """A line with the record of the largest training_info.json, whose letters may all be escaped."""
+MOST_BYTES = 4 * 1024**3
+"""What is read of a journal at most, holes not counted: the ends of some million checkpoints."""
 _NO_LINE = "00000000"
 """What the first line comes after."""
 _SEAL = re.compile(rb', "after": "([0-9a-f]{8})", "crc": "([0-9a-f]{8})"\}\n')
+_LONG_ENOUGH = re.compile(rb"\n[^\n]{45}")
+_MANY = 1000
+"""After so many lines in a row that are too short to be ours, more are not read one by one."""
 _SEAL_BYTES = len(b', "after": "01234567", "crc": "01234567"}\n')
 _CRC_BYTES = len(b', "crc": "01234567"}\n')
 _BEGIN = b'{"at": "'
@@ -80,16 +87,20 @@ class Damage:
     Attributes:
         lines: How many of its lines cannot be read.
         gaps: At how many other places lines are missing.
+        is_too_large: Whether it has more than `MOST_BYTES`.
     """
 
     lines: int
     gaps: int
+    is_too_large: bool = False
 
     def __str__(self) -> str:
         """Write the part of a sentence that says so."""
         return " and ".join(self._parts())
 
     def _parts(self) -> Iterator[str]:
+        if self.is_too_large:
+            yield f"its {_NAME} is larger than {MOST_BYTES} bytes"
         if self.lines:
             yield f"{self.lines} line{'s' * (self.lines > 1)} of its journal cannot be read"
         if self.gaps:
@@ -175,7 +186,7 @@ def append(hidden: Path, facts: Iterable[Fact], *, make_durable: bool) -> tuple[
             # Before the first byte: whoever finds one need not ask whether the name is durable.
             durable.fsync(hidden)
         after, is_torn = _find_end(handle, before.st_size)
-        lines = _sealed(facts, after)
+        lines = b"".join(_sealed(facts, after))
         # A line torn by a crash must not swallow the next one.
         _write(handle, _CLOSED + lines if is_torn else lines)
         if make_durable:
@@ -202,8 +213,8 @@ def rewrite(hidden: Path, more: Iterable[Fact]) -> Path:
     # Before anything is made: what is no file is no journal.
     os.close(_open(path, os.O_RDONLY))
     try:
-        clean = _sealed([*_facts(hidden, _Chain()), *more], _NO_LINE)
-        durable.write_new(staging, clean, durable=True)
+        facts = joined(_facts(hidden, _Chain(), most_bytes=math.inf), more)
+        _write_lines(staging, _sealed(facts, _NO_LINE))
         _keep(path, aside)
         durable.fsync(hidden)
         os.replace(staging, path)
@@ -415,6 +426,7 @@ class _Marks(Generic[_Key]):
 
     def _read_on(self, file: BinaryIO, known: _Known[_Key], now: Mark) -> _Known[_Key]:
         marks, chain, read_bytes = dict(known.marks), known.chain.resumed(), known.read_bytes
+        chain.is_too_large = now.size_bytes > MOST_BYTES
         longest_bytes, contradicted = known.longest_bytes, known.contradicted
         file.seek(read_bytes)
         for line in _lines(file):
@@ -468,21 +480,21 @@ def annotated(checkpoint: Checkpoint, annotations: Annotations) -> Checkpoint:
     )
 
 
-def _sealed(facts: Iterable[Fact], after: str) -> bytes:
-    """Write lines, each with the checksum of the one that it comes after."""
-    lines = []
+def _sealed(facts: Iterable[Fact], after: str) -> Iterator[bytes]:
+    """Yield lines, each with the checksum of the one that it comes after."""
     for fact in facts:
         head = {"at": fact.at, "fact": fact.kind, "uuid": fact.uuid}
         said = json.dumps({**head, **fact.details, "after": after})[:-1].encode()
         after = f"{zlib.crc32(said):08x}"
-        lines.append(b'%b, "crc": "%b"}\n' % (said, after.encode()))
-    return b"".join(lines)
+        yield b'%b, "crc": "%b"}\n' % (said, after.encode())
 
 
 def _find_seal(line: bytes) -> tuple[str, str] | None:
     """Return what a line comes after and its checksum; None when it does not verify."""
     seal = _SEAL.fullmatch(line[-_SEAL_BYTES:])
-    if seal is None or zlib.crc32(line[:-_CRC_BYTES]) != int(seal[2], 16):
+    # A copy of a line is made sooner than a view of it, but for one of many megabytes.
+    content = line[:-_CRC_BYTES] if len(line) < _PART_BYTES else memoryview(line)[:-_CRC_BYTES]
+    if seal is None or zlib.crc32(content) != int(seal[2], 16):
         return None
     return seal[1].decode(), seal[2].decode()
 
@@ -501,6 +513,7 @@ class _Chain:
     def __init__(self) -> None:
         self.last = _NO_LINE
         """The checksum of the last line that verified."""
+        self.is_too_large = False
         self._damaged = self._gaps = 0
         self._is_after_damage = False
         # The last one, which has no end yet.
@@ -523,7 +536,8 @@ class _Chain:
 
     @property
     def damage(self) -> Damage | None:
-        return Damage(self._damaged, self._gaps) if self._damaged or self._gaps else None
+        found = Damage(self._damaged, self._gaps, self.is_too_large)
+        return None if found == Damage(0, 0) else found
 
     def resumed(self) -> _Chain:
         """Return a copy that goes on where the last line had no end, and reads that again."""
@@ -555,12 +569,40 @@ def _write(handle: int, content: bytes) -> None:
         content = content[os.write(handle, content) :]
 
 
+def _write_lines(path: Path, lines: Iterable[bytes]) -> None:
+    """Write a new journal; it may be larger than memory.
+
+    Raises:
+        OSError: It cannot be written, or would be too large to be read.
+    """
+    with path.open("xb", _PART_BYTES) as file:
+        for line in lines:
+            file.write(line)
+            if file.tell() > MOST_BYTES:
+                raise OSError(errno.EFBIG, f"it has more than {MOST_BYTES} bytes", str(path))
+        file.flush()
+        os.fsync(file.fileno())
+
+
 def _keep(path: Path, aside: Path) -> None:
-    """Give a file a second name; where a file system cannot, copy it."""
+    """Give a file a second name; where a file system cannot, copy it, and no holes."""
     try:
         os.link(path, aside)
     except OSError:
-        durable.write_new(aside, path.read_bytes(), durable=True)
+        source_handle = _open(path, os.O_RDONLY)
+        with (
+            os.fdopen(source_handle, "rb", _PART_BYTES) as source,
+            aside.open("xb", _PART_BYTES) as copy,
+        ):
+            while part := source.read(_PART_BYTES):
+                if not _is_hole(part):
+                    copy.write(part)
+                    continue
+                _skip_hole(source)
+                copy.seek(source.tell())
+            copy.truncate(source.tell())
+            copy.flush()
+            os.fsync(copy.fileno())
 
 
 def _find_why(fact: Fact) -> str:
@@ -581,40 +623,99 @@ def _open(path: Path | str, flags: int) -> int:
     raise OSError(code, os.strerror(code), str(path))
 
 
-def _facts(hidden: Path, chain: _Chain) -> Iterator[Fact]:
+def _facts(hidden: Path, chain: _Chain, *, most_bytes: float = MOST_BYTES) -> Iterator[Fact]:
     try:
         handle = _open(hidden / _NAME, os.O_RDONLY)
     except (FileNotFoundError, NotADirectoryError):
         return
     with os.fdopen(handle, "rb", _PART_BYTES) as file:
-        for line in _lines(file):
+        chain.is_too_large = os.fstat(handle).st_size > MOST_BYTES
+        for line in _lines(file, most_bytes):
             fact = _parse(line) if chain.takes(line) else None
             if fact:
                 yield fact
 
 
-def _lines(file: BinaryIO) -> Iterator[bytes]:
-    """Yield line by line; of one that is too long to be ours only a word, not held in memory."""
-    while line := file.readline(_PART_BYTES):
-        if len(line) < _PART_BYTES or line.endswith(b"\n"):
-            yield line
-            continue
-        parts, size_bytes, holds_nul = [line], len(line), b"\0" in line
-        while not line.endswith(b"\n") and (line := file.readline(_PART_BYTES)):
-            size_bytes += len(line)
-            holds_nul |= b"\0" in line
-            # What a crash left unwritten is NULs; only an object is worth collecting.
-            if size_bytes <= _LONGEST_BYTES and parts and parts[0].startswith(b"{"):
-                parts.append(line)
-            else:
-                parts.clear()
-        if parts:
-            yield b"".join(parts)
-        else:
-            yield (b"\0" if holds_nul else b"?") + (b"\n" if line.endswith(b"\n") else b"")
+def _lines(file: BinaryIO, most_bytes: float = MOST_BYTES) -> Iterator[bytes]:
+    """Yield line by line; of one that is too long to be ours only a word, not held in memory.
+
+    Args:
+        file: What has no bytes on the disk is passed over.
+        most_bytes: How much of the rest is read.
+    """
+    left, short = most_bytes, 0
+    while left > 0 and (line := file.readline(_PART_BYTES)):
+        left -= len(line)
+        short = 0 if len(line) > _SEAL_BYTES else short + 1
+        if short > _MANY and line.endswith(b"\n"):
+            begin = file.tell()
+            line = _skip_short(file, line)
+            left -= file.tell() - begin
+        elif len(line) == _PART_BYTES and not line.endswith(b"\n"):
+            line, left = _read_long(file, line, left)
+        yield line
+
+
+def _read_long(file: BinaryIO, line: bytes, left: float) -> tuple[bytes, float]:
+    """Read the rest of a long line; return it, or only a word when it cannot be ours.
+
+    And how much may be read after that.
+    """
+    is_torn, holds_nul = _is_torn(line), b"\0" in line
+    # What a crash left unwritten is NULs; only an object is worth collecting.
+    whole = io.BytesIO() if line.startswith(b"{") else None
+    while line:
+        if whole is not None:
+            whole.write(line)
+            if whole.tell() > _LONGEST_BYTES:
+                whole = None
+        if line.endswith(b"\n") or left <= 0:
+            break
+        if _is_hole(line):
+            _skip_hole(file)
+        line = file.readline(_PART_BYTES)
+        left -= len(line)
+        is_torn &= line.isascii()
+        holds_nul |= b"\0" in line
+    if whole is not None:
+        return whole.getvalue(), left
+    end = b"\n" if line.endswith(b"\n") else b""
+    return (b"\0" if is_torn and holds_nul else b"?") + end, left
+
+
+def _skip_short(file: BinaryIO, line: bytes) -> bytes:
+    """Pass over lines that are too short to be ours; return a word that stands for them."""
+    begin = file.tell()
+    part = file.read(_PART_BYTES)
+    found = _LONG_ENOUGH.search(b"\n" + part)
+    end = found.start() if found else part.rfind(b"\n") + 1
+    file.seek(begin + end)
+    return b"?\n" if (line + part[:end]).strip(b"\n") else b"\n"
+
+
+def _is_hole(part: bytes) -> bool:
+    """Whether there may be no bytes on the disk: as long as it is, it is all NULs."""
+    return len(part) == _PART_BYTES and part.count(0) == _PART_BYTES
+
+
+def _skip_hole(file: BinaryIO) -> None:
+    """Go on where a file has bytes on the disk, or at its end."""
+    handle, at = file.fileno(), file.tell()
+    where = os.lseek(handle, 0, os.SEEK_CUR)  # which the buffer knows, too
+    try:
+        found = os.lseek(handle, at, os.SEEK_DATA)
+    except OSError as error:
+        if error.errno != errno.ENXIO:
+            return  # a file system that does not tell
+        found = os.fstat(handle).st_size
+    finally:
+        os.lseek(handle, where, os.SEEK_SET)
+    file.seek(found)
 
 
 def _parse(line: bytes) -> Fact | None:
+    if has_too_many_values(line):
+        return None
     try:
         content = json.loads(line)
         at, kind, uuid = content.pop("at"), content.pop("fact"), content.pop("uuid")
