@@ -13,10 +13,14 @@ from ckptdb.catalog.catalog import Catalog, Recorded, Seen
 from ckptdb.catalog.store import Changes
 from ckptdb.disk import checksums, identity, links, manifest, scan, verified
 from ckptdb.disk.manifest import Compared, Manifest
-from ckptdb.disk.verified import Depth, Verified
+from ckptdb.disk.verified import Depth, Stopped, Verified
 from ckptdb.errors import ChecksumsUnavailable, IndexStale, UnreadableInfo
 from ckptdb.reconcile.plan import compare, keep_damage
 from ckptdb.records import Checkpoint, utc
+from ckptdb.units import human_bytes
+
+_LEAST_BYTES = 16 * 1024 * 1024
+"""What is read of the first file, however little time there is."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,6 +37,7 @@ class Verification:
             are not among them.
         not_seen: By directory, why the checkpoints of a run were not looked at.
         unrecorded: Why the times of the verifications could not be recorded, or None.
+        stopped: By uuid, which file was not read to its end, for there was no more time.
     """
 
     checkpoints: tuple[Checkpoint, ...]
@@ -42,6 +47,7 @@ class Verification:
     not_verifiable: Mapping[str, str] = field(default_factory=dict)
     not_seen: Mapping[Path, str] = field(default_factory=dict)
     unrecorded: str | None = None
+    stopped: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def damaged(self) -> tuple[Checkpoint, ...]:
@@ -61,7 +67,8 @@ class Verifier:
     Args:
         catalog: Already reconciled with the runs.
         depth: Whether to read the files that have checksums, or only to ask for their sizes.
-        max_seconds: When to stop, between two files, after the first; None for not before the end.
+        max_seconds: When to stop, also within a file, after the first or `_LEAST_BYTES` of it; None
+            for not before the end.
         on_checkpoint: Called after each checkpoint.
     """
 
@@ -80,6 +87,7 @@ class Verifier:
         self._begun = False
         self._done = 0
         self._seen = set[str]()
+        self._stopped: dict[str, str] = {}
         self._can_read: bool | None = None
         self._doubts: dict[str, str] = {}
 
@@ -97,7 +105,7 @@ class Verifier:
         }
         live = {seen.id: self._catalog.checkpoints(run_id=seen.id, status="final") for seen in runs}
         each = [(seen, checkpoint) for seen in runs for checkpoint in live[seen.id]]
-        each.sort(key=lambda one: notes[one[0].id].at.get(one[1].uuid, ""))
+        each.sort(key=lambda one: _find_last(notes[one[0].id], one[1].uuid))
         unrecorded: str | None = None
         try:
             for seen, checkpoint in each:
@@ -133,6 +141,7 @@ class Verifier:
             times.count(None),
             min(filter(None, times), default=None),
             doubts,
+            stopped=self._stopped,
         )
 
     def _find_doubt(self, checkpoint: Checkpoint) -> str | None:
@@ -171,6 +180,7 @@ class Verifier:
         if read or self._depth == "sizes" or not (content and content.checksums):
             notes.at[known.uuid] = utc(time.time())
         notes.unfinished.pop(known.uuid, None)
+        notes.stopped.pop(known.uuid, None)
         self._tell(seen, known, found, read=read)
 
     def _compare(
@@ -179,22 +189,46 @@ class Verifier:
         """Compare the files with the manifest; tell whether all of them have been looked at."""
         done = notes.unfinished.get(found.uuid, [])
         before, each, reads = set(done), list[Compared](), self._reads(content)
-        for name in content.files:
+        for name in _too_long_last(content, notes.stopped.get(found.uuid)):
             if name in before:
                 continue
             if self._is_late():
-                notes.unfinished[found.uuid] = done
-                # What is damaged is told at once; it is not worth looking for more.
-                compared = manifest.join(each)
-                return compared, compared.damage is not None
+                break
             one = manifest.compare_file(found.path, name, content)
             if one == Compared() and reads:
-                one = checksums.compare_file(found.path, name, content)
+                try:
+                    one = checksums.compare_file(
+                        found.path, name, content, goes_on=self._has_time_to_read
+                    )
+                except checksums.Stopped as stopped:
+                    self._note_stopped(found, name, stopped.read_bytes, content, notes)
+                    break
             each.append(one)
             if one.doubt is None:  # which nobody but the next look would remember
                 self._begun = True
                 done.append(name)
-        return manifest.join(each), True
+        else:
+            return manifest.join(each), True
+        notes.unfinished[found.uuid] = done
+        # What is damaged is told at once; it is not worth looking for more.
+        compared = manifest.join(each)
+        return compared, compared.damage is not None
+
+    def _has_time_to_read(self, read_bytes: int) -> bool:
+        # A little of the first file in any case: else nothing would ever be verified.
+        is_over = self._deadline is not None and time.monotonic() >= self._deadline
+        return not is_over or (not self._begun and read_bytes < _LEAST_BYTES)
+
+    def _note_stopped(
+        self, found: Checkpoint, name: str, read_bytes: int, content: Manifest, notes: Verified
+    ) -> None:
+        """Let other files have their turn before one that there was not time enough for."""
+        self._begun = True
+        before = notes.stopped.get(found.uuid)
+        files = [one for one in before.files if one != name] if before else []
+        notes.stopped[found.uuid] = Stopped(utc(time.time()), [*files, name])
+        said, size = human_bytes(read_bytes), human_bytes(content.files[name])
+        self._stopped[found.uuid] = f"only {said} of the {size} of {found.path / name} were read"
 
     def _reads(self, content: Manifest) -> bool:
         if self._depth != "contents" or not content.checksums:
@@ -217,5 +251,17 @@ class Verifier:
             self._catalog.apply(Changes(run=seen.run, checkpoints=[found]))
 
     def _is_late(self) -> bool:
-        # The first file in any case: else a large one would never be reached.
+        # The first file in any case.
         return self._begun and self._deadline is not None and time.monotonic() >= self._deadline
+
+
+def _find_last(notes: Verified, uuid: str) -> str:
+    """Return when there was last a try to verify a checkpoint."""
+    stopped = notes.stopped.get(uuid)
+    return max(notes.at.get(uuid, ""), stopped.at if stopped else "")
+
+
+def _too_long_last(content: Manifest, stopped: Stopped | None) -> list[str]:
+    """Return the listed files; those for which there was not time enough are the last."""
+    last = {name: at for at, name in enumerate(stopped.files)} if stopped else {}
+    return sorted(content.files, key=lambda name: last.get(name, -1))

@@ -75,7 +75,8 @@ def reconcile(session: Session, path: str | None, form: str, *, dry_run: bool, f
     "--max-seconds",
     type=click.FloatRange(0),
     metavar="S",
-    help="Stop after so long; the next time goes on with what was verified longest ago.",
+    help="Stop after so long, also within a file; the next time goes on with what was verified "
+    "longest ago.",
 )
 @output_option("table", "json")
 @click.pass_obj
@@ -99,6 +100,12 @@ def verify(
     say(_sum_up(found, partly=max_seconds is not None), err=True)
     for run_directory, reason in found.not_seen.items():
         say(f"ckptdb: {run_directory} was not verified: it {reason}.", err=True)
+    for stopped in found.stopped.values():
+        say(
+            f"ckptdb: {stopped} in that time: it is verified with a longer --max-seconds, or "
+            "without one.",
+            err=True,
+        )
     if found.unrecorded:
         say(f"When this was verified could not be recorded: {found.unrecorded}.", err=True)
     if found.damaged:

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import os
 import stat
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from ckptdb.disk import manifest
@@ -20,6 +20,14 @@ from ckptdb.errors import ChecksumsUnavailable
 ALGORITHM = "xxh3_128"
 _PART_BYTES = 1024 * 1024
 _FLAGS = os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC
+
+
+class Stopped(Exception):  # a signal to the caller, not an error
+    """A file was not read to its end, for whoever asked wanted no more of it."""
+
+    def __init__(self, read_bytes: int) -> None:
+        super().__init__()
+        self.read_bytes = read_bytes
 
 
 def is_available() -> bool:
@@ -61,17 +69,28 @@ def compute(folder: Path, files: Mapping[str, int]) -> dict[str, str]:
     return found
 
 
-def compare_file(folder: Path, name: str, content: Manifest) -> Compared:
+def compare_file(
+    folder: Path, name: str, content: Manifest, *, goes_on: Callable[[int], bool] | None = None
+) -> Compared:
     """Compare the content of a listed file with its checksum, if it has one.
 
     A file that was moved elsewhere and linked is read through the link. No more is read than was
     saved, and nothing but a regular file.
+
+    Args:
+        folder: The checkpoint.
+        name: The file's.
+        content: The manifest.
+        goes_on: Asked now and then with how many bytes have been read, whether to read the others.
+
+    Raises:
+        Stopped: It said no.
     """
     expected = content.checksums.get(name)
     if expected is None or not expected.startswith(f"{ALGORITHM}:"):
         return Compared()  # nothing, or something of another version, to compare it with
     try:
-        found = _checksum(folder / name, content.files[name], follow=True)
+        found = _checksum(folder / name, content.files[name], follow=True, goes_on=goes_on)
     except OSError as error:
         return manifest.unreadable(name, error)
     return Compared(None if found == expected else f"{name} {manifest.DIFFERS}")
@@ -82,7 +101,9 @@ def verify(folder: Path, content: Manifest) -> Compared:
     return manifest.join([compare_file(folder, name, content) for name in content.files])
 
 
-def _checksum(path: Path, size: int, *, follow: bool) -> str | None:
+def _checksum(
+    path: Path, size: int, *, follow: bool, goes_on: Callable[[int], bool] | None = None
+) -> str | None:
     """Return the checksum of a regular file of a size; None when it is no such file."""
     import xxhash
 
@@ -98,6 +119,8 @@ def _checksum(path: Path, size: int, *, follow: bool) -> str | None:
         while size and (count := os.readv(handle, [buffer[:size]])):
             digest.update(buffer[:count])
             size -= count
+            if size and goes_on is not None and not goes_on(found.st_size - size):
+                raise Stopped(found.st_size - size)
     finally:
         os.close(handle)
     return f"{ALGORITHM}:{digest.hexdigest()}" if size == 0 else None

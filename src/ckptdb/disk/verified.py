@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Container, Mapping
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from datetime import datetime
 from pathlib import Path
 from typing import Any, Literal, get_args
@@ -22,16 +22,31 @@ _NAME = "verified.json"
 
 
 @dataclass(slots=True)
+class Stopped:
+    """Files for which there has not been time enough.
+
+    Attributes:
+        at: When one of them was read last.
+        files: Which, the one that was read last as the last.
+    """
+
+    at: str
+    files: list[str]
+
+
+@dataclass(slots=True)
 class Verified:
     """What is known of the verifications of a run, to one depth.
 
     Attributes:
         at: By uuid, when a checkpoint was verified last.
         unfinished: By uuid, the files of one whose verification was stopped that are done.
+        stopped: By uuid, the files of one that were not read to their end.
     """
 
     at: dict[str, str] = field(default_factory=dict)
     unfinished: dict[str, list[str]] = field(default_factory=dict)
+    stopped: dict[str, Stopped] = field(default_factory=dict)
 
 
 def load(hidden: Path, depth: Depth, *, now: str) -> Verified:
@@ -43,10 +58,11 @@ def load(hidden: Path, depth: Depth, *, now: str) -> Verified:
         now: The time; what is later was noted by another clock.
     """
     said = _load(hidden).get(depth)
-    at, unfinished = (_mapping(said, key) for key in ("at", "unfinished"))
+    at, unfinished, stopped = (_mapping(said, key) for key in ("at", "unfinished", "stopped"))
     return Verified(
         {uuid: moment for uuid, moment in at.items() if _is_time(moment) and moment <= now},
         {uuid: list(map(str, done)) for uuid, done in unfinished.items() if isinstance(done, list)},
+        {uuid: one for uuid, text in stopped.items() if (one := _stopped(text, now)) is not None},
     )
 
 
@@ -60,6 +76,7 @@ def store(hidden: Path, depth: Depth, verified: Verified, *, of: Container[str])
         depth: {
             "at": {uuid: at for uuid, at in verified.at.items() if uuid in of},
             "unfinished": {uuid: done for uuid, done in verified.unfinished.items() if uuid in of},
+            "stopped": {uuid: asdict(one) for uuid, one in verified.stopped.items() if uuid in of},
         }
     }
     durable.write_json(hidden / _NAME, content, durable=False)
@@ -75,6 +92,14 @@ def _load(hidden: Path) -> dict[str, Any]:
 def _mapping(said: object, key: str) -> Mapping[str, Any]:
     found = said.get(key) if isinstance(said, dict) else None
     return found if isinstance(found, dict) else {}
+
+
+def _stopped(said: object, now: str) -> Stopped | None:
+    files = said.get("files") if isinstance(said, dict) else None
+    at = said.get("at") if isinstance(said, dict) else None
+    if not isinstance(files, list) or not isinstance(at, str) or not _is_time(at) or at > now:
+        return None
+    return Stopped(at, list(map(str, files)))
 
 
 def _is_time(text: object) -> bool:
