@@ -344,5 +344,7 @@ def test_only_one_place_of_the_library_warns_and_only_one_name_logs():
     folder = Path(ckptdb.__file__).parent
     texts = {str(file.relative_to(folder)): file.read_text() for file in folder.rglob("*.py")}
     assert {name for name, text in texts.items() if "warnings.warn(" in text} == {"caller.py"}
-    named = {name for text in texts.values() for name in re.findall(r"getLogger\((.*?)\)", text)}
-    assert named <= {'"ckptdb"', '"ckptdb.web"', "__name__"}
+    # Whoever serves the page cleans whole lines instead.
+    library = [text for name, text in texts.items() if not name.startswith("web/")]
+    named = {name for text in library for name in re.findall(r"getLogger\((.*?)\)", text)}
+    assert named == {'"ckptdb"'}
