@@ -9,6 +9,7 @@ from __future__ import annotations
 import errno
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from os import PathLike
 from pathlib import Path
 from typing import Any
 
@@ -558,6 +559,27 @@ class ConfigNotComparable(ConfigChanged):
         super().__init__(path, ())
         self.what = f"Whether the configuration has changed since {path} cannot be told: {why}."
         self.args = (f"{self.what} Mend that, or pass on_change='warn' to go on all the same.",)
+
+
+class Obstructed(CkptdbError, OSError):
+    """Something of ours is not what it should be, or not of somebody who may write there.
+
+    Attributes:
+        why: What is wrong with it, as the end of a sentence.
+    """
+
+    def __init__(self, path: str | PathLike[str], why: str, code: int) -> None:
+        super().__init__(code, why, str(path))
+        self.why = why
+
+    def __str__(self) -> str:
+        return (
+            f"{self.filename} {self.why}: it was left alone, and so was what it leads to. Find out "
+            "who put it there, move it away and run this again."
+        )
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({str(self)!r})"
 
 
 class StepTaken(CkptdbError, FileExistsError):

@@ -14,7 +14,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ckptdb.disk import claims, identity, names
+from ckptdb.disk import claims, identity, names, paths
 
 UUID = "0b1e0e60-9d3c-4f5e-8a7b-3f0c2d1e4a5b"
 OTHER = "1b1e0e60-9d3c-4f5e-8a7b-3f0c2d1e4a5b"
@@ -142,11 +142,11 @@ def test_one_that_is_gone_or_was_taken_over_cannot_be_renewed(tmp_path: Path):
 def test_an_io_error_is_not_taken_for_a_lease_that_was_lost(tmp_path: Path, monkeypatch):
     claim = take(tmp_path)
 
-    def fail(*_):
+    def fail(*_, **__):
         raise OSError(5, "Input/output error")
 
     with monkeypatch.context() as patch:
-        patch.setattr(os, "open", fail)
+        patch.setattr(paths, "open_file", fail)
         with pytest.raises(OSError, match="Input/output"):
             claims.renew(claim)
         # Whoever wants to delete what it is about takes it for a lease.

@@ -279,16 +279,16 @@ def test_a_symlink_swapped_in_during_a_removal_is_not_followed(tmp_path: Path, m
     (tmp_path / "kept").mkdir()
     (tmp_path / "kept" / "file").touch()
     (tmp_path / "top" / "sub").mkdir(parents=True)
-    real = durable._open_folder
+    real = durable._open_to_empty
 
-    def swap_then_open(name, parent):
+    def swap_then_open(parent, name):
         if Path(name).name == victim:
             path = tmp_path / "top" if victim == "top" else tmp_path / "top" / "sub"
             path.rename(tmp_path / "aside")
             path.symlink_to(tmp_path / "kept")
-        return real(name, parent)
+        return real(parent, name)
 
-    monkeypatch.setattr(durable, "_open_folder", swap_then_open)
+    monkeypatch.setattr(durable, "_open_to_empty", swap_then_open)
     with pytest.raises(OSError, match=r"Not a directory|symbolic links"):
         durable.remove_tree(tmp_path / "top")
     assert os.listdir(tmp_path / "kept") == ["file"]

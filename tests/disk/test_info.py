@@ -175,10 +175,10 @@ def put_symlink(path: Path):
     ("put", "why"),
     [
         (Path.absolute, "is missing"),
-        (Path.mkdir, "is not a regular file"),
-        (put_fifo, "is not a regular file"),
-        (put_symlink, "cannot be opened"),
-        (lambda path: path.symlink_to("/dev/zero"), "cannot be opened"),
+        (Path.mkdir, "is a directory, not a regular file"),
+        (put_fifo, "is a pipe, not a regular file"),
+        (put_symlink, "is a symlink, not a regular file"),
+        (lambda path: path.symlink_to("/dev/zero"), "is a symlink, not a regular file"),
     ],
     ids=["missing", "directory", "FIFO", "symlink", "device"],
 )
@@ -200,11 +200,11 @@ def test_an_error_while_reading_is_told(tmp_path: Path, monkeypatch):
     path = tmp_path / "file"
     path.write_bytes(b"{}")
 
-    def fail(handle):
+    def fail(handle, count):
         raise OSError(5, "Input/output error")
 
     with monkeypatch.context() as patch:
-        patch.setattr(info.os, "fstat", fail)
+        patch.setattr(info.os, "read", fail)
         with pytest.raises(UnreadableInfo) as caught:
             info.read_regular(path, 10)
     assert caught.value.why == "cannot be read (Input/output error)"

@@ -151,7 +151,7 @@ def test_a_file_that_is_no_manifest_cannot_be_trusted(tmp_path: Path, content, w
 
 def test_a_manifest_that_is_a_symlink_cannot_be_trusted(tmp_path: Path):
     (tmp_path / "manifest.json").symlink_to("elsewhere")
-    with pytest.raises(UnreadableInfo, match="cannot be opened"):
+    with pytest.raises(UnreadableInfo, match="is a symlink"):
         manifest.find(tmp_path)
 
 

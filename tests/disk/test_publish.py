@@ -15,7 +15,7 @@ import pytest
 
 from ckptdb.catalog.catalog import Catalog
 from ckptdb.catalog.engine import Database
-from ckptdb.disk import durable, identity, journal, lock, manifest, process, scan, writer
+from ckptdb.disk import durable, identity, journal, lock, manifest, paths, process, scan, writer
 from ckptdb.disk.durable import ExchangeUnsupported
 from ckptdb.disk.lock import run_lock
 from ckptdb.disk.manifest import Compared
@@ -390,7 +390,7 @@ def test_a_checkpoint_published_for_us_and_replaced_since_was_saved(publisher, m
 def test_a_checkpoint_published_for_us_while_it_is_sealed_is_found(publisher, monkeypatch):
     path = stage(publisher, 5)
     other = Publisher(publisher.directory)
-    real, adopted = Path.unlink, []
+    real, adopted = paths.unlink, []
 
     def unlink_and_be_adopted(removed, **options):
         real(removed, **options)
@@ -398,7 +398,7 @@ def test_a_checkpoint_published_for_us_while_it_is_sealed_is_found(publisher, mo
             adopted.append(removed)
             assert other.adopt(path) is not None
 
-    monkeypatch.setattr(Path, "unlink", unlink_and_be_adopted)
+    monkeypatch.setattr(paths, "unlink", unlink_and_be_adopted)
     assert publisher.publish(path).checkpoint.path == publisher.directory / "step_5"
     assert adopted
 

@@ -422,7 +422,7 @@ def test_a_journal_that_cannot_be_read_hides_no_checkpoint(run):
     (run / ".ckptdb" / "journal.jsonl").mkdir(parents=True)
     seen = scan.observe(run)
     assert (list(seen.finals), seen.facts) == ([1], None)
-    assert seen.errors == (f"{run}/.ckptdb/journal.jsonl: Is a directory",)
+    assert seen.errors == (f"{run}/.ckptdb/journal.jsonl: is a directory, not a regular file",)
 
 
 @pytest.mark.parametrize("name", ["step_1", "tmp_step_1"])

@@ -5,14 +5,15 @@ from __future__ import annotations
 import errno
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from functools import partial
 from pathlib import Path
 
-from ckptdb.disk import durable, identity, journal, names
+from ckptdb.disk import durable, identity, journal, names, paths
 from ckptdb.disk.identity import Identity
 from ckptdb.disk.journal import Fact
 from ckptdb.disk.lock import run_lock
+from ckptdb.disk.paths import Place
 from ckptdb.disk.scan import Stamp, Watch
 from ckptdb.errors import JournalInDoubt, RunNotHere
 from ckptdb.records import RankedBy, Run, utc
@@ -30,6 +31,7 @@ class Changing:
     Args:
         directory: The run, absolute.
         of: Which run is meant; None for whichever is there.
+        place: Which directory was judged; None for whichever is there.
         make_durable: Whether each step is flushed before the next.
         metric: Name and whether higher is better, written to run.json; None leaves it alone.
         remember: When that is another metric, by what the run was ranked until now.
@@ -42,6 +44,7 @@ class Changing:
         directory: Path,
         *,
         of: Run | None = None,
+        place: Place | None = None,
         make_durable: bool = True,
         metric: tuple[str, bool] | None = None,
         remember: bool = True,
@@ -50,6 +53,7 @@ class Changing:
     ) -> None:
         self.directory = directory
         self._of = of
+        self._place = place
         self._hidden = identity.hidden(directory)
         self._trash = self._hidden / names.TRASH
         self._durable = make_durable
@@ -98,33 +102,48 @@ class Changing:
 
     @contextmanager
     def _changing(self, *, first: bool = False) -> Iterator[tuple[Identity, Watch]]:
-        self._make_place(first=first)
-        with run_lock(self._hidden):
+        if first:
+            # With the trash: when the disk is full, there may be no space for another directory.
+            durable.make_directories(self._trash, durable=self._durable)
+        with self._holding():
             if not first:
                 self.must_be_here()
-            self._make_names_durable()
-            who = self._establish_locked(first=first)
-            known_as = who.run.uuid, who.run.created_at
-            if known_as != self._known_as:
-                # One that was begun anew has a journal of its own.
-                self._pins = journal.Pins(self._hidden)
-                self._known_as = known_as
-            yield who, Watch(self.directory)
+            self._make_folders()
+            with run_lock(self._hidden):
+                if not first:
+                    self.must_be_here()
+                self._make_names_durable()
+                who = self._establish_locked(first=first)
+                known_as = who.run.uuid, who.run.created_at
+                if known_as != self._known_as:
+                    # One that was begun anew has a journal of its own.
+                    self._pins = journal.Pins(self._hidden)
+                    self._known_as = known_as
+                yield who, Watch(self.directory)
 
-    def _make_place(self, *, first: bool) -> None:
-        """Make the folders of ours; the run's own directory for its first save only.
+    @contextmanager
+    def _holding(self) -> Iterator[None]:
+        """Resolve all below the run from its directory as it is now, whoever moves it."""
+        try:
+            held = ExitStack()
+            place = held.enter_context(paths.hold(self.directory))
+        except (FileNotFoundError, NotADirectoryError) as error:
+            raise self._not_here(_NO_DIRECTORY) from error
+        with held:
+            if self._place not in (None, place):
+                raise self._not_here("where another directory is by now")
+            yield
 
-        Whoever else has something to say about a run finds it there, or is told that it is gone:
-        a directory made where one was moved away, or is not mounted, would seem to be the run.
+    def _make_folders(self) -> None:
+        """Make the folders of ours, and make sure that they are no others.
+
+        Whoever has something to say about a run finds it there, or is told that it is gone: a
+        directory made where one was moved away, or is not mounted, would seem to be the run.
         """
-        # With the trash: when the disk is full, there may be no space for another directory.
-        if first:
-            durable.make_directories(self._trash, durable=self._durable)
-            return
-        self.must_be_here()
         try:
             for folder in (self._hidden, self._trash):
                 durable.make_folder(folder, durable=self._durable)
+            paths.check_folder(self._trash)
         except FileNotFoundError as error:
             raise self._not_here(_NO_DIRECTORY) from error
 
@@ -134,6 +153,8 @@ class Changing:
         Raises:
             RunNotHere: It is not; nothing was changed.
         """
+        if self._place not in (None, paths.find_place(self.directory)):
+            raise self._not_here("where another directory is by now")
         who = identity.find(self.directory)
         if who is None:
             raise self._not_here(_NO_DIRECTORY)

@@ -10,7 +10,6 @@ kind; see `lease`.)
 from __future__ import annotations
 
 import math
-import os
 import time
 import uuid
 from collections.abc import Iterator
@@ -19,7 +18,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from ckptdb.disk import clock, durable, names, process
+from ckptdb.disk import clock, durable, names, paths, process
 from ckptdb.disk.info import MAX_BYTES, parse_object, raise_if_unknown, read_with_status
 from ckptdb.disk.lease import Holder
 from ckptdb.errors import UnreadableInfo
@@ -110,7 +109,7 @@ def settle(hidden: Path) -> tuple[Claim, ...]:
         if claim.touched - now > claim.seconds:
             # Its holder renews it again, or nobody does: then it ends after its time from now on.
             with suppress(OSError):
-                os.utime(claim.path)
+                paths.touch(claim.path)
     return tuple(claim for claim in found if claim not in ended)
 
 
@@ -135,7 +134,7 @@ def write(hidden: Path, uuid_: str, evaluation: str, *, seconds: float, since: s
         holder=holder,
         seconds=seconds,
         token=content["token"],
-        touched=path.stat().st_mtime,
+        touched=paths.get_status(path).st_mtime,
     )
 
 
@@ -160,18 +159,18 @@ def renew(claim: Claim) -> bool:
     if current is None or current.token != claim.token:
         return False
     with suppress(FileNotFoundError):
-        os.utime(claim.path)
+        paths.touch(claim.path)
     return True
 
 
 def remove(claim: Claim) -> None:
     """End a lease; the caller has the run's lock."""
-    claim.path.unlink(missing_ok=True)
+    paths.unlink(claim.path, missing_ok=True)
 
 
 def _load(hidden: Path) -> Iterator[Claim]:
     try:
-        entries = sorted(os.listdir(hidden / _FOLDER))
+        entries = paths.list_names(hidden / _FOLDER)
     except (FileNotFoundError, NotADirectoryError):
         return
     for name in entries:
@@ -213,7 +212,7 @@ def _read(path: Path, uuid_: str, evaluation: str) -> Claim | None:
 def _unknown(path: Path, uuid_: str, evaluation: str) -> Claim | None:
     """Return a lease that is not legible: it may be anybody's, and gets the usual time."""
     try:
-        touched = path.lstat().st_mtime
+        touched = paths.get_status(path).st_mtime
     except FileNotFoundError:
         return None
     return Claim(

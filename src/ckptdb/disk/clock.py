@@ -9,6 +9,8 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
+from ckptdb.disk import paths
+
 
 def find_time(folder: Path, *, may_touch: bool) -> float | None:
     """Return what time it is for the file system of a directory; None when it cannot be asked.
@@ -19,7 +21,8 @@ def find_time(folder: Path, *, may_touch: bool) -> float | None:
     """
     try:
         # A file without a name: whoever looks at the directory sees nothing of it.
-        handle = os.open(folder, os.O_TMPFILE | os.O_WRONLY | os.O_CLOEXEC, 0o600)
+        with paths.opened(folder) as place:
+            handle = os.open(".", os.O_TMPFILE | os.O_WRONLY | os.O_CLOEXEC, 0o600, dir_fd=place)
     except OSError:
         return _touch(folder) if may_touch else None
     try:
@@ -30,7 +33,7 @@ def find_time(folder: Path, *, may_touch: bool) -> float | None:
 
 def _touch(folder: Path) -> float | None:
     try:
-        os.utime(folder)
-        return os.stat(folder).st_mtime
+        paths.touch(folder)
+        return paths.find_stat(folder).st_mtime
     except OSError:
         return None

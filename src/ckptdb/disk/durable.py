@@ -18,6 +18,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from ckptdb.disk import paths
 from ckptdb.threads import tasks_at
 
 _AT_FDCWD = -100
@@ -26,6 +27,7 @@ _EXCHANGE = 2
 # Network and FUSE file systems answer EINVAL to either flag; kernels without the call ENOSYS.
 _UNSUPPORTED = frozenset({errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOTTY})
 _FSYNC_THREADS = 8
+_LISTED = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC
 
 
 class ExchangeUnsupported(Exception):  # a signal to the caller, not an error
@@ -41,7 +43,7 @@ def is_there(path: Path) -> bool:
     Raises:
         OSError: It cannot be told now.
     """
-    return find_status(path) is not None
+    return paths.find_status(path) is not None
 
 
 def is_folder(path: Path) -> bool:
@@ -50,34 +52,20 @@ def is_folder(path: Path) -> bool:
     Raises:
         OSError: It cannot be told now.
     """
-    status = find_status(path)
+    status = paths.find_status(path)
     return status is not None and stat.S_ISDIR(status.st_mode)
-
-
-def find_status(path: Path) -> os.stat_result | None:
-    """Return what has that name, None when nothing does; follows no symlink.
-
-    Raises:
-        OSError: It cannot be told now.
-    """
-    try:
-        return os.lstat(path)
-    except (FileNotFoundError, NotADirectoryError):
-        return None
 
 
 def fsync(path: Path | str) -> None:
     """Make one file or directory durable."""
-    # A run may be reached through a symlink; O_NONBLOCK, should a FIFO have taken the name.
-    handle = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
-    try:
-        os.fsync(handle)
-    except OSError as error:
-        # Some network file systems cannot flush a directory, and keep names durable themselves.
-        if error.errno not in _UNSUPPORTED or not stat.S_ISDIR(os.fstat(handle).st_mode):
-            raise
-    finally:
-        os.close(handle)
+    # A run may be reached through a symlink.
+    with paths.opened(path, follow=True) as handle:
+        try:
+            os.fsync(handle)
+        except OSError as error:
+            # Some network file systems cannot flush a directory, and keep names durable themselves.
+            if error.errno not in _UNSUPPORTED or not stat.S_ISDIR(os.fstat(handle).st_mode):
+                raise
 
 
 def _fsync_all(files: Iterator[str]) -> None:
@@ -96,10 +84,10 @@ def fsync_tree(top: Path, *, but: str = "") -> None:
     """
     files: list[str] = []
     folders: list[Path] = []
-    for folder, entries in walk(top):
-        folders.append(folder)
+    for place, entries in walk(top):
+        folders.append(place)
         here = [e for e in entries if e.is_file(follow_symlinks=False)]
-        files += [e.path for e in here if folder != top or e.name != but]
+        files += [e.path for e in here if place != top or e.name != but]
     # Each takes the next one itself: to be handed them costs as much as flushing. In the end
     # there is none left for anybody to begin with.
     left = iter(files)
@@ -110,29 +98,26 @@ def fsync_tree(top: Path, *, but: str = "") -> None:
     for helper in helpers:
         if helper.error is not None:
             raise helper.error
-    for folder in reversed(folders):
-        fsync(folder)
+    for place in reversed(folders):
+        fsync(place)
 
 
 def commit_file_system(path: Path) -> None:
     """Make all durable that the file system of a path holds: some free what was removed only so."""
     if _libc_syncfs is None:
         return
-    handle = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-    try:
+    with paths.opened(path) as handle:
         _libc_syncfs(handle)
-    finally:
-        os.close(handle)
 
 
 def walk(top: Path) -> Iterator[tuple[Path, list[os.DirEntry[str]]]]:
     """Yield every directory below ``top`` (itself first) with its entries; follows no symlink."""
     pending = [top]
     while pending:
-        folder = pending.pop()
-        with os.scandir(folder) as listing:
+        place = pending.pop()
+        with os.scandir(place) as listing:
             entries = list(listing)
-        yield folder, entries
+        yield place, entries
         pending += [Path(e.path) for e in entries if e.is_dir(follow_symlinks=False)]
 
 
@@ -144,7 +129,8 @@ def make_folder(path: Path, *, durable: bool) -> None:
     """
     if is_there(path):
         return
-    path.mkdir(exist_ok=True)
+    with suppress(FileExistsError):
+        paths.make(path)
     if durable:
         fsync(path.parent)
 
@@ -155,15 +141,16 @@ def make_directories(path: Path, *, durable: bool) -> None:
     while not is_there(path):
         missing.append(path)
         path = path.parent
-    for folder in reversed(missing):
-        folder.mkdir(exist_ok=True)
+    for one in reversed(missing):
+        with suppress(FileExistsError):
+            paths.make(one)
         if durable:
-            fsync(folder.parent)
+            fsync(one.parent)
 
 
 def write_new(path: Path, content: bytes, *, durable: bool) -> None:
     """Write a file that must not exist yet."""
-    handle = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o666)
+    handle = paths.open_file(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL)
     try:
         left = memoryview(content)
         while left:
@@ -181,10 +168,10 @@ def write_json(path: Path, content: Mapping[str, Any], *, durable: bool) -> None
     lines = json.dumps(content, separators=(",\n ", ": "))[1:-1]
     try:
         write_new(staging, f"{{\n {lines}\n}}\n".encode(), durable=durable)
-        os.replace(staging, path)
+        paths.replace(staging, path)
     except OSError:
-        with suppress(FileNotFoundError):
-            os.unlink(staging)
+        with suppress(OSError):
+            paths.unlink(staging)
         raise
     if durable:
         fsync(path.parent)
@@ -201,7 +188,7 @@ def rename_new(source: Path, target: Path) -> None:
     except ExchangeUnsupported:
         if is_there(target):
             raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), str(target)) from None
-        source.rename(target)
+        paths.replace(source, target)
 
 
 def exchange(one: Path, other: Path) -> None:
@@ -219,50 +206,90 @@ def remove_tree(path: Path) -> None:
     Directories that forbid it are made writable first: a trash must be emptiable. What another
     process removes at the same time is not missed.
     """
-    if stat.S_ISDIR(path.lstat().st_mode):
-        _remove_folder(os.fspath(path), None)
-    else:
-        path.unlink()
+    with paths.Way(path) as way:
+        found = os.stat(way.name, dir_fd=way.parent, follow_symlinks=False)
+        if stat.S_ISDIR(found.st_mode):
+            _empty(way.parent, way.name, ())
+            os.rmdir(way.name, dir_fd=way.parent)
+        else:
+            os.unlink(way.name, dir_fd=way.parent)
 
 
-def remove_all_but(folder: Path, kept: Container[str]) -> None:
+def remove_all_but(path: Path, kept: Container[str]) -> None:
     """Remove what is in a directory, except for the names to keep."""
-    mode = os.lstat(folder).st_mode
-    if mode & stat.S_IRWXU != stat.S_IRWXU:
-        os.chmod(folder, stat.S_IMODE(mode) | stat.S_IRWXU)
-    with os.scandir(folder) as listing:
-        names = [entry.name for entry in listing]
-    for name in names:
-        if name not in kept:
-            with suppress(FileNotFoundError):
-                remove_tree(folder / name)
+    with paths.Way(path) as way:
+        _empty(way.parent, way.name, kept)
 
 
-def _remove_folder(name: str, parent: int | None) -> None:
-    # By handle, not by path: a symlink put in a directory's place must not lead elsewhere.
-    handle = _open_folder(name, parent)
+def _empty(parent: int | None, name: str, kept: Container[str]) -> None:
+    """Remove all that is in a directory, which may be deeper than there may be open files.
+
+    From handle to handle, each opened from the one above or below it: a symlink put in a
+    directory's place leads nowhere, and one that is moved away meanwhile stops it.
+    """
+    handle = _open_to_empty(parent, name)
+    # The directories on the way down: which each is, and those in it that are still to be removed.
+    way = [(_key(handle), _remove_files(handle, kept))]
     try:
-        os.fchmod(handle, stat.S_IRWXU)
-        with os.scandir(handle) as listing:
-            entries = list(listing)
-        for entry in entries:
+        while True:
+            folders = way[-1][1]
+            if folders:
+                with suppress(FileNotFoundError):
+                    handle = _step(handle, _open_to_empty(handle, folders[-1]))
+                    way.append((_key(handle), _remove_files(handle, ())))
+                    continue
+                folders.pop()
+                continue
+            if len(way) == 1:
+                return
+            way.pop()
+            above, folders = way[-1]
+            handle = _step(handle, os.open("..", _LISTED, dir_fd=handle))
+            if _key(handle) != above:
+                raise OSError(errno.ESTALE, "a directory was moved while it was removed", name)
             with suppress(FileNotFoundError):
-                if entry.is_dir(follow_symlinks=False):
-                    _remove_folder(entry.name, handle)
-                else:
-                    os.unlink(entry.name, dir_fd=handle)
+                os.rmdir(folders[-1], dir_fd=handle)
+            folders.pop()
     finally:
         os.close(handle)
-    os.rmdir(name, dir_fd=parent)
 
 
-def _open_folder(name: str, parent: int | None) -> int:
-    flags = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
+def _step(left: int, entered: int) -> int:
+    os.close(left)
+    return entered
+
+
+def _key(handle: int) -> tuple[int, int]:
+    found = os.fstat(handle)
+    return found.st_dev, found.st_ino
+
+
+def _remove_files(handle: int, kept: Container[str]) -> list[str]:
+    """Remove the files in a directory; return the names of the directories in it."""
+    folders = []
+    with os.scandir(handle) as listing:
+        entries = [entry for entry in listing if entry.name not in kept]
+    for entry in entries:
+        if entry.is_dir(follow_symlinks=False):
+            folders.append(entry.name)
+        else:
+            with suppress(FileNotFoundError):
+                os.unlink(entry.name, dir_fd=handle)
+    return folders
+
+
+def _open_to_empty(parent: int | None, name: str) -> int:
+    flags = _LISTED | os.O_NOFOLLOW
     try:
-        return os.open(name, flags, dir_fd=parent)
+        handle = os.open(name, flags, dir_fd=parent)
     except PermissionError:
-        os.chmod(name, stat.S_IRWXU, dir_fd=parent)
-        return os.open(name, flags, dir_fd=parent)
+        paths.set_mode_at(parent, name, stat.S_IRWXU)
+        handle = os.open(name, flags, dir_fd=parent)
+    mode = stat.S_IMODE(os.fstat(handle).st_mode)
+    if mode & stat.S_IRWXU != stat.S_IRWXU:
+        with suppress(PermissionError):  # another user's, which we may be able to empty anyway
+            os.fchmod(handle, mode | stat.S_IRWXU)
+    return handle
 
 
 def _load(name: str, *types: Any) -> Any:
@@ -283,8 +310,15 @@ _libc_syncfs = _load("syncfs", ctypes.c_int)
 def _renameat2(source: Path, target: Path, flags: int) -> None:
     if _libc_renameat2 is None:
         raise ExchangeUnsupported
-    ctypes.set_errno(0)
-    result = _libc_renameat2(_AT_FDCWD, os.fsencode(source), _AT_FDCWD, os.fsencode(target), flags)
+    with paths.Way(source) as old, paths.Way(target) as new:
+        ctypes.set_errno(0)
+        result = _libc_renameat2(
+            _AT_FDCWD if old.parent is None else old.parent,
+            os.fsencode(old.name),
+            _AT_FDCWD if new.parent is None else new.parent,
+            os.fsencode(new.name),
+            flags,
+        )
     if result == 0:
         return
     code = ctypes.get_errno()

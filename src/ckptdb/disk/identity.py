@@ -18,14 +18,14 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from ckptdb.disk import durable, names
+from ckptdb.disk import durable, names, paths
 from ckptdb.disk.info import (
     MAX_BYTES,
     parse_object,
     raise_if_unknown,
     read_regular,
 )
-from ckptdb.errors import RootRefused, UnreadableInfo
+from ckptdb.errors import Obstructed, RootRefused, UnreadableInfo
 from ckptdb.records import Mode, RankedBy, Run, is_storable, utc
 
 # A random constant: it only has to differ from everybody else's.
@@ -98,8 +98,8 @@ def identify(directory: Path) -> Identity:
     Raises:
         OSError: The directory, or its run.json, cannot be read now.
     """
-    inode = os.stat(directory).st_ino
-    file = _find_status(f"{directory}/{names.HIDDEN}/{_RUN}")
+    inode = paths.find_stat(directory).st_ino
+    file = paths.find_status(f"{directory}/{names.HIDDEN}/{_RUN}")
     if file is None:
         unknown = _unknown(directory)
         return Identity(unknown, unknown.uuid, recorded=False, marked=False)
@@ -117,6 +117,8 @@ def identify(directory: Path) -> Identity:
             found = _parse(directory, inode, parse_object(path, raw))
     except UnreadableInfo as error:
         raise_if_unknown(error)
+        if isinstance(error.__cause__, Obstructed) and error.__cause__.filename != str(path):
+            raise error.__cause__ from None  # it is the whole folder that is none of ours
         return _untrusted(directory, str(error))
     is_settled = time.time() - file.st_ctime > _YOUNG_SECONDS
     if found.recorded and (before is None or is_settled or before.identity is not found):
@@ -134,7 +136,7 @@ def find(directory: Path) -> Identity | None:
     """
     try:
         # A file in its place is none; `identify` asks only for what is in it.
-        return identify(directory) if stat.S_ISDIR(os.stat(directory).st_mode) else None
+        return identify(directory) if stat.S_ISDIR(paths.find_stat(directory).st_mode) else None
     except (FileNotFoundError, NotADirectoryError):
         return None
 
@@ -189,13 +191,6 @@ def _unknown(directory: Path) -> Run:
     return Run(uuid=_derive(str(directory)), name=name, directory=directory)
 
 
-def _find_status(path: str) -> os.stat_result | None:
-    try:
-        return os.lstat(path)
-    except (FileNotFoundError, NotADirectoryError):
-        return None
-
-
 def establish(
     directory: Path,
     *,
@@ -230,7 +225,7 @@ def establish(
         return found
     if found.problem:
         path = hidden(directory) / _RUN
-        path.rename(path.with_name(f"{_RUN}.broken-{uuid.uuid4()}"))
+        paths.replace(path, path.with_name(f"{_RUN}.broken-{uuid.uuid4()}"))
     # A fresh directory gets a random identity: another run may have lived at this path.
     fresh = first and not found.marked and not _has_checkpoints(directory)
     identity = str(uuid.uuid4()) if fresh else found.run.uuid
@@ -256,7 +251,7 @@ def _write(run: Run, origin: str, pruned_by: RankedBy | None, *, make_durable: b
         "higher_is_better": run.higher_is_better,
         "forked_from": run.forked_from,
         "origin": origin,
-        "inode": run.directory.stat().st_ino,
+        "inode": paths.find_stat(run.directory).st_ino,
     }
     if pruned_by is not None:
         higher = pruned_by.mode == "max"
@@ -391,7 +386,7 @@ def raise_if_refused(directory: Path) -> None:
 
 def unmark_root(directory: Path) -> None:
     """Take a root's mark away."""
-    (hidden(directory) / _ROOT).unlink(missing_ok=True)
+    paths.unlink(hidden(directory) / _ROOT, missing_ok=True)
 
 
 def is_root(directory: Path) -> bool:
@@ -423,8 +418,7 @@ def _text(value: Any) -> str | None:
 
 
 def _has_checkpoints(directory: Path) -> bool:
-    with os.scandir(directory) as listing:
-        found = [entry.name for entry in listing]
+    found = paths.list_names(directory)
     return any(
         names.find_final_step(name) is not None or names.find_tmp_step(name) is not None
         for name in found

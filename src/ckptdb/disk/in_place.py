@@ -16,7 +16,7 @@ from contextlib import suppress
 from functools import partial
 from pathlib import Path
 
-from ckptdb.disk import durable, journal, names, reading, scan
+from ckptdb.disk import durable, journal, names, paths, reading, scan
 from ckptdb.disk.changing import NO_SPACE, Changing
 from ckptdb.disk.identity import Identity
 from ckptdb.disk.journal import Fact
@@ -58,20 +58,20 @@ class DeletingInPlace(Changing):
         """
         if cp.status == "tmp":
             # Without a manifest nobody takes it for complete.
-            (cp.path / names.MANIFEST).unlink(missing_ok=True)
+            paths.unlink(cp.path / names.MANIFEST, missing_ok=True)
             return
-        before = stat.S_IMODE(os.lstat(cp.path).st_mode)
+        before = stat.S_IMODE(paths.get_status(cp.path).st_mode)
         try:
             with watch.change():
                 _set_mark(cp.path)
                 if self._durable:
                     durable.fsync(cp.path)
                 # What is marked moves no stamp, and every question has to see it.
-                os.utime(self.directory)
+                paths.touch(self.directory)
             self._sync_directory()
         except OSError as error:
             if error.errno not in NO_SPACE:
-                os.chmod(cp.path, before)
+                paths.set_mode(cp.path, before)
                 raise
             self._mark_late(watch, cp.path)
 
@@ -81,16 +81,16 @@ class DeletingInPlace(Changing):
         It begins with what every reader goes by: whoever is killed before the mark leaves a
         checkpoint that says that it cannot be trusted.
         """
-        (path / names.INFO).unlink(missing_ok=True)
+        paths.unlink(path / names.INFO, missing_ok=True)
         for folder, entries in list(durable.walk(path)):
             for entry in entries:
                 if entry.is_dir(follow_symlinks=False) or entry.name in names.RECORD:
                     continue
                 with suppress(FileNotFoundError):
-                    (folder / entry.name).unlink()
+                    paths.unlink(folder / entry.name)
                 with suppress(OSError), watch.change():
                     _set_mark(path)
-                    os.utime(self.directory)
+                    paths.touch(self.directory)
                     return
 
     def _delete_in_place(
@@ -126,9 +126,9 @@ class DeletingInPlace(Changing):
     def _finish_in_place(self, watch: Watch, path: Path, facts: Sequence[Fact]) -> None:
         self._append_to_freed(watch, facts)
         _free(path, {names.MANIFEST})
-        (path / names.MANIFEST).unlink(missing_ok=True)
+        paths.unlink(path / names.MANIFEST, missing_ok=True)
         with watch.change(links=-1):
-            path.rmdir()
+            paths.remove_folder(path)
 
     def _append_to_freed(self, watch: Watch, facts: Sequence[Fact]) -> None:
         """Append to the journal on a disk that was full until just now."""
@@ -144,11 +144,11 @@ class DeletingInPlace(Changing):
 def _free(path: Path, kept: Container[str]) -> None:
     """Remove what is in a checkpoint, what other readers go by first."""
     if names.INFO not in kept:
-        (path / names.INFO).unlink(missing_ok=True)
+        paths.unlink(path / names.INFO, missing_ok=True)
     durable.remove_all_but(path, kept)
 
 
 def _set_mark(path: Path) -> None:
-    os.chmod(path, reading.DELETING_MODE)
-    if not reading.is_being_deleted(os.lstat(path)):
+    paths.set_mode(path, reading.DELETING_MODE)
+    if not reading.is_being_deleted(paths.get_status(path)):
         raise OSError(errno.ENOTSUP, os.strerror(errno.ENOTSUP), str(path))

@@ -10,13 +10,12 @@ import errno
 import json
 import math
 import os
-import stat
 import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, cast
 
-from ckptdb.disk import names
+from ckptdb.disk import names, paths
 from ckptdb.disk.plain import (
     MAX_DEPTH,
     MAX_INT_BITS,
@@ -26,7 +25,7 @@ from ckptdb.disk.plain import (
     plain_config,
     texts,
 )
-from ckptdb.errors import UnreadableInfo, UnwritableInfo
+from ckptdb.errors import Obstructed, UnreadableInfo, UnwritableInfo
 
 MAX_BYTES = 64 * 1024 * 1024
 """Larger metadata files are refused unread."""
@@ -44,7 +43,6 @@ _TOO_LARGE = (
 )
 CONFIGS = (names.CONFIG, names.CONFIG_JSON)
 
-_READ_ONLY = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
 _PART_BYTES = 1024 * 1024
 
 _SCALARS = frozenset({str, bool, type(None)})
@@ -52,7 +50,14 @@ _SCALARS = frozenset({str, bool, type(None)})
 _CONSTRUCTION = (ValueError, LookupError, AttributeError, TypeError, ArithmeticError)
 # Errors that tell what stands at a path; any other one only says that it cannot be read now.
 _SAYS_WHAT_IT_IS = frozenset(
-    {errno.ENOENT, errno.ENOTDIR, errno.ELOOP, errno.ENXIO, errno.EISDIR, errno.ENODEV}
+    {
+        errno.ENOENT,
+        errno.ENOTDIR,
+        errno.ELOOP,
+        errno.ENXIO,
+        errno.EISDIR,
+        errno.ENODEV,
+    }
 )
 
 
@@ -318,15 +323,15 @@ def read_with_status(path: Path | str, limit: int) -> tuple[bytes, os.stat_resul
         UnreadableInfo: Missing, something else, or larger than ``limit`` bytes.
     """
     try:
-        handle = os.open(path, _READ_ONLY)
+        handle = paths.open_file(path, os.O_RDONLY)
     except FileNotFoundError as error:
         raise UnreadableInfo(Path(path), "is missing") from error
+    except Obstructed as error:
+        raise UnreadableInfo(Path(path), error.why) from error
     except OSError as error:
         raise UnreadableInfo(Path(path), f"cannot be opened ({error.strerror})") from error
     try:
         found = os.fstat(handle)
-        if not stat.S_ISREG(found.st_mode):
-            raise UnreadableInfo(Path(path), "is not a regular file")
         if found.st_size > limit:
             raise UnreadableInfo(Path(path), f"is larger than {limit} bytes")
         # Not up to the limit at once: that much memory would be set aside for every file.

@@ -18,7 +18,6 @@ import json
 import math
 import os
 import re
-import stat
 import uuid as uuids
 import zlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -29,7 +28,7 @@ from itertools import chain as joined
 from pathlib import Path
 from typing import Any, BinaryIO, Generic, Literal, TypeVar, cast
 
-from ckptdb.disk import durable, names
+from ckptdb.disk import durable, names, paths
 from ckptdb.disk.info import MAX_BYTES, has_too_many_values
 from ckptdb.records import Annotations, Checkpoint, Metric, Resumption, Run, is_storable
 
@@ -163,7 +162,7 @@ def size(directory: Path) -> int:
     """Return the size in bytes of a run's journal, 0 without one, -1 when it cannot be told."""
     try:
         # Asked at every question: joining strings takes a fifth of the time.
-        return os.lstat(f"{directory}/{names.HIDDEN}/{_NAME}").st_size
+        return paths.get_status(f"{directory}/{names.HIDDEN}/{_NAME}").st_size
     except (FileNotFoundError, NotADirectoryError):
         return 0
     except OSError:
@@ -217,10 +216,10 @@ def rewrite(hidden: Path, more: Iterable[Fact]) -> Path:
         _write_lines(staging, _sealed(facts, _NO_LINE))
         _keep(path, aside)
         durable.fsync(hidden)
-        os.replace(staging, path)
+        paths.replace(staging, path)
     except OSError:
-        with suppress(FileNotFoundError):
-            os.unlink(staging)
+        with suppress(OSError):
+            paths.unlink(staging)
         raise
     durable.fsync(hidden)
     return aside
@@ -405,7 +404,7 @@ class _Marks(Generic[_Key]):
         known = self._known
         path = f"{self._hidden}/{_NAME}"
         try:
-            now = Mark.of(os.lstat(path))
+            now = Mark.of(paths.get_status(path))
             if now == known.seen:
                 return [key for key, stands in known.marks.items() if stands]
             handle = _open(path, os.O_RDONLY)
@@ -575,7 +574,7 @@ def _write_lines(path: Path, lines: Iterable[bytes]) -> None:
     Raises:
         OSError: It cannot be written, or would be too large to be read.
     """
-    with path.open("xb", _PART_BYTES) as file:
+    with _create(path) as file:
         for line in lines:
             file.write(line)
             if file.tell() > MOST_BYTES:
@@ -585,24 +584,25 @@ def _write_lines(path: Path, lines: Iterable[bytes]) -> None:
 
 
 def _keep(path: Path, aside: Path) -> None:
-    """Give a file a second name; where a file system cannot, copy it, and no holes."""
-    try:
-        os.link(path, aside)
-    except OSError:
-        source_handle = _open(path, os.O_RDONLY)
-        with (
-            os.fdopen(source_handle, "rb", _PART_BYTES) as source,
-            aside.open("xb", _PART_BYTES) as copy,
-        ):
-            while part := source.read(_PART_BYTES):
-                if not _is_hole(part):
-                    copy.write(part)
-                    continue
-                _skip_hole(source)
-                copy.seek(source.tell())
-            copy.truncate(source.tell())
-            copy.flush()
-            os.fsync(copy.fileno())
+    """Copy a file, and no holes: one with two names would not be written to after a crash."""
+    with (
+        os.fdopen(_open(path, os.O_RDONLY), "rb", _PART_BYTES) as source,
+        _create(aside) as copy,
+    ):
+        while part := source.read(_PART_BYTES):
+            if not _is_hole(part):
+                copy.write(part)
+                continue
+            _skip_hole(source)
+            copy.seek(source.tell())
+        copy.truncate(source.tell())
+        copy.flush()
+        os.fsync(copy.fileno())
+
+
+def _create(path: Path) -> BinaryIO:
+    handle = paths.open_file(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL)
+    return os.fdopen(handle, "wb", _PART_BYTES)
 
 
 def _find_why(fact: Fact) -> str:
@@ -614,13 +614,7 @@ def _find_why(fact: Fact) -> str:
 
 def _open(path: Path | str, flags: int) -> int:
     """Open the journal and nothing else that may have its name; never blocks on a FIFO."""
-    handle = os.open(path, flags | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC, 0o666)
-    mode = os.fstat(handle).st_mode
-    if stat.S_ISREG(mode):
-        return handle
-    os.close(handle)
-    code = errno.EISDIR if stat.S_ISDIR(mode) else errno.EINVAL
-    raise OSError(code, os.strerror(code), str(path))
+    return paths.open_file(path, flags, sole=flags & os.O_RDWR != 0)
 
 
 def _facts(hidden: Path, chain: _Chain, *, most_bytes: float = MOST_BYTES) -> Iterator[Fact]:

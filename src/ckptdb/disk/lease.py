@@ -19,15 +19,14 @@ from io import FileIO
 from pathlib import Path
 from typing import Final, Self
 
-from ckptdb.disk import lock, process
+from ckptdb.disk import lock, paths, process
 from ckptdb.disk.info import load_json
 from ckptdb.disk.process import Process
-from ckptdb.errors import RunInUse, UnreadableInfo
+from ckptdb.errors import Obstructed, RunInUse, UnreadableInfo
 
 PATIENCE_SECONDS = 0.2
 """How long a lease that is taken, and does not say by whom, is looked at again."""
 _PAUSE_SECONDS = 0.01
-_FLAGS: Final = os.O_CLOEXEC | os.O_NOFOLLOW
 _NAME: Final = "trainer"
 
 
@@ -133,12 +132,14 @@ def _try(path: Path, since: str) -> Lease | None:
 
 def _open(path: str, _: int) -> int:
     try:
-        return os.open(path, os.O_RDWR | os.O_CREAT | _FLAGS, 0o666)
+        return paths.open_file(path, os.O_RDWR | os.O_CREAT, sole=True)
+    except Obstructed:
+        raise
     except PermissionError:
         if not os.path.exists(path):  # as `open` hands it on
             raise
         # Another user's, who shares the run but not this file: it can be held without a name.
-        return os.open(path, os.O_RDONLY | _FLAGS)
+        return paths.open_file(path, os.O_RDONLY)
 
 
 def _lock(file: FileIO, path: Path) -> bool:
@@ -173,10 +174,8 @@ def _release(file: FileIO) -> None:
 
 
 def _find_key(path: Path) -> tuple[int, int] | None:
-    try:
-        return _key(path.lstat())
-    except FileNotFoundError:
-        return None
+    found = paths.find_status(path)
+    return None if found is None else _key(found)
 
 
 def _key(found: os.stat_result) -> tuple[int, int]:

@@ -11,12 +11,12 @@ import stat
 from collections.abc import Iterable
 from pathlib import Path
 
-from ckptdb.disk import durable, names
+from ckptdb.disk import durable, names, paths
 
 
 def find_obstruction(path: Path) -> str | None:
     """Say what stands in a checkpoint's place, if not a directory or a symlink to a checkpoint."""
-    status = durable.find_status(path)
+    status = paths.find_status(path)
     if status is None or stat.S_ISDIR(status.st_mode):
         return None
     if not stat.S_ISLNK(status.st_mode):

@@ -17,6 +17,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from ckptdb import caller
+from ckptdb.disk import paths
 from ckptdb.errors import RunLocked
 
 TIMEOUT_SECONDS = 60.0
@@ -41,7 +42,7 @@ def run_lock(hidden: Path) -> Iterator[None]:
         RunLocked: Another process or thread kept it for `TIMEOUT_SECONDS`.
     """
     path = hidden / "lock"
-    handle = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o666)
+    handle = paths.open_file(path, os.O_RDWR | os.O_CREAT, sole=True)
     _held.add(handle)
     try:
         _take(handle, path, TIMEOUT_SECONDS)

@@ -28,6 +28,7 @@ from ckptdb.disk import (
     liveness,
     manifest,
     names,
+    paths,
     scan,
     writer,
 )
@@ -155,7 +156,7 @@ class Publisher(Retiring):
             checkpoint_uuid = str(uuid.uuid4())
             self._failed.discard(path)
             with watch.change(links=1):
-                path.mkdir()
+                paths.make(path)
                 try:
                     self._write_metadata(path, content, config, checkpoint_uuid, created_at)
                 except OSError:
@@ -184,9 +185,10 @@ class Publisher(Retiring):
         if path in self._failed:
             raise SaveFailed(path, OSError("an earlier attempt to make it durable failed"))
         try:
-            sealed = self._seal_or_withdraw(path, step, parent)
-            with self._changing() as (who, watch):
-                return self._publish_or_find(who, watch, path, sealed)
+            with self._holding():
+                sealed = self._seal_or_withdraw(path, step, parent)
+                with self._changing() as (who, watch):
+                    return self._publish_or_find(who, watch, path, sealed)
         except (StepTaken, NoCheckpointHere, RunLocked, ReplacedInPart):
             raise
         except FileNotFoundError as error:
@@ -272,7 +274,7 @@ class Publisher(Retiring):
     @staticmethod
     def _refuse_taken(place: Path) -> None:
         # Looked at once: between two looks another process may take it away.
-        status = durable.find_status(place)
+        status = paths.find_status(place)
         if status is not None and not stat.S_ISDIR(status.st_mode):
             target = links.find_target(place)
             raise StepTaken(place, "" if target is None else f"it is a link to {target}")
@@ -295,7 +297,7 @@ class Publisher(Retiring):
         except OSError:
             # A save that failed must not be taken for a complete one by whoever comes next.
             with suppress(OSError):
-                (path / names.MANIFEST).unlink(missing_ok=True)
+                paths.unlink(path / names.MANIFEST, missing_ok=True)
             raise
 
     def _seal(self, who: Identity, path: Path, step: int, parent: str | None) -> _Sealed:

@@ -15,7 +15,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from ckptdb.disk import identity, info, manifest, names
+from ckptdb.disk import identity, info, manifest, names, paths
 from ckptdb.disk.identity import Identity
 from ckptdb.disk.manifest import Compared, Manifest
 from ckptdb.errors import UnreadableInfo
@@ -82,7 +82,7 @@ def read(
     who: Identity, path: Path, step: int, *, verify: bool = False, strict: bool = False
 ) -> Reading:
     """Return what `load` does, and what else was seen on the way."""
-    folder = os.stat(path)  # one behind a symlink is read through it
+    folder = paths.find_stat(path)  # one behind a symlink is read through it
     if is_being_deleted(folder):
         raise BeingDeleted(errno.ENOENT, os.strerror(errno.ENOENT), str(path))
     return read_files(who, path, step, folder, verify=verify, strict=strict)

@@ -28,6 +28,7 @@ from ckptdb.disk import (
     liveness,
     manifest,
     names,
+    paths,
     reading,
     writer,
 )
@@ -90,7 +91,7 @@ class Stamp:
 def find_stamp(directory: Path) -> Stamp | None:
     """Return a run's stamp, or None when the directory is not there."""
     try:
-        found = os.stat(directory)
+        found = paths.find_stat(directory)
     except (FileNotFoundError, NotADirectoryError):
         return None
     if not stat.S_ISDIR(found.st_mode):
@@ -511,7 +512,7 @@ def load_tmp(who: Identity, path: Path, step: int, *, may_touch: bool = False) -
 
 
 def _is_taken(final: Path) -> bool:
-    status = durable.find_status(final)
+    status = paths.find_status(final)
     return status is not None and not stat.S_ISDIR(status.st_mode)
 
 
@@ -645,7 +646,7 @@ def find_uuid(who: Identity, path: Path, step: int, *, through_link: bool = Fals
         step: What its name says.
         through_link: Also of one behind a symlink, which may be read and not be changed.
     """
-    status = durable.find_status(path)
+    status = paths.find_status(path)
     if through_link and status is not None and stat.S_ISLNK(status.st_mode):
         return None if links.find_obstruction(path) else _derive_at(who, path, step)
     if status is None or not stat.S_ISDIR(status.st_mode) or reading.is_being_deleted(status):
@@ -723,7 +724,7 @@ def is_published(folder: Path) -> bool:
 
 
 def _is_readable(folder: Path) -> bool:
-    status = durable.find_status(folder)
+    status = paths.find_status(folder)
     if status is None or stat.S_ISLNK(status.st_mode):
         return status is not None and links.find_obstruction(folder) is None
     return stat.S_ISDIR(status.st_mode) and not reading.is_being_deleted(status)
@@ -761,23 +762,19 @@ def list_finals(directory: Path) -> list[tuple[int, Path]]:
         found = list_folder(directory).finals
     except (FileNotFoundError, NotADirectoryError):
         return []
-    paths = ((step, directory / names.final_name(step)) for step in sorted(found))
-    return [(step, path) for step, path in paths if _is_whole(path)]
+    steps = ((step, directory / names.final_name(step)) for step in sorted(found))
+    return [(step, path) for step, path in steps if _is_whole(path)]
 
 
 def _is_whole(path: Path) -> bool:
-    status = durable.find_status(path)
+    status = paths.find_status(path)
     return status is not None and not reading.is_being_deleted(status)
 
 
 def list_trash(directory: Path) -> tuple[Leftover, ...]:
     """Return what a run has retired and not yet removed."""
     trash = identity.hidden(directory) / names.TRASH
-    try:
-        entries = sorted(os.listdir(trash))
-    except FileNotFoundError:
-        return ()
-    parsed = ((name, names.find_trash(name)) for name in entries)
+    parsed = ((name, names.find_trash(name)) for name in paths.list_folders(trash))
     return tuple(
         Leftover(
             trash / name,
@@ -967,8 +964,8 @@ def _load_finals(
 
 def _newest_config(directory: Path, finals: Iterable[int], pace: Pace) -> dict[str, Any]:
     def having_one(some: Sequence[int]) -> list[Path]:
-        paths = (f"{directory}/{names.final_name(step)}" for step in some)
-        return [Path(path) for path in paths if info.has_config(path)]
+        folders = (f"{directory}/{names.final_name(step)}" for step in some)
+        return [Path(path) for path in folders if info.has_config(path)]
 
     newest = sorted(finals, reverse=True)
     for steps in (newest[:1], newest[1:]):  # nearly always the very first

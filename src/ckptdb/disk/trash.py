@@ -17,7 +17,7 @@ from ckptdb.disk import claims, durable, journal, names, scan
 from ckptdb.disk.in_place import DeletingInPlace
 from ckptdb.disk.journal import Fact
 from ckptdb.disk.scan import Leftover, Watch
-from ckptdb.errors import DeletionIncomplete, NotDeleted, NotUndeleted
+from ckptdb.errors import DeletionIncomplete, NotDeleted, NotUndeleted, RunNotHere
 from ckptdb.records import Checkpoint, utc
 
 UNIDENTIFIED_TTL_SECONDS = 30 * 24 * 3600.0
@@ -67,6 +67,13 @@ class Trash(DeletingInPlace):
             DeletionIncomplete: Some of it could not be removed; the rest was.
             JournalInDoubt: What is pinned cannot be told for sure; nothing goes.
         """
+        try:
+            with self._holding():
+                return self._empty_trash(everything=everything, unidentified=unidentified)
+        except RunNotHere:
+            return 0
+
+    def _empty_trash(self, *, everything: bool, unidentified: bool) -> int:
         failed: list[NotDeleted] = []
         now = self._clock()
 
@@ -76,6 +83,7 @@ class Trash(DeletingInPlace):
 
         trash = scan.list_trash(self.directory)
         if trash:
+            self.must_be_here()
             self._refuse_in_doubt()
         if any(map(is_due, trash)):
             self._condemn(is_due)

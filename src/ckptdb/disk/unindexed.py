@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import quote_from_bytes, unquote_to_bytes
 
-from ckptdb.disk import durable
+from ckptdb.disk import durable, paths
 from ckptdb.disk.info import read_regular
 from ckptdb.errors import UnreadableInfo
 
@@ -44,13 +44,15 @@ class Note:
             OSError: It may not be changed here, or somebody else has just claimed it.
         """
         name = f"{self.path.name[:_UUID_LENGTH]}.{uuid.uuid4()}"
-        return Note(self.path.rename(self.path.with_name(name)), self.directory)
+        target = self.path.with_name(name)
+        paths.replace(self.path, target)
+        return Note(target, self.directory)
 
     def remove(self) -> None:
         """Say that the catalog has these changes now."""
         with suppress(OSError):
-            self.path.unlink(missing_ok=True)
-            self.path.parent.rmdir()  # the last one
+            paths.unlink(self.path, missing_ok=True)
+            paths.remove_folder(self.path.parent)  # the last one
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,7 +93,7 @@ class Notes:
         if self.folder is None:
             return ()
         try:
-            found = sorted(os.listdir(self.folder))
+            found = paths.list_names(self.folder)
         except OSError:
             return ()
         return tuple(self._read(self.folder, [n for n in found if n.startswith(run_uuid)]))
@@ -110,7 +112,7 @@ def _write(folder: Path, name: str, text: bytes, *, make_durable: bool) -> None:
     durable.make_folder(folder, durable=make_durable)
     staging = folder / f".{name}.{uuid.uuid4()}"
     durable.write_new(staging, text, durable=make_durable)
-    os.replace(staging, folder / name)
+    paths.replace(staging, folder / name)
     if make_durable:
         # A catalog that keeps what it was told over a power cut must not lose that it lacks some.
         durable.fsync(folder)

@@ -23,7 +23,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Final, Literal, NamedTuple
 
-from ckptdb.disk import durable, lock, names, ownership, process
+from ckptdb.disk import durable, lock, names, ownership, paths, process
 from ckptdb.disk.info import load_json, raise_if_unknown
 from ckptdb.disk.process import Process
 from ckptdb.errors import UnreadableInfo
@@ -82,8 +82,7 @@ def write(folder: Path, checkpoint_uuid: str, created_at: str) -> Writer:
         # Locked before it has its name, and before anybody else may open it: nobody may find it
         # free meanwhile, nor hold its lock when it is to be locked.
         aside = folder / f"{names.WRITER}.new"
-        flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
-        handle = os.open(aside, flags, 0o600)
+        handle = paths.open_file(aside, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
         try:
             me = process.this_process()
             locked = _find_lock(handle)
@@ -92,13 +91,13 @@ def write(folder: Path, checkpoint_uuid: str, created_at: str) -> Writer:
             left = memoryview(json.dumps(asdict(writer)).encode() + b"\n")
             while left:
                 left = left[os.write(handle, left) :]
-            around = os.stat(folder)
+            around = paths.find_stat(folder)
             ownership.settle(handle, around, mode=ownership.mode_for_readers(around))
             durable.rename_new(aside, folder / names.WRITER)
         except BaseException:
             os.close(handle)
             with suppress(OSError):
-                aside.unlink()
+                paths.unlink(aside)
             raise
         release(folder)
         _locked[folder] = handle
@@ -120,7 +119,7 @@ def remove(folder: Path) -> None:
     """Say no longer who writes a staged checkpoint."""
     # First: network file systems keep a file that is removed while it is open.
     release(folder)
-    (folder / names.WRITER).unlink(missing_ok=True)
+    paths.unlink(folder / names.WRITER, missing_ok=True)
 
 
 def find(folder: Path) -> Writer | None:
@@ -174,7 +173,7 @@ def look_at_lock(folder: Path, writer: Writer | None) -> Literal["held", "free",
 def _try(path: Path, writer: Writer | None) -> Locked | Literal["held", "unseen"]:
     """Return which file has that name, when no writer holds a lock on it."""
     try:
-        handle = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+        handle = paths.open_file(path, os.O_RDONLY)
     except OSError:
         return "unseen"
     try:

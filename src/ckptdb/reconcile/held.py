@@ -10,9 +10,10 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from ckptdb.disk import durable, identity, journal
+from ckptdb.disk import durable, identity, journal, paths
 from ckptdb.disk.journal import Fact
 from ckptdb.disk.lock import run_lock
+from ckptdb.errors import Obstructed
 from ckptdb.reconcile.doubt import Missing
 from ckptdb.reconcile.plan import Action
 from ckptdb.records import Checkpoint, utc
@@ -31,8 +32,11 @@ def held(directory: Path) -> Iterator[None]:
     with ExitStack() as stack:
         # Without the folder nobody of ours changes the run, and looking must not create it.
         if durable.is_folder(hidden):
+            stack.enter_context(paths.hold(directory))
             try:
                 stack.enter_context(run_lock(hidden))
+            except Obstructed:
+                raise
             except OSError as error:
                 # Somebody else's run, or a read-only mount: what we see is all we can know.
                 if error.errno not in _READ_ONLY:

@@ -5,12 +5,14 @@ from __future__ import annotations
 import os
 from collections.abc import Collection, Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from typing import NamedTuple
 
 from ckptdb import caller, upkeep
 from ckptdb.catalog.catalog import Catalog, Seen
 from ckptdb.catalog.engine import Database
 from ckptdb.catalog.location import Location
 from ckptdb.disk import names
+from ckptdb.disk.paths import Place, find_place
 from ckptdb.disk.publish import Publisher
 from ckptdb.errors import (
     CatalogBroken,
@@ -35,6 +37,18 @@ from ckptdb.upkeep import Collected
 
 _NO_LIMIT = Policy()
 _UNUSABLE = (CatalogLocked, CatalogBroken, CatalogUnusable)
+
+
+class _Judged(NamedTuple):
+    """What is to become of a run.
+
+    Attributes:
+        place: Which directory it was when it was judged.
+    """
+
+    run: Run
+    place: Place | None
+    plan: Plan
 
 
 class Deleting(Tree):
@@ -83,24 +97,30 @@ class Deleting(Tree):
             # All of them are judged before anything goes.
             judged = self._judge_all(found, policy, dry_run=dry_run)
 
-            def collect(run: Run, judged: Plan, *, dry_run: bool) -> Collected:
-                publisher = Publisher(run.directory, of=run, trash_ttl_seconds=trash_ttl_seconds)
+            def collect(judged: _Judged, *, dry_run: bool) -> Collected:
+                run = judged.run
+                publisher = Publisher(
+                    run.directory,
+                    of=run,
+                    place=judged.place,
+                    trash_ttl_seconds=trash_ttl_seconds,
+                )
                 return upkeep.collect(
-                    run, publisher, judged, dry_run=dry_run, empty_trash=empty_trash
+                    run, publisher, judged.plan, dry_run=dry_run, empty_trash=empty_trash
                 )
 
             if plans is not None:
-                _compare([collect(*one, dry_run=True) for one in judged], set(plans))
+                _compare([collect(one, dry_run=True) for one in judged], set(plans))
             collected: list[Collected] = []
             failed: list[NotDeleted] = []
-            for seen, plan in judged:
+            for one in judged:
                 try:
-                    collected.append(collect(seen, plan, dry_run=dry_run))
+                    collected.append(collect(one, dry_run=dry_run))
                 except (OSError, CkptdbError) as error:
                     if len(judged) == 1:
                         raise
                     # What was done in the others must not be hidden by it.
-                    failed.append(NotDeleted(seen.directory, None, error))
+                    failed.append(NotDeleted(one.run.directory, None, error))
             if not dry_run:
                 self._follow(one.directory for one in collected if one.decisions or one.leftovers)
             _raise_if_incomplete(collected, failed, tuple(collected))
@@ -153,11 +173,13 @@ class Deleting(Tree):
         """
         wanted = [names.as_step(step) for step in steps]
         with caller.warning_afterwards(), self._deciding(run):
-            catalog, seen, report = self._exact(self._get_named(run), dry_run=dry_run)
+            named = self._get_named(run)
+            place = find_place(named.run.directory)
+            catalog, seen, report = self._exact(named, dry_run=dry_run)
             _refuse_in_doubt(seen, report, catalog.database.location)
             chosen = upkeep.choose(catalog, seen, wanted, force=force)
             publisher = Publisher(
-                seen.run.directory, of=seen.run, trash_ttl_seconds=trash_ttl_seconds
+                seen.run.directory, of=seen.run, place=place, trash_ttl_seconds=trash_ttl_seconds
             )
             removed = upkeep.remove(seen.run, publisher, chosen, force=force, dry_run=dry_run)
             if not dry_run:
@@ -198,9 +220,7 @@ class Deleting(Tree):
         Publisher(seen.run.directory, of=seen.run).must_be_here()
         return seen
 
-    def _judge_all(
-        self, found: Sequence[Seen], policy: Policy, *, dry_run: bool
-    ) -> list[tuple[Run, Plan]]:
+    def _judge_all(self, found: Sequence[Seen], policy: Policy, *, dry_run: bool) -> list[_Judged]:
         judged = []
         for seen in found:
             try:
@@ -211,12 +231,14 @@ class Deleting(Tree):
                 caller.warn(str(error))  # it must not keep the others
         return judged
 
-    def _judge(self, seen: Seen, policy: Policy, *, dry_run: bool) -> tuple[Run, Plan]:
+    def _judge(self, seen: Seen, policy: Policy, *, dry_run: bool) -> _Judged:
+        # Before it is looked at: what is judged is what will be changed.
+        place = find_place(seen.run.directory)
         catalog, seen, report = self._exact(seen, dry_run=dry_run)
         _refuse_in_doubt(seen, report, catalog.database.location)
         if report is not None and report.blocked:
-            return seen.run, Plan()  # what cannot be seen whole is not judged
-        return seen.run, upkeep.judge(catalog, seen, policy)
+            return _Judged(seen.run, place, Plan())  # what cannot be seen whole is not judged
+        return _Judged(seen.run, place, upkeep.judge(catalog, seen, policy))
 
     @contextmanager
     def _deciding(self, run: PathLike | Sequence[PathLike] | None) -> Iterator[None]:
