@@ -104,7 +104,7 @@ def test_a_symlink_in_the_trash_leads_a_prune_nowhere(tmp_path, kind):
     before = take_picture(victim)
     save(run, 3, keep_top_k=1)
     assert take_picture(victim) == before
-    assert sorted(path.name for path in run.glob("step_*")) == ["step_1", "step_1"]
+    assert sorted(path.name for path in run.glob("step_*")) == ["step_1", "step_3"]
 
 
 def test_a_symlink_put_in_the_place_of_what_is_being_removed_is_not_followed(tmp_path, monkeypatch):
@@ -259,7 +259,7 @@ def test_a_run_json_that_leads_elsewhere_is_not_written_through(tmp_path, neighb
 @pytest.mark.parametrize("name", [".ckptdb", ".ckptdb/trash"])
 def test_folders_of_ours_that_lead_elsewhere_are_refused(tmp_path, neighbour, name, put):
     run = tmp_path / "run"
-    save(run, 1, 2)
+    save(run, 1, 2, 3)
     Registry.open(run).pin(None, 1)
     take_away(run / name)
     if put is put_hard_link:
@@ -270,7 +270,7 @@ def test_folders_of_ours_that_lead_elsewhere_are_refused(tmp_path, neighbour, na
     mine = take_picture(run / "step_1")
     started = time.monotonic()
     for attempt in (
-        lambda: save(run, 3, keep_top_k=1),
+        lambda: save(run, 4, keep_top_k=1),
         lambda: Registry.open(run).pin(None, 2),
         lambda: Registry.open(run).gc(Policy(keep_top_k=1)),
     ):
