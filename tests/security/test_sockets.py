@@ -176,6 +176,24 @@ def test_who_reads_an_answer_slowly_gets_all_of_it(hasty, version):
     assert size >= 30_000_000
 
 
+def test_who_does_not_read_takes_no_memory(served, connect):
+    def resident():
+        with open(f"/proc/{served.process.pid}/status", encoding="ascii") as status:
+            return next(int(line.split()[1]) // 1024 for line in status if "VmRSS" in line)
+
+    path = "/-/ckptdb/plotly.min.js"
+    assert len(get(served.base, path)[1]) > 4_000_000
+    before = resident()
+    request = f"GET {path} HTTP/1.1\r\nHost: localhost\r\n\r\n".encode()
+    lazy = [connect() for _ in range(60)]
+    for connection in lazy:
+        connection.sendall(request)
+    for connection in lazy:
+        connection.recv(1)
+
+    assert resident() < before + 60
+
+
 # --- too much -------------------------------------------------------------------------------------
 
 REQUEST = b"GET /-/versions.json HTTP/1.1\r\nHost: localhost\r\n"

@@ -200,3 +200,61 @@ def test_there_is_no_websocket():
     run(Gate(inside, OPEN)({"type": "websocket", "headers": []}, None, send))
 
     assert sent == [{"type": "websocket.close", "code": 1008}]
+
+
+BROWSER = {"user-agent": "Mozilla/5.0 (X11; Linux x86_64)"}
+"""One that says no more, as all do over plain HTTP to another machine."""
+
+
+def test_where_browsers_say_nothing_the_secret_directory_and_the_cookie_are_both_asked_for():
+    ticket = knock(LOCKED, f"/?token={TOKEN}")[1]["set-cookie"].partition(";")[0]
+    sql = "catalog.json?sql=select+1"
+
+    assert knock(LOCKED, BASE + sql, cookie=ticket, **BROWSER)[0] == 200
+    assert knock(LOCKED, f"/{sql}", cookie=ticket, **BROWSER)[0] == 403
+    assert knock(LOCKED, BASE + sql, **BROWSER)[0] == 403
+    assert knock(LOCKED, BASE + sql, cookie=ticket, referer="http://login3:9/", **BROWSER)[0] == 403
+
+
+def test_a_link_with_the_token_is_followed_by_the_page_not_by_a_redirection():
+    status, headers, body = knock(LOCKED, f"/?token={TOKEN}", referer="http://wiki/", **BROWSER)
+
+    assert (status, headers["refresh"]) == (200, f"0; url={BASE}")
+    assert f'<a href="{BASE}">' in body
+    assert knock(LOCKED, "/?token=wrong", referer="http://wiki/", **BROWSER)[0] == 403
+
+
+def test_a_large_body_comes_in_parts():
+    sent = []
+
+    async def large(scope, receive, send):
+        await send({"type": "http.response.start", "status": 200, "headers": []})
+        await send({"type": "http.response.body", "body": b"ab" * 100_000, "more_body": True})
+        await send({"type": "http.response.body", "body": b"c"})
+
+    async def send(message):
+        sent.append(message)
+
+    scope = {"type": "http", "method": "GET", "path": "/", "headers": [(b"host", b"localhost")]}
+    run(Gate(large, OPEN)(scope, None, send))
+
+    assert [len(message["body"]) for message in sent[1:]] == [65536, 65536, 65536, 3392, 1]
+    assert [message.get("more_body", False) for message in sent[1:]] == [True] * 4 + [False]
+    assert b"".join(message["body"] for message in sent[1:]) == b"ab" * 100_000 + b"c"
+
+
+def test_no_cookie_of_another_server_reaches_what_is_inside():
+    seen = []
+
+    async def look(scope, receive, send):
+        seen.extend(scope["headers"])
+
+    headers = [(b"host", b"localhost"), (b"Cookie", b"ds_actor=x"), (b"cookie", b"a=b")]
+    scope = {"type": "http", "method": "GET", "path": "/", "headers": headers}
+    run(Gate(look, OPEN)(scope, None, None))
+
+    assert seen == [(b"host", b"localhost")]
+
+
+def test_an_address_may_be_only_so_long():
+    assert knock(OPEN, f"/catalog?sql={'x' * 70_000}")[0] == 414

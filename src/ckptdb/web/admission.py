@@ -1,65 +1,83 @@
-"""How many questions of visitors are answered at once, so that the page itself is always answered.
+"""How many requests are answered at a time, so that the page itself is always answered.
 
 What an address asks beside naming a page (SQL, filters, facets, sorting) may be slow. Such
-questions wait for each other, and run in threads of their own; everything else passes them by.
+questions run in threads of their own; and of each kind of request only so many may wait for their
+answer to begin, so that together they leave connections to others.
 """
 
 from __future__ import annotations
 
-import asyncio
+from collections import Counter
 from contextvars import ContextVar
-from typing import Final
+from typing import Final, Literal
 
-from ckptdb.web.gate import ASSETS, App, Receive, Scope, Send, say
+from ckptdb.web.gate import ASSETS, App, Message, Receive, Scope, Send, say
 
 AT_ONCE: Final = 4
-MOST_WAITING: Final = 64
-PATIENCE_SECONDS: Final = 30.0
-"""How long a question waits for its turn."""
+"""How many questions run at a time."""
 
-_asked: ContextVar[bool] = ContextVar("ckptdb_asked_by_a_visitor", default=False)
+Kind = Literal["page", "table", "question"]
+
+_asked: ContextVar[bool] = ContextVar("ckptdb_is_question", default=False)
 
 
 def is_question() -> bool:
-    """Tell whether the request that is being answered is one that had to wait for its turn."""
+    """Tell whether the request that is being answered asks more than for a page."""
     return _asked.get()
 
 
 class Admission:
-    """An ASGI application of which only so many questions are asked at once."""
+    """An ASGI application of which only so much is asked at a time."""
 
-    def __init__(self, app: App, base: str) -> None:
-        """Admit questions to ``app``, which browsers have at ``base``."""
+    def __init__(self, app: App, *, base: str, room: int) -> None:
+        """Admit requests to ``app``.
+
+        Args:
+            app: What answers them.
+            base: Where browsers have the pages.
+            room: How many connections one address may have.
+        """
         self._app = app
-        self._assets = tuple(base.rstrip("/") + path for path in ASSETS)
-        self._turns = asyncio.Semaphore(AT_ONCE)
-        self._waiting = 0
+        self._base = base
+        self._most: dict[Kind, int] = {
+            "page": room // 5, "table": room // 5, "question": room // 2
+        }  # fmt: skip
+        self._waiting = Counter[Kind]()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Answer at once, after those before it, or that there are too many of them."""
-        if not self._asks(scope):
+        """Answer, or say that there are too many of that kind."""
+        kind = self._kind(scope)
+        if kind is None:
             await self._app(scope, receive, send)
-        elif self._waiting >= MOST_WAITING or not await self._turn():
-            wait = (b"retry-after", b"5")
-            await say(send, 503, "Too many queries are running here; try again shortly.", wait)
+        elif self._waiting[kind] >= self._most[kind]:
+            later = (b"retry-after", b"5")
+            await say(send, 503, "Too many queries are running here; try again shortly.", later)
         else:
-            _asked.set(True)  # in the context of this request, which has its own
-            try:
-                await self._app(scope, receive, send)
-            finally:
-                self._turns.release()
+            await self._answer(kind, scope, receive, send)
 
-    def _asks(self, scope: Scope) -> bool:
-        if scope["type"] != "http" or not scope.get("query_string"):
-            return False
-        return not str(scope["path"]).startswith((*ASSETS, *self._assets))
+    async def _answer(self, kind: Kind, scope: Scope, receive: Receive, send: Send) -> None:
+        waits = True
+        self._waiting[kind] += 1
 
-    async def _turn(self) -> bool:
-        self._waiting += 1
+        def begin() -> None:
+            nonlocal waits
+            self._waiting[kind] -= waits
+            waits = False
+
+        async def send_on(message: Message) -> None:
+            begin()  # Whoever reads slowly from here on keeps nobody waiting.
+            await send(message)
+
+        _asked.set(kind == "question")  # In the context of this request, which has its own.
         try:
-            await asyncio.wait_for(self._turns.acquire(), PATIENCE_SECONDS)
-        except TimeoutError:
-            return False
+            await self._app(scope, receive, send_on)
         finally:
-            self._waiting -= 1
-        return True
+            begin()
+
+    def _kind(self, scope: Scope) -> Kind | None:
+        path = f"/{str(scope.get('path', '/')).removeprefix(self._base)}".replace("//", "/", 1)
+        if scope["type"] != "http" or path.startswith(ASSETS):
+            return None
+        if scope.get("query_string"):
+            return "question"
+        return "page" if path == "/" else "table"

@@ -9,7 +9,15 @@ import hashlib
 import hmac
 import re
 import secrets
-from collections.abc import Awaitable, Callable, Collection, Iterable, MutableMapping, Sequence
+from collections.abc import (
+    Awaitable,
+    Callable,
+    Collection,
+    Iterable,
+    Iterator,
+    MutableMapping,
+    Sequence,
+)
 from dataclasses import dataclass
 from html import escape
 from typing import Any, Final
@@ -38,6 +46,8 @@ ASSETS: Final = ("/-/ckptdb/", "/-/static/")
 
 LONGEST_ADDRESS: Final = 65_536
 """How many bytes a path and its query may have together."""
+
+_PART_BYTES: Final = 65_536
 
 _FOREIGN: Final = "A page of another site has asked for this. Open the address yourself."
 _MUTE: Final = (
@@ -217,11 +227,21 @@ class Gate:
                     if name.lower() not in names
                 ]
                 message = {**message, "headers": [*own, *ours]}
-            elif head and message["type"] == "http.response.body":
+            elif head:
                 message = {**message, "body": b""}
-            await send(message)
+            for part in _parts(message):
+                await send(part)
 
         return with_headers
+
+
+def _parts(message: Message) -> Iterator[Message]:
+    """Split a body, of which the server then holds no more than a part for who reads slowly."""
+    body = memoryview(message.get("body", b""))
+    while len(body) > _PART_BYTES:
+        yield {"type": message["type"], "body": bytes(body[:_PART_BYTES]), "more_body": True}
+        body = body[_PART_BYTES:]
+    yield {**message, "body": bytes(body)} if "body" in message else message
 
 
 def standard(host: str) -> str:

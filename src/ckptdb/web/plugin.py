@@ -14,6 +14,7 @@ import sys
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
+from functools import cache
 from http import HTTPStatus
 from typing import Any, Final, TypeVar
 from urllib.parse import unquote_plus
@@ -120,11 +121,16 @@ async def _asset(request: Any) -> Response:
         raise NotFound(f"There is no {name}")
     # Its address changes with it. Through a tunnel the largest takes seconds, packed one.
     headers = {"cache-control": "private, max-age=31536000, immutable", "vary": "accept-encoding"}
-    body: str | bytes = report.read(name)
+    body = _unpacked(name)
     if "gzip" in request.headers.get("accept-encoding", ""):
         body = report.packed(name)
         headers["content-encoding"] = "gzip"
     return Response(body, headers=headers, content_type=_TYPES[name])
+
+
+@cache
+def _unpacked(name: str) -> bytes:
+    return report.read(name).encode()  # once, and not for everybody who reads it slowly
 
 
 def _explain(error: Exception, request: Any) -> tuple[int, str | None, str]:

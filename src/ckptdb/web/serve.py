@@ -157,7 +157,7 @@ def serve(reopen: Callable[[], Registry], door: Door, ready: Callable[[], None])
     limits = Limits.of(resource.getrlimit(resource.RLIMIT_NOFILE)[0])
     with catalog_of(reopen) as catalog:
         config = uvicorn.Config(
-            make_app(reopen, catalog, door),
+            make_app(reopen, catalog, door, room=limits.most_of_one),
             http=bounded(limits),
             ws="none",
             h11_max_incomplete_event_size=limits.request_bytes,
@@ -201,8 +201,10 @@ def catalog_of(reopen: Callable[[], Registry]) -> Iterator[engine.Database]:
         catalog.close()
 
 
-def make_app(reopen: Callable[[], Registry], catalog: engine.Database, door: Door) -> App:
-    """Return the application behind its gate."""
+def make_app(
+    reopen: Callable[[], Registry], catalog: engine.Database, door: Door, *, room: int
+) -> App:
+    """Return the application behind its gate, which leaves part of so much room for others."""
     datasette_app = _import_datasette()
     plugin = importlib.import_module("ckptdb.web.plugin")
     manager = datasette_app.pm
@@ -230,7 +232,7 @@ def make_app(reopen: Callable[[], Registry], catalog: engine.Database, door: Doo
         page_policy=_PAGE_POLICY,
         table_policy=_TABLE_POLICY.format(scripts=scripts),
     )
-    return Gate(Admission(datasette.app(), base), rules)
+    return Gate(Admission(datasette.app(), base=base, room=room), rules)
 
 
 def _import_datasette() -> Any:
