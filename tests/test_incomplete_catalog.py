@@ -102,7 +102,9 @@ def test_a_question_over_all_runs_looks_at_none_of_them(tmp_path, monkeypatch, r
         monkeypatch.setattr(os, "stat", _counting(os.stat, asked))
         monkeypatch.setattr(os, "scandir", _counting(os.scandir, asked))
         assert len(registry.summary().rows) == runs
-    assert len(asked) <= 6, asked
+    # The catalog's own files are looked at before each use, whatever the number of runs.
+    of_runs = [path for path in asked if not str(path).startswith(str(catalog_of(tmp_path)))]
+    assert len(of_runs) <= 6, of_runs
 
 
 def _counting(real, asked):

@@ -745,6 +745,13 @@ class CatalogBroken(CatalogError):
         )
 
 
+class CatalogTampered(CatalogBroken):
+    """The catalog holds what ckptdb never puts there, and what could run by itself."""
+
+    def __init__(self, where: str, what: str) -> None:
+        super().__init__(where, f"it holds {what}, which ckptdb never puts there")
+
+
 class CatalogUnusable(CatalogError):
     """The catalog cannot be opened or written: permissions, space, a bad address."""
 
@@ -755,8 +762,10 @@ class CatalogUnusable(CatalogError):
 class CatalogReadOnly(CatalogUnusable):
     """The catalog may be read but not written."""
 
-    def __init__(self, where: str) -> None:
-        super().__init__(where, "it is read-only here; make it writable or choose another one")
+    def __init__(self, where: str, why: str = "") -> None:
+        """Write the sentence; ``why`` says what is wrong, when it is more than permissions."""
+        read_only = "it is read-only here; make it writable or choose another one"
+        super().__init__(where, why or read_only)
 
 
 class CatalogOutdated(CatalogError):

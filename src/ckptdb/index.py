@@ -49,6 +49,9 @@ _logger = logging.getLogger("ckptdb")
 
 PATIENCE_SECONDS = 2.0
 """How long all waits of one save on the catalog may take together."""
+WORK_SECONDS = 120.0
+"""How long a catalog may work on one question or transaction, however large it is: it was made to
+take that long, or its disk is of no use, and training goes on without it."""
 RETRY_SECONDS = 10.0
 """How long a catalog that failed is left alone."""
 LISTING_SHARE = 1 / 20
@@ -445,6 +448,7 @@ class RunIndex:
             upgrade=for_writing,
             durable=self._durable,
             timeout_seconds=self._patience if for_writing else PATIENCE_SECONDS,
+            work_seconds=WORK_SECONDS,
         )
         self._stored = Fresh(Catalog(database))
         return self._stored

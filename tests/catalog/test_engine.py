@@ -207,7 +207,7 @@ def test_a_created_catalog_is_ours_and_at_the_head(database: Database):
     [
         ("foreign_keys", 1),
         ("trusted_schema", 0),
-        ("journal_mode", "truncate"),
+        ("cell_size_check", 1),
         ("synchronous", 2),
         ("busy_timeout", 5000),
     ],
@@ -219,8 +219,15 @@ def test_every_connection_is_prepared(location, pragma, value):
                 assert connection.exec_driver_sql(f"PRAGMA {pragma}").scalar() == value
 
 
+def test_who_writes_truncates_the_journal_and_who_reads_cannot_write(database: Database):
+    with database.write() as connection:
+        assert connection.exec_driver_sql("PRAGMA journal_mode").scalar() == "truncate"
+    with pytest.raises(CatalogReadOnly), database.read() as connection:
+        connection.execute(INSERT, {"uuid": "a"})
+
+
 def test_without_durability_nothing_is_synced(database: Database):
-    with database.read() as connection:
+    with database.write() as connection:
         assert connection.exec_driver_sql("PRAGMA synchronous").scalar() == 0
 
 
@@ -485,7 +492,7 @@ def test_a_value_that_no_database_accepts_is_an_error_of_ours(database, value):
 
 def test_a_full_disk_is_an_error_of_ours_and_nothing_is_lost(database: Database):
     add(database, "a")
-    with database.read() as connection:
+    with database.write() as connection:
         pages = connection.exec_driver_sql("PRAGMA page_count").scalar_one()
         connection.exec_driver_sql(f"PRAGMA max_page_count = {pages}")
     with pytest.raises(CatalogUnusable, match="full"):
@@ -867,8 +874,9 @@ def test_setting_aside_moves_the_file_with_its_journals(location: Location):
     assert target.stat().st_size > 0
     assert Path(f"{target}-wal").read_text() == "-wal"
     assert sorted(path.name for path in file.parent.iterdir()) == sorted(
-        [target.name, f"{target.name}-journal", f"{target.name}-wal"]
+        [file.name, target.name, f"{target.name}-journal", f"{target.name}-wal"]
     )
+    assert file.stat().st_size == 0, "kept for the mode of the one to come"
 
 
 def test_setting_aside_never_overwrites(location: Location):

@@ -17,6 +17,7 @@ from typing import Any, Final, Literal
 from sqlalchemy import Connection, inspect
 from sqlalchemy.exc import SQLAlchemyError
 
+from ckptdb.catalog import files
 from ckptdb.catalog.answering import (
     Failed,
     Late,
@@ -31,7 +32,7 @@ from ckptdb.catalog.answering import (
     is_late,
 )
 from ckptdb.catalog.confined import NOT_ITS_FAULT
-from ckptdb.catalog.dialects import sqlite_uri
+from ckptdb.catalog.dialects import READING
 from ckptdb.catalog.engine import Database
 from ckptdb.catalog.fork import in_use
 from ckptdb.catalog.phrasing import COMMANDS, QUESTIONS, first_word, for_driver
@@ -269,8 +270,12 @@ class _Task:
     def _connect(self) -> sqlite3.Connection:
         file = self._database.location.file
         if file is not None:
-            uri = sqlite_uri(file, mode="ro")
-            return sqlite3.connect(uri, uri=True, timeout=self._patience_seconds())
+            return files.connect(
+                file,
+                mode=READING,
+                timeout_seconds=self._patience_seconds(),
+                factory=sqlite3.Connection,
+            )
         # A copy: the original stays free for the training loop while the query runs.
         copy = sqlite3.connect(":memory:")
         self._copy_to(copy)
@@ -293,7 +298,7 @@ class _Task:
                 with closing(sqlite3.connect(file)) as copy:
                     self._copy_to(copy)
             place = Place(
-                uri=sqlite_uri(file, mode="ro"),
+                uri=files.find_uri(file, mode=READING),
                 base=self._database.location.base,
                 patience_seconds=self._patience_seconds(),
             )

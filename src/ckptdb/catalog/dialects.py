@@ -3,20 +3,21 @@
 from __future__ import annotations
 
 import math
+import operator
 import os
 import sqlite3
 import threading
 import time
 from contextlib import AbstractContextManager, closing, contextmanager, suppress
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, Protocol, cast
-from urllib.parse import quote_from_bytes
 
 from sqlalchemy import Connection, Engine, create_engine
 from sqlalchemy.pool import NullPool, Pool, QueuePool, StaticPool
 
-from ckptdb.catalog import fork
+from ckptdb.catalog import definitions, files, fork
+from ckptdb.catalog.definitions import Definition
 from ckptdb.catalog.location import Location
 from ckptdb.catalog.schema import APPLICATION_ID
 from ckptdb.catalog.spelling import POSTGRES, SQLITE, Spelling
@@ -31,6 +32,24 @@ from ckptdb.errors import (
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+
+
+READING: Final = "ro"
+"""The mode of a connection that writes nothing, not even what a journal says."""
+
+_STEPS: Final = 10_000
+"""After how many steps of SQLite's machine a deadline is looked at: a millisecond, or less."""
+_LONGEST_VALUE_BYTES: Final = 256 << 20
+"""No text of a catalog is longer, in between included; those of ours are of some kilobytes."""
+
+_UNFINISHED: Final = (
+    "a process was killed while it wrote, which this user may not undo; whoever may write it does "
+    "so with the next command"
+)
+_TOO_LONG: Final = (
+    "a statement took too long and was stopped; `ckptdb db status` tells whether it is sound, and "
+    "`ckptdb reconcile` rebuilds it when it is moved away"
+)
 
 
 class _Patience(threading.local):
@@ -51,6 +70,16 @@ class Dialect(Protocol):
     def reader(self, writer: Engine) -> Engine:
         """Return the engine, on the same pool, whose statements stand alone."""
 
+    def begin(self, connection: Connection, *, work_seconds: float, only_read: bool) -> None:
+        """Begin a session: see that nothing dangerous lies in wait, and bound what it may take.
+
+        Args:
+            connection: Which has sent nothing yet in this session.
+            work_seconds: For all its statements together, after which they fail.
+            only_read: Whether it is to read.
+        """
+        return
+
     def wait_at_most(self, connection: Connection, seconds: float) -> None:
         """Bound how long the connection waits for locks of others."""
         return
@@ -67,8 +96,21 @@ class Dialect(Protocol):
         """From now on the database must be there: connect, but never make a new one."""
         return
 
-    def contents(self, connection: Connection) -> tuple[int, set[str]]:
-        """Return the owner's application id (0: not said) and the names of all tables."""
+    def contents(self, connection: Connection) -> tuple[int, tuple[Definition, ...]]:
+        """Return the owner's application id (0: not said) and what the schema holds."""
+
+    def may_have_changed(self, connection: Connection, *, is_locked: bool) -> bool:
+        """Whether the schema may be another one than when `remember` was called.
+
+        Args:
+            connection: In a session.
+            is_locked: Whether a transaction of ours keeps it as it is.
+        """
+        return False
+
+    def remember(self, connection: Connection) -> None:
+        """Remember that the schema was looked at just now."""
+        return
 
     def is_complete(self, connection: Connection) -> bool:
         """Return whether `set_complete` was called since the database was made."""
@@ -128,56 +170,98 @@ class Sqlite(Dialect):
         self._file = file
         self._mode = "rwc" if create else "rw"
         self._durable = durable
+        self._seen: tuple[int | None, files.Look | None] = None, None
 
     def engine(self) -> Engine:
-        model = _model()
-        connect: Any = self._connect  # the driver's connections lack what SQLAlchemy never uses
-        pool: Pool
         if self._file is None:
-            pool = StaticPool(connect, dialect=model.dialect)
-        else:
-            # No limit on how many: a thread would wait for another one's slow query.
-            pool = QueuePool(connect, use_lifo=True, max_overflow=-1, dialect=model.dialect)
-        return Engine(pool, model.dialect, model.url, execution_options=_COMPILED)
+            connect: Any = self._connect_memory
+            return self._engine(StaticPool(connect, dialect=_model().dialect))
+        return self._engine(self._pool(lambda: self._connect(self._mode)))
 
     def reader(self, writer: Engine) -> Engine:
         # The driver's isolation_level is None: it sends no BEGIN that we do not send.
-        return writer
-
-    def _connect(self) -> sqlite3.Connection:
-        raw: sqlite3.Connection
-        # check_same_thread: the pool, or our lock, gives a connection to one thread at a time.
         if self._file is None:
-            raw = sqlite3.connect(":memory:", isolation_level=None, check_same_thread=False)
-        else:
-            raw = sqlite3.connect(
-                sqlite_uri(self._file, mode=self._mode),
-                uri=True,
-                timeout=max(self.patience.seconds, 0),
-                isolation_level=None,
-                check_same_thread=False,
-                factory=fork.FileConnection,
-            )
-            fork.CONNECTIONS.add(raw)
+            return writer
+        # What is opened so plays back no journal, whatever it says.
+        return self._engine(self._pool(lambda: self._connect(READING)))
+
+    def _pool(self, connect: Any) -> Pool:
+        # No limit on how many: a thread would wait for another one's slow query.
+        return QueuePool(connect, use_lifo=True, max_overflow=-1, dialect=_model().dialect)
+
+    def _engine(self, pool: Pool) -> Engine:
+        model = _model()
+        return Engine(pool, model.dialect, model.url, execution_options=_COMPILED)
+
+    def _connect_memory(self) -> sqlite3.Connection:
+        raw = sqlite3.connect(
+            ":memory:",
+            isolation_level=None,
+            check_same_thread=False,
+            factory=fork.TimedConnection,
+        )
+        _limit(raw)
+        self._prepare(raw)
+        return raw
+
+    def _connect(self, mode: str) -> sqlite3.Connection:
+        assert self._file is not None  # noqa: S101  # the callers know
+        raw = files.connect(
+            self._file,
+            mode=mode,
+            timeout_seconds=self.patience.seconds,
+            factory=fork.FileConnection,
+            isolation_level=None,
+            # The pool, or our lock, gives a connection to one thread at a time.
+            check_same_thread=False,
+        )
+        fork.CONNECTIONS.add(raw)
         try:
+            _limit(raw)
             self._prepare(raw)
+            if mode != READING:
+                self._prepare_writing(raw)
         except BaseException:
             raw.close()
             raise
         return raw
 
     def _prepare(self, raw: sqlite3.Connection) -> None:
+        # Nothing here reads the file: it may hold half a transaction, which `begin` sees to.
         raw.execute("PRAGMA foreign_keys = ON")
         # A view or trigger planted in the file shall call no function of ours.
         raw.execute("PRAGMA trusted_schema = OFF")
         # An I/O error or a truncation under a mapping is a signal that kills the process.
         raw.execute("PRAGMA mmap_size = 0")
+        # Pages that contradict themselves are found before they are believed.
+        raw.execute("PRAGMA cell_size_check = ON")
+
+    def _prepare_writing(self, raw: sqlite3.Connection) -> None:
         raw.execute(f"PRAGMA synchronous = {'FULL' if self._durable else 'OFF'}")
         with suppress(sqlite3.OperationalError):
             # Somebody made it WAL and it is in use, or it is read-only: as it is, then.
             raw.execute("PRAGMA busy_timeout = 0")
             # PERSIST commits a quarter faster, but makes every reader open the journal.
             raw.execute("PRAGMA journal_mode = TRUNCATE")
+
+    def begin(self, connection: Connection, *, work_seconds: float, only_read: bool) -> None:
+        raw = _raw(connection)
+        raw.ends[0] = time.monotonic() + work_seconds
+        if self._file is not None and files.look_beside(self._file) and only_read:
+            self._undo_unfinished(self._file, raw)
+
+    def _undo_unfinished(self, file: Path, raw: sqlite3.Connection) -> None:
+        """Undo what a writer has left that died in the middle of a transaction."""
+        look = "SELECT 1 FROM sqlite_master LIMIT 1"
+        try:
+            raw.execute(look).fetchone()
+        except sqlite3.OperationalError as error:
+            if error.sqlite_errorcode != sqlite3.SQLITE_READONLY_ROLLBACK:
+                raise
+            if not files.may_undo(file):
+                raise
+            with closing(self._connect("rw")) as writer:
+                writer.execute(look).fetchone()
 
     def wait_at_most(self, connection: Connection, seconds: float) -> None:
         proxied = connection.connection
@@ -202,6 +286,7 @@ class Sqlite(Dialect):
             if left < connection.connection.info["busy_timeout"] / 1000 - 0.05:
                 self.wait_at_most(connection, left)
             raw.commit()
+            self._follow(connection)
         except BaseException:
             # What is interrupted within a statement, SQLAlchemy has closed already; to say so
             # would hide the interrupt.
@@ -209,16 +294,42 @@ class Sqlite(Dialect):
                 raw.rollback()
             raise
 
+    def _follow(self, connection: Connection) -> None:
+        """Remember what the file looks like after a transaction that began with a known schema."""
+        version = connection.connection.info.get("schema_version")
+        if version is not None and self._file is not None:
+            self._seen = version, files.look_at(self._file)
+
     def opened(self) -> None:
         self._mode = "rw"
 
-    def contents(self, connection: Connection) -> tuple[int, set[str]]:
-        query = """
-            SELECT application_id, name FROM pragma_application_id
-            LEFT JOIN sqlite_master ON type IN ('table', 'view')
-        """
-        rows = connection.exec_driver_sql(query).all()
-        return int(rows[0].application_id), {row.name for row in rows} - {None}
+    def contents(self, connection: Connection) -> tuple[int, tuple[Definition, ...]]:
+        raw = _raw(connection)
+        # Not by SELECT: a table of the file might have the name of that function.
+        owner = raw.execute("PRAGMA application_id").fetchone()[0]
+        query = "SELECT type, name, tbl_name, sql FROM sqlite_master LIMIT ?"
+        rows = raw.execute(query, (definitions.MOST + 1,)).fetchall()
+        return int(owner), tuple(
+            Definition(str(kind), str(name), str(table), None if sql is None else str(sql))
+            for kind, name, table, sql in rows
+        )
+
+    def may_have_changed(self, connection: Connection, *, is_locked: bool) -> bool:
+        if self._file is None:
+            return False
+        known = connection.connection.info.get("schema_version")
+        look = None if is_locked else files.look_at(self._file)
+        if look is not None and self._seen == (known, look):
+            return False  # nobody but us has written since, as far as can be seen from outside
+        if known != _schema_version(connection):
+            return True
+        if look is not None:
+            self._seen = known, look
+        return False
+
+    def remember(self, connection: Connection) -> None:
+        if self._file is not None:
+            connection.connection.info["schema_version"] = _schema_version(connection)
 
     # In the file's header: made with it, replaced with it, and no column that files must rebuild.
     def is_complete(self, connection: Connection) -> bool:
@@ -247,17 +358,11 @@ class Sqlite(Dialect):
         if self._file is None:
             return None
         copy = self._file.with_name(f"{self._file.name}.{revision}.bak")
-        unfinished = copy.with_name(f"{copy.name}.{os.getpid()}")
         try:
-            # Not shutil: closing any descriptor on the file drops SQLite's locks on it.
-            with closing(sqlite3.connect(unfinished)) as target, closing(self._connect()) as source:
-                source.backup(target)
-            return unfinished.replace(copy)
+            with closing(self._connect(READING)) as source:
+                return files.copy(source, self._file, copy)
         except OSError as error:
             raise CatalogUnusable(str(copy), error.strerror or str(error)) from error
-        finally:
-            with suppress(OSError):
-                unfinished.unlink(missing_ok=True)
 
     def explain(self, error: BaseException, location: Location) -> CatalogError:
         where, why = str(location), str(error)
@@ -270,6 +375,10 @@ class Sqlite(Dialect):
             return CatalogBroken(where, "it holds text that is none")
         if code == sqlite3.SQLITE_READONLY_DBMOVED:
             explained = CatalogUnusable(where, "another process moved or replaced it meanwhile")
+        elif code == sqlite3.SQLITE_READONLY_ROLLBACK:
+            explained = CatalogReadOnly(where, _UNFINISHED)
+        elif kind == sqlite3.SQLITE_INTERRUPT:
+            explained = CatalogUnusable(where, _TOO_LONG)
         elif kind in {sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB} or _lacks_relation(why):
             explained = CatalogBroken(where, why)
         elif kind in {sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED}:
@@ -296,13 +405,23 @@ def _lacks_relation(why: str) -> bool:
     return why.startswith(("no such table", "no such column"))
 
 
-def sqlite_uri(file: Path, *, mode: str) -> str:
-    """Return the ``file:`` URI of a database, whatever bytes its name is made of."""
-    return f"file:{quote_from_bytes(os.fsencode(file))}?mode={mode}"
+def _limit(raw: fork.TimedConnection) -> None:
+    """Let the statements of a connection end in time, and its values be of a size."""
+    raw.ends = [math.inf]
+    # No code of Python, in which a signal could be handled: what that raises, SQLite takes for
+    # "stop" and loses.
+    now: Iterator[Any] = iter(time.monotonic, None)
+    ends: Iterator[Any] = iter(partial(operator.getitem, raw.ends, 0), None)
+    raw.set_progress_handler(map(operator.gt, now, ends).__next__, _STEPS)
+    raw.setlimit(sqlite3.SQLITE_LIMIT_LENGTH, _LONGEST_VALUE_BYTES)
 
 
-def _raw(connection: Connection) -> sqlite3.Connection:
-    return cast("sqlite3.Connection", connection.connection.dbapi_connection)
+def _schema_version(connection: Connection) -> int:
+    return int(_raw(connection).execute("PRAGMA schema_version").fetchone()[0])
+
+
+def _raw(connection: Connection) -> fork.TimedConnection:
+    return cast("fork.TimedConnection", connection.connection.dbapi_connection)
 
 
 class Postgres(Dialect):
@@ -336,9 +455,10 @@ class Postgres(Dialect):
             connection.exec_driver_sql(f"SELECT pg_advisory_xact_lock({APPLICATION_ID})")
             yield
 
-    def contents(self, connection: Connection) -> tuple[int, set[str]]:
+    def contents(self, connection: Connection) -> tuple[int, tuple[Definition, ...]]:
         query = "SELECT tablename FROM pg_tables WHERE schemaname = current_schema()"
-        return 0, set(connection.exec_driver_sql(query).scalars())
+        names = connection.exec_driver_sql(query).scalars()
+        return 0, tuple(Definition("table", name, name, None) for name in names)
 
     # It has no tree of its own that it could have seen the whole of.
     def is_complete(self, connection: Connection) -> bool:

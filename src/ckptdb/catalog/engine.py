@@ -11,15 +11,25 @@ import os
 import threading
 from contextlib import closing, contextmanager, suppress
 from datetime import UTC, datetime
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Self
+from typing import TYPE_CHECKING, Final, Self
 
-from ckptdb.catalog import fork
+from ckptdb.catalog import files, fork
+from ckptdb.catalog.definitions import Definition, find_intruder, fingerprint
 from ckptdb.catalog.dialects import Dialect, Postgres, Sqlite
-from ckptdb.catalog.location import Location, exists, identity_of, make_folder
+from ckptdb.catalog.files import (
+    BESIDE,
+    JOURNAL,
+    exists,
+    identity_of,
+    make_folder,
+    names_super_journal,
+)
+from ckptdb.catalog.location import Location
 from ckptdb.catalog.schema import (
     APPLICATION_ID,
+    FINGERPRINT,
     HEAD,
     REVISIONS,
     VERSION_TABLE,
@@ -33,16 +43,25 @@ from ckptdb.errors import (
     CatalogForeign,
     CatalogMissing,
     CatalogOutdated,
+    CatalogTampered,
     CatalogTooNew,
     CatalogUnusable,
 )
 from ckptdb.threads import Task
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator, Mapping, Sequence
     from contextlib import AbstractContextManager
 
     from sqlalchemy import Connection, Engine
+
+
+WORK_SECONDS: Final = 600.0
+"""How long the statements of one question or transaction may take together. One to a million
+checkpoints takes some seconds; what takes this long has been made to."""
+_CHECKING_SECONDS: Final = 600.0
+_CHECKED_BYTES_A_SECOND: Final = 1 << 20
+"""A check reads every page, from a disk that may be slow, and takes so much longer."""
 
 
 class Database:
@@ -56,11 +75,19 @@ class Database:
 
     location: Location
 
-    def __init__(self, location: Location, dialect: Dialect, timeout_seconds: float) -> None:
+    def __init__(
+        self,
+        location: Location,
+        dialect: Dialect,
+        timeout_seconds: float,
+        work_seconds: float = WORK_SECONDS,
+    ) -> None:
         """Only `open`, `in_memory` and `unchecked` make one."""
         self.location = location
         self._dialect = dialect
         self._timeout_seconds = timeout_seconds
+        self._work_seconds = work_seconds
+        self._is_settled = False
         self._rest(dialect.engine())
         self._identity: tuple[int, int] | None = None
         self._lock = threading.Lock() if location.in_memory else None
@@ -77,6 +104,7 @@ class Database:
         upgrade: bool = False,
         durable: bool = True,
         timeout_seconds: float = 5.0,
+        work_seconds: float = WORK_SECONDS,
     ) -> Self:
         """Open a catalog and check that it is ours, whole enough to read and of this revision.
 
@@ -86,6 +114,7 @@ class Database:
             upgrade: Bring an older revision to this one, keeping a copy beside the file.
             durable: False leaves it to the operating system when a transaction reaches the disk.
             timeout_seconds: How long to wait for other processes, unless a call says otherwise.
+            work_seconds: How long the statements of one `read` or `write` may take.
 
         Raises:
             CatalogMissing: There is none and ``create`` is false.
@@ -93,6 +122,7 @@ class Database:
             CatalogTooNew: A newer version of ckptdb made it.
             CatalogForeign: It is the database of another application.
             CatalogBroken: It is damaged or no database.
+            CatalogTampered: It holds a trigger, or something else that could run by itself.
             CatalogLocked: Another process kept it locked.
             CatalogUnusable: Anything else, e.g. permissions.
         """
@@ -103,7 +133,11 @@ class Database:
         elif location.file is not None and not exists(location.file):
             raise CatalogMissing(location.file)
         database = cls.unchecked(
-            location, create=create, durable=durable, timeout_seconds=timeout_seconds
+            location,
+            create=create,
+            durable=durable,
+            timeout_seconds=timeout_seconds,
+            work_seconds=work_seconds,
         )
         try:
             database._settle(create=create, upgrade=upgrade)  # noqa: SLF001 - it is its own.
@@ -129,6 +163,7 @@ class Database:
         create: bool = False,
         durable: bool = True,
         timeout_seconds: float = 5.0,
+        work_seconds: float = WORK_SECONDS,
     ) -> Self:
         """Open whatever is there, of any revision: for migrations, which come before checks."""
         dialect: Dialect
@@ -137,7 +172,7 @@ class Database:
         else:
             exists(location.file)
             dialect = Sqlite(location.file, create=create, durable=durable)
-        return cls(location, dialect, timeout_seconds)
+        return cls(location, dialect, timeout_seconds, work_seconds)
 
     @contextmanager
     def write(self, *, timeout_seconds: float | None = None) -> Iterator[Connection]:
@@ -156,10 +191,10 @@ class Database:
         """
         self.ensure_sound()
         timeout = self._timeout_seconds if timeout_seconds is None else timeout_seconds
-        with (
-            self._session(self._writers, timeout) as connection,
-            self._dialect.transaction(connection, timeout),
-        ):
+        session = self._session(self._writers, timeout, only_read=False)
+        with session as connection, self._dialect.transaction(connection, timeout):
+            if self._is_settled and self._dialect.may_have_changed(connection, is_locked=True):
+                self._ensure_ours(connection)
             yield connection
 
     def read(self, *, timeout_seconds: float | None = None) -> AbstractContextManager[Connection]:
@@ -169,7 +204,19 @@ class Database:
         what `write` does.
         """
         timeout = self._timeout_seconds if timeout_seconds is None else timeout_seconds
-        return self._session(self._readers, timeout)
+        check = self._check_reading if self._is_settled else None
+        return self._session(self._readers, timeout, check=check)
+
+    def _check_reading(self, connection: Connection) -> None:
+        if self._dialect.may_have_changed(connection, is_locked=False):
+            self._ensure_ours(connection)
+
+    def _ensure_ours(self, connection: Connection) -> None:
+        """Make sure that the schema is the one that this version makes, whoever changed it."""
+        revision = self._revision(connection)
+        if revision is None:
+            raise CatalogMissing(str(self.location))
+        self._refuse_other_revision(revision)
 
     @property
     def dialect_name(self) -> str:
@@ -231,8 +278,12 @@ class Database:
         Args:
             quick: Do not look up every row in every index, which takes five times as long.
         """
+        work = _CHECKING_SECONDS + files.size_on_disk(self.location.file) / _CHECKED_BYTES_A_SECOND
+        session = self._session(
+            self._readers, self._timeout_seconds, work_seconds=max(work, self._work_seconds)
+        )
         try:
-            with self.read() as connection:
+            with session as connection:
                 return "; ".join(self._dialect.integrity(connection, quick=quick))
         except CatalogBroken as error:
             return str(origin(error))
@@ -287,7 +338,8 @@ class Database:
         try:
             readers.close()
             writers.close()
-            writers.engine.dispose()
+            for engine in {readers.engine, writers.engine}:
+                engine.dispose()
         except TRANSLATED as error:
             raise self.explain(error) from error
 
@@ -297,8 +349,25 @@ class Database:
         # Where one engine does both, a reader finds in memory what a writer has left there.
         self._readers = self._writers if reader is engine else Rest(reader)
 
-    def _session(self, rest: Rest, seconds: float) -> Session:
-        return Session(self.location, self._dialect, rest, self._lock, seconds)
+    def _session(
+        self,
+        rest: Rest,
+        seconds: float,
+        *,
+        work_seconds: float | None = None,
+        only_read: bool = True,
+        check: Callable[[Connection], None] | None = None,
+    ) -> Session:
+        return Session(
+            self.location,
+            self._dialect,
+            rest,
+            lock=self._lock,
+            seconds=seconds,
+            work_seconds=self._work_seconds if work_seconds is None else work_seconds,
+            only_read=only_read,
+            check=check,
+        )
 
     def _settle(self, *, create: bool, upgrade: bool) -> None:
         revision = self.revision()
@@ -309,13 +378,17 @@ class Database:
             raise CatalogMissing(str(self.location))
         if revision is None:
             revision = self._create()
+        if revision in REVISIONS and revision != HEAD and upgrade:
+            self.upgrade()
+        else:
+            self._refuse_other_revision(revision)
+        self._is_settled = True
+
+    def _refuse_other_revision(self, revision: str) -> None:
         if revision not in REVISIONS:
             raise CatalogTooNew(str(self.location), revision)
-        if revision == HEAD:
-            return
-        if not upgrade:
+        if revision != HEAD:
             raise CatalogOutdated(str(self.location), revision)
-        self.upgrade()
 
     def _create(self) -> str:
         with self.write() as connection:
@@ -323,18 +396,35 @@ class Database:
             revision = self._revision(connection)
             if revision is None:
                 create_all(connection, self._dialect.spelling)
+                self._dialect.remember(connection)
             return revision or HEAD
 
     def _revision(self, connection: Connection) -> str | None:
-        owner, tables = self._dialect.contents(connection)
-        if owner not in {0, APPLICATION_ID} or (tables and VERSION_TABLE not in tables):
+        """Return the revision of a schema that holds nothing but what that revision makes."""
+        owner, found = self._dialect.contents(connection)
+        relations = {one.name: one for one in found if one.kind in ("table", "view")}
+        if owner not in {0, APPLICATION_ID} or (relations and VERSION_TABLE not in relations):
             raise CatalogForeign(str(self.location))
-        if not tables:
+        if not found:
             return None
+        if self.location.file is not None:
+            # Before it is asked for the revision: that may be what hangs.
+            self._refuse_intruder([relations[VERSION_TABLE]], HEAD)
         row = connection.execute(REVISION).first()
         if row is None:
             raise CatalogBroken(str(self.location), "it does not say its revision")
-        return str(row[0])
+        revision = str(row[0])
+        if self.location.file is not None and revision in REVISIONS:
+            self._refuse_intruder(found, revision)
+        self._dialect.remember(connection)
+        return revision
+
+    def _refuse_intruder(self, found: Sequence[Definition], revision: str) -> None:
+        if revision == HEAD and fingerprint(found) == FINGERPRINT:
+            return
+        intruder = find_intruder(found, _made_by(revision))
+        if intruder is not None:
+            raise CatalogTampered(str(self.location), intruder)
 
     def upgrade(self) -> tuple[str, str, Path | None]:
         """Bring an older schema to this one; see `upgrade`."""
@@ -348,7 +438,8 @@ class Database:
                 return revision, HEAD, None
             # Inside the transaction: nobody else can write between the copy and the change.
             copy = self._dialect.keep_copy(revision)
-            _migrate(connection)
+            _migrate(connection, "head")
+            self._dialect.remember(connection)
         return revision, HEAD, copy
 
     def after_fork(self) -> None:
@@ -358,8 +449,10 @@ class Database:
             # The thread that held it does not exist in the child.
             self._lock = threading.Lock()
             return
-        fork.keep_for_ever((self._readers, self._writers, self._writers.engine.pool))
-        self._writers.engine.dispose(close=False)
+        pools = (self._readers.engine.pool, self._writers.engine.pool)
+        fork.keep_for_ever((self._readers, self._writers, pools))
+        for engine in {self._readers.engine, self._writers.engine}:
+            engine.dispose(close=False)
         self._rest(self._writers.engine)
 
 
@@ -385,14 +478,18 @@ def set_aside(location: Location) -> Path:
     target = _unused(file)
     try:
         # Leftover journals go first: beside a new database they would be played back into it.
-        for suffix in ("-journal", "-wal", "-shm"):
+        for suffix in BESIDE:
+            # One that makes SQLite remove a file does so whoever opens what was set aside.
+            kept = ".refused" if suffix == JOURNAL and names_super_journal(file) else suffix
             with suppress(FileNotFoundError):
-                file.with_name(file.name + suffix).rename(f"{target}{suffix}")
-        return file.rename(target)
+                file.with_name(file.name + suffix).rename(f"{target}{kept}")
+        aside = file.rename(target)
     except FileNotFoundError as error:
         raise CatalogMissing(file) from error
     except OSError as error:
         raise CatalogUnusable(str(file), error.strerror or str(error)) from error
+    files.replace_empty(file, aside)
+    return aside
 
 
 def _unused(file: Path) -> Path:
@@ -428,11 +525,27 @@ def script_location() -> Path:
     raise CatalogUnusable("migrations", "this installation came without them; reinstall ckptdb")
 
 
-def _migrate(connection: Connection) -> None:
+@cache
+def _made_by(revision: str) -> Mapping[str, Definition]:
+    """Return by name what a revision makes on SQLite."""
+    dialect = Sqlite(None, create=True, durable=False)
+    memory = dialect.engine()
+    try:
+        with memory.connect() as connection:
+            if revision == HEAD:
+                create_all(connection, dialect.spelling)
+            else:
+                _migrate(connection, revision)
+            return {one.name: one for one in dialect.contents(connection)[1]}
+    finally:
+        memory.dispose()
+
+
+def _migrate(connection: Connection, revision: str) -> None:
     from alembic import command  # 200 ms, and almost never needed
     from alembic.config import Config
 
     config = Config()
     config.set_main_option("script_location", str(script_location()).replace("%", "%%"))
     config.attributes["connection"] = connection
-    command.upgrade(config, "head")
+    command.upgrade(config, revision)

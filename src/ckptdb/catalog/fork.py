@@ -78,7 +78,17 @@ def end_use(mark: object) -> None:
     _IN_USE.pop(mark, None)
 
 
-class FileConnection(sqlite3.Connection):
+class TimedConnection(sqlite3.Connection):
+    """A connection whose statements end in time.
+
+    Attributes:
+        ends: When (monotonic), as the only entry: what looks there must be no code of Python.
+    """
+
+    ends: list[float]
+
+
+class FileConnection(TimedConnection):
     """A connection to a file; in a child that inherited it, it no longer does anything."""
 
     inherited = False

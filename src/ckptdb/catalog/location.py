@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import stat
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -12,7 +11,7 @@ from typing import Final
 from sqlalchemy import URL, make_url
 from sqlalchemy.exc import ArgumentError
 
-from ckptdb.errors import CatalogBroken, CatalogUnusable
+from ckptdb.errors import CatalogUnusable
 
 FOLDER: Final = ".ckptdb"
 FILE: Final = "catalog.db"
@@ -148,57 +147,3 @@ def _locate_postgres(url: URL) -> Location:
         why = "its driver is missing; `pip install 'ckptdb[postgres]'`"
         raise CatalogUnusable(shown, why) from error
     return Location(url=url.render_as_string(hide_password=False), file=None, base=None)
-
-
-# --- what is there, from outside ------------------------------------------------------------
-
-
-def identity_of(file: Path) -> tuple[int, int] | None:
-    """Return device and inode of a file, None when it is not there."""
-    try:
-        found = file.stat()
-    except OSError:
-        return None
-    return found.st_dev, found.st_ino
-
-
-_SMALLEST_BYTES: Final = 512
-"""A SQLite database has at least one page."""
-
-
-def exists(file: Path) -> bool:
-    """Whether there is a file; one without a byte was never more than opened.
-
-    Only looks from outside: closing a descriptor of ours on a database file would drop the
-    locks that SQLite holds on it in this process.
-    """
-    try:
-        found = file.stat()
-    except FileNotFoundError:
-        return False
-    except OSError as error:
-        raise CatalogUnusable(str(file), error.strerror or str(error)) from error
-    if stat.S_ISDIR(found.st_mode):
-        raise CatalogUnusable(str(file), "it is a directory")
-    if not stat.S_ISREG(found.st_mode):
-        raise CatalogUnusable(str(file), "it is not a regular file")
-    if 0 < found.st_size < _SMALLEST_BYTES:
-        # SQLite takes it for an empty database and would write over it.
-        raise CatalogBroken(str(file), "it is shorter than any database")
-    return found.st_size > 0
-
-
-def make_folder(file: Path) -> None:
-    """Make the folder of a catalog to come, when it is the one that is named for it; and the file.
-
-    Made by SQLite, nobody but its owner could write it, whatever the umask says.
-    """
-    if exists(file):
-        return
-    try:
-        if file.parent.name == FOLDER:
-            file.parent.mkdir(exist_ok=True)
-    except OSError as error:
-        raise CatalogUnusable(str(file), error.strerror or str(error)) from error
-    with suppress(OSError):  # where it cannot be made, SQLite will say why
-        os.mknod(file, 0o666 | stat.S_IFREG)  # not opened: closing it would drop SQLite's locks

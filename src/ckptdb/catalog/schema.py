@@ -38,6 +38,10 @@ REVISIONS: Final = ("0001", "0002", "0003", "0004", "0005")
 HEAD: Final = REVISIONS[-1]
 VERSION_TABLE: Final = "ckptdb_version"
 
+FINGERPRINT: Final = "4cf8eb459d55d31e4c7ae98ea5fb141f43d7d1aafbbd93f3f7c1a7e6303a2cbc"
+"""Of what `create_all` makes on SQLite, by `definitions.fingerprint`; a test says what it is. With
+another SQLAlchemy, which may write it otherwise, the definitions are compared one by one."""
+
 APPLICATION_ID: Final = 0x636B7074
 """What SQLite files of ours carry in their header: ``ckpt`` in ASCII."""
 

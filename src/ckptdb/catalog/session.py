@@ -12,6 +12,7 @@ from ckptdb.errors import CatalogError, CatalogLocked
 
 if TYPE_CHECKING:
     import threading
+    from collections.abc import Callable
     from types import TracebackType
 
     from sqlalchemy import Connection, Engine
@@ -66,6 +67,9 @@ class Session:
         rest: Where it comes from.
         lock: What only one session may have at a time.
         seconds: Bounds each wait for others.
+        work_seconds: Bounds what its statements may take together.
+        only_read: Whether it is to read.
+        check: Called with the connection before anything is asked.
     """
 
     def __init__(
@@ -73,14 +77,21 @@ class Session:
         location: Location,
         dialect: Dialect,
         rest: Rest,
+        *,
         lock: threading.Lock | None,
         seconds: float,
+        work_seconds: float,
+        only_read: bool,
+        check: Callable[[Connection], None] | None = None,
     ) -> None:
         self._location = location
         self._dialect = dialect
         self._rest = rest
         self._lock = lock
         self._seconds = seconds
+        self._work_seconds = work_seconds
+        self._only_read = only_read
+        self._check = check
         self._connection: Connection | None = None
         self._use: object = None
 
@@ -93,6 +104,11 @@ class Session:
             self._dialect.patience.seconds = self._seconds
             self._connection = self._rest.take()
             self._dialect.wait_at_most(self._connection, self._seconds)
+            self._dialect.begin(
+                self._connection, work_seconds=self._work_seconds, only_read=self._only_read
+            )
+            if self._check is not None:
+                self._check(self._connection)
         except BaseException as error:
             self._end(well=False)
             self._translate(error)

@@ -15,6 +15,7 @@ from ckptdb import caller
 from ckptdb.catalog import engine
 from ckptdb.catalog.catalog import Catalog, Seen
 from ckptdb.catalog.engine import Database
+from ckptdb.catalog.files import look_at
 from ckptdb.catalog.schema import HEAD
 from ckptdb.disk import identity, scan
 from ckptdb.disk.unindexed import Note
@@ -26,6 +27,7 @@ from ckptdb.errors import (
     CatalogMissing,
     CatalogNotBegun,
     CatalogReadOnly,
+    CatalogTampered,
     CatalogUnusable,
     DirectoryMissing,
     InvalidChoice,
@@ -213,8 +215,9 @@ class Indexing(Tree):
         """Return where the catalog is and how it does; never raises because of its state."""
         location = self.location
         file = location.file
-        exists = self._refused is None and (file is None or file.exists())
-        size = file.stat().st_size if file is not None and exists else None
+        look = None if file is None else look_at(file)
+        exists = self._refused is None and (file is None or look is not None)
+        size = look.size_bytes if look is not None and exists else None
         revision, integrity, counts = None, "missing", (0, 0)
         if exists:
             try:
@@ -338,7 +341,7 @@ class Indexing(Tree):
         try:
             self._opened = Catalog(self._open(create=True))
         except CatalogBroken as error:
-            if self.location.base is None:
+            if self.location.base is None and not isinstance(error, CatalogTampered):
                 # A file that somebody named may be anything, a script or weights: not ours to move.
                 raise CatalogForeign(str(self.location)) from error
             return engine.set_aside(self.location)

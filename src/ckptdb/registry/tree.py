@@ -15,6 +15,7 @@ from typing import Self
 from ckptdb import caller
 from ckptdb.catalog.catalog import Catalog, Seen
 from ckptdb.catalog.engine import Database
+from ckptdb.catalog.files import Look, look_at
 from ckptdb.catalog.location import Location, locate
 from ckptdb.disk import durable, identity, names, scan
 from ckptdb.disk.unindexed import Note, Notes
@@ -22,6 +23,7 @@ from ckptdb.errors import (
     AmbiguousRun,
     CatalogError,
     CatalogMissing,
+    CatalogReadOnly,
     DirectoryMissing,
     NoRuns,
     NoRunsBelow,
@@ -42,8 +44,6 @@ _COMPARED_SECONDS = 2.0
 """For how long answers to a reader rest on one look at all runs: a page asks many questions."""
 _NAMED = 5
 """How many runs a sentence names at most."""
-_File = tuple[int, ...] | None
-"""What a catalog's file looked like from outside."""
 
 
 class Tree:
@@ -67,7 +67,7 @@ class Tree:
         self._doubted = False
         self._decides = False
         self._opened: Catalog | None = None
-        self._copied: _File = None
+        self._copied: Look | None = None
         self._copied_for: CatalogError | None = None
         self._compared_at = -math.inf
         self._refused: RootRefused | None = None
@@ -147,6 +147,12 @@ class Tree:
             if self._directory is None:
                 raise
             database = self._index_in_memory(self._directory)
+        except CatalogReadOnly as error:
+            # Half a transaction is in it, of somebody else's catalog.
+            if create or self._directory is None:
+                raise
+            self._tell(f"{error} Until then answers come from the files.")
+            database = self._index_in_memory(self._directory)
         self._opened = Catalog(database)
         return self._opened
 
@@ -188,9 +194,9 @@ class Tree:
         if opened is None or file is None or self._doubted:
             return
         if self._copied is not None:
-            changed = self._copied != _look_at(file)
+            changed = self._copied != look_at(file)
         elif opened.database.location.in_memory:
-            changed = _look_at(file) is not None
+            changed = look_at(file) is not None
         else:
             changed = opened.database.replaced()
         if changed:
@@ -383,7 +389,7 @@ class Tree:
         opened, file = self._catalog().database, self.location.file
         if opened.location.in_memory or self._decides:
             return False  # what goes is decided by the files themselves, and that is told
-        seen = None if file is None else _look_at(file)
+        seen = None if file is None else look_at(file)
         try:
             copy = opened.find_copy()
         except CatalogError:
@@ -576,14 +582,6 @@ def is_ours(directory: Path) -> bool:
 def _may_write(file: Path) -> bool:
     """Tell whether this process may write a catalog, and the journal beside it."""
     return os.access(file, os.W_OK) and os.access(file.parent, os.W_OK | os.X_OK)
-
-
-def _look_at(file: Path) -> _File:
-    try:
-        found = file.stat()
-    except OSError:
-        return None
-    return found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns
 
 
 def _is_settled(seen: Seen | None, directory: Path) -> bool:

@@ -25,8 +25,8 @@ from datasette.utils.asgi import Base400, NotFound, Response
 from datasette.views.base import DatasetteError
 from markupsafe import Markup
 
-from ckptdb.catalog import adhoc, confined, engine
-from ckptdb.catalog.dialects import sqlite_uri
+from ckptdb.catalog import adhoc, confined, engine, files
+from ckptdb.catalog.dialects import READING
 from ckptdb.errors import CkptdbError
 from ckptdb.registry import Registry
 from ckptdb.shown import clean, inert
@@ -192,11 +192,11 @@ class CatalogFile(Database):  # type: ignore[misc]  # Datasette is untyped
             raise PermissionError("A catalog is only read here.")
         location = self._catalog.location
         assert location.file is not None  # noqa: S101  # `serve` has looked
-        raw = sqlite3.connect(
+        raw = files.connect(
+            location.file,
             # Never `immutable`: a training writes, and SQLite must look for its lock and journal.
-            sqlite_uri(location.file, mode="ro"),
-            uri=True,
-            timeout=_PATIENCE_SECONDS,
+            mode=READING,
+            timeout_seconds=_PATIENCE_SECONDS,
             check_same_thread=False,
             factory=_Connection,
         )
