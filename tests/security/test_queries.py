@@ -1,15 +1,21 @@
 """No query takes more than a part of the memory, or more than twice its time."""
 
+import json
 import os
+import re
 import subprocess
 import sys
 import time
 from pathlib import Path
+from urllib.error import HTTPError
+from urllib.parse import quote
+from urllib.request import urlopen
 
 import pytest
 
 from security.attempts import ATTEMPTS
 from web.planting import plant
+from web.serving import serving
 
 CKPTDB = Path(sys.executable).with_name("ckptdb")
 MOST_BYTES = 300 << 20
@@ -55,3 +61,57 @@ def test_no_query_of_the_command_takes_all_memory_or_more_than_twice_its_time(tr
         assert said[0].startswith("ckptdb: The query ")
         assert len([line for line in said if line.startswith("ckptdb: ")]) == 1
     assert "Traceback" not in done.stderr
+
+
+# --- the page ---------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def server(tree, tmp_path_factory):
+    with serving(tree, home=tmp_path_factory.mktemp("server")) as served:
+        yield served
+
+
+def get(address):
+    """Return status and text; a request that is too long is refused in whatever way."""
+    try:
+        with urlopen(address, timeout=60) as answer:
+            return answer.status, answer.read().decode()
+    except HTTPError as error:
+        with error:
+            return error.code, error.read().decode()
+
+
+def processes(served):
+    """Return the numbers of a server and of the processes that answer its queries."""
+    number = served.process.pid
+    children = Path(f"/proc/{number}/task").glob("*/children")
+    return [number, *(int(child) for file in children for child in file.read_text().split())]
+
+
+def most_memory_ever(number):
+    try:
+        status = Path(f"/proc/{number}/status").read_text()
+    except FileNotFoundError:  # ended just now
+        return 0
+    found = re.search(r"VmHWM:\s*(\d+) kB", status)
+    return int(found[1]) << 10 if found else 0  # a zombie has none
+
+
+SENDABLE = {name: query for name, query in ATTEMPTS.items() if len(quote(query)) < 40_000}
+
+
+@pytest.mark.parametrize("form", [".json", ""], ids=["json", "html"])
+@pytest.mark.parametrize("query", SENDABLE.values(), ids=SENDABLE.keys())
+def test_no_query_of_the_page_takes_all_memory_or_more_than_twice_its_time(server, query, form):
+    started = time.monotonic()
+    status, text = get(f"{server.base}/catalog{form}?sql={quote(query)}")
+    seconds = time.monotonic() - started
+
+    assert status in (200, 400)
+    assert seconds < 2 * 2 + SLACK_SECONDS
+    assert max(map(most_memory_ever, processes(server))) < MOST_BYTES
+    if status == 400 and form:
+        assert json.loads(text)["error"]
+    assert get(f"{server.base}/catalog.json?sql=select+1")[0] == 200
+    assert server.process.poll() is None

@@ -23,7 +23,7 @@ function on something huge."""
 
 _BATCH_BYTES: Final = 1 << 18
 _ROW_BYTES, _VALUE_BYTES = 64, 8
-"""What a row counts for beside its values, and a value that is neither text nor blob."""
+"""What a row counts for beside names and values, and a value that is neither text nor blob."""
 
 _LONG: Final = (str, bytes)
 
@@ -38,6 +38,7 @@ class Question:
         parameters: Values by name, or in order.
         limit: Rows after which the answer is cut.
         largest_bytes: Size of the answer at which it is refused.
+        most_values: Number of its values likewise.
         timeout_seconds: Bounds it from the moment it is sent.
     """
 
@@ -46,6 +47,7 @@ class Question:
     limit: int | None
     largest_bytes: int
     timeout_seconds: float
+    most_values: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -132,19 +134,25 @@ def collect(
 
     Raises:
         NothingAsked: It has no columns.
-        TooLarge: It is longer than ``largest_bytes``.
+        TooLarge: It is longer than ``largest_bytes``, or has more than ``most_values``.
         Late: Its time is over.
     """
     batch, size, room, truncated = list[Row](), 0, question.largest_bytes, False
+    row_bytes, most_values = _ROW_BYTES, question.most_values
     for number, row in enumerate(rows):
         if late():
             raise Late
         if number == question.limit:
             truncated = True
             break
+        if not number:
+            # What it is shown as may repeat the names of columns in each row.
+            row_bytes += sum(len(column[0]) for column in cursor.description)
+        if most_values is not None and (number + 1) * len(row) > most_values:
+            raise TooLarge(f"its answer has more than {most_values} values")
+        size += row_bytes
         # A loop: a generator and a union of types for each of very many rows take as long
         # as SQLite does.
-        size += _ROW_BYTES
         for value in row:
             size += len(value) if isinstance(value, _LONG) else _VALUE_BYTES
         if size > room:

@@ -181,7 +181,7 @@ def _answer(place: Place, question: Question, sink: Sink) -> Outcome:
             # The lock first: waiting for somebody else is no part of what the query takes.
             raw.execute("BEGIN")
             raw.execute("SELECT COUNT(*) FROM sqlite_master").fetchone()
-            seconds = min(question.timeout_seconds, _LONGEST_SECONDS) * _GRACE
+            seconds = min(max(question.timeout_seconds, 0.01), _LONGEST_SECONDS) * _GRACE
             signal.setitimer(signal.ITIMER_REAL, seconds)
             return answer(raw, place.base, question, sink)
     except sqlite3.Error as error:

@@ -16,6 +16,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from functools import cache
 from http import HTTPStatus
+from math import inf
 from typing import Any, Final, TypeVar
 from urllib.parse import unquote_plus
 
@@ -27,11 +28,13 @@ from markupsafe import Markup
 
 from ckptdb.catalog import adhoc, confined, engine, files
 from ckptdb.catalog.dialects import READING
+from ckptdb.catalog.worker import Place
 from ckptdb.errors import CkptdbError
 from ckptdb.registry import Registry
 from ckptdb.shown import clean, inert
-from ckptdb.web import admission, report
+from ckptdb.web import admission, questions, report
 from ckptdb.web.data import take_snapshot
+from ckptdb.web.gate import App, Receive, Scope, Send
 
 NAME: Final = "catalog"
 """What the database is called in every address, wherever the file is."""
@@ -72,6 +75,21 @@ class Plugin:
     def register_routes(self) -> list[tuple[str, Callable[..., Any]]]:
         """Put the page where Datasette has its list of databases."""
         return [(r"^/$", self._page), (rf"^{ASSETS}(?P<name>[a-z.]+)$", _asset)]
+
+    @hookimpl
+    def asgi_wrapper(self, datasette: Any) -> Callable[[App], App]:
+        """Bound what all queries of a page take together."""
+        seconds = datasette.sql_time_limit_ms / 1000 * questions.LIMITS_A_PAGE
+
+        def wrap(app: App) -> App:
+            async def bounded(scope: Scope, receive: Receive, send: Send) -> None:
+                streams = b"_stream" in scope.get("query_string", b"")
+                with questions.page_of(None if streams else seconds):
+                    await app(scope, receive, send)
+
+            return bounded
+
+        return wrap
 
     @hookimpl
     def prepare_jinja2_environment(self, env: Any) -> None:
@@ -184,16 +202,17 @@ class CatalogFile(Database):  # type: ignore[misc]  # Datasette is untyped
     def __init__(self, datasette: Any, catalog: engine.Database) -> None:
         super().__init__(datasette, path=str(catalog.location.file), is_mutable=True)
         self._catalog = catalog
+        assert catalog.location.file is not None  # noqa: S101  # `serve` has looked
+        self._file = catalog.location.file
         self._threads = ThreadPoolExecutor(admission.AT_ONCE, "question")
+        self._workers = questions.Workers()
 
     def connect(self, write: bool = False) -> sqlite3.Connection:  # noqa: FBT001, FBT002  # as it is called
         """Open a connection that reads; there is no other."""
         if write:
             raise PermissionError("A catalog is only read here.")
-        location = self._catalog.location
-        assert location.file is not None  # noqa: S101  # `serve` has looked
         raw = files.connect(
-            location.file,
+            self._file,
             # Never `immutable`: a training writes, and SQLite must look for its lock and journal.
             mode=READING,
             timeout_seconds=_PATIENCE_SECONDS,
@@ -202,38 +221,67 @@ class CatalogFile(Database):  # type: ignore[misc]  # Datasette is untyped
         )
         try:
             self.ds._prepare_connection(raw, self.name)  # noqa: SLF001  # what its own do
-            confined.confine(raw, location.base, confined.Authorizer())
+            confined.confine(raw, self._catalog.location.base, confined.Authorizer())
         except BaseException:
             raw.close()
             raise
         return raw
 
-    async def execute(self, *args: Any, **options: Any) -> Any:
-        """Answer SQL; what is wrong with it is told to who has sent it, and not printed."""
-        return await super().execute(*args, **options | {"log_sql_errors": False})
+    async def execute(  # noqa: PLR0917  # as it is called
+        self,
+        sql: str,
+        params: Any = None,
+        truncate: bool = False,  # noqa: FBT001, FBT002
+        custom_time_limit: float | None = None,
+        page_size: int | None = None,
+        log_sql_errors: bool = False,  # noqa: FBT001, FBT002
+    ) -> Any:
+        """Answer SQL in a process that the system bounds; nothing of it is printed."""
+        del log_sql_errors
+        most = int(self.ds.max_returned_rows)
+        if most == (page_size or self.ds.page_size):
+            most += 1
+        question = questions.make_question(
+            sql,
+            params,
+            limit=most if truncate else None,
+            milliseconds=min(custom_time_limit or inf, self.ds.sql_time_limit_ms),
+        )
+        return await self._in_thread(lambda: self._workers.ask(self._find_place(), question))
+
+    def _find_place(self) -> Place:
+        return Place(
+            uri=files.find_uri(self._file, mode=READING),
+            base=self._catalog.location.base,
+            patience_seconds=_PATIENCE_SECONDS,
+        )
 
     async def execute_fn(self, fn: Callable[[sqlite3.Connection], _Answer]) -> _Answer:
+        """Answer what Datasette itself wants to know of the schema."""
+        return await self._in_thread(lambda: self._connected(fn))
+
+    async def _in_thread(self, answer: Callable[[], _Answer]) -> _Answer:
         """Answer in one of Datasette's threads, or in one of those that questions have."""
-        loop = asyncio.get_running_loop()
-        return await loop.run_in_executor(self._threads_now(), self._answer, fn)
+        threads = self._threads if admission.is_question() else self.ds.executor
+        return await asyncio.get_running_loop().run_in_executor(threads, self._answer, answer)
 
-    def _threads_now(self) -> Any:
-        return self._threads if admission.is_question() else self.ds.executor
+    def _connected(self, fn: Callable[[sqlite3.Connection], _Answer]) -> _Answer:
+        with closing(self.connect()) as raw:
+            return fn(raw)
 
-    def _answer(self, fn: Callable[[sqlite3.Connection], _Answer]) -> _Answer:
+    def _answer(self, answer: Callable[[], _Answer]) -> _Answer:
         try:
-            return self._answer_once(fn)
+            return self._answer_once(answer)
         except sqlite3.DatabaseError as error:
             if getattr(error, "sqlite_errorcode", None) != sqlite3.SQLITE_READONLY_ROLLBACK:
                 raise
         # A writer died in the middle of a transaction. An ordinary connection undoes it.
         self._catalog.revision()
-        return self._answer_once(fn)
+        return self._answer_once(answer)
 
-    def _answer_once(self, fn: Callable[[sqlite3.Connection], _Answer]) -> _Answer:
+    def _answer_once(self, answer: Callable[[], _Answer]) -> _Answer:
         try:
-            with closing(self.connect()) as raw:
-                return fn(raw)
+            return answer()
         except sqlite3.DatabaseError as error:
             code = getattr(error, "sqlite_errorcode", None) or sqlite3.SQLITE_ERROR
             if code & 0xFF in confined.NOT_ITS_FAULT:

@@ -1,0 +1,109 @@
+"""Queries of visitors: each answered by a process that the system bounds, as Datasette wants it."""
+
+from __future__ import annotations
+
+import sqlite3
+import threading
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import closing, contextmanager
+from contextvars import ContextVar
+from typing import Any, Final
+
+from datasette.database import QueryInterrupted, Results
+
+from ckptdb.catalog.answering import Failed, Late, NothingAsked, Question, Row, TooLarge
+from ckptdb.catalog.worker import Place, Worker
+
+LARGEST_ANSWER_BYTES: Final = 8 << 20
+"""Of one query. Shown as JSON it may become six times as long, and once more when it is sent."""
+
+LARGEST_PART_BYTES: Final = 16 << 20
+"""Of one query, where the rows are sent one after the other."""
+
+MOST_VALUES: Final = 40_000
+"""Of one query: a cell in HTML takes longer than the query took for it."""
+
+LIMITS_A_PAGE: Final = 2
+"""Times the limit of one query that all queries of a page may take together."""
+
+_page_ends: ContextVar[float | None] = ContextVar("ckptdb_page_ends", default=None)
+
+
+@contextmanager
+def page_of(seconds: float | None) -> Iterator[None]:
+    """Enter the making of a page.
+
+    Args:
+        seconds: Bounds what all its queries take together; None when it is sent part by part.
+    """
+    token = _page_ends.set(None if seconds is None else time.monotonic() + seconds)
+    try:
+        yield
+    finally:
+        _page_ends.reset(token)
+
+
+def make_question(sql: str, parameters: Any, *, limit: int | None, milliseconds: float) -> Question:
+    """Return a query as long as the page that is being made allows for.
+
+    Raises:
+        QueryInterrupted: No time is left for it.
+    """
+    seconds, ends = milliseconds / 1000, _page_ends.get()
+    if ends is not None:
+        seconds = min(seconds, ends - time.monotonic())
+    if seconds <= 0:
+        raise QueryInterrupted(Late(), sql, parameters)
+    return Question(
+        sql=sql,
+        parameters={} if parameters is None else parameters,
+        limit=limit,
+        largest_bytes=LARGEST_PART_BYTES if ends is None else LARGEST_ANSWER_BYTES,
+        timeout_seconds=seconds,
+        most_values=None if ends is None else MOST_VALUES,
+    )
+
+
+class Workers:
+    """A process for each thread that asks."""
+
+    def __init__(self) -> None:
+        self._own = threading.local()
+
+    def ask(self, place: Place, question: Question) -> Results:
+        """Answer a query.
+
+        Raises:
+            QueryInterrupted: It ran for too long.
+            sqlite3.Error: It is wrong, or too large.
+        """
+        if not hasattr(self._own, "worker"):
+            self._own.worker = Worker()
+        rows: list[Row] = []
+        try:
+            outcome = self._own.worker.ask(place, question, rows.extend)
+        except Failed as failed:
+            raise _as_datasette(failed.error, question) from failed.error
+        description = tuple((column, *[None] * 6) for column in outcome.columns)
+        return Results(_with_names(outcome.columns, rows), outcome.truncated, description)
+
+
+def _as_datasette(error: Exception, question: Question) -> Exception:
+    if isinstance(error, Late):
+        interrupted: Exception = QueryInterrupted(error, question.sql, question.parameters)
+        return interrupted
+    if isinstance(error, TooLarge):
+        return sqlite3.OperationalError(f"the query was stopped: {error}; ask for less")
+    if isinstance(error, NothingAsked):
+        return sqlite3.OperationalError("there is no question in it")
+    return error
+
+
+def _with_names(columns: Sequence[str], rows: Sequence[Row]) -> list[sqlite3.Row]:
+    # Nothing but a cursor gives such a row its names.
+    quoted = (column.replace('"', '""') for column in columns)
+    names = ", ".join(f'NULL AS "{column}"' for column in quoted)
+    with closing(sqlite3.connect(":memory:")) as raw:
+        cursor = raw.execute(f"SELECT {names}")  # names alone, in quotes
+        return [sqlite3.Row(cursor, row) for row in rows]
