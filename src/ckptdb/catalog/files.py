@@ -22,7 +22,7 @@ from typing import Any, Final, TypeVar
 from urllib.parse import quote_from_bytes
 
 from ckptdb.catalog.location import FOLDER
-from ckptdb.errors import CatalogBroken, CatalogUnusable
+from ckptdb.errors import CatalogBroken, CatalogTampered, CatalogUnusable
 
 _Raw = TypeVar("_Raw", bound=sqlite3.Connection)
 
@@ -109,13 +109,12 @@ def look_beside(file: Path) -> bool:
 
     Raises:
         CatalogUnusable: One of them must not be opened.
-        CatalogBroken: The journal names a super-journal, which ours never do.
+        CatalogTampered: The journal names a super-journal, which ours never do.
     """
     journal = _find_own(file, JOURNAL, "its journal")
     has_bytes = journal is not None and journal.st_size > 0
     if has_bytes and names_super_journal(file):
-        why = "its journal names another file, which SQLite would remove"
-        raise CatalogBroken(str(file), why)
+        raise CatalogTampered(str(file), "a journal that makes SQLite remove another file")
     if _find_own(file, WAL, "its write-ahead log") is not None:
         _find_own(file, SHM, "the index of its write-ahead log")
     return has_bytes
@@ -135,7 +134,7 @@ def connect(
 
     Raises:
         CatalogUnusable: What is there must not be opened.
-        CatalogBroken: Its journal would make SQLite remove a file.
+        CatalogTampered: Its journal would make SQLite remove a file.
         sqlite3.Error: SQLite cannot open it.
     """
     before = identity_of(file)

@@ -12,7 +12,13 @@ from ckptdb.catalog.catalog import Catalog
 from ckptdb.catalog.engine import Database
 from ckptdb.catalog.location import FILE, Location, locate
 from ckptdb.disk import identity
-from ckptdb.errors import CatalogBroken, CatalogError, CatalogMissing, CatalogOutdated
+from ckptdb.errors import (
+    CatalogBroken,
+    CatalogError,
+    CatalogMissing,
+    CatalogOutdated,
+    CatalogTampered,
+)
 from ckptdb.reconcile import ReconcileReport, RunReport, reconcile_run
 from ckptdb.reconcile.plan import OF_THE_JOURNAL
 
@@ -77,6 +83,8 @@ class Gathering:
             database = Database.open(
                 locate(identity.hidden(run) / FILE), create=False, upgrade=not dry_run
             )
+        except CatalogTampered:
+            raise  # it may tell what nothing else does, and cannot be asked
         except (CatalogMissing, CatalogBroken, CatalogOutdated):
             return None  # it tells nothing, or nothing before it is upgraded
         with closing(database):

@@ -10,6 +10,7 @@ from __future__ import annotations
 import itertools
 import json
 import random
+import shutil
 import sys
 import tempfile
 import time
@@ -199,6 +200,12 @@ class Cuts:
 
     def strike(self, case: Case) -> None:
         """Cut the power once in a case, somewhere in it or right after it."""
+        try:
+            self._strike(case)
+        finally:
+            self._disk.uncover()
+
+    def _strike(self, case: Case) -> None:
         self._row.workloads += 1
         scene = self._prepare(case)
         killed_after = self._kill(scene) if case.killed else None
@@ -234,10 +241,11 @@ class Cuts:
             return Scene(case, folder / "all" / "results", Ledger())
         ledger = self._world.prepare(Workload(OPERATIONS[:1], many=case.many))
         if case.elsewhere:
-            catalog = self._world.root / ".ckptdb" / "catalog.db"
-            self._outside.write_bytes(catalog.read_bytes())
-            catalog.unlink()
-            catalog.symlink_to(self._outside)
+            folder = self._world.root / ".ckptdb"
+            shutil.rmtree(self._outside, ignore_errors=True)
+            shutil.copytree(folder, self._outside)
+            # Not by a link: no catalog is opened through one.
+            self._disk.cover(folder, self._outside)
         self._disk.flush()
         return Scene(case, self._world.root, ledger)
 

@@ -17,7 +17,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 _CLONE_NEWNS = 0x20000
-_MS_REC, _MS_PRIVATE = 0x4000, 0x40000
+_MS_BIND, _MS_REC, _MS_PRIVATE = 0x1000, 0x4000, 0x40000
+_MNT_DETACH = 2
 _LOOP_GET_FREE, _LOOP_CONFIGURE, _LOOP_AUTOCLEAR = 0x4C82, 0x4C0A, 4
 # struct loop_config: the file's descriptor, zeros, the flags, zeros.
 _LOOP_CONFIG = struct.Struct("=I56xI240x")
@@ -65,14 +66,36 @@ class Disk:
         self.path = path
         self._kind = kind
         self._device = device
+        self._covered: tuple[Path, Path] | None = None
 
     def mount(self) -> None:
         """Mount it; the kernel recovers what its journal holds."""
         kind = self._kind
         _call("mount", self._device, self.path, kind.type, ctypes.c_ulong(0), kind.options)
+        if self._covered is not None:
+            self._cover(*self._covered)
+
+    def cover(self, folder: Path, other: Path) -> None:
+        """Let a directory of another disk, which keeps its power, stand for one of this."""
+        self._covered = folder, other
+        self._cover(folder, other)
+
+    def uncover(self) -> None:
+        """Let it be its own again."""
+        if self._covered is not None:
+            self._uncover(self._covered[0])
+            self._covered = None
+
+    def _cover(self, folder: Path, other: Path) -> None:
+        _call("mount", other, folder, None, ctypes.c_ulong(_MS_BIND), None)
+
+    def _uncover(self, folder: Path) -> None:
+        _call("umount2", folder, _MNT_DETACH)
 
     def unmount(self) -> None:
         """Unmount it, and with it forget all that was only in memory."""
+        if self._covered is not None:
+            self._uncover(self._covered[0])
         deadline = time.monotonic() + _PATIENCE_SECONDS
         while True:
             try:
