@@ -3,6 +3,7 @@
 import json
 import os
 import shutil
+import struct
 import tempfile
 import traceback
 from contextlib import contextmanager
@@ -67,3 +68,18 @@ def make(path, owner, *, mode=0o755, group=None):
     os.chown(path, owner, owner if group is None else group)
     path.chmod(mode)
     return path
+
+
+def acl(*entries):
+    """A POSIX ACL as the kernel has it: of ``(tag, permissions, id)``, tags by their name."""
+    tags = {"owner": 1, "user": 2, "group": 4, "mask": 0x10, "others": 0x20}
+    nobody = 0xFFFFFFFF
+    lines = [struct.pack("<HHI", tags[tag], may, *who or (nobody,)) for tag, may, *who in entries]
+    return struct.pack("<I", 2) + b"".join(lines)
+
+
+def set_acl(path, *entries, kind="access"):
+    try:
+        os.setxattr(path, f"system.posix_acl_{kind}", acl(*entries))
+    except OSError as error:
+        pytest.skip(f"no ACLs here: {error}")

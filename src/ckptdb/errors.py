@@ -629,6 +629,17 @@ class RunLocked(CkptdbError, TimeoutError):
         )
 
 
+class LockForbidden(CkptdbError, PermissionError):
+    """The lock of a run is not open to somebody who may write there."""
+
+    def __init__(self, path: Path, owner: str) -> None:
+        """Write the sentence; ``owner`` is whose it is."""
+        super().__init__(
+            f"{path} cannot be opened by this user, who may write its directory. The next save of "
+            f"{owner}, whose it is, gives it the permissions of the directory, and so does `chmod`."
+        )
+
+
 class SaveFailed(CkptdbError, OSError):
     """A checkpoint could not be made durable; older ones are untouched."""
 

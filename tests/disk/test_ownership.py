@@ -8,7 +8,7 @@ import pytest
 
 from ckptdb.disk import ownership
 from ckptdb.disk.ownership import Ownership, decide
-from users import ANN, BOB, GROUP, as_user, make, only_as_root, shared_place
+from users import ANN, BOB, EVE, GROUP, acl, as_user, make, only_as_root, set_acl, shared_place
 
 OTHERS = 20901
 ROOTS = Ownership(0, 0, 0o755)
@@ -46,13 +46,28 @@ TEAMS = Ownership(ANN, GROUP, 0o2775)
     ],
 )
 def test_whom_a_new_file_belongs_to(me, made, folder, before, wanted):
-    found = decide(me, Ownership(*made), folder, before and Ownership(*before), most=0o666)
+    found = decide(me, Ownership(*made), folder, before and Ownership(*before))
     assert found == Ownership(*wanted)
+
+
+@pytest.mark.parametrize(
+    ("made", "folder", "mode"),
+    [
+        (0o644, 0o2775, 0o664),
+        (0o600, 0o755, 0o644),
+        (0o664, 0o700, 0o600),
+        (0o644, 0o555, 0o644),
+    ],
+)
+def test_what_is_written_in_turns_has_the_permissions_of_its_directory(made, folder, mode):
+    around = Ownership(ANN, GROUP, folder)
+    found = decide(BOB, Ownership(BOB, GROUP, made), around, follows=True)
+    assert found == Ownership(BOB, GROUP, mode)
 
 
 def test_a_directory_that_root_makes_keeps_the_bit_that_hands_the_group_on():
     made = Ownership(0, GROUP, 0o2700)
-    assert decide(0, made, TEAMS, None, most=0o777) == Ownership(ANN, GROUP, 0o2775)
+    assert decide(0, made, TEAMS, most=0o777) == Ownership(ANN, GROUP, 0o2775)
 
 
 @pytest.mark.parametrize(
@@ -61,6 +76,53 @@ def test_a_directory_that_root_makes_keeps_the_bit_that_hands_the_group_on():
 def test_a_file_for_writers_is_for_those_who_may_write_its_directory(tmp_path: Path, folder, mode):
     tmp_path.chmod(folder)
     assert ownership.mode_for_writers(tmp_path.stat()) == mode
+
+
+def test_with_an_acl_it_is_for_those_whom_that_lets_write():
+    folder = acl(
+        ("owner", 7), ("user", 7, BOB), ("user", 5, EVE), ("group", 5), ("mask", 7), ("others", 5)
+    )
+    assert ownership.acl_for_writers(folder) == acl(
+        ("owner", 6), ("user", 6, BOB), ("user", 0, EVE), ("group", 0), ("mask", 6), ("others", 0)
+    )
+    masked = acl(("owner", 7), ("user", 7, BOB), ("group", 7), ("mask", 5), ("others", 0))
+    assert ownership.acl_for_writers(masked) == acl(
+        ("owner", 6), ("user", 0, BOB), ("group", 0), ("mask", 6), ("others", 0)
+    )
+
+
+@only_as_root
+@pytest.mark.parametrize("inherited", [False, True])
+def test_the_acl_of_a_directory_decides_who_may_open_its_lock(inherited):
+    with shared_place() as top:
+        folder = make(top / "run", ANN, mode=0o755, group=GROUP)
+        entries = [("owner", 7), ("user", 7, BOB), ("group", 5), ("mask", 7), ("others", 5)]
+        set_acl(folder, *entries)
+        if inherited:
+            set_acl(folder, *entries, kind="default")
+
+        def write():
+            handle = os.open(folder / "lock", os.O_WRONLY | os.O_CREAT)
+            place = os.open(folder, os.O_PATH)
+            for _ in range(2):
+                ownership.let_writers_open(handle, place)
+
+        def may_open():
+            try:
+                os.close(os.open(folder / "lock", os.O_RDONLY))
+            except PermissionError:
+                return False
+            return True
+
+        as_user(ANN, write)
+        assert as_user(BOB, may_open)
+        assert not as_user(EVE, may_open)
+        assert not as_user(EVE, may_open, groups=[GROUP])
+        os.removexattr(folder, "system.posix_acl_access")
+        folder.chmod(0o755)
+        as_user(ANN, write)
+        assert not as_user(BOB, may_open)
+        assert as_user(ANN, may_open)
 
 
 @only_as_root

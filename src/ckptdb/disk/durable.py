@@ -18,7 +18,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from ckptdb.disk import paths
+from ckptdb.disk import ownership, paths
 from ckptdb.threads import tasks_at
 
 _AT_FDCWD = -100
@@ -27,6 +27,7 @@ _EXCHANGE = 2
 # Network and FUSE file systems answer EINVAL to either flag; kernels without the call ENOSYS.
 _UNSUPPORTED = frozenset({errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOTTY})
 _FSYNC_THREADS = 8
+_ATTEMPTS = 3
 _LISTED = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC
 
 
@@ -128,11 +129,31 @@ def make_folder(path: Path, *, durable: bool) -> None:
         FileNotFoundError: What it would be in is not there.
     """
     if is_there(path):
+        paths.give_back(path)
         return
     with suppress(FileExistsError):
-        paths.make(path)
+        make_new_folder(path)
     if durable:
         fsync(path.parent)
+
+
+def make_new_folder(path: Path) -> None:
+    """Create a directory.
+
+    Raises:
+        FileExistsError: Something has the name.
+    """
+    if not ownership.helps_in(paths.find_stat(path.parent)):
+        paths.make(path)
+        return
+    # It is the owner's before the owner can meet with it.
+    aside = _aside(path)
+    paths.make(aside)
+    try:
+        rename_new(aside, path)
+    except BaseException:
+        paths.remove_folder(aside)
+        raise
 
 
 def make_directories(path: Path, *, durable: bool) -> None:
@@ -143,14 +164,71 @@ def make_directories(path: Path, *, durable: bool) -> None:
         path = path.parent
     for one in reversed(missing):
         with suppress(FileExistsError):
-            paths.make(one)
+            make_new_folder(one)
         if durable:
             fsync(one.parent)
 
 
-def write_new(path: Path, content: bytes, *, durable: bool) -> None:
-    """Write a file that must not exist yet."""
-    handle = paths.open_file(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL)
+def open_kept(path: Path, flags: int, *, for_writers: bool = False) -> int:
+    """Open a file of ours that is written in place and never replaced; it is made when missing.
+
+    Args:
+        path: Its path.
+        flags: As for ``os.open``.
+        for_writers: Only those may open it who may write its directory: it is for a lock.
+
+    Raises:
+        Obstructed: Something else has the name.
+        OSError: It cannot be opened, or made.
+    """
+    attempts = 0
+    while True:
+        try:
+            return paths.open_file(path, flags, sole=True, for_writers=for_writers)
+        except FileNotFoundError:
+            attempts += 1
+            if attempts == _ATTEMPTS:
+                raise
+            _make_empty(path, for_writers=for_writers)
+
+
+def _make_empty(path: Path, *, for_writers: bool) -> None:
+    """Make a file with the owner and the permissions that it needs, unless there is one."""
+    flags, mode = os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600 if for_writers else 0o666
+    aside = _aside(path)
+    with suppress(FileExistsError):
+        try:
+            os.close(paths.open_file(aside, flags, mode, for_writers=for_writers))
+            _renameat2(aside, path, _NOREPLACE)
+        except FileExistsError:
+            _drop(aside)
+        except (OSError, ExchangeUnsupported):
+            # On a disk that is full, or a file system that has no such step: under its name.
+            _drop(aside)
+            os.close(paths.open_file(path, flags, mode, for_writers=for_writers))
+
+
+def _aside(path: Path) -> Path:
+    return path.with_name(f".{path.name}.{uuid.uuid4()}")
+
+
+def _drop(path: Path) -> None:
+    with suppress(OSError):
+        paths.unlink(path)
+
+
+def write_new(
+    path: Path, content: bytes, *, durable: bool, before: os.stat_result | None = None
+) -> None:
+    """Write a file that must not exist yet.
+
+    Args:
+        path: Its path.
+        content: What is to be in it.
+        durable: Whether it must survive a power cut; its name may not yet.
+        before: The file that it is to replace.
+    """
+    handle = paths.open_file(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, before=before)
     try:
         left = memoryview(content)
         while left:
@@ -163,15 +241,15 @@ def write_new(path: Path, content: bytes, *, durable: bool) -> None:
 
 def write_json(path: Path, content: Mapping[str, Any], *, durable: bool) -> None:
     """Put a JSON file at ``path`` in one step: a reader sees the old one or the new one."""
-    staging = path.with_name(f".{path.name}.{uuid.uuid4()}")
+    staging = _aside(path)
     # A line for each value is legible; json's own indentation takes ten times as long.
     lines = json.dumps(content, separators=(",\n ", ": "))[1:-1]
     try:
-        write_new(staging, f"{{\n {lines}\n}}\n".encode(), durable=durable)
+        content_bytes = f"{{\n {lines}\n}}\n".encode()
+        write_new(staging, content_bytes, durable=durable, before=paths.find_status(path))
         paths.replace(staging, path)
     except OSError:
-        with suppress(OSError):
-            paths.unlink(staging)
+        _drop(staging)
         raise
     if durable:
         fsync(path.parent)

@@ -8,7 +8,6 @@ to, get a uuid derived from their path; the first write makes it permanent.
 from __future__ import annotations
 
 import os
-import pwd
 import stat
 import time
 import uuid
@@ -18,7 +17,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from ckptdb.disk import durable, names, paths
+from ckptdb.disk import durable, names, ownership, paths
 from ckptdb.disk.info import (
     MAX_BYTES,
     parse_object,
@@ -36,8 +35,6 @@ _DERIVED = 5
 """The version of the uuids that `_derive` makes."""
 _YOUNG_SECONDS = 2.0
 _MOST_IDENTITIES = 1024
-_NOBODY = 65534
-"""Whom files seem to belong to whose owner is not known here."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -279,10 +276,7 @@ class Marker:
     @property
     def owner_name(self) -> str:
         """Who that is, for people."""
-        try:
-            return pwd.getpwuid(self.owner).pw_name
-        except KeyError:
-            return f"user {self.owner}"
+        return ownership.name_of(self.owner)
 
     def __str__(self) -> str:
         return f"{self.root} is marked as a root by {self.owner_name}, {self.why}"
@@ -347,7 +341,7 @@ def _owners_between(root: Path, below: Path) -> set[int]:
         if folder == root:
             break
     # In a container all users of the host that it does not know are one.
-    return owners - {_NOBODY}
+    return owners - {ownership.NOBODY}
 
 
 def _find_doubt(root: Path, place: os.stat_result, found: os.stat_result) -> str | None:
@@ -357,8 +351,7 @@ def _find_doubt(root: Path, place: os.stat_result, found: os.stat_result) -> str
         return f"and {root} is open to users who have no say over its runs"
     if not stat.S_ISDIR(found.st_mode) or found.st_mode & stat.S_IWOTH:
         return f"and {folder} is open to everybody"
-    effective = os.access in os.supports_effective_ids
-    if not os.access(folder, os.W_OK | os.X_OK, effective_ids=effective):
+    if not ownership.may_write(folder):
         return f"and this user may not write into {folder}"
     return None
 

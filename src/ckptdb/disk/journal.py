@@ -178,7 +178,7 @@ def append(hidden: Path, facts: Iterable[Fact], *, make_durable: bool) -> tuple[
     facts = list(facts)
     if not facts:
         return None
-    handle = _open(hidden / _NAME, os.O_RDWR | os.O_CREAT | os.O_APPEND)
+    handle = durable.open_kept(hidden / _NAME, os.O_RDWR | os.O_APPEND)
     try:
         before = os.fstat(handle)
         if make_durable and before.st_size == 0:
@@ -213,7 +213,7 @@ def rewrite(hidden: Path, more: Iterable[Fact]) -> Path:
     os.close(_open(path, os.O_RDONLY))
     try:
         facts = joined(_facts(hidden, _Chain(), most_bytes=math.inf), more)
-        _write_lines(staging, _sealed(facts, _NO_LINE))
+        _write_lines(staging, _sealed(facts, _NO_LINE), before=paths.find_status(path))
         _keep(path, aside)
         durable.fsync(hidden)
         paths.replace(staging, path)
@@ -568,13 +568,13 @@ def _write(handle: int, content: bytes) -> None:
         content = content[os.write(handle, content) :]
 
 
-def _write_lines(path: Path, lines: Iterable[bytes]) -> None:
-    """Write a new journal; it may be larger than memory.
+def _write_lines(path: Path, lines: Iterable[bytes], *, before: os.stat_result | None) -> None:
+    """Write a new journal, which will replace another one; it may be larger than memory.
 
     Raises:
         OSError: It cannot be written, or would be too large to be read.
     """
-    with _create(path) as file:
+    with _create(path, before) as file:
         for line in lines:
             file.write(line)
             if file.tell() > MOST_BYTES:
@@ -587,7 +587,7 @@ def _keep(path: Path, aside: Path) -> None:
     """Copy a file, and no holes: one with two names would not be written to after a crash."""
     with (
         os.fdopen(_open(path, os.O_RDONLY), "rb", _PART_BYTES) as source,
-        _create(aside) as copy,
+        _create(aside, paths.find_status(path)) as copy,
     ):
         while part := source.read(_PART_BYTES):
             if not _is_hole(part):
@@ -600,8 +600,8 @@ def _keep(path: Path, aside: Path) -> None:
         os.fsync(copy.fileno())
 
 
-def _create(path: Path) -> BinaryIO:
-    handle = paths.open_file(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL)
+def _create(path: Path, before: os.stat_result | None) -> BinaryIO:
+    handle = paths.open_file(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, before=before)
     return os.fdopen(handle, "wb", _PART_BYTES)
 
 
@@ -614,7 +614,7 @@ def _find_why(fact: Fact) -> str:
 
 def _open(path: Path | str, flags: int) -> int:
     """Open the journal and nothing else that may have its name; never blocks on a FIFO."""
-    return paths.open_file(path, flags, sole=flags & os.O_RDWR != 0)
+    return paths.open_file(path, flags)
 
 
 def _facts(hidden: Path, chain: _Chain, *, most_bytes: float = MOST_BYTES) -> Iterator[Fact]:

@@ -22,7 +22,7 @@ from typing import Final, Self
 from ckptdb.disk import lock, paths, process
 from ckptdb.disk.info import load_json
 from ckptdb.disk.process import Process
-from ckptdb.errors import Obstructed, RunInUse, UnreadableInfo
+from ckptdb.errors import RunInUse, UnreadableInfo
 
 PATIENCE_SECONDS = 0.2
 """How long a lease that is taken, and does not say by whom, is looked at again."""
@@ -131,15 +131,7 @@ def _try(path: Path, since: str) -> Lease | None:
 
 
 def _open(path: str, _: int) -> int:
-    try:
-        return paths.open_file(path, os.O_RDWR | os.O_CREAT, sole=True)
-    except Obstructed:
-        raise
-    except PermissionError:
-        if not os.path.exists(path):  # as `open` hands it on
-            raise
-        # Another user's, who shares the run but not this file: it can be held without a name.
-        return paths.open_file(path, os.O_RDONLY)
+    return lock.open_lock(Path(path))  # as `open` hands it on
 
 
 def _lock(file: FileIO, path: Path) -> bool:

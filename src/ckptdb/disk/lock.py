@@ -17,8 +17,8 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from ckptdb import caller
-from ckptdb.disk import paths
-from ckptdb.errors import RunLocked
+from ckptdb.disk import durable, ownership, paths
+from ckptdb.errors import LockForbidden, RunLocked
 
 TIMEOUT_SECONDS = 60.0
 _FIRST_WAIT_SECONDS = 0.0005
@@ -42,7 +42,7 @@ def run_lock(hidden: Path) -> Iterator[None]:
         RunLocked: Another process or thread kept it for `TIMEOUT_SECONDS`.
     """
     path = hidden / "lock"
-    handle = paths.open_file(path, os.O_RDWR | os.O_CREAT, sole=True)
+    handle = open_lock(path)
     _held.add(handle)
     try:
         _take(handle, path, TIMEOUT_SECONDS)
@@ -53,6 +53,28 @@ def run_lock(hidden: Path) -> Iterator[None]:
     finally:
         _held.discard(handle)
         os.close(handle)
+
+
+def open_lock(path: Path) -> int:
+    """Open a file for its lock, making it when it is missing; only to read where that must do.
+
+    Raises:
+        LockForbidden: It is not open to this user, who may write its directory.
+        OSError: It cannot be opened, or made.
+    """
+    try:
+        return durable.open_kept(path, os.O_RDWR, for_writers=True)
+    except PermissionError:
+        found = paths.find_status(path)
+        if found is None:
+            raise
+    try:
+        # Another user's, who shares the run but not this file: it can be locked all the same.
+        return paths.open_file(path, os.O_RDONLY)
+    except PermissionError as error:
+        if ownership.may_write(path.parent):
+            raise LockForbidden(path, ownership.name_of(found.st_uid)) from error
+        raise
 
 
 def _take(handle: int, path: Path, timeout_seconds: float) -> None:

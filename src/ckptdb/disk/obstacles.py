@@ -14,7 +14,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from ckptdb.disk import durable
+from ckptdb.disk import durable, ownership
 
 _AT_FDCWD = -100
 _AT_SYMLINK_NOFOLLOW = 0x100
@@ -37,7 +37,7 @@ def find_obstacle(checkpoint: Path) -> OSError | None:
 def _obstacles(checkpoint: Path) -> Iterator[OSError]:
     yield from _of_name(checkpoint.parent, checkpoint, checkpoint.lstat())
     # A directory that gets another parent has its own ".." changed.
-    if not _may_write(checkpoint):
+    if not ownership.may_write(checkpoint):
         yield _error(errno.EACCES, checkpoint)
     for folder, entries in durable.walk(checkpoint):
         status = os.lstat(folder)
@@ -51,7 +51,7 @@ def _obstacles(checkpoint: Path) -> Iterator[OSError]:
 
 def _of_name(folder: Path, path: Path, status: os.stat_result) -> Iterator[OSError]:
     """Yield what forbids taking a name out of a directory."""
-    if not _may_write(folder):
+    if not ownership.may_write(folder):
         yield _error(errno.EACCES, folder)
     around = os.lstat(os.path.realpath(folder))
     if around.st_mode & stat.S_ISVTX and not (_is_ours(around) or _is_ours(status)):
@@ -64,11 +64,6 @@ def _of_name(folder: Path, path: Path, status: os.stat_result) -> Iterator[OSErr
 def _of_attributes(path: Path | str) -> Iterator[OSError]:
     if _find_attributes(path) & (_IMMUTABLE | _APPEND_ONLY):
         yield _error(errno.EPERM, path)
-
-
-def _may_write(folder: Path) -> bool:
-    effective = os.access in os.supports_effective_ids
-    return os.access(folder, os.W_OK | os.X_OK, effective_ids=effective)
 
 
 def _is_ours(status: os.stat_result) -> bool:

@@ -20,7 +20,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import NamedTuple, Self
 
-from ckptdb.disk import names
+from ckptdb.disk import names, ownership
 from ckptdb.errors import Obstructed
 
 PathLike = str | os.PathLike[str]
@@ -160,6 +160,18 @@ class Way:
         while self._opened:
             os.close(self._opened.pop())
 
+    @contextmanager
+    def around(self) -> Iterator[int]:
+        """Yield a handle that stands for the directory that the name is in."""
+        if self.parent is not None and "/" not in self.name:
+            yield self.parent
+            return
+        handle = os.open(os.path.dirname(self.name) or "/", _FOLDER, dir_fd=self.parent)
+        try:
+            yield handle
+        finally:
+            os.close(handle)
+
     def __enter__(self) -> Self:
         return self
 
@@ -191,9 +203,10 @@ def _split(path: str) -> tuple[str, str]:
     return path[:at], path[at + 1 :]
 
 
-def is_ours(path: str) -> bool:
+def is_ours(path: PathLike) -> bool:
     """Tell whether a path is that of a folder ``.ckptdb`` or of something below one."""
-    return f"{_OURS}/" in path or path.endswith(_OURS)
+    text = os.fspath(path)
+    return f"{_OURS}/" in text or text.endswith(_OURS)
 
 
 def _open_folder(parent: int | None, name: str, path: str) -> int:
@@ -231,14 +244,24 @@ def _refuse_foreign(path: str, found: os.stat_result, around: os.stat_result) ->
     raise Obstructed(path, f"belongs to another user ({found.st_uid})", errno.EPERM)
 
 
-def open_file(path: PathLike, flags: int, mode: int = 0o666, *, sole: bool = False) -> int:
+def open_file(
+    path: PathLike,
+    flags: int,
+    mode: int = 0o666,
+    *,
+    sole: bool = False,
+    before: os.stat_result | None = None,
+    for_writers: bool = False,
+) -> int:
     """Open a regular file, and nothing else that may have its name; never waits for a pipe.
 
     Args:
         path: Its path.
-        flags: As for ``os.open``.
-        mode: Of a new one, before the umask.
+        flags: As for ``os.open``; what is to be made must not be there.
+        mode: Of a new one, before the umask; see `ownership`.
         sole: That it must have no other name: what is written into it is meant for this one.
+        before: What a new one will replace.
+        for_writers: Only those may open it who may write its directory: it is for a lock.
 
     Raises:
         Obstructed: Something else has the name.
@@ -256,6 +279,16 @@ def open_file(path: PathLike, flags: int, mode: int = 0o666, *, sole: bool = Fal
             raise _no_file(path, found) from None
         try:
             _refuse_other(os.fspath(path), os.fstat(handle), way.parent, sole=sole)
+            if flags & os.O_CREAT or sole:
+                with way.around() as around:
+                    folder = os.fstat(around)
+                    if flags & os.O_CREAT:
+                        follows = is_ours(os.path.dirname(path))
+                        ownership.settle(handle, folder, before, follows=follows, most=mode)
+                    else:
+                        ownership.give_back(handle, folder)
+                    if for_writers:
+                        ownership.let_writers_open(handle, around)
         except BaseException:
             os.close(handle)
             raise
@@ -374,8 +407,29 @@ def make(path: PathLike, mode: int = 0o777) -> None:
     Raises:
         FileExistsError: Something has the name.
     """
-    with Way(path) as way:
+    with Way(path) as way, way.around() as around:
         os.mkdir(way.name, mode, dir_fd=way.parent)
+        follows, folder = is_ours(os.path.dirname(path)), os.fstat(around)
+        if follows or ownership.helps_in(folder):
+            flags = _FILE | os.O_RDONLY | os.O_DIRECTORY
+            handle = os.open(way.name, flags, dir_fd=way.parent)
+            try:
+                ownership.settle(handle, folder, follows=follows)
+            finally:
+                os.close(handle)
+
+
+def give_back(path: PathLike) -> None:
+    """Give a directory that the superuser has left in the tree of a user to that user."""
+    if os.geteuid() != 0:
+        return
+    with Way(path) as way, way.around() as around:
+        flags = _FILE | os.O_RDONLY | os.O_DIRECTORY
+        handle = os.open(way.name, flags, dir_fd=way.parent)
+        try:
+            ownership.give_back(handle, os.fstat(around))
+        finally:
+            os.close(handle)
 
 
 def unlink(path: PathLike, *, missing_ok: bool = False) -> None:

@@ -156,7 +156,7 @@ class Publisher(Retiring):
             checkpoint_uuid = str(uuid.uuid4())
             self._failed.discard(path)
             with watch.change(links=1):
-                paths.make(path)
+                durable.make_new_folder(path)
                 try:
                     self._write_metadata(path, content, config, checkpoint_uuid, created_at)
                 except OSError:

@@ -91,8 +91,8 @@ def write(folder: Path, checkpoint_uuid: str, created_at: str) -> Writer:
             left = memoryview(json.dumps(asdict(writer)).encode() + b"\n")
             while left:
                 left = left[os.write(handle, left) :]
-            around = paths.find_stat(folder)
-            ownership.settle(handle, around, mode=ownership.mode_for_readers(around))
+            # Who may look into the checkpoint may read this, too.
+            ownership.settle(handle, paths.find_stat(folder), follows=True)
             durable.rename_new(aside, folder / names.WRITER)
         except BaseException:
             os.close(handle)
