@@ -359,6 +359,22 @@ def test_what_a_colleague_may_not_remove_stays_whole_and_the_sentence_says_why(t
     assert trash_of(run) == []
 
 
+def test_a_prune_that_leaves_bytes_says_where_and_the_owner_removes_them(team):
+    run = team / "run"
+    as_colleague(ANN, train, run, 1, 2)
+    (run / "step_1" / "shards").chmod(0o2755)
+    texts = as_colleague(BOB, train_here, run, 3)
+    assert len(texts) == 1
+    left = [p for p in (run / ".ckptdb" / "trash").iterdir() if p.name.startswith("step_1.")]
+    assert len(left) == 1
+    assert "step 1 is out of sight, with bytes left in" in texts[0]
+    assert str(left[0]) in texts[0]
+    assert "shards" in texts[0]
+    assert (left[0] / "shards" / "rank0.bin").exists()
+    assert as_colleague(ANN, train_here, run, 4) == []
+    assert trash_of(run) == []
+
+
 def test_a_step_that_only_its_owner_may_write_is_no_colleagues_to_remove(team):
     run = team / "run"
     as_colleague(ANN, train, run, 1, 2)

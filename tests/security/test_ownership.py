@@ -13,7 +13,7 @@ from ckptdb.disk.durable import ExchangeUnsupported
 from ckptdb.disk.journal import Fact
 from ckptdb.disk.unindexed import Notes
 from ckptdb.errors import LockForbidden
-from users import ANN, BOB, GROUP, as_user, make, only_as_root, shared_place
+from users import ANN, BOB, EVE, GROUP, as_user, make, only_as_root, shared_place
 
 AT = "2026-11-22T16:01:24.123Z"
 UUID = str(uuid.uuid4())
@@ -142,3 +142,58 @@ def test_a_lock_that_is_not_open_to_a_new_colleague_says_what_opens_it(hidden):
     )
     as_user(ANN, take_run_lock, hidden, groups=[GROUP])
     as_user(BOB, take_run_lock, hidden, groups=[GROUP])
+
+
+# --- removing what is another user's --------------------------------------------------------------
+
+
+@pytest.fixture
+def theirs(shared):
+    """A directory of Ann's that her group may remove, with one below it."""
+    top = make(shared / "team", ANN, mode=0o2775, group=GROUP)
+    folder = make(top / "theirs", ANN, mode=0o2775, group=GROUP)
+    for name in ("inner", "empty", "other"):
+        make(folder / name, ANN, mode=0o2775, group=GROUP)
+    for file in ("inner/file", "other/file"):
+        (folder / file).write_bytes(b"x")
+        os.chown(folder / file, ANN, ANN)
+        (folder / file).chmod(0o400)
+    return folder
+
+
+def remove(path):
+    try:
+        durable.remove_tree(path)
+    except OSError as error:
+        return [error.errno, error.filename]
+    return None
+
+
+@only_as_root
+def test_what_a_group_may_remove_is_removed_whoever_it_is_of(theirs):
+    (theirs / "empty").chmod(0o2755)  # an empty directory asks for nothing of its own
+    assert as_user(BOB, remove, theirs, groups=[GROUP]) is None
+    assert not theirs.exists()
+
+
+@only_as_root
+@pytest.mark.parametrize("mode", [0o2755, 0o2771, 0o3775], ids=oct)
+def test_what_may_not_be_removed_is_named_by_its_path(theirs, mode):
+    (theirs / "inner").chmod(mode)
+    named = theirs / "inner" if mode == 0o2771 else theirs / "inner" / "file"
+    uid = EVE if mode == 0o2771 else BOB
+    if uid == EVE:
+        for folder in (theirs, theirs / "other"):
+            folder.chmod(0o2777)
+    code = errno.EPERM if mode == 0o3775 else errno.EACCES
+    assert as_user(uid, remove, theirs, groups=[GROUP] if uid == BOB else []) == [code, str(named)]
+    assert (theirs / "inner" / "file").exists()
+    assert stat.S_IMODE((theirs / "inner").stat().st_mode) == mode
+
+
+@only_as_root
+def test_a_directory_of_ones_own_is_made_writable_to_be_removed(theirs):
+    (theirs / "inner").chmod(0o500)
+    (theirs / "empty").chmod(0)
+    assert as_user(ANN, remove, theirs) is None
+    assert not theirs.exists()

@@ -287,7 +287,7 @@ def remove_tree(path: Path) -> None:
     with paths.Way(path) as way:
         found = os.stat(way.name, dir_fd=way.parent, follow_symlinks=False)
         if stat.S_ISDIR(found.st_mode):
-            _empty(way.parent, way.name, ())
+            _empty(path, way, ())
             os.rmdir(way.name, dir_fd=way.parent)
         else:
             os.unlink(way.name, dir_fd=way.parent)
@@ -296,38 +296,46 @@ def remove_tree(path: Path) -> None:
 def remove_all_but(path: Path, kept: Container[str]) -> None:
     """Remove what is in a directory, except for the names to keep."""
     with paths.Way(path) as way:
-        _empty(way.parent, way.name, kept)
+        _empty(path, way, kept)
 
 
-def _empty(parent: int | None, name: str, kept: Container[str]) -> None:
+def _empty(path: Path, way: paths.Way, kept: Container[str]) -> None:
     """Remove all that is in a directory, which may be deeper than there may be open files.
 
     From handle to handle, each opened from the one above or below it: a symlink put in a
     directory's place leads nowhere, and one that is moved away meanwhile stops it.
     """
-    handle = _open_to_empty(parent, name)
+    handle = _open_to_empty(way.parent, way.name)
     # The directories on the way down: which each is, and those in it that are still to be removed.
-    way = [(_key(handle), _remove_files(handle, kept))]
+    down: list[tuple[tuple[int, int], list[str]]] = [(_key(handle), [])]
     try:
+        down[-1][1].extend(_remove_files(handle, kept))
         while True:
-            folders = way[-1][1]
+            folders = down[-1][1]
             if folders:
-                with suppress(FileNotFoundError):
+                try:
                     handle = _step(handle, _open_to_empty(handle, folders[-1]))
-                    way.append((_key(handle), _remove_files(handle, ())))
+                except FileNotFoundError:
+                    folders.pop()
                     continue
-                folders.pop()
+                down.append((_key(handle), []))
+                down[-1][1].extend(_remove_files(handle, ()))
                 continue
-            if len(way) == 1:
+            if len(down) == 1:
                 return
-            way.pop()
-            above, folders = way[-1]
+            down.pop()
+            above, folders = down[-1]
             handle = _step(handle, os.open("..", _LISTED, dir_fd=handle))
-            if _key(handle) != above:
-                raise OSError(errno.ESTALE, "a directory was moved while it was removed", name)
+            _must_be(handle, above)
             with suppress(FileNotFoundError):
                 os.rmdir(folders[-1], dir_fd=handle)
             folders.pop()
+    except OSError as error:
+        # People know it by its path.
+        inside = [folders[-1] for _, folders in down[:-1]]
+        name = error.filename if isinstance(error.filename, str) else ""
+        error.filename = str(path.joinpath(*inside, name))
+        raise
     finally:
         os.close(handle)
 
@@ -342,11 +350,19 @@ def _key(handle: int) -> tuple[int, int]:
     return found.st_dev, found.st_ino
 
 
+def _must_be(handle: int, key: tuple[int, int]) -> None:
+    if _key(handle) != key:
+        raise OSError(errno.ESTALE, "a directory was moved while it was removed")
+
+
 def _remove_files(handle: int, kept: Container[str]) -> list[str]:
     """Remove the files in a directory; return the names of the directories in it."""
-    folders = []
-    with os.scandir(handle) as listing:
-        entries = [entry for entry in listing if entry.name not in kept]
+    folders: list[str] = []
+    try:
+        with os.scandir(handle) as listing:
+            entries = [entry for entry in listing if entry.name not in kept]
+    except FileNotFoundError:  # removed by somebody else just now
+        return folders
     for entry in entries:
         if entry.is_dir(follow_symlinks=False):
             folders.append(entry.name)
@@ -360,8 +376,11 @@ def _open_to_empty(parent: int | None, name: str) -> int:
     flags = _LISTED | os.O_NOFOLLOW
     try:
         handle = os.open(name, flags, dir_fd=parent)
-    except PermissionError:
-        paths.set_mode_at(parent, name, stat.S_IRWXU)
+    except PermissionError as error:
+        try:
+            paths.set_mode_at(parent, name, stat.S_IRWXU)
+        except PermissionError:
+            raise error from None  # another user's
         handle = os.open(name, flags, dir_fd=parent)
     mode = stat.S_IMODE(os.fstat(handle).st_mode)
     if mode & stat.S_IRWXU != stat.S_IRWXU:
