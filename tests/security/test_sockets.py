@@ -4,6 +4,7 @@ import contextlib
 import os
 import resource
 import socket
+import struct
 import threading
 import time
 from types import SimpleNamespace
@@ -192,6 +193,20 @@ def test_who_does_not_read_takes_no_memory(served, connect):
         connection.recv(1)
 
     assert resident() < before + 60
+
+
+def test_who_goes_away_in_the_middle_of_an_answer_is_not_logged(served, connect):
+    for _ in range(60):
+        connection = connect()
+        request = "GET /-/ckptdb/plotly.min.js HTTP/1.1\r\nHost: localhost\r\n\r\n"
+        connection.sendall(request.encode())
+        connection.recv(1)
+        reset_at_close = struct.pack("ii", 1, 0)
+        connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, reset_at_close)
+        connection.close()
+    assert get(served.base)[0] == 200
+
+    assert served.log.read_text() == ""
 
 
 # --- too much -------------------------------------------------------------------------------------

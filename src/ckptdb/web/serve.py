@@ -169,6 +169,8 @@ def serve(reopen: Callable[[], Registry], door: Door, ready: Callable[[], None])
             log_level="error",
         )
         logging.getLogger().addHandler(BoundedHandler())
+        # It warns of every answer that somebody has not waited for.
+        logging.getLogger("asyncio").setLevel(logging.ERROR)
         gc.freeze()  # what is imported stays: no collection during a page need look at it
         with suppress(KeyboardInterrupt):  # that is how it ends
             Server(config).run(sockets=[door.listener])
