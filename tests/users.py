@@ -72,7 +72,7 @@ def make(path, owner, *, mode=0o755, group=None):
 
 def acl(*entries):
     """A POSIX ACL as the kernel has it: of ``(tag, permissions, id)``, tags by their name."""
-    tags = {"owner": 1, "user": 2, "group": 4, "mask": 0x10, "others": 0x20}
+    tags = {"owner": 1, "user": 2, "group": 4, "a group": 8, "mask": 0x10, "others": 0x20}
     nobody = 0xFFFFFFFF
     lines = [struct.pack("<HHI", tags[tag], may, *who or (nobody,)) for tag, may, *who in entries]
     return struct.pack("<I", 2) + b"".join(lines)

@@ -2,12 +2,11 @@ from __future__ import annotations
 
 import os
 import stat
-from pathlib import Path
 
 import pytest
 
 from ckptdb.disk import ownership
-from ckptdb.disk.ownership import Ownership, decide
+from ckptdb.disk.ownership import Access, Grant, Ownership, decide
 from users import ANN, BOB, EVE, GROUP, acl, as_user, make, only_as_root, set_acl, shared_place
 
 OTHERS = 20901
@@ -50,43 +49,68 @@ def test_whom_a_new_file_belongs_to(me, made, folder, before, wanted):
     assert found == Ownership(*wanted)
 
 
-@pytest.mark.parametrize(
-    ("made", "folder", "mode"),
-    [
-        (0o644, 0o2775, 0o664),
-        (0o600, 0o755, 0o644),
-        (0o664, 0o700, 0o600),
-        (0o644, 0o555, 0o644),
-    ],
-)
-def test_what_is_written_in_turns_has_the_permissions_of_its_directory(made, folder, mode):
-    around = Ownership(ANN, GROUP, folder)
-    found = decide(BOB, Ownership(BOB, GROUP, made), around, follows=True)
-    assert found == Ownership(BOB, GROUP, mode)
-
-
 def test_a_directory_that_root_makes_keeps_the_bit_that_hands_the_group_on():
     made = Ownership(0, GROUP, 0o2700)
     assert decide(0, made, TEAMS, most=0o777) == Ownership(ANN, GROUP, 0o2775)
 
 
+def status(mode, uid, gid):
+    return os.stat_result((mode, 0, 0, 1, uid, gid, 0, 0, 0, 0))
+
+
+def granted(folder, found, acl=None, *, with_readers=False):
+    return Access.to(folder, acl).grant(found, with_readers=with_readers)
+
+
 @pytest.mark.parametrize(
-    ("folder", "mode"), [(0o755, 0o600), (0o700, 0o600), (0o2775, 0o660), (0o1777, 0o666)]
+    ("folder", "for_writers", "for_readers"),
+    [
+        (0o755, 0o600, 0o644),
+        (0o700, 0o600, 0o600),
+        (0o2775, 0o660, 0o664),
+        (0o2770, 0o660, 0o660),
+        (0o1777, 0o666, 0o666),
+        (0o757, 0o606, 0o646),
+        (0o555, 0o600, 0o644),
+    ],
+    ids=oct,
 )
-def test_a_file_for_writers_is_for_those_who_may_write_its_directory(tmp_path: Path, folder, mode):
-    tmp_path.chmod(folder)
-    assert ownership.mode_for_writers(tmp_path.stat()) == mode
+def test_who_may_write_a_directory_may_open_what_is_in_it(folder, for_writers, for_readers):
+    around, file = status(stat.S_IFDIR | folder, ANN, GROUP), status(stat.S_IFREG, ANN, GROUP)
+    assert granted(around, file) == Grant(for_writers, None)
+    assert granted(around, file, with_readers=True) == Grant(for_readers, None)
+    below = status(stat.S_IFDIR, ANN, GROUP)
+    mode = (folder | 0o700) & 0o777
+    assert granted(around, below, with_readers=True) == Grant(mode, None)
+
+
+def test_the_owner_of_a_directory_may_open_what_a_colleague_has_made():
+    around = status(stat.S_IFDIR | 0o2775, ANN, GROUP)
+    found = granted(around, status(stat.S_IFREG, BOB, GROUP))
+    wanted = [("owner", 6), ("user", 6, ANN), ("group", 6), ("mask", 6), ("others", 0)]
+    assert found == Grant(0o660, acl(*wanted))
+
+
+def test_what_could_not_be_given_to_the_group_of_the_directory_is_not_for_another():
+    around = status(stat.S_IFDIR | 0o775, ANN, GROUP)
+    found = granted(around, status(stat.S_IFREG, ANN, OTHERS))
+    wanted = [("owner", 6), ("group", 0), ("a group", 6, GROUP), ("mask", 6), ("others", 0)]
+    assert found == Grant(0o600, acl(*wanted))
 
 
 def test_with_an_acl_it_is_for_those_whom_that_lets_write():
+    around, file = status(stat.S_IFDIR | 0o775, ANN, GROUP), status(stat.S_IFREG, ANN, GROUP)
     folder = acl(
         ("owner", 7), ("user", 7, BOB), ("user", 5, EVE), ("group", 5), ("mask", 7), ("others", 5)
     )
-    assert ownership.acl_for_writers(folder) == acl(
+    assert granted(around, file, folder).acl == acl(
         ("owner", 6), ("user", 6, BOB), ("user", 0, EVE), ("group", 0), ("mask", 6), ("others", 0)
     )
+    assert granted(around, file, folder, with_readers=True).acl == acl(
+        ("owner", 6), ("user", 6, BOB), ("user", 4, EVE), ("group", 4), ("mask", 6), ("others", 4)
+    )
     masked = acl(("owner", 7), ("user", 7, BOB), ("group", 7), ("mask", 5), ("others", 0))
-    assert ownership.acl_for_writers(masked) == acl(
+    assert granted(around, file, masked).acl == acl(
         ("owner", 6), ("user", 0, BOB), ("group", 0), ("mask", 6), ("others", 0)
     )
 
@@ -105,7 +129,7 @@ def test_the_acl_of_a_directory_decides_who_may_open_its_lock(inherited):
             handle = os.open(folder / "lock", os.O_WRONLY | os.O_CREAT)
             place = os.open(folder, os.O_PATH)
             for _ in range(2):
-                ownership.let_writers_open(handle, place)
+                ownership.share(handle, place, with_readers=False)
 
         def may_open():
             try:

@@ -20,7 +20,19 @@ from ckptdb.cli.main import main
 from ckptdb.disk import lock
 from ckptdb.errors import CkptdbError
 from ckptdb.retention import Policy
-from users import ANN, BOB, EVE, GROUP, LOSS, as_user, make, only_as_root, save, shared_place
+from users import (
+    ANN,
+    BOB,
+    EVE,
+    GROUP,
+    LOSS,
+    as_user,
+    make,
+    only_as_root,
+    save,
+    set_acl,
+    shared_place,
+)
 
 pytestmark = only_as_root
 
@@ -359,6 +371,22 @@ def test_what_a_colleague_may_not_remove_stays_whole_and_the_sentence_says_why(t
     assert trash_of(run) == []
 
 
+def test_what_a_colleague_may_not_look_at_keeps_nothing_else_from_being_collected(team):
+    run = team / "run"
+    as_colleague(ANN, train, run, 1, 2, 3)
+    (run / "step_1" / "shards").chmod(0o2730)
+
+    def collect_all():
+        with Registry.open(run) as registry:
+            registry.gc(Policy(ft_keep_latest_k=1, keep_top_k=0))
+
+    text = as_colleague(BOB, catch, collect_all)
+    assert "step 2 is gone; step 1 is untouched" in text
+    assert f"{run}/step_1/shards: Permission denied" in text
+    assert steps_of(run) == [1, 3]
+    assert trash_of(run) == []
+
+
 def test_a_prune_that_leaves_bytes_says_where_and_the_owner_removes_them(team):
     run = team / "run"
     as_colleague(ANN, train, run, 1, 2)
@@ -437,6 +465,47 @@ def test_what_is_replaced_keeps_its_group_and_permissions(team):
     as_colleague(BOB, train_by_another_metric, run, 2, umask=0o077)
     found = path.stat()
     assert (found.st_uid, found.st_gid, stat.S_IMODE(found.st_mode)) == (BOB, GROUP, 0o664)
+
+
+def share_by_acl(path, *uids):
+    """Let some users write a directory, and what will be made in it."""
+    users = [("user", 7, uid) for uid in sorted(uids)]
+    for kind in ("access", "default"):
+        set_acl(path, ("owner", 7), *users, ("group", 5), ("mask", 7), ("others", 5), kind=kind)
+
+
+def test_colleagues_who_share_by_an_acl_train_in_turns_and_readers_stop_nobody(shared):
+    run = make(shared / "run", ANN)
+    share_by_acl(run, BOB)
+    assert as_user(ANN, train, run, 1, 2) == []
+    with neighbour(run):
+        assert as_user(BOB, train_here, run, 3, 4) == []
+        # Made by Bob, and of a directory that is Ann's.
+        for name in ("lock", "trainer"):
+            (run / ".ckptdb" / name).unlink()
+        assert as_user(BOB, train, run, 5) == []
+    with neighbour(run, groups=[GROUP]):
+        assert as_user(ANN, train, run, 6) == []
+        assert as_user(BOB, train_here, run, 7) == []
+    assert steps_of(run) == [6, 7]
+    assert trash_of(run) == []
+
+
+def test_a_group_without_a_setgid_bit_shares_a_run_all_the_same(shared):
+    run = make(shared / "run", ANN, mode=0o775, group=GROUP)
+    others = 20555  # of which everybody is
+
+    def as_one_of_all(uid, what, *arguments, groups=(GROUP,)):
+        return as_user(uid, what, *arguments, umask=0o002, groups=[others, *groups])
+
+    (run / ".ckptdb").mkdir()
+    os.chown(run / ".ckptdb", ANN, GROUP)
+    (run / ".ckptdb").chmod(0o775)
+    assert as_one_of_all(BOB, train, run, 1) == []
+    assert as_one_of_all(ANN, train, run, 2) == []
+    with neighbour(run, groups=[others]):
+        assert as_one_of_all(ANN, train, run, 3) == []
+        assert as_one_of_all(BOB, train, run, 4) == []
 
 
 # --- who may only read ----------------------------------------------------------------------------

@@ -11,10 +11,12 @@ All of it is done by descriptor, before the file has its name.
 
 from __future__ import annotations
 
+import errno
 import os
 import pwd
 import stat
 import struct
+from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import Final
@@ -27,8 +29,9 @@ NOBODY: Final = 65534
 _ACL: Final = "system.posix_acl_access"
 _HEAD: Final = struct.Struct("<I")
 _ENTRY: Final = struct.Struct("<HHI")
-_OWNER, _NAMED_USER, _GROUP, _NAMED_GROUP, _MASK = 0x01, 0x02, 0x04, 0x08, 0x10
-_WRITE, _READ_AND_WRITE = 2, 6
+_OWNER, _NAMED_USER, _GROUP, _NAMED_GROUP, _MASK, _OTHERS = 0x01, 0x02, 0x04, 0x08, 0x10, 0x20
+_VERSION, _NO_ID = 2, 0xFFFFFFFF
+_READ, _WRITE = 4, 2
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,7 +54,6 @@ def decide(
     folder: Ownership,
     before: Ownership | None = None,
     *,
-    follows: bool = False,
     most: int = _FILE,
 ) -> Ownership:
     """Return what a new file or directory is to have.
@@ -61,7 +63,6 @@ def decide(
         made: What it has been created with.
         folder: That of the directory that it is made in.
         before: That of the file that it replaces.
-        follows: Its permissions are those of the directory, whatever the umask.
         most: The permissions that it may have at all.
     """
     helps = _helps(me, folder.uid)
@@ -70,12 +71,11 @@ def decide(
         is_stray = before.uid == 0 and helps
         uid, gid = (folder.uid, folder.gid) if is_stray else (before.uid, before.gid)
         return Ownership(uid if me == 0 else made.uid, gid, before.mode & most)
-    uid, gid = (folder.uid, folder.gid) if helps else (made.uid, made.gid)
-    if not (helps or follows):
+    if not helps:
         return made
     # The owner's own bits are no matter of the directory's: it may be protected for the moment.
     kept = made.mode & stat.S_ISGID | most & stat.S_IRWXU
-    return Ownership(uid, gid, folder.mode & most | kept)
+    return Ownership(folder.uid, folder.gid, folder.mode & most | kept)
 
 
 def may_write(folder: str | os.PathLike[str]) -> bool:
@@ -106,7 +106,6 @@ def settle(
     folder: os.stat_result,
     before: os.stat_result | None = None,
     *,
-    follows: bool = False,
     most: int = _FOLDER,
 ) -> None:
     """Give a new file or directory, which has no name yet, the owner and permissions that it needs.
@@ -117,7 +116,6 @@ def settle(
         handle: It, open.
         folder: The directory that it is made in.
         before: The file that it replaces.
-        follows: Its permissions are those of the directory, whatever the umask.
         most: The permissions that it may have at all.
     """
     found = os.fstat(handle)
@@ -128,7 +126,6 @@ def settle(
         Ownership.of(folder),
         # A symlink has permissions that say nothing.
         Ownership.of(before) if before and stat.S_ISREG(before.st_mode) else None,
-        follows=follows,
         most=most if stat.S_ISDIR(found.st_mode) else most & _FILE,
     )
     has_group = _change_owner(handle, made, wanted)
@@ -166,59 +163,134 @@ def _change_owner(handle: int, made: Ownership, wanted: Ownership) -> bool:
     return True
 
 
-def let_writers_open(handle: int, folder: int) -> None:
-    """Let a file be opened by those who may write its directory, and by nobody else.
+def share(handle: int, folder: int, *, with_readers: bool) -> None:
+    """Let something of ours be opened by those who may write its directory, whatever the umask.
 
-    Whoever can open a file for reading can hold its lock. Whatever the umask says: who may write
-    the directory may take it as well. Where it is not this user's, it stays as it is.
+    They may take it away as well. Whoever can open a file for reading can hold its lock. Where it
+    is not this user's, it stays as it is.
 
     Args:
-        handle: The file, open.
+        handle: It, open.
         folder: Its directory, open.
+        with_readers: Who may only look into the directory may read it; else nobody else may.
     """
-    found = os.fstat(handle)
+    around, found = os.fstat(folder), os.fstat(handle)
     if os.geteuid() not in (0, found.st_uid):
         return
-    acl = _find_acl(f"/proc/self/fd/{folder}")  # a handle that only stands for a place has none
-    wanted = None if acl is None else acl_for_writers(acl)
-    if wanted != _find_acl(handle):
-        with suppress(OSError):
-            _set_acl(handle, wanted)
-    if wanted is None:
-        set_mode(handle, mode_for_writers(os.fstat(folder)))
+    if around.st_mode & stat.S_IWGRP and found.st_gid != around.st_gid:
+        with suppress(OSError):  # not in that group
+            os.fchown(handle, -1, around.st_gid)
+            found = os.fstat(handle)
+    acl, is_told = None, False
+    with suppress(_Untold):
+        # A handle that only stands for a place is asked by its path.
+        acl, is_told = _find_acl(f"/proc/self/fd/{folder}"), True
+    wanted = Access.to(around, acl).grant(found, with_readers=with_readers)
+    if is_told:
+        with suppress(_Untold):
+            if wanted.acl != _find_acl(handle):
+                _set_acl(handle, wanted.acl)
+            if wanted.acl is not None:
+                return
+    set_mode(handle, wanted.mode)
 
 
-def mode_for_writers(folder: os.stat_result) -> int:
-    """Return the permissions of a file that only those can open who may write its directory."""
-    mode = 0o600
-    if folder.st_mode & stat.S_IWGRP:
-        mode |= 0o060
-    if folder.st_mode & stat.S_IWOTH:
-        mode |= 0o006
-    return mode
+@dataclass(frozen=True, slots=True)
+class Grant:
+    """The permissions of one file or directory.
+
+    Attributes:
+        mode: As far as these can say it.
+        acl: Where they cannot, and None where they can.
+    """
+
+    mode: int
+    acl: bytes | None
 
 
-def acl_for_writers(acl: bytes) -> bytes:
-    """Return the ACL of a file that only those can open who may write a directory with an ACL."""
-    entries = list(_ENTRY.iter_unpack(acl[_HEAD.size :]))
-    most = next((allowed for tag, allowed, _ in entries if tag == _MASK), 7)
-    lines = [acl[: _HEAD.size]]
-    for tag, allowed, who in entries:
+@dataclass(frozen=True, slots=True)
+class Access:
+    """Who may do what with a directory: 4 to list, 2 to write, 1 to enter.
+
+    Attributes:
+        users: By user id.
+        groups: By group id.
+        others: Everybody else.
+    """
+
+    users: Mapping[int, int]
+    groups: Mapping[int, int]
+    others: int
+
+    @classmethod
+    def to(cls, folder: os.stat_result, acl: bytes | None) -> Access:
+        """Return that of a directory, which may have an ACL."""
+        mode = folder.st_mode
+        if acl is None:
+            users, groups = {folder.st_uid: mode >> 6 & 7}, {folder.st_gid: mode >> 3 & 7}
+            return cls(users, groups, mode & 7)
+        entries = list(_ENTRY.iter_unpack(acl[_HEAD.size :]))
         # The mask is for all but the owner and those whom no entry is about.
-        counts = allowed & most if tag in (_NAMED_USER, _GROUP, _NAMED_GROUP) else allowed
-        may = tag in (_OWNER, _MASK) or counts & _WRITE
-        lines.append(_ENTRY.pack(tag, _READ_AND_WRITE if may else 0, who))
-    return b"".join(lines)
+        most = next((allowed for tag, allowed, _ in entries if tag == _MASK), 7)
+        users, groups, others = {}, {}, 0
+        for tag, allowed, who in entries:
+            if tag in (_GROUP, _NAMED_GROUP):
+                groups[folder.st_gid if tag == _GROUP else who] = allowed & most
+            elif tag == _NAMED_USER:
+                users[who] = allowed & most
+            elif tag == _OTHERS:
+                others = allowed
+        users[folder.st_uid] = mode >> 6 & 7
+        return cls(users, groups, others)
+
+    def grant(self, found: os.stat_result, *, with_readers: bool) -> Grant:
+        """Return the permissions of something in the directory that has an owner and a group."""
+        whole = 7 if stat.S_ISDIR(found.st_mode) else 6
+
+        def allow(allowed: int) -> int:
+            if allowed & _WRITE:
+                return whole
+            return whole & ~_WRITE if with_readers and allowed & _READ else 0
+
+        group, others = allow(self.groups.get(found.st_gid, self.others)), allow(self.others)
+        users = {who: allow(may) for who, may in self.users.items() if who not in (0, found.st_uid)}
+        groups = {who: allow(may) for who, may in self.groups.items() if who != found.st_gid}
+        setgid = found.st_mode & stat.S_ISGID
+        mode = setgid | whole << 6 | group << 3 | others
+        if not (users or groups):
+            return Grant(mode, None)
+        lines = [
+            (_OWNER, whole, _NO_ID),
+            *((_NAMED_USER, may, who) for who, may in sorted(users.items())),
+            (_GROUP, group, _NO_ID),
+            *((_NAMED_GROUP, may, who) for who, may in sorted(groups.items())),
+            (_MASK, whole, _NO_ID),
+            (_OTHERS, others, _NO_ID),
+        ]
+        acl = _HEAD.pack(_VERSION) + b"".join(_ENTRY.pack(*line) for line in lines)
+        return Grant(mode, acl)
+
+
+class _Untold(Exception):  # a signal to the caller, not an error
+    """Whether there is an ACL cannot be told, or it cannot be set."""
 
 
 def _find_acl(file: int | str) -> bytes | None:
-    with suppress(AttributeError, OSError):  # not on every system, nor on every file system
+    try:
         return os.getxattr(file, _ACL)
-    return None
+    except OSError as error:
+        if error.errno in (errno.ENODATA, errno.ENOTSUP):
+            return None
+        raise _Untold from error
+    except AttributeError as error:
+        raise _Untold from error
 
 
 def _set_acl(handle: int, acl: bytes | None) -> None:
-    if acl is None:
-        os.removexattr(handle, _ACL)
-    else:
-        os.setxattr(handle, _ACL, acl)
+    try:
+        if acl is None:
+            os.removexattr(handle, _ACL)
+        else:
+            os.setxattr(handle, _ACL, acl)
+    except OSError as error:
+        raise _Untold from error

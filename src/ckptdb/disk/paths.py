@@ -209,6 +209,11 @@ def is_ours(path: PathLike) -> bool:
     return f"{_OURS}/" in text or text.endswith(_OURS)
 
 
+def lies_in_ours(path: PathLike) -> bool:
+    """Tell whether a path is that of something in a folder of ours, at any depth."""
+    return is_ours(os.path.dirname(path))
+
+
 def _open_folder(parent: int | None, name: str, path: str) -> int:
     try:
         handle = os.open(name, _FOLDER | os.O_NOFOLLOW, dir_fd=parent)
@@ -283,12 +288,12 @@ def open_file(
                 with way.around() as around:
                     folder = os.fstat(around)
                     if flags & os.O_CREAT:
-                        follows = is_ours(os.path.dirname(path))
-                        ownership.settle(handle, folder, before, follows=follows, most=mode)
+                        ownership.settle(handle, folder, before, most=mode)
                     else:
                         ownership.give_back(handle, folder)
-                    if for_writers:
-                        ownership.let_writers_open(handle, around)
+                    is_shared = flags & os.O_CREAT and before is None and lies_in_ours(path)
+                    if for_writers or is_shared:
+                        ownership.share(handle, around, with_readers=not for_writers)
         except BaseException:
             os.close(handle)
             raise
@@ -409,12 +414,14 @@ def make(path: PathLike, mode: int = 0o777) -> None:
     """
     with Way(path) as way, way.around() as around:
         os.mkdir(way.name, mode, dir_fd=way.parent)
-        follows, folder = is_ours(os.path.dirname(path)), os.fstat(around)
-        if follows or ownership.helps_in(folder):
+        is_shared, folder = lies_in_ours(path), os.fstat(around)
+        if is_shared or ownership.helps_in(folder):
             flags = _FILE | os.O_RDONLY | os.O_DIRECTORY
             handle = os.open(way.name, flags, dir_fd=way.parent)
             try:
-                ownership.settle(handle, folder, follows=follows)
+                ownership.settle(handle, folder)
+                if is_shared:
+                    ownership.share(handle, around, with_readers=True)
             finally:
                 os.close(handle)
 

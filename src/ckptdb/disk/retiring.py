@@ -273,7 +273,10 @@ class Retiring(Trash):
         """Return what nothing forbids to remove; by hand, all of them or none."""
         removable: list[tuple[Checkpoint, Doomed]] = []
         for cp, doom in leaving:
-            obstacle = obstacles.find_obstacle(cp.path)
+            try:
+                obstacle = obstacles.find_obstacle(cp.path)
+            except PermissionError as error:
+                obstacle = error  # what may not be looked at may not be emptied
             if obstacle is None:
                 removable.append((cp, doom))
             else:

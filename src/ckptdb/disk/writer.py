@@ -92,7 +92,8 @@ def write(folder: Path, checkpoint_uuid: str, created_at: str) -> Writer:
             while left:
                 left = left[os.write(handle, left) :]
             # Who may look into the checkpoint may read this, too.
-            ownership.settle(handle, paths.find_stat(folder), follows=True)
+            with paths.opened(folder, follow=True) as around:
+                ownership.share(handle, around, with_readers=True)
             durable.rename_new(aside, folder / names.WRITER)
         except BaseException:
             os.close(handle)
