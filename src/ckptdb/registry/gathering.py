@@ -11,7 +11,7 @@ from ckptdb import caller
 from ckptdb.catalog.catalog import Catalog
 from ckptdb.catalog.engine import Database
 from ckptdb.catalog.location import FILE, Location, locate
-from ckptdb.disk import identity
+from ckptdb.disk import identity, paths
 from ckptdb.errors import (
     CatalogBroken,
     CatalogError,
@@ -62,7 +62,7 @@ class Gathering:
             # Both were only ever an index.
             for name in (f"{FILE}-journal", FILE):
                 with suppress(FileNotFoundError):
-                    (identity.hidden(run) / name).unlink()
+                    paths.unlink(identity.hidden(run) / name)
 
     def complete(self, report: ReconcileReport) -> ReconcileReport:
         """Return a report of the root with what differed from the runs' own catalogs."""
