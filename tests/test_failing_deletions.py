@@ -377,6 +377,12 @@ def test_a_replacement_in_place_that_fails_says_so_and_is_completed_later(overla
         with pytest.raises(ReplacedInPart, match="is complete and has not its final name yet"):
             manager.finalize_checkpoint(manager.init_tmp_checkpoint(3, {"loss": 0.05}))
     with open_manager(overlaid) as manager:
+        # A question removes nothing, not even what is in the way of what is complete.
+        assert manager.get_best_checkpoint_path() != str(overlaid / "step_3")
+        assert (overlaid / "tmp_step_3").exists()
+    with Registry.open(overlaid) as registry:
+        registry.reconcile()
+    with open_manager(overlaid) as manager:
         assert manager.get_best_checkpoint_path() == str(overlaid / "step_3")
     assert (overlaid / "tmp_step_3").exists() is False
 

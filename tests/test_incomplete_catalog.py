@@ -172,12 +172,12 @@ def test_a_look_that_is_killed_halfway_is_begun_again(root):
         "import os, signal, sys\n"
         "from ckptdb import Registry\n"
         "from ckptdb.registry import tree\n"
-        "real = tree.reconcile_run\n"
+        "real = tree.index_run\n"
         "def one_and_no_more(catalog, directory, **options):\n"
         "    if directory.name == 'c':\n"
         "        os.kill(os.getpid(), signal.SIGKILL)\n"
         "    return real(catalog, directory, **options)\n"
-        "tree.reconcile_run = one_and_no_more\n"
+        "tree.index_run = one_and_no_more\n"
         "Registry.open(sys.argv[1]).runs()\n"
     )
     done = subprocess.run([sys.executable, "-c", script, root], check=False)
@@ -339,6 +339,18 @@ def test_what_was_saved_while_the_catalog_was_locked_is_in_answers_over_all_runs
         assert {row["run"]: row["latest_step"] for row in registry.summary().as_dicts()} == {
             "a": 3, "b": 2, "c": 2,
         }  # fmt: skip
+        # A question leaves the note; whoever acts on the run next takes it away.
+        assert len(notes_of(root).find()) == 1
+        registry.tag("b", 2, "another run")
+        assert len(notes_of(root).find()) == 1
+        registry.tag("a", 3, "best")
+    assert notes_of(root).find() == ()
+
+
+def test_the_next_save_takes_away_the_note_that_a_run_was_passed_over(root):
+    save_while_locked(root, "a", 3, 0.01)
+    assert len(notes_of(root).find()) == 1
+    save(root / "a", 4, 0.02)
     assert notes_of(root).find() == ()
 
 
@@ -458,6 +470,7 @@ def test_a_catalog_elsewhere_is_behind_on_no_run_that_was_saved_while_it_was_loc
     assert (tmp_path / "elsewhere.db.unindexed").is_dir()
     with Registry.open(elsewhere) as registry:
         assert registry.best(LOSS, mode="min").path == root / "a" / "step_4"
+        registry.reconcile(root / "a")
     assert not (tmp_path / "elsewhere.db.unindexed").exists()
 
 

@@ -115,6 +115,7 @@ class Rebuild(RuleBasedStateMachine):
             warnings.filterwarnings("ignore", "The pinned checkpoint at step")
             warnings.filterwarnings("ignore", "No checkpoint has ever had the metric")
             warnings.filterwarnings("ignore", "Nothing is deleted in")
+            warnings.filterwarnings("ignore", "Training continues from step")
             warnings.filterwarnings("ignore", "Step [0-9]+ (is passed over|holds bit for bit)")
             yield manager
             manager.shutdown()

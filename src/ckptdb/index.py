@@ -40,7 +40,7 @@ from ckptdb.errors import (
     RunLocked,
     Untrustworthy,
 )
-from ckptdb.reconcile import RunReport, reconcile_run
+from ckptdb.reconcile import Completing, Depth, RunReport, index_run, reconcile_run
 from ckptdb.reconcile.plan import NOT_RANKED
 from ckptdb.records import Checkpoint, Problem
 
@@ -179,10 +179,12 @@ class RunIndex:
         self._patience = PATIENCE_SECONDS
         self._warned = False
         self._missed = False
+        self._has_looked_for_notes = False
         self._placed = False
         self._on_problem = on_problem
         self._reported: set[tuple[int, str]] = set()
         self._doubt: str | None = None
+        self._is_unfinished = False
         fork.HEIRS.add(self)
 
     def begin_save(self) -> None:
@@ -201,7 +203,6 @@ class RunIndex:
             try:
                 stored = self._open(for_writing=False)
                 if stored is not None:
-                    self._catch_up(stored)
                     return self._answer(stored, question, nothing, trust_own=trust_own)
             except (CatalogError, RunLocked, PermissionError) as error:
                 self._give_up(error)
@@ -236,6 +237,35 @@ class RunIndex:
         """Find out whether index and journal contradict each other about what is kept."""
         # A journal that was cut has moved the stamp, whoever advanced it.
         self.ask(lambda *_: None, nothing=None, trust_own=True)
+        self.finish()
+
+    def finish(self) -> None:
+        """Finish what looking has found half done in the run, and write down what has vanished.
+
+        A question leaves that alone; this is for whoever acts on the run.
+        """
+        with self._mutex:
+            if not self._is_unfinished:
+                return
+            self._is_unfinished = False
+            try:
+                stored = self._open(for_writing=False)
+                if stored is None:
+                    return
+                stored.stamp = stored.followed = None
+                stored.memo.clear()
+                report = reconcile_run(
+                    stored.catalog, self._directory, depth="changes", publisher=self._publisher
+                )
+                self._doubt = report.doubt
+                if report.blocked:
+                    _logger.info("not finished: %s", report.blocked)
+            except (CatalogError, RunLocked, PermissionError) as error:
+                self._give_up(error)
+            except _NONSENSE as error:
+                self._give_up(self._broken(error))
+            except OSError as error:
+                _logger.info("%s cannot be repaired: %s", self._directory, error)
 
     def refuse_in_doubt(self) -> None:
         """Make sure that nothing was found that forbids every deletion.
@@ -268,14 +298,7 @@ class RunIndex:
                 fresh.stamp = fresh.followed = None
                 fresh.memo.clear()
                 try:
-                    report = reconcile_run(
-                        fresh.catalog,
-                        self._directory,
-                        depth="full",
-                        touch_disk=fresh is self._stored,
-                        publisher=self._publisher,
-                    )
-                    self._report(report)
+                    self._report(self._look(fresh, depth="full"))
                 except (CatalogError, RunLocked, OSError) as error:
                     self._give_up(error)
 
@@ -302,6 +325,7 @@ class RunIndex:
                 self._check_place()
                 stored = self._open(for_writing=True)
                 if stored is not None:
+                    self._look_for_notes(stored)
                     is_new = self._is_new_to(stored)
                     changes = self._changes(checkpoints, span, config, config_step)
                     self._store(stored, changes, span)
@@ -359,6 +383,14 @@ class RunIndex:
             notes.add(self._directory, self._uuid(), make_durable=self._durable)
         except (CatalogError, OSError) as error:
             _logger.info("no note that the catalog is behind: %s", error)
+
+    def _look_for_notes(self, stored: Fresh) -> None:
+        """Once, look whether somebody has left a note that the catalog is behind on the run."""
+        if self._has_looked_for_notes:
+            return
+        self._has_looked_for_notes = True
+        location = stored.catalog.database.location
+        self._missed |= bool(Notes(location.notes, location.base).find(self._uuid()))
 
     def _catch_up(self, stored: Fresh) -> None:
         """Bring a catalog that works again to all that it has missed from this process."""
@@ -520,14 +552,14 @@ class RunIndex:
         if fresh is not self._memory and not self._is_ours():
             raise _Blocked("a run that was never written to is not repaired by looking at it")
         started = time.monotonic()
-        report = self._reconcile(fresh, assume=trust_own)
+        report = self._look(fresh, assume=trust_own)
         if report.blocked and fresh is not self._memory:
             raise _Blocked(report.blocked)
         if report.blocked:
             # What memory still has may be gone, and that may not be concluded: begin again.
             fresh.catalog.database.close()
             fresh.catalog = Catalog(Database.in_memory())
-            report = self._reconcile(fresh, assume=trust_own)
+            report = self._look(fresh, assume=trust_own)
         self._report(report)
         self._doubt = report.doubt
         fresh.run_id = report.run_id
@@ -539,15 +571,18 @@ class RunIndex:
             ended = time.monotonic()
             fresh.followed = Followed(now, ended, ended - started)
 
-    def _reconcile(self, fresh: Fresh, *, assume: bool) -> RunReport:
-        return reconcile_run(
+    def _look(self, fresh: Fresh, *, depth: Depth = "changes", assume: bool = False) -> RunReport:
+        """Bring an index to what is on disk; what a crash left complete is published."""
+        is_stored = fresh is not self._memory
+        report = index_run(
             fresh.catalog,
             self._directory,
-            depth="changes",
-            touch_disk=fresh is not self._memory,
+            depth=depth,
             assume=assume,
-            publisher=self._publisher,
+            completing=Completing(self._publisher) if is_stored else None,
         )
+        self._is_unfinished |= is_stored and report.is_unfinished
+        return report
 
     def _report(self, report: RunReport) -> None:
         for action in report.actions:

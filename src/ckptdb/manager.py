@@ -336,6 +336,7 @@ class CheckpointManager:
             if chosen.doomed:
                 self._warn_of_unknown_metrics(terms.policy)
                 self._retire(chosen.doomed)
+            self._index.finish()
             self._settle(terms, chosen)
 
     def plan_retention(self, *, exclude_latest: bool = True) -> Plan:

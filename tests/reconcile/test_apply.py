@@ -20,7 +20,7 @@ from ckptdb.disk.journal import Fact
 from ckptdb.disk.publish import Publisher
 from ckptdb.disk.retiring import Doomed
 from ckptdb.errors import RunLocked
-from ckptdb.reconcile import apply, held, reconcile_run, reconcile_tree
+from ckptdb.reconcile import apply, held, index_run, reconcile_run, reconcile_tree
 
 AT = "2026-11-22T16:01:24.000Z"
 
@@ -303,11 +303,11 @@ def test_of_nemo_rl_a_vanished_checkpoint_is_recorded_too(catalog, run):
 def test_an_index_that_may_not_touch_the_disk_is_true_all_the_same(memory, run):
     save(run, 1)
     seal(run, 2)
-    reconcile_run(memory, run, touch_disk=False)
+    index_run(memory, run)
     shutil.rmtree(run / "step_1")
     size = journal.size(run)
 
-    report = reconcile_run(memory, run, touch_disk=False)
+    report = index_run(memory, run)
 
     assert rows(memory) == {("grpo", 1): ["deleted"], ("grpo", 2): ["tmp"]}
     assert journal.size(run) == size
@@ -780,7 +780,7 @@ def test_a_run_that_goes_while_it_is_repaired_is_told(catalog, run, monkeypatch)
         real(self, path)
         (run / ".ckptdb" / "run.json").write_text("{")
 
-    reconcile_run(catalog, run, touch_disk=False)
+    index_run(catalog, run)
     monkeypatch.setattr(Publisher, "adopt", adopt_and_lose_the_run_json)
     report = reconcile_run(catalog, run)
     assert "restore the file" in report.blocked

@@ -77,12 +77,64 @@ def open_lock(path: Path) -> int:
         raise
 
 
-def _take(handle: int, path: Path, timeout_seconds: float) -> None:
+@contextmanager
+def read_lock(hidden: Path) -> Iterator[None]:
+    """Keep everybody from changing a run meanwhile, others may look; changes nothing itself.
+
+    Where nobody has ever locked the run there is nothing to hold.
+
+    Args:
+        hidden: The run's ``.ckptdb`` folder.
+
+    Raises:
+        RunLocked: Another process or thread kept it for `TIMEOUT_SECONDS`.
+        OSError: It may not be looked at.
+    """
+    path = hidden / "lock"
+    try:
+        # Not for writing, which a file system of many machines wants of an exclusive one.
+        handle = paths.open_file(path, os.O_RDONLY)
+    except (FileNotFoundError, NotADirectoryError):
+        yield
+        return
+    _held.add(handle)
+    try:
+        _take(handle, path, TIMEOUT_SECONDS, kind=fcntl.LOCK_SH)
+        try:
+            yield
+        finally:
+            fcntl.flock(handle, fcntl.LOCK_UN)
+    finally:
+        _held.discard(handle)
+        os.close(handle)
+
+
+def may_be_held(hidden: Path) -> bool:
+    """Tell whether somebody may be changing a run just now, given its ``.ckptdb`` folder."""
+    try:
+        handle = paths.open_file(hidden / "lock", os.O_RDONLY)
+    except (FileNotFoundError, NotADirectoryError):
+        return False
+    except OSError:
+        return True  # not for us to see
+    _held.add(handle)
+    try:
+        fcntl.flock(handle, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        fcntl.flock(handle, fcntl.LOCK_UN)  # by name: a fork may just have copied it
+    except OSError:
+        return True
+    finally:
+        _held.discard(handle)
+        os.close(handle)
+    return False
+
+
+def _take(handle: int, path: Path, timeout_seconds: float, *, kind: int = fcntl.LOCK_EX) -> None:
     deadline = time.monotonic() + timeout_seconds
     wait = _FIRST_WAIT_SECONDS
     while True:
         try:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            fcntl.flock(handle, kind | fcntl.LOCK_NB)
         except BlockingIOError:
             if time.monotonic() >= deadline:
                 raise RunLocked(path, timeout_seconds) from None

@@ -229,6 +229,34 @@ class Publisher(Retiring):
                 return None
             return self._adopt(who, watch, scan.load_tmp(who, path, step))
 
+    def complete(self, path: Path) -> bool:
+        """Publish a complete leftover ``tmp_step_N`` where nothing has to be removed for that.
+
+        What it replaces goes to the trash. Tells whether it was published.
+        """
+        step = names.get_tmp_step(path)
+        who = identity.identify(self.directory)
+        if not self._lacks_only_its_name(who, path, step):
+            return False  # and nothing is to be touched
+        with self._changing() as (who, watch):
+            if not self._lacks_only_its_name(who, path, step):
+                return False
+            tmp = scan.load_tmp(who, path, step)
+            return self._adopt(who, watch, tmp, in_place=False) is not None
+
+    def give_name_back(self, leftover: Leftover) -> bool:
+        """Give an ``old_step_N.<uuid>`` its name again; false when that is taken by now."""
+        final = self._final(leftover.step)
+        if durable.is_there(final):
+            return False  # and nothing is to be touched
+        with self._changing() as (_, watch):
+            if durable.is_there(final) or not durable.is_folder(leftover.path):
+                return False
+            with watch.change():
+                durable.rename_new(leftover.path, final)
+            self._sync_directory()
+            return True
+
     def put_back(self, leftover: Leftover) -> None:
         """Give an ``old_step_N.<uuid>`` its name again, or trash it when the name is taken."""
         with self._changing() as (_, watch):
@@ -241,6 +269,10 @@ class Publisher(Retiring):
                 with watch.change():
                     durable.rename_new(leftover.path, final)
                 self._sync_directory()
+
+    @staticmethod
+    def _lacks_only_its_name(who: Identity, path: Path, step: int) -> bool:
+        return durable.is_folder(path) and scan.load_tmp(who, path, step).fate == "publish"
 
     def _make_room(
         self, who: Identity, watch: Watch, path: Path, step: int
@@ -341,7 +373,9 @@ class Publisher(Retiring):
             return Published(ended, None, None)  # and by now it has been replaced, or deleted
         return self._publish(who, watch, path, sealed)
 
-    def _publish(self, who: Identity, watch: Watch, path: Path, sealed: _Sealed) -> Published:
+    def _publish(
+        self, who: Identity, watch: Watch, path: Path, sealed: _Sealed, *, in_place: bool = True
+    ) -> Published:
         step = sealed.manifest.step
         final = self._final(step)
         current = scan.find_uuid(who, final, step)
@@ -361,7 +395,7 @@ class Publisher(Retiring):
             self._sync_directory()
         else:
             old = self._record_replaced(who, watch, final, sealed.manifest)
-            self._swap(watch, path, old)
+            self._swap(watch, path, old, in_place=in_place)
         published = sealed.published_at(final) or scan.load(who, final, step)
         return Published(published, old, watch.span)
 
@@ -380,14 +414,14 @@ class Publisher(Retiring):
         self._append(watch, [journal.gone(old, "replaced", reason, at)])
         return replace(old, status="deleted", deleted_at=at, deleted_reason=reason)
 
-    def _swap(self, watch: Watch, path: Path, old: Checkpoint) -> None:
+    def _swap(self, watch: Watch, path: Path, old: Checkpoint, *, in_place: bool) -> None:
         final = self._final(old.step)
         aside: Path | None = path
         try:
             with watch.change():
                 durable.exchange(path, final)
         except OSError as error:
-            if error.errno != errno.EXDEV or not self._may_end(old):
+            if error.errno != errno.EXDEV or not in_place or not self._may_end(old):
                 raise
             self._replace_in_place(watch, path, old)
             aside = None
@@ -424,13 +458,15 @@ class Publisher(Retiring):
         except OSError as error:
             raise ReplacedInPart(path, error) from error
 
-    def _adopt(self, who: Identity, watch: Watch, tmp: scan.Tmp) -> Published | None:
+    def _adopt(
+        self, who: Identity, watch: Watch, tmp: scan.Tmp, *, in_place: bool = True
+    ) -> Published | None:
         path, step = tmp.checkpoint.path, tmp.checkpoint.step
         if tmp.fate == "publish" and tmp.manifest:
             writer.remove(path)
             if self._durable:
                 durable.fsync_tree(path)
-            return self._publish(who, watch, path, _Sealed(tmp.manifest))
+            return self._publish(who, watch, path, _Sealed(tmp.manifest), in_place=in_place)
         if tmp.fate == "trash":
             self._set_aside(watch, path, step, tmp.published_uuid)
         return None

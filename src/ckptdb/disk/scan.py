@@ -26,6 +26,7 @@ from ckptdb.disk import (
     journal,
     links,
     liveness,
+    lock,
     manifest,
     names,
     paths,
@@ -708,14 +709,16 @@ def is_published(folder: Path) -> bool:
     """Tell whether a checkpoint has its name, waiting while it is just being replaced.
 
     Where two names cannot be exchanged, a replacement takes the name away for an instant, and
-    the older checkpoint stands beside it as ``old_step_N.<uuid>``.
+    the older checkpoint stands beside it as ``old_step_N.<uuid>``. What stands so and nobody is
+    changing the run was left by a crash.
     """
     deadline = time.monotonic() + _GAP_SECONDS
     looks = 0
     while not _is_readable(folder):
         if _is_aside(folder) and time.monotonic() < deadline:
             time.sleep(0.001)
-            continue
+            if lock.may_be_held(identity.hidden(folder.parent)):
+                continue
         # It may have come back between the two looks, and gone for the next replacement.
         looks += 1
         if looks == _LOOKS:

@@ -20,7 +20,7 @@ from ckptdb.disk.scan import Known, Listing, Observation, Stamp
 from ckptdb.errors import CkptdbError
 from ckptdb.reconcile import doubt
 from ckptdb.reconcile import held as under_lock
-from ckptdb.reconcile.held import bury, held
+from ckptdb.reconcile.held import bury, held, held_to_look
 from ckptdb.reconcile.intake import Intake
 from ckptdb.reconcile.plan import (
     OF_A_RUN,
@@ -33,6 +33,7 @@ from ckptdb.reconcile.plan import (
     plan,
     unwritten,
 )
+from ckptdb.reconcile.repairs import Completing, Finishing
 from ckptdb.reconcile.whereabouts import find_whereabouts
 from ckptdb.records import Checkpoint, Run
 
@@ -58,6 +59,8 @@ class RunReport:
             catalog contradicts it.
         uuid: The run's.
         journal_aside: Where its damaged journal is kept.
+        is_unfinished: Whether something is left to do in its directory that only whoever acts on
+            the run may do: removals, and lines of the journal.
     """
 
     directory: Path
@@ -70,6 +73,7 @@ class RunReport:
     doubt: str | None = None
     uuid: str | None = None
     journal_aside: Path | None = None
+    is_unfinished: bool = False
 
     @property
     def has_drift(self) -> bool:
@@ -279,22 +283,22 @@ def reconcile_run(
     *,
     depth: Depth = "files",
     dry_run: bool = False,
-    touch_disk: bool = True,
     assume: bool = False,
     publisher: Publisher | None = None,
     on_checkpoint: Callable[[], None] | None = None,
     listing: Listing | None = None,
     settle: bool = False,
 ) -> RunReport:
-    """Compare one run with the index and make the index true.
+    """Compare one run with the index, make the index true, and finish what is half done.
+
+    For those who act on the run: what a crash interrupted on disk is finished, removals included,
+    and what vanished is written to the journal. Whoever only asks takes `index_run`.
 
     Args:
         catalog: The index.
         directory: The run, absolute.
         depth: How much is looked at again.
         dry_run: Only say what would be done.
-        touch_disk: Also finish what a crash interrupted on disk, and write to the journal what
-            vanished; the index is repaired in any case.
         assume: Store the stamp even if it is too young to be sure, marked as not verified.
         publisher: Does the repairs, with its durability and metric.
         on_checkpoint: Called after each checkpoint that was looked at.
@@ -305,30 +309,85 @@ def reconcile_run(
     Raises:
         OSError: The directory cannot be read at all.
     """
-    how = _How(depth, touch_disk, assume, store=not dry_run, settle=settle)
+    repairs = None if dry_run else Finishing(publisher or Publisher(directory))
+    how = _How(depth, repairs, assume, store=not dry_run, settle=settle)
+    return _reconcile(catalog, directory, how, on_checkpoint, listing)
+
+
+def index_run(
+    catalog: Catalog,
+    directory: Path,
+    *,
+    depth: Depth = "files",
+    assume: bool = False,
+    completing: Completing | None = None,
+    listing: Listing | None = None,
+) -> RunReport:
+    """Bring the index to what is on disk in one run, and change nothing there.
+
+    What has vanished the index then knows; whoever acts on the run writes it to the journal.
+
+    Args:
+        catalog: The index.
+        directory: The run, absolute.
+        depth: How much is looked at again.
+        assume: See `reconcile_run`.
+        completing: Publishes what a crash left complete, which is all that may be changed; None
+            not even that.
+        listing: Of the directory, when it has just been made.
+
+    Raises:
+        OSError: The directory cannot be read at all.
+    """
+    return _reconcile(catalog, directory, _How(depth, completing, assume), None, listing)
+
+
+def _reconcile(
+    catalog: Catalog,
+    directory: Path,
+    how: _How,
+    on_checkpoint: Callable[[], None] | None,
+    listing: Listing | None,
+) -> RunReport:
     look = _look(catalog, directory, how, on_checkpoint, take_in=True, listing=listing)
     if isinstance(look, RunReport):
         return look
-    if settle and touch_disk and not dry_run and look.plan.doubt is not None:
-        return _settle(catalog, look, how, publisher)
-    if dry_run or not (_worth_it(look, assume=assume) or _is_new_copy(look, how)):
+    if how.settle and how.finishing and look.plan.doubt is not None:
+        return _settle(catalog, look, how, how.finishing)
+    if not how.store or not (_worth_it(look, how) or _is_new_copy(look, how)):
         return _report(directory, look)
     catalog.database.ensure_sound()
-    publisher = publisher or Publisher(directory)
     done: list[Action] = []
     blocked: list[str] = []
-    if touch_disk:
-        done, blocked = _repair(publisher, catalog, look)
-    return _index(catalog, publisher, look, how, (done, blocked))
+    if how.repairs is not None:
+        done, blocked = _repair(how.repairs, catalog, look)
+    return _index(catalog, look, how, (done, blocked))
 
 
 @dataclass(frozen=True, slots=True)
 class _How:
+    """How a run is reconciled; ``repairs`` is all that may change it, None when nothing may."""
+
     depth: Depth
-    touch_disk: bool = True
+    repairs: Completing | None = None
     assume: bool = False
     store: bool = True
     settle: bool = False
+
+    @property
+    def finishing(self) -> Finishing | None:
+        """What may do everything, if that is allowed."""
+        return self.repairs if isinstance(self.repairs, Finishing) else None
+
+    @property
+    def writes(self) -> bool:
+        """Whether the journal may be written to."""
+        return self.finishing is not None
+
+    @property
+    def tells_all(self) -> bool:
+        """Whether also what only the journal lacks is a difference: to be written, or named."""
+        return self.writes or not self.store
 
 
 @dataclass(frozen=True, slots=True)
@@ -377,13 +436,13 @@ def _look(
     seen, blocked = _find_seen(catalog, who)
     if blocked:
         return RunReport(directory, directory.name, (), blocked=blocked)
-    # The second time the journal is always read.
-    history = how.depth != "changes" or before is not None
+    # The second time the journal is always read; and who writes to it has to know what it lacks.
+    history = how.depth != "changes" or before is not None or how.writes
     recorded = catalog.recorded(seen, history=history)
-    intake = Intake(catalog, who, recorded, how.depth == "full", how.store, how.touch_disk, history)
+    intake = Intake(catalog, who, recorded, how.depth == "full", how.store, how.writes, history)
     observed = scan.observe(
         directory,
-        _known(recorded, how.depth, before),
+        _known(recorded, how, before),
         verify=how.depth == "full",
         on_checkpoint=on_checkpoint,
         take=intake.take if take_in else None,
@@ -411,7 +470,7 @@ def _look(
         }
         observed = replace(observed, finals=kept)
     found = plan(observed, recorded)
-    if not how.touch_disk:
+    if not how.tells_all:
         ended = [a for a in found.actions if a.kind == "vanished" and _is_gone(a.checkpoint)]
         found = replace(found, actions=tuple(a for a in found.actions if a not in ended))
     if not how.settle and found.doubt is not None:
@@ -443,7 +502,7 @@ def _find_seen(catalog: Catalog, who: identity.Identity) -> tuple[Seen | None, s
     )
 
 
-def _known(recorded: Recorded, depth: Depth, before: Observation | None) -> Known:
+def _known(recorded: Recorded, how: _How, before: Observation | None) -> Known:
     if before is not None:
         read = {
             step: (checkpoint.uuid, checkpoint.fingerprint)
@@ -452,10 +511,10 @@ def _known(recorded: Recorded, depth: Depth, before: Observation | None) -> Know
         }
         return Known({**recorded.finals, **read}, config=True)
     seen = recorded.seen
-    if depth == "full" or seen is None:
+    if how.depth == "full" or seen is None:
         return Known()
     journal_bytes = None
-    if depth == "changes" and seen.stamp is not None:
+    if how.depth == "changes" and not how.writes and seen.stamp is not None:
         with suppress(ValueError):  # SQLite has no checksums; then the journal is read again
             journal_bytes = Stamp.parse(seen.stamp).journal_bytes
     config = seen.run.config
@@ -485,11 +544,11 @@ def _contents(catalog: Catalog, observed: Observation, recorded: Recorded) -> di
     return catalog.contents(recorded.seen.id, steps=steps, gone=sorted(lost))
 
 
-def _worth_it(look: _Look, *, assume: bool) -> bool:
+def _worth_it(look: _Look, how: _How) -> bool:
     seen, config = look.recorded.seen, look.plan.config
     if look.plan.doubt is not None:
         # It is looked at again as long as that is not settled: there is no more to store.
-        return look.has_changes or _is_to_be_told(look)
+        return look.has_changes or (how.writes and _is_to_be_told(look))
     # That there is no configuration is remembered along with something else.
     if look.has_changes or config or (config is not None and seen and seen.run.config):
         return True
@@ -500,7 +559,7 @@ def _worth_it(look: _Look, *, assume: bool) -> bool:
     if look.observation.settled:
         # Something was written into a checkpoint that nothing depends on, such as its checksums.
         return not (same and seen.verified) or bool(_settled(look))
-    return assume and not same
+    return how.assume and not same
 
 
 def _is_new_copy(look: _Look, how: _How) -> bool:
@@ -508,7 +567,7 @@ def _is_new_copy(look: _Look, how: _How) -> bool:
     who = look.observation.identity
     copied = who.marked and not who.recorded and not who.problem
     # A question is no reason to write into a run.
-    return copied and how.touch_disk and how.depth != "changes"
+    return copied and how.writes and how.depth != "changes"
 
 
 def _report(directory: Path, look: _Look) -> RunReport:
@@ -523,7 +582,15 @@ def _report(directory: Path, look: _Look) -> RunReport:
         verified=stamp if exact and look.observation.settled and not look.plan.doubt else None,
         doubt=look.plan.doubt,
         uuid=look.observation.identity.run.uuid,
+        is_unfinished=_is_unfinished(look),
     )
+
+
+def _is_unfinished(look: _Look) -> bool:
+    """Whether something is left to do in a run that not everybody may do."""
+    kinds = {action.kind for action in look.plan.actions}
+    # Whether something in the trash has to stay there is not known without the journal.
+    return bool(look.observation.trash or kinds & {*REPAIRS, "vanished"}) or _is_to_be_told(look)
 
 
 def _is_to_be_told(look: _Look) -> bool:
@@ -536,36 +603,35 @@ def _is_to_be_told(look: _Look) -> bool:
 # --- carrying out -----------------------------------------------------------------------
 
 
-def _repair(publisher: Publisher, catalog: Catalog, look: _Look) -> tuple[list[Action], list[str]]:
+def _repair(repairs: Completing, catalog: Catalog, look: _Look) -> tuple[list[Action], list[str]]:
     done: list[Action] = []
     blocked: list[str] = []
-    directory = publisher.directory
-    actions = [action for action in look.plan.actions if action.kind in REPAIRS]
+    directory = repairs.directory
+    actions = [action for action in look.plan.actions if repairs.may_repair(action)]
     for _ in range(_ROUNDS):
-        if not actions:
-            break
+        before = len(done)
         for action in actions:
             try:
-                _repair_one(publisher, action)
-                done.append(action)
+                if repairs.repair(action):
+                    done.append(action)
             except (OSError, CkptdbError) as error:
                 blocked.append(f"{directory}: {error}")
-        if blocked:
+        if blocked or len(done) == before:
             break
         # With the journal: what a repair has put into the trash is to be removed in the next round.
-        again = _look(catalog, directory, _How("files"))
+        again = _look(catalog, directory, _How("files", repairs))
         if isinstance(again, RunReport):
             break
         look = again
-        actions = [action for action in look.plan.actions if action.kind in REPAIRS]
+        actions = [action for action in look.plan.actions if repairs.may_repair(action)]
     return done, blocked
 
 
-def _settle(catalog: Catalog, first: _Look, how: _How, publisher: Publisher | None) -> RunReport:
+def _settle(catalog: Catalog, first: _Look, how: _How, finishing: Finishing) -> RunReport:
     """Restore what the journal does not tell and the index knows, then go on as ever."""
     directory = first.observation.identity.run.directory
     again = partial(
-        reconcile_run, catalog, directory, depth=how.depth, assume=how.assume, publisher=publisher
+        _reconcile, catalog, directory, _How(how.depth, finishing, how.assume), None, None
     )
     aside: Path | None = None
     actions: tuple[Action, ...] = ()
@@ -593,39 +659,27 @@ def _settle(catalog: Catalog, first: _Look, how: _How, publisher: Publisher | No
     return replace(report, actions=(*done, *report.actions), journal_aside=aside, applied=True)
 
 
-def _repair_one(publisher: Publisher, action: Action) -> None:
-    if isinstance(action.leftover, Path):
-        publisher.adopt(action.leftover)
-    elif action.kind == "orphan old" and action.leftover is not None:
-        publisher.put_back(action.leftover)
-    elif action.kind == "unfinished removal":
-        if action.leftover is not None and action.leftover.path.parent == publisher.directory:
-            publisher.finish_deletion(action.leftover)
-        publisher.empty_trash()
-
-
 def _index(
     catalog: Catalog,
-    publisher: Publisher,
     first: _Look,
     how: _How,
     repaired: tuple[list[Action], list[str]],
 ) -> RunReport:
-    directory = publisher.directory
+    directory = first.observation.identity.run.directory
     done, blocked = repaired
     vanished = any(action.kind == "vanished" for action in first.plan.actions)
-    unrecorded = how.touch_disk and not first.observation.identity.recorded
-    if (vanished and unrecorded) or _is_new_copy(first, how):
+    unrecorded = vanished and not first.observation.identity.recorded
+    if how.finishing and (unrecorded or _is_new_copy(first, how)):
         with suppress(OSError):  # then nothing can be appended to its journal either
-            publisher.establish()
-    with held(directory):
+            how.finishing.establish()
+    with held(directory) if how.writes else held_to_look(directory):
         # Between the first look and the lock a trainer may have published or retired.
         look: _Look | RunReport = first
         if not _is_still_true(catalog, first):
             look = _look(catalog, directory, how, before=first.observation)
         if isinstance(look, RunReport):
             return look
-        if how.touch_disk and _is_to_be_told(look) and look.plan.doubt is not None:
+        if how.writes and _is_to_be_told(look) and look.plan.doubt is not None:
             short = doubt.is_short(look.observation, look.recorded)
             with suppress(OSError):  # then nothing can be deleted either
                 under_lock.doubt(directory, look.plan.doubt, short=short)
@@ -633,7 +687,7 @@ def _index(
         back = [a for a in look.plan.actions if a.kind == "reappeared" and _was_ended(look, a)]
         stored = [a.checkpoint for a in look.plan.actions if a.checkpoint and a.kind != "vanished"]
         try:
-            ended = bury(directory, gone, back, touch_disk=how.touch_disk)
+            ended = bury(directory, gone, back, writes=how.writes)
         except OSError as error:
             # The index may not know what no line in the journal could rebuild.
             blocked.append(f"{directory}: deletions cannot be recorded ({error.strerror})")
@@ -669,6 +723,7 @@ def _index(
         verified=stamp if sure else None,
         doubt=look.plan.doubt,
         uuid=look.observation.identity.run.uuid,
+        is_unfinished=not how.writes and _is_unfinished(look),
     )
 
 

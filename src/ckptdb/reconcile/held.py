@@ -4,50 +4,69 @@ from __future__ import annotations
 
 import errno
 import time
-from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from ckptdb.disk import durable, identity, journal, paths
 from ckptdb.disk.journal import Fact
-from ckptdb.disk.lock import run_lock
+from ckptdb.disk.lock import read_lock, run_lock
 from ckptdb.errors import Obstructed
 from ckptdb.reconcile.doubt import Missing
 from ckptdb.reconcile.plan import Action
 from ckptdb.records import Checkpoint, utc
 
-_READ_ONLY = frozenset({errno.EROFS, errno.EACCES, errno.EPERM})
+_NOT_OURS = frozenset({errno.EROFS, errno.EACCES, errno.EPERM})
 
 
-@contextmanager
-def held(directory: Path) -> Iterator[None]:
-    """Hold a run's lock, where there is one and it can be taken.
+def held(directory: Path) -> AbstractContextManager[None]:
+    """Hold a run's lock to change it, where there is one and it can be taken.
 
     Raises:
         RunLocked: Somebody else keeps it.
     """
+    return _held(directory, run_lock)
+
+
+def held_to_look(directory: Path) -> AbstractContextManager[None]:
+    """Hold a run's lock so that nobody changes it meanwhile; nothing is made for that.
+
+    Raises:
+        RunLocked: Somebody else keeps it.
+    """
+    return _held(directory, read_lock)
+
+
+@contextmanager
+def _held(directory: Path, lock: Callable[[Path], AbstractContextManager[None]]) -> Iterator[None]:
     hidden = identity.hidden(directory)
     with ExitStack() as stack:
         # Without the folder nobody of ours changes the run, and looking must not create it.
         if durable.is_folder(hidden):
             stack.enter_context(paths.hold(directory))
             try:
-                stack.enter_context(run_lock(hidden))
+                stack.enter_context(lock(hidden))
             except Obstructed:
                 raise
             except OSError as error:
                 # Somebody else's run, or a read-only mount: what we see is all we can know.
-                if error.errno not in _READ_ONLY:
+                if error.errno not in _NOT_OURS:
                     raise
         yield
 
 
 def bury(
-    directory: Path, vanished: Sequence[Action], back: Sequence[Action], *, touch_disk: bool
+    directory: Path, vanished: Sequence[Action], back: Sequence[Action], *, writes: bool
 ) -> list[Checkpoint]:
-    """Write to the journal what vanished and what came back; return how the former ended.
+    """Return how what vanished ended; write that, and what came back, to the journal.
+
+    Args:
+        directory: The run.
+        vanished: What is gone.
+        back: What is there again.
+        writes: Whether the journal may be written to; if not, whoever acts next does it.
 
     Raises:
         OSError: It cannot be written.
@@ -74,7 +93,7 @@ def bury(
     edited = (a for a in vanished if not a.is_lost and a.checkpoint and a.checkpoint.finalized_at)
     facts += [Fact(at, "accepted", action.uuid) for action in edited if action.uuid]
     facts += [Fact(at, "reappeared", action.uuid) for action in back if action.uuid]
-    if touch_disk:
+    if writes:
         journal.append(identity.hidden(directory), facts, make_durable=True)
     return found
 

@@ -8,16 +8,17 @@ it has not seen the run: a crash in between costs no more than another look.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field, replace
 from functools import cached_property
+from pathlib import Path
 
 from ckptdb.catalog.catalog import Catalog, Recorded
 from ckptdb.catalog.store import Changes, Child
 from ckptdb.disk import identity, scan
 from ckptdb.disk.identity import Identity
 from ckptdb.errors import IndexStale
-from ckptdb.reconcile.held import bury, held
+from ckptdb.reconcile.held import bury, held, held_to_look
 from ckptdb.reconcile.plan import Action, compare, compare_run, keep_damage
 from ckptdb.records import Checkpoint
 
@@ -33,7 +34,7 @@ class Intake:
         recorded: What the index held before, with its history.
         verify: Whether every file has been compared with its manifest.
         store: False to compare only.
-        touch_disk: Whether the journal may be written to.
+        writes: Whether the journal may be written to.
         history: Whether ``recorded`` tells what is gone.
         actions: What differed, without the records.
         finals: By step, uuid and fingerprint of all that were taken.
@@ -46,7 +47,7 @@ class Intake:
     recorded: Recorded
     verify: bool
     store: bool
-    touch_disk: bool
+    writes: bool
     history: bool
     actions: list[Action] = field(default_factory=list)
     finals: dict[int, tuple[str, str | None]] = field(default_factory=dict)
@@ -70,7 +71,7 @@ class Intake:
         if not self.history:
             told = self.catalog.recorded(self.recorded.seen, history=True)
             self.recorded, self.history = replace(self.recorded, gone=told.gone), True
-        with held(directory) if self.store else nullcontext():
+        with self._held(directory) if self.store else nullcontext():
             known = self.recorded.finals
             # Another one at its step has to go before it can come: the journal tells how it went.
             mine = [cp for cp in found if known.get(cp.step, (cp.uuid,))[0] == cp.uuid]
@@ -84,6 +85,9 @@ class Intake:
             self._remember(checkpoint, action)
         steps = {checkpoint.step for checkpoint, _ in taken}
         return {cp.step: cp for cp in found if cp.step not in steps}
+
+    def _held(self, directory: Path) -> AbstractContextManager[None]:
+        return held(directory) if self.writes else held_to_look(directory)
 
     def completed(self) -> Recorded:
         """Return what the index holds by now, as far as it was asked and told."""
@@ -137,7 +141,7 @@ class Intake:
             if action or checkpoint.fingerprint != known[checkpoint.step][1]
         ]
         try:
-            bury(run.directory, (), back, touch_disk=self.touch_disk)
+            bury(run.directory, (), back, writes=self.writes)
         except OSError:
             return False  # told when the whole run has been seen
         changes = Changes(run=run, checkpoints=stored, seen=_UNSEEN, verified=False)

@@ -325,8 +325,9 @@ def _rejected(both: _Both) -> Iterator[Action]:
 
 
 def _unjudged(observed: Observation) -> set[int | None]:
-    """Steps of which something cannot be read: it may be what seems to be missing."""
-    return {_step_of(name) for name in observed.unreadable}
+    """Steps of which something cannot be read, or waits for its name: it may be what is missing."""
+    unreadable = {_step_of(name) for name in observed.unreadable}
+    return unreadable | {old.step for old in observed.olds if old.step not in observed.finals}
 
 
 def _step_of(name: str) -> int | None:

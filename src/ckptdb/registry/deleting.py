@@ -27,7 +27,7 @@ from ckptdb.errors import (
     RunLocked,
     RunsNotNamed,
 )
-from ckptdb.reconcile import RunReport, reconcile_run
+from ckptdb.reconcile import RunReport, index_run
 from ckptdb.reconcile.whereabouts import find_there
 from ckptdb.records import Checkpoint, Run
 from ckptdb.registry.gathering import find_own_doubt
@@ -283,7 +283,7 @@ class Deleting(Tree):
             except (*_UNUSABLE, OSError) as error:
                 self._doubt(error)
         catalog = Catalog(Database.in_memory(self.location.base))
-        report = reconcile_run(catalog, directory, depth="changes", touch_disk=False)
+        report = index_run(catalog, directory, depth="changes")
         return catalog, find_there(catalog, directory) or seen, report
 
 

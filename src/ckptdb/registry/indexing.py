@@ -5,7 +5,7 @@ from __future__ import annotations
 import errno
 import os
 from collections.abc import Callable, Sequence
-from contextlib import closing, suppress
+from contextlib import closing
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -18,7 +18,6 @@ from ckptdb.catalog.engine import Database
 from ckptdb.catalog.files import look_at
 from ckptdb.catalog.schema import HEAD
 from ckptdb.disk import identity, scan
-from ckptdb.disk.unindexed import Note
 from ckptdb.disk.verified import DEPTHS, Depth
 from ckptdb.errors import (
     CatalogBroken,
@@ -35,7 +34,7 @@ from ckptdb.errors import (
     UnknownRun,
 )
 from ckptdb.index import find_location
-from ckptdb.reconcile import ReconcileReport, reconcile_run, reconcile_tree
+from ckptdb.reconcile import ReconcileReport, index_run, reconcile_tree
 from ckptdb.reconcile.whereabouts import find_there
 from ckptdb.records import Run
 from ckptdb.registry.gathering import Gathering, gathering
@@ -156,7 +155,7 @@ class Indexing(Tree):
             on_checkpoint=on_checkpoint or (lambda: None),
         )
         try:
-            return look(self._catalog_to_write())
+            return look(self._catalog())
         except (CatalogUnusable, OSError) as error:
             if not _is_forbidden(error):
                 raise
@@ -179,7 +178,7 @@ class Indexing(Tree):
         for seen in wanted:
             directory = seen.run.directory
             try:
-                found = self._reconcile_to_verify(catalog, seen, only_read=only_read)
+                found = self._index_to_verify(catalog, seen)
                 if isinstance(found, str):
                     not_seen[directory] = found
                     continue
@@ -191,14 +190,13 @@ class Indexing(Tree):
         verifier = Verifier(catalog, depth, max_seconds=max_seconds, on_checkpoint=on_checkpoint)
         return replace(verifier.verify(runs, ours=ours), not_seen=not_seen)
 
-    def _reconcile_to_verify(self, catalog: Catalog, seen: Seen, *, only_read: bool) -> Seen | str:
+    def _index_to_verify(self, catalog: Catalog, seen: Seen) -> Seen | str:
         """Bring the index to what is in a run; return that run, or why it cannot be looked at."""
         directory = seen.run.directory
         where = self._find_whereabouts(seen)
         if where in ("missing", "replaced"):
             return "is not there" if where == "missing" else "is another run's by now"
-        ours = is_ours(directory) and not only_read and _may_write(directory)
-        report = reconcile_run(catalog, directory, touch_disk=ours)
+        report = index_run(catalog, directory)
         # Perhaps under another identity: it may have been a copy.
         found = find_there(catalog, directory)
         if found is None and report.blocked:
@@ -297,15 +295,6 @@ class Indexing(Tree):
         base = self.location.base
         return top == base if base is not None else not scan.is_run(top)
 
-    def _claim_notes(self, top: Path) -> list[Note]:
-        """Take the notes about runs at or below a directory, before these are looked at."""
-        notes: list[Note] = []
-        for note in self._notes().find():
-            with suppress(OSError):
-                if note.directory.is_relative_to(top):
-                    notes.append(note.claim())
-        return notes
-
     def _look(
         self,
         look: Callable[..., ReconcileReport],
@@ -365,10 +354,6 @@ class Indexing(Tree):
     def _has_begun(self) -> bool:
         file, base = self.location.file, self.location.base
         return file is None or file.exists() or (base is not None and identity.is_root(base))
-
-
-def _may_write(run: Path) -> bool:
-    return os.access(identity.hidden(run), os.W_OK)
 
 
 def _is_forbidden(error: CatalogUnusable | OSError) -> bool:

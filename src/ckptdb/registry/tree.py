@@ -33,7 +33,7 @@ from ckptdb.errors import (
     UnknownRun,
 )
 from ckptdb.index import find_location, fixed_choice
-from ckptdb.reconcile import RunReport, reconcile_run
+from ckptdb.reconcile import RunReport, index_run, reconcile_run
 from ckptdb.reconcile.whereabouts import Whereabouts, find_there, find_whereabouts
 from ckptdb.records import Checkpoint
 from ckptdb.registry.scope import Below, Scope
@@ -180,7 +180,7 @@ class Tree:
         catalog, found = Catalog(database), False
         for run in scan.find_runs(directory, other_roots=True):
             found = True
-            reconcile_run(catalog, run, touch_disk=False)
+            index_run(catalog, run)
         if not found:
             raise CatalogMissing(directory)
         return database
@@ -362,10 +362,8 @@ class Tree:
         self, directory: Path, seen: Seen | None, *, strict: bool = False
     ) -> RunReport | None:
         before = None if seen is None else seen.run.directory
-        catalog = self._catalog()
-        ours = is_ours(directory) and not catalog.database.location.in_memory
         try:
-            report = reconcile_run(catalog, directory, depth="changes", touch_disk=ours)
+            report = index_run(self._catalog(), directory, depth="changes")
         except CatalogError as error:
             if strict:
                 raise
@@ -459,16 +457,10 @@ class Tree:
             self._heal(directory)
 
     def _settle(self, note: Note) -> None:
-        """Bring the catalog to a run that it was behind on."""
+        """Bring the catalog to a run that it was behind on; whoever acts takes the note away."""
         if not note.directory.is_dir() or not scan.is_run(note.directory):
             return  # moved, or not mounted: `reconcile` of the whole tree will tell
-        if self._copied is None:
-            with suppress(OSError):
-                note = note.claim()
-        report = self._heal(note.directory)
-        is_true = self._find_settled(note.directory) if report is None else not report.blocked
-        if self._copied is None and is_true:
-            note.remove()
+        self._heal(note.directory)
 
     def _look_everywhere(self, base: Path) -> None:
         """Index every run of a tree that the catalog does not know; nothing else is written."""
@@ -479,9 +471,7 @@ class Tree:
                 if self._catalog().find_run_at(directory) is not None:
                     self._heal(directory)
                     continue
-                reconcile_run(
-                    self._catalog(), directory, depth="changes", touch_disk=False, listing=listing
-                )
+                index_run(self._catalog(), directory, depth="changes", listing=listing)
             except (RunLocked, OSError) as error:
                 passed_over.append(f"{directory}: {error}")
         if passed_over:
@@ -535,6 +525,7 @@ class Tree:
         if self._doubted or self._copied is not None:
             self.close()  # a disk that was full has space now
         for directory in changed:
+            notes = self._claim_notes(directory)
             try:
                 reconcile_run(self._catalog_to_write(), directory, depth="changes")
             except (CatalogError, OSError) as error:
@@ -542,7 +533,18 @@ class Tree:
                 if not self._doubted:
                     caller.warn(f"Recorded in {directory}; the index follows later: {error}")
                 return False
+            for note in notes:
+                note.remove()
         return True
+
+    def _claim_notes(self, top: Path) -> list[Note]:
+        """Take the notes about runs at or below a directory, before these are looked at."""
+        notes: list[Note] = []
+        for note in self._notes().find():
+            with suppress(OSError):
+                if note.directory.is_relative_to(top):
+                    notes.append(note.claim())
+        return notes
 
     def _note(self, directory: Path) -> None:
         """Leave a note for those who come later that the catalog is behind on a run."""

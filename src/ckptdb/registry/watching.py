@@ -28,7 +28,7 @@ from ckptdb.errors import (
     InvalidWatch,
     RunLocked,
 )
-from ckptdb.reconcile import reconcile_run
+from ckptdb.reconcile import index_run
 from ckptdb.reconcile.whereabouts import find_there
 from ckptdb.records import Checkpoint
 from ckptdb.registry.arrivals import Arrivals, Queue, Share, Stop, Waiting
@@ -155,7 +155,7 @@ class _Answers:
         if self._memory is None:
             self._memory = Catalog(Database.in_memory())
         try:
-            reconcile_run(self._memory, directory, depth="changes", touch_disk=False)
+            index_run(self._memory, directory, depth="changes")
         except OSError as error:
             _logger.info("%s cannot be looked at now: %s", directory, error)
             return None

@@ -35,7 +35,7 @@ from ckptdb.catalog.engine import Database
 from ckptdb.disk import identity, info, journal, manifest, names, scan, writer
 from ckptdb.errors import CkptdbError, NoCheckpointHere, UnreadableInfo, UnwritableInfo
 from ckptdb.manager import CheckpointManager, _load_checkpoint_history
-from ckptdb.reconcile import reconcile_run
+from ckptdb.reconcile import index_run
 from ckptdb.records import Run, metrics_of
 from ckptdb.registry import Registry
 from lab.mutate import Mutator
@@ -351,7 +351,7 @@ class _World:
         # A catalog of its own for each would spend nearly all time on compiling its statements.
         for seen in self._catalog.runs():
             self._catalog.forget(seen.id)
-        report = reconcile_run(self._catalog, self.run, touch_disk=False)
+        report = index_run(self._catalog, self.run)
         if report.blocked or report.run_id is None:
             raise Wrong(f"it is not indexed: {report.blocked}")
         return report.run_id
@@ -366,7 +366,7 @@ class _World:
             raise Wrong("looking has changed a file")
 
     def _check_index(self, what: str, content: bytes, catalog: Catalog, run_id: int) -> None:
-        again = reconcile_run(catalog, self.run, touch_disk=False)
+        again = index_run(catalog, self.run)
         if again.has_changes or again.blocked:
             raise Wrong(f"a second look differs: {again.as_dict()}")
         rows = {cp.step: cp for cp in catalog.checkpoints(run_id=run_id, status="final")}

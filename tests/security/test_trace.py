@@ -1,0 +1,376 @@
+"""No question and no dry run changes anything in a tree, whatever state that is in."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+import warnings
+from dataclasses import asdict
+from pathlib import Path
+
+import click
+import pytest
+
+import tracing
+from ckptdb import CheckpointManager, Registry
+from ckptdb.cli.main import cli
+from ckptdb.disk import claims, identity, journal, names, reading, scan, writer
+from ckptdb.disk.publish import Publisher
+from ckptdb.disk.retiring import Doomed
+from ckptdb.disk.unindexed import Notes
+from ckptdb.retention import Policy
+from tracing import find_changes, take_picture
+
+LOSS = "val:loss"
+SCRIPT = Path(tracing.__file__)
+
+# --- what asks, and what acts ------------------------------------------------------------
+
+READING = {
+    "best": [[], ["--run", "alpha"], ["--ever"], ["--at", "1 hour ago"], ["--each"]],
+    "check": [[], ["--full"], ["alpha"]],
+    "diff": [["alpha:2", "alpha:3"], ["2", "3", "--run", "alpha"]],
+    "latest": [[], ["--run", "alpha"], ["--run", "nemo"]],
+    "ls": [[], ["alpha"], ["--all"], ["alpha", "--status", "tmp"]],
+    "pareto": [["--against", "loss", "--run", "alpha"]],
+    "plot": [["--run", "alpha"]],
+    "schema": [[]],
+    "show": [["2", "--run", "alpha"], ["2", "--run", "alpha", "--lineage"]],
+    "sql": [["SELECT * FROM leaderboard"]],
+    "top": [["3"], ["3", "--run", "alpha"]],
+    "watch": [["alpha", "--once"], ["--once"]],
+    "db path": [[]],
+    "db status": [[]],
+}
+"""Commands that change nothing in a tree, and how they are asked."""
+READING_BY_NAME = {"report", "serve", "verify"}
+"""Those that have a test of their own below: they last, or write what they are told to."""
+DRY_RUNS = {
+    "gc": [
+        ["--dry-run", "--all-runs", "--keep-latest", "1"],
+        ["--dry-run", "--run", "alpha", "--keep-top-k", "1", "--empty-trash"],
+        ["--replay", "--run", "alpha", "--keep-latest", "1"],
+    ],
+    "reconcile": [["--dry-run"], ["--dry-run", "--full"], ["alpha", "--dry-run"]],
+    "rm": [["--dry-run", "2", "--run", "alpha"], ["--dry-run", "--force", "3", "--run", "alpha"]],
+}
+"""Commands that act, and only say what they would do when they are asked to."""
+ACTING = {
+    "accept", "db upgrade", "demo", "forget", "init", "log", "pin", "reject", "tag", "undelete",
+    "unpin", "unreject", "untag",
+}  # fmt: skip
+
+
+def list_commands():
+    for name, command in cli.commands.items():
+        if isinstance(command, click.Group):
+            yield from ((f"{name} {below}", one) for below, one in command.commands.items())
+        else:
+            yield name, command
+
+
+def test_each_command_is_known_to_ask_or_to_act():
+    known = [*READING, *READING_BY_NAME, *DRY_RUNS, *ACTING]
+    assert sorted(known) == sorted(name for name, _ in list_commands())
+
+
+def test_each_command_with_a_dry_run_is_traced_with_it():
+    with_dry_run = {
+        name for name, command in list_commands()
+        if any("--dry-run" in parameter.opts for parameter in command.params)
+    }  # fmt: skip
+    assert with_dry_run == set(DRY_RUNS)
+
+
+def _first(registry):
+    return next(iter(registry.runs()))
+
+
+def _watch(registry, **options):
+    for _ in registry.watch(poll_seconds=None, **options):
+        pass
+
+
+REGISTRY_READS = {
+    "best": lambda r: (r.best(), r.best(run="alpha"), r.best(LOSS, mode="max", ever=True)),
+    "best_of_runs": lambda r: r.best_of_runs(),
+    "checkpoints": lambda r: (
+        r.checkpoints(),
+        r.checkpoints(run="alpha"),
+        r.checkpoints(run="nemo"),
+    ),
+    "curves": lambda r: r.curves(),
+    "diff": lambda r: r.diff("alpha:2", "alpha:3"),
+    "explain_location": lambda r: r.explain_location(),
+    "explain_missing": lambda r: r.explain_missing(),
+    "explain_nothing": lambda r: r.explain_nothing(LOSS),
+    "gc": lambda r: (r.gc(dry_run=True), r.gc(Policy(keep_top_k=1), dry_run=True)),
+    "get": lambda r: r.get(2, run="alpha"),
+    "in_place_of": lambda r: [r.in_place_of(cp) for cp in r.checkpoints(status="deleted")],
+    "latest": lambda r: (r.latest(), r.latest(run="alpha"), r.latest(run="nemo")),
+    "lineage": lambda r: r.lineage(2, run="alpha"),
+    "own_metric": lambda r: r.own_metric(r.checkpoints()),
+    "pareto": lambda r: r.pareto(LOSS, mode="min", against=("loss", "min"), run="alpha"),
+    "passed_over": lambda r: (r.passed_over(r.checkpoints()), r.passed_over((), run="alpha")),
+    "query_apart": lambda r: r.query_apart("SELECT * FROM run_summary"),
+    "query": lambda r: r.query("SELECT * FROM run_summary"),
+    "reconcile": lambda r: (r.reconcile(dry_run=True), r.reconcile(dry_run=True, full=True)),
+    "remove": lambda r: r.remove([2], run="alpha", dry_run=True),
+    "replay": lambda r: r.replay(Policy(keep_top_k=1), run="alpha"),
+    "runs": lambda r: r.runs(),
+    "schema": lambda r: r.schema(),
+    "status": lambda r: r.status(),
+    "summary": lambda r: r.summary(),
+    "top": lambda r: (r.top(3), r.top(3, run="alpha")),
+    "watch": _watch,
+    "whereabouts": lambda r: r.whereabouts([run.uuid for run in r.runs()]),
+    "directory": lambda r: r.directory,
+    "run": lambda r: r.run,
+    "open": lambda r: r.location,
+    "close": lambda r: r.close(),
+}
+"""What of a registry asks; of what can be told not to act, the dry run."""
+REGISTRY_BY_NAME = {"verify"}
+REGISTRY_ACTS = {
+    "accept_loss", "forget", "init", "log_metrics", "pin", "reject", "tag", "undelete", "unpin",
+    "unreject", "untag", "upgrade",
+}  # fmt: skip
+MANAGER_READS = {
+    "get_best_checkpoint_path": lambda m: m.get_best_checkpoint_path(),
+    "get_latest_checkpoint_path": lambda m: m.get_latest_checkpoint_path(),
+    "get_resume_paths": lambda m: m.get_resume_paths(m.get_latest_checkpoint_path()),
+    "get_top_checkpoint_paths": lambda m: m.get_top_checkpoint_paths(3),
+    "has_pending_finalization": lambda m: m.has_pending_finalization,
+    "finalize_pending": lambda m: m.finalize_pending(),
+    "load_training_info": lambda m: m.load_training_info(m.get_latest_checkpoint_path()),
+    "plan_retention": lambda m: (m.plan_retention(), m.plan_retention(exclude_latest=False)),
+    "should_save": lambda m: m.should_save(9),
+    "should_stop": lambda m: m.should_stop,
+    "shutdown": lambda m: m.shutdown(),
+}
+"""What of a manager asks; `finalize_pending` and `shutdown` have nothing to wait for."""
+MANAGER_ACTS = {
+    "apply_retention", "begin_finalization", "finalize_checkpoint", "init_tmp_checkpoint",
+    "reject", "remove_old_checkpoints", "resume", "save",
+}  # fmt: skip
+
+
+def test_each_method_is_known_to_ask_or_to_act():
+    public = [name for name in dir(Registry) if not name.startswith("_")]
+    assert sorted([*REGISTRY_READS, *REGISTRY_BY_NAME, *REGISTRY_ACTS]) == public
+    public = [name for name in dir(CheckpointManager) if not name.startswith("_")]
+    assert sorted([*MANAGER_READS, *MANAGER_ACTS]) == public
+
+
+# --- the trees ----------------------------------------------------------------------------
+
+
+def manager_of(run, **options):
+    config = {"checkpoint_dir": run, "metric_name": LOSS, "higher_is_better": False, **options}
+    return CheckpointManager({"exclusive": False, **config})
+
+
+def save(run, step, loss):
+    with manager_of(run) as manager, manager.save(step, {LOSS: loss, "loss": loss}) as folder:
+        (folder / "model.bin").write_bytes(b"m" * 100)
+    return run / f"step_{step}"
+
+
+def uuid_of(path):
+    return scan.find_uuid(identity.identify(path.parent), path, names.find_final_step(path.name))
+
+
+def write_nemo(run, step):
+    folder = run / f"step_{step}"
+    folder.mkdir(parents=True)
+    (folder / "training_info.json").write_text(json.dumps({LOSS: step}))
+
+
+def make_healthy(root):
+    Registry.init(root)[0].close()
+    for step, loss in ((1, 0.5), (2, 0.2), (3, 0.4)):
+        save(root / "alpha", step, loss)
+    save(root / "beta", 5, 0.1)
+    write_nemo(root / "nemo", 1)
+    with Registry.open(root) as registry:
+        registry.reconcile()
+
+
+def make_stale(root):
+    """Nothing has told the catalog of what has come and gone by hand."""
+    shutil.rmtree(root / "alpha" / "step_1")
+    shutil.copytree(root / "beta" / "step_5", root / "beta" / "step_7")
+    (root / "alpha" / "step_3" / "training_info.json").write_text('{"val:loss": 0.01}')
+    write_nemo(root / "late", 4)
+    shutil.rmtree(root / "nemo" / "step_1")
+
+
+def make_damaged(root):
+    make_stale(root)
+    hidden = root / "alpha" / ".ckptdb"
+    with (hidden / "journal.jsonl").open("ab") as file:
+        file.write(b'{"fact": "pin"}\n{"at":\n')
+    (root / "alpha" / "step_2" / "training_info.json").write_text("{")
+    (root / "alpha" / "step_2" / "manifest.json").write_text("[")
+    (root / "beta" / ".ckptdb" / "run.json").write_text("{")
+
+
+def die(staged, **changes):
+    """Let the writer of a staged checkpoint be a process of this machine that is gone."""
+    by = writer.find(staged)
+    writer.remove(staged)
+    gone = {**asdict(by), "pid": 2**22 + 5, "lock": None, **changes}
+    (staged / names.WRITER).write_text(json.dumps(gone))
+
+
+def make_half_removed(root):
+    """All that somebody who was killed, on either side of each step, can have left."""
+    run = root / "alpha"
+    for step in range(10, 20):
+        save(run, step, 1.0 + step)
+    uuids = {step: uuid_of(run / f"step_{step}") for step in range(10, 20)}
+    publisher = Publisher(run)
+    publisher.retire([Doomed(10, uuids[10], "retention: by the test")])
+    Publisher(run, trash_ttl_seconds=1e-9).retire([Doomed(11, uuids[11], "by hand")])
+    trash = run / ".ckptdb" / "trash"
+    (run / "step_12").rename(trash / names.trash_name(12, uuids[12], recorded=False))
+    publisher.record(
+        [journal.gone(scan.load(identity.identify(run), run / "step_13", 13), "deleted", "by hand",
+                      "2026-01-02T03:04:05.678Z")]
+    )  # fmt: skip
+    (run / "step_13").chmod(reading.DELETING_MODE)
+    (run / "step_14").rename(run / names.old_name(14, uuids[14]))
+    shutil.copytree(run / "step_15", run / names.old_name(15, uuids[15]))
+    staged = manager_of(run).init_tmp_checkpoint(16, {LOSS: 0.05})
+    die(staged)
+    complete = manager_of(run).init_tmp_checkpoint(20, {LOSS: 0.06})
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Publisher, "_publish_or_find", _killed)
+        with pytest.raises(KeyboardInterrupt):
+            Publisher(run).publish(complete)
+    hidden = run / ".ckptdb"
+    claim = claims.write(hidden, uuids[17], "mmlu", seconds=0.001, since="2026-01-01T00:00:00.000Z")
+    told = json.loads(claim.path.read_text())
+    claim.path.write_text(json.dumps({**told, "pid": 2**22 + 5}))
+    os.utime(claim.path, (1, 1))
+    Notes(root / ".ckptdb" / "unindexed", root).add(run, identity.identify(run).run.uuid)
+    make_stale(root)
+
+
+def _killed(*_, **__):
+    raise KeyboardInterrupt
+
+
+def make_hostile(root):
+    """Links of a neighbour where the directories of checkpoints that go are kept."""
+    victim = root.parent / "victim"
+    (victim / "thesis").mkdir(parents=True)
+    (victim / "thesis" / "chapter.tex").write_text("years")
+    for run in ("alpha", "beta"):
+        trash = root / run / ".ckptdb" / "trash"
+        for name in ("step_5.0e1b2c3d-0000-4000-8000-000000000000.unrecorded",
+                     "step_6.0e1b2c3d-0000-4000-8000-000000000001"):  # fmt: skip
+            (trash / name).symlink_to(victim)
+    (root / "alpha" / "step_9").symlink_to(victim)
+    (root / "alpha" / "tmp_step_8").symlink_to(victim)
+    (root / "alpha" / "old_step_7.0e1b2c3d-0000-4000-8000-000000000002").symlink_to(victim)
+    (root / "alpha" / ".ckptdb" / "leases").symlink_to(victim)
+    make_stale(root)
+
+
+def make_without_catalog(root):
+    (root / ".ckptdb" / "catalog.db").unlink()
+    make_stale(root)
+
+
+def make_without_marker(root):
+    (root / ".ckptdb" / "root.json").unlink()
+    make_stale(root)
+
+
+def make_foreign(root):
+    """A tree that ckptdb has never written to."""
+    shutil.rmtree(root)
+    for run in ("alpha", "beta", "nemo"):
+        for step in (2, 3, 5):
+            write_nemo(root / run, step)
+
+
+def make_broken_catalog(root):
+    (root / ".ckptdb" / "catalog.db").write_bytes(b"no database at all" * 500)
+    make_stale(root)
+
+
+TREES = {
+    "healthy": Path.exists,
+    "stale": make_stale,
+    "damaged": make_damaged,
+    "half removed": make_half_removed,
+    "hostile": make_hostile,
+    "without a catalog": make_without_catalog,
+    "without its marker": make_without_marker,
+    "foreign": make_foreign,
+    "with a broken catalog": make_broken_catalog,
+}
+
+
+@pytest.fixture(scope="module")
+def healthy(tmp_path_factory):
+    root = tmp_path_factory.mktemp("trees") / "healthy" / "results"
+    root.mkdir(parents=True)
+    make_healthy(root)
+    return root
+
+
+@pytest.fixture(params=TREES)
+def tree(request, healthy, tmp_path):
+    root = tmp_path / "results"
+    shutil.copytree(healthy, root, symlinks=True)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        with Registry.open(root) as registry:
+            registry.reconcile()  # which gives a copy an identity of its own
+        TREES[request.param](root)
+    return root
+
+
+# --- the trace ----------------------------------------------------------------------------
+
+
+def lines_of(root):
+    for name, each in {**READING, **DRY_RUNS}.items():
+        for options in each:
+            yield ["-C", str(root), *name.split(), *options]
+
+
+def trace(root, lines):
+    """Run command lines in a process of their own; return what each of them has changed."""
+    done = subprocess.run(
+        [sys.executable, SCRIPT, root.parent, json.dumps(lines)],
+        capture_output=True, text=True, check=False, cwd=root.parent,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    return json.loads(done.stdout)
+
+
+def test_no_question_and_no_dry_run_changes_anything(tree):
+    before = take_picture(tree.parent)
+    found = trace(tree, list(lines_of(tree)))
+    assert [(line, calls) for line, _, calls, _ in found if calls] == []
+    assert find_changes(before, take_picture(tree.parent)) == []
+    assert not [said for *_, said in found if "This is a bug" in said]
+
+
+def test_no_reading_method_of_a_registry_changes_anything(tree):
+    before = take_picture(tree.parent)
+    for name, ask in REGISTRY_READS.items():
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            with Registry.open(tree) as registry:
+                try:
+                    ask(registry)
+                except Exception as error:
+                    if type(error).__module__ != "ckptdb.errors":
+                        raise
+        assert find_changes(before, take_picture(tree.parent)) == [], name
