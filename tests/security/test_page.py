@@ -35,14 +35,32 @@ def tree(tmp_path_factory):
     return plant(tmp_path_factory.mktemp("tree") / "results")
 
 
+@pytest.fixture(scope="module")
+def counted(tree, tmp_path_factory):
+    """A server that counts how often it opens a catalog, and so do its processes."""
+    home = tmp_path_factory.mktemp("counted")
+    (home / "site").mkdir()
+    (home / "site" / "sitecustomize.py").write_text(COUNTS_OPENINGS)
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setenv("PYTHONPATH", str(home / "site"))
+        patched.setenv("OPENINGS", str(home / "openings"))
+        with serving(tree, home=home) as served:
+            served.openings = lambda: (home / "openings").stat().st_size
+            yield served
+
+
+@pytest.fixture(scope="module")
+def locked(tree, tmp_path_factory):
+    """A server with a token."""
+    with serving(tree, "--token", "auto", home=tmp_path_factory.mktemp("locked")) as served:
+        yield served
+
+
 @pytest.fixture
-def openings(tmp_path, monkeypatch):
-    """Make every process that is started count how often it opens a catalog; return the count."""
-    (tmp_path / "site").mkdir()
-    (tmp_path / "site" / "sitecustomize.py").write_text(COUNTS_OPENINGS)
-    monkeypatch.setenv("PYTHONPATH", str(tmp_path / "site"))
-    monkeypatch.setenv("OPENINGS", str(tmp_path / "openings"))
-    return lambda: (tmp_path / "openings").stat().st_size
+def page(chromium):
+    """A browser that has not been anywhere."""
+    with contextlib.closing(chromium.new_context()) as context:
+        yield context.new_page()
 
 
 def ask(address, *, method="GET", data=None, **headers):
@@ -140,18 +158,12 @@ TRIES = """async (targets) => {
 
 
 @pytest.mark.parametrize("name", ["127.0.0.1", "localhost"], ids=["other port", "other host"])
-def test_no_page_of_another_site_makes_the_server_ask_anything(
-    tree, tmp_path, openings, chromium, name
-):
-    with (
-        neighbour() as (_, port),
-        serving(tree, home=tmp_path) as served,
-        contextlib.closing(chromium.new_context()) as context,
-    ):
+def test_no_page_of_another_site_makes_the_server_ask_anything(counted, page, name):
+    served, openings, context = counted, counted.openings, page.context
+    with neighbour() as (_, port):
         asked, answered = [], []
         context.on("request", lambda request: asked.append(request.url))
         context.on("response", lambda response: answered.append((response.url, response.status)))
-        page = context.new_page()
         page.goto(f"http://{name}:{port}/")
         before = openings()
         page.evaluate(TRIES, [f"{served.base}/catalog.json?sql={quote(SLOW)}"])
@@ -169,36 +181,29 @@ def test_no_page_of_another_site_makes_the_server_ask_anything(
         assert told <= {403, 405}
 
 
-def test_a_link_of_another_site_leads_to_the_page_itself(tree, tmp_path, openings, chromium):
-    with (
-        neighbour() as (_, port),
-        serving(tree, home=tmp_path) as served,
-        contextlib.closing(chromium.new_context()) as context,
-    ):
-        page = context.new_page()
+def test_a_link_of_another_site_leads_to_the_page_itself(counted, page):
+    served, openings = counted, counted.openings
+    with neighbour() as (_, port):
         page.goto(f"http://localhost:{port}/")
         before = openings()
         page.evaluate("to => void (location = to)", f"{served.base}/")
         page.wait_for_selector("body[data-drawn]")
 
         assert openings() > before  # so that they are counted
+        before = openings()
         page.get_by_role("link", name="SQL").click()
         page.wait_for_url(f"{served.base}/catalog?sql=**")
         page.locator("table td").first.wait_for()
+        assert openings() > before + 1
 
 
-def test_a_link_of_another_site_that_has_the_token_lets_in(tree, tmp_path, chromium):
-    with (
-        neighbour() as (_, port),
-        serving(tree, "--token", "auto", home=tmp_path) as served,
-        contextlib.closing(chromium.new_context()) as context,
-    ):
-        page = context.new_page()
+def test_a_link_of_another_site_that_has_the_token_lets_in(locked, page):
+    with neighbour() as (_, port):
         page.goto(f"http://localhost:{port}/")
-        page.evaluate("to => void (location = to)", served.address)
+        page.evaluate("to => void (location = to)", locked.address)
         page.wait_for_selector("body[data-drawn]")
 
-        assert re.fullmatch(rf"{served.base}/[0-9a-f]{{32}}/", page.url)
+        assert re.fullmatch(rf"{locked.base}/[0-9a-f]{{32}}/", page.url)
 
 
 CROSS = {"Sec_Fetch_Site": "cross-site"}
@@ -270,16 +275,11 @@ def tree_server(tree, tmp_path_factory):
 # --- cookies --------------------------------------------------------------------------------------
 
 
-def test_no_server_on_another_port_is_sent_our_cookie(tree, tmp_path, chromium):
-    with (
-        neighbour() as (other, port),
-        serving(tree, "--token", "auto", home=tmp_path) as served,
-        contextlib.closing(chromium.new_context()) as context,
-    ):
-        page = context.new_page()
-        page.goto(served.address)
+def test_no_server_on_another_port_is_sent_our_cookie(locked, page):
+    with neighbour() as (other, port):
+        page.goto(locked.address)
         page.wait_for_selector("body[data-drawn]")
-        assert [cookie["httpOnly"] for cookie in context.cookies()] == [True]
+        assert [cookie["httpOnly"] for cookie in page.context.cookies()] == [True]
         for path in ("/", "/catalog", "/x/catalog"):
             page.goto(f"http://127.0.0.1:{port}{path}")
             assert page.evaluate("document.cookie") == ""
@@ -304,21 +304,16 @@ def test_a_cookie_lets_in_nowhere_else(tree, tmp_path, monkeypatch):
         assert len({cookie.name for cookie in jar}) == 2
 
 
-def test_very_many_and_large_cookies_of_other_servers_are_no_obstacle(tree, tmp_path, chromium):
-    with (
-        serving(tree, "--token", "auto", home=tmp_path) as served,
-        contextlib.closing(chromium.new_context()) as context,
-    ):
-        # Cookies know no ports: these are of another server on this machine.
-        planted = {"value": "x" * 4000, "url": "http://127.0.0.1:9/"}
-        context.add_cookies([{"name": f"c{number}", **planted} for number in range(170)])
-        page = context.new_page()
-        page.goto(served.address)
-        page.wait_for_selector("body[data-drawn]")
-        page.get_by_role("link", name="Tables").click()
-        page.get_by_role("link", name="metrics", exact=True).click()
+def test_very_many_and_large_cookies_of_other_servers_are_no_obstacle(locked, page):
+    # Cookies know no ports: these are of another server on this machine.
+    planted = {"value": "x" * 4000, "url": "http://127.0.0.1:9/"}
+    page.context.add_cookies([{"name": f"c{number}", **planted} for number in range(170)])
+    page.goto(locked.address)
+    page.wait_for_selector("body[data-drawn]")
+    page.get_by_role("link", name="Tables").click()
+    page.get_by_role("link", name="metrics", exact=True).click()
 
-        page.locator("table.rows-and-columns td").first.wait_for()
+    page.locator("table.rows-and-columns td").first.wait_for()
 
 
 def test_cookies_for_datasette_are_neither_read_nor_written(tree_server):

@@ -1,12 +1,19 @@
 """Of each kind of request only so many wait for their answer to begin."""
 
 import asyncio
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
 from ckptdb.web.admission import Admission, is_question
 
 BASE = "/f00/"
+
+
+def run(coroutine):
+    """Run it in a thread of its own: Playwright's loop may hold this one."""
+    with ThreadPoolExecutor(1) as thread:
+        return thread.submit(asyncio.run, coroutine).result()
 
 
 class Backstage:
@@ -62,21 +69,21 @@ async def crowd(path, number, *others, begun=False):
     ],
 )  # fmt: skip
 def test_of_thirty_requests_at_a_time_so_many_are_refused(path, refused):
-    assert asyncio.run(crowd(path, 30))[0] == refused
+    assert run(crowd(path, 30))[0] == refused
 
 
 def test_one_kind_does_not_keep_out_another():
     others = ("/", "/catalog/runs", "/-/ckptdb/page.js")
-    assert asyncio.run(crowd("/catalog?sql=select+1", 30, *others))[1] == [200] * 3
+    assert run(crowd("/catalog?sql=select+1", 30, *others))[1] == [200] * 3
 
 
 def test_who_reads_slowly_keeps_nobody_out():
     path = "/catalog.csv?sql=select+1"
-    assert asyncio.run(crowd(path, 10, path, begun=True))[:2] == (0, [200])
+    assert run(crowd(path, 10, path, begun=True))[:2] == (0, [200])
 
 
 def test_only_a_question_is_one():
-    questions = asyncio.run(crowd("/catalog?sql=select+1", 1, "/", "/catalog/runs"))[2]
+    questions = run(crowd("/catalog?sql=select+1", 1, "/", "/catalog/runs"))[2]
 
     assert questions == [True, False, False]
 
@@ -91,4 +98,4 @@ def test_after_a_failure_there_is_as_much_room_as_before():
             with pytest.raises(LookupError):
                 await ask(application, "/")
 
-    asyncio.run(ask_often())
+    run(ask_often())
