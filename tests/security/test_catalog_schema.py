@@ -14,10 +14,11 @@ from alembic import command
 from alembic.config import Config
 
 from ckptdb import CheckpointManager, Registry
-from ckptdb.catalog import dialects, engine, schema
+from ckptdb.catalog import engine, schema
 from ckptdb.catalog.definitions import Definition, find_intruder, fingerprint
 from ckptdb.catalog.engine import Database
 from ckptdb.catalog.location import locate
+from ckptdb.catalog.sqlite import Sqlite
 from ckptdb.errors import CatalogTampered, CatalogUnusable
 
 LOSS = "val:loss"
@@ -378,13 +379,13 @@ def test_an_interrupt_is_never_taken_for_the_end_of_the_time(root):
 
 def test_a_check_of_a_large_catalog_has_longer(root, monkeypatch):
     seconds = []
-    begin = dialects.Sqlite.begin
+    begin = Sqlite.begin
 
     def note(self, connection, *, work_seconds, only_read):
         seconds.append(work_seconds)
         begin(self, connection, work_seconds=work_seconds, only_read=only_read)
 
-    monkeypatch.setattr(dialects.Sqlite, "begin", note)
+    monkeypatch.setattr(Sqlite, "begin", note)
     monkeypatch.setattr("ckptdb.catalog.files.size_on_disk", lambda _: 1 << 40)
     with closing(Database.open(locate(root))) as database:
         seconds.clear()

@@ -32,7 +32,6 @@ from ckptdb.catalog.answering import (
     is_late,
 )
 from ckptdb.catalog.confined import NOT_ITS_FAULT
-from ckptdb.catalog.dialects import READING
 from ckptdb.catalog.engine import Database
 from ckptdb.catalog.fork import in_use
 from ckptdb.catalog.phrasing import COMMANDS, QUESTIONS, first_word, for_driver
@@ -272,7 +271,7 @@ class _Task:
         if file is not None:
             return files.connect(
                 file,
-                mode=READING,
+                mode=files.READING,
                 timeout_seconds=self._patience_seconds(),
                 factory=sqlite3.Connection,
             )
@@ -298,7 +297,7 @@ class _Task:
                 with closing(sqlite3.connect(file)) as copy:
                     self._copy_to(copy)
             place = Place(
-                uri=files.find_uri(file, mode=READING),
+                uri=files.find_uri(file, mode=files.READING),
                 base=self._database.location.base,
                 patience_seconds=self._patience_seconds(),
             )

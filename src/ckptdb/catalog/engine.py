@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Final, Self
 
 from ckptdb.catalog import files, fork
 from ckptdb.catalog.definitions import Definition, find_intruder, fingerprint
-from ckptdb.catalog.dialects import Dialect, Postgres, Sqlite
+from ckptdb.catalog.dialects import Dialect, Postgres
 from ckptdb.catalog.files import (
     BESIDE,
     JOURNAL,
@@ -36,6 +36,7 @@ from ckptdb.catalog.schema import (
     create_all,
 )
 from ckptdb.catalog.session import TRANSLATED, Rest, Session, origin
+from ckptdb.catalog.sqlite import Sqlite
 from ckptdb.catalog.statements import REVISION
 from ckptdb.errors import (
     CatalogBroken,

@@ -27,7 +27,6 @@ from datasette.views.base import DatasetteError
 from markupsafe import Markup
 
 from ckptdb.catalog import adhoc, confined, engine, files
-from ckptdb.catalog.dialects import READING
 from ckptdb.catalog.worker import Place
 from ckptdb.errors import CkptdbError
 from ckptdb.registry import Registry
@@ -214,7 +213,7 @@ class CatalogFile(Database):  # type: ignore[misc]  # Datasette is untyped
         raw = files.connect(
             self._file,
             # Never `immutable`: a training writes, and SQLite must look for its lock and journal.
-            mode=READING,
+            mode=files.READING,
             timeout_seconds=_PATIENCE_SECONDS,
             check_same_thread=False,
             factory=_Connection,
@@ -251,7 +250,7 @@ class CatalogFile(Database):  # type: ignore[misc]  # Datasette is untyped
 
     def _find_place(self) -> Place:
         return Place(
-            uri=files.find_uri(self._file, mode=READING),
+            uri=files.find_uri(self._file, mode=files.READING),
             base=self._catalog.location.base,
             patience_seconds=_PATIENCE_SECONDS,
         )
