@@ -15,7 +15,7 @@ from ckptdb.catalog.candidates import Wanted
 from ckptdb.catalog.catalog import Catalog
 from ckptdb.catalog.engine import Database
 from ckptdb.catalog.location import locate
-from ckptdb.disk import durable, identity, info, journal, scan, writer
+from ckptdb.disk import durable, identity, journal, paths, scan, writer
 from ckptdb.disk.journal import Fact
 from ckptdb.disk.publish import Publisher
 from ckptdb.disk.retiring import Doomed
@@ -600,14 +600,14 @@ def test_a_directory_that_is_no_run_is_not_indexed(catalog, run):
 
 
 def failing_open(monkeypatch, *victims: Path, code: int = errno.EIO) -> None:
-    real = os.open
+    real = paths.open_to_read
 
-    def fail(path, *arguments, **options):
-        if Path(os.fsdecode(path)) in victims:
+    def fail(path):
+        if Path(path) in victims:
             raise OSError(code, os.strerror(code))
-        return real(path, *arguments, **options)
+        return real(path)
 
-    monkeypatch.setattr(info.os, "open", fail)
+    monkeypatch.setattr(paths, "open_to_read", fail)
 
 
 def test_what_cannot_be_read_is_marked_and_the_rest_recorded(catalog, run, monkeypatch):

@@ -323,7 +323,7 @@ def read_with_status(path: Path | str, limit: int) -> tuple[bytes, os.stat_resul
         UnreadableInfo: Missing, something else, or larger than ``limit`` bytes.
     """
     try:
-        handle = paths.open_file(path, os.O_RDONLY)
+        handle, found = paths.open_to_read(path)
     except FileNotFoundError as error:
         raise UnreadableInfo(Path(path), "is missing") from error
     except Obstructed as error:
@@ -331,7 +331,6 @@ def read_with_status(path: Path | str, limit: int) -> tuple[bytes, os.stat_resul
     except OSError as error:
         raise UnreadableInfo(Path(path), f"cannot be opened ({error.strerror})") from error
     try:
-        found = os.fstat(handle)
         if found.st_size > limit:
             raise UnreadableInfo(Path(path), f"is larger than {limit} bytes")
         # Not up to the limit at once: that much memory would be set aside for every file.

@@ -273,15 +273,7 @@ def open_file(
         OSError: It cannot be opened.
     """
     with Way(path, strict=flags & (os.O_WRONLY | os.O_RDWR | os.O_CREAT) != 0) as way:
-        try:
-            handle = os.open(way.name, flags | _FILE, mode, dir_fd=way.parent)
-        except OSError as error:
-            if error.errno not in _NOT_AS_IT_SHOULD_BE:
-                raise
-            found = os.stat(way.name, dir_fd=way.parent, follow_symlinks=False)
-            if stat.S_ISREG(found.st_mode):
-                raise
-            raise _no_file(path, found) from None
+        handle = _open_file(way, path, flags, mode)
         try:
             _refuse_other(os.fspath(path), os.fstat(handle), way.parent, sole=sole)
             if flags & os.O_CREAT or sole:
@@ -298,6 +290,32 @@ def open_file(
             os.close(handle)
             raise
         return handle
+
+
+def open_to_read(path: PathLike) -> tuple[int, os.stat_result]:
+    """Open a regular file as `open_file` does, to read it; return also what it is."""
+    with Way(path, strict=False) as way:
+        handle = _open_file(way, path, os.O_RDONLY, 0)
+        try:
+            # Asked once: there may be very many.
+            found = os.fstat(handle)
+            _refuse_other(os.fspath(path), found, way.parent, sole=False)
+        except BaseException:
+            os.close(handle)
+            raise
+        return handle, found
+
+
+def _open_file(way: Way, path: PathLike, flags: int, mode: int) -> int:
+    try:
+        return os.open(way.name, flags | _FILE, mode, dir_fd=way.parent)
+    except OSError as error:
+        if error.errno not in _NOT_AS_IT_SHOULD_BE:
+            raise
+        found = os.stat(way.name, dir_fd=way.parent, follow_symlinks=False)
+        if stat.S_ISREG(found.st_mode):
+            raise
+        raise _no_file(path, found) from None
 
 
 def _refuse_other(path: str, found: os.stat_result, parent: int | None, *, sole: bool) -> None:
