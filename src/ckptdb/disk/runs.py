@@ -36,19 +36,29 @@ class Runs:
     def find(self) -> tuple[Path, ...]:
         """Return them as `scan.find_runs` does, in order of path."""
         before, self._folders = self._folders, {}
-        return tuple(self._search(self._top, before))
+        return tuple(self._search(before))
 
-    def _search(self, top: Path, before: Mapping[Path, _Folder]) -> Iterator[Path]:
-        folder = _look(top, before.get(top))
-        if folder is None:
-            return
-        self._folders[top] = folder
-        if folder.is_run:
-            yield top
-        elif top != self._top and not self._other_roots and identity.is_root(top):
-            return
-        for name in folder.below:
-            yield from self._search(top / name, before)
+    def _search(self, before: Mapping[Path, _Folder]) -> Iterator[Path]:
+        # No recursion: a tree may be deeper than Python's own calls.
+        pending = [self._top]
+        while pending:
+            path = pending.pop()
+            folder = _look(path, before.get(path))
+            if folder is None:
+                continue
+            self._folders[path] = folder
+            if folder.is_run:
+                yield path
+            elif path != self._top and not self._other_roots and _is_root(path):
+                continue
+            pending += [path / name for name in reversed(folder.below)]
+
+
+def _is_root(path: Path) -> bool:
+    try:
+        return identity.is_root(path)
+    except OSError:
+        return False  # nothing below it is for us to see, either
 
 
 def _look(path: Path, before: _Folder | None) -> _Folder | None:

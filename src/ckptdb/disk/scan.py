@@ -808,18 +808,40 @@ def find_runs(top: Path, *, other_roots: bool = False) -> Iterator[Path]:
 
 def list_runs(top: Path, *, other_roots: bool = False) -> Iterator[Listing]:
     """Yield the listing of every run that `find_runs` would."""
-    try:
-        listing = list_folder(top)
-    except PermissionError:
-        return
-    below = listing.where_to_search()
-    if listing.is_run:
-        yield listing
-    del listing  # it may be large, and what is below has one of its own
-    for name in below:
-        if other_roots or not identity.is_root(top / name) or is_run(top / name):
-            with suppress(FileNotFoundError, NotADirectoryError):  # removed while we looked
-                yield from list_runs(top / name, other_roots=other_roots)
+    # No recursion: a tree may be deeper than Python's own calls.
+    way: list[Iterator[Path]] = [iter((top,))]
+    while way:
+        folder = next(way[-1], None)
+        if folder is None:
+            way.pop()
+            continue
+        try:
+            if folder != top and not other_roots and _is_other_root(folder):
+                continue
+            listing = list_folder(folder)
+            below = listing.where_to_search()
+            is_one = listing.is_run
+        except OSError as error:
+            if _keeps_from_searching(error, folder, top):
+                continue
+            raise
+        way.append(map(folder.joinpath, below))
+        if is_one:
+            yield listing
+        del listing  # it may be large, and what is below has one of its own
+
+
+def _is_other_root(folder: Path) -> bool:
+    return identity.is_root(folder) and not is_run(folder)
+
+
+def _keeps_from_searching(error: OSError, folder: Path, top: Path) -> bool:
+    """Whether there is nothing to find in a directory of a tree, or nothing for us."""
+    if isinstance(error, PermissionError):
+        return True
+    # Removed while we looked, or so deep that nobody saves there by a path.
+    gone = isinstance(error, FileNotFoundError | NotADirectoryError)
+    return folder != top and (gone or error.errno == errno.ENAMETOOLONG)
 
 
 def find_unsearched(top: Path, run: Path) -> Path | None:
