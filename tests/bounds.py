@@ -7,7 +7,7 @@ import signal
 import traceback
 import warnings
 
-SECONDS = 20
+SECONDS = 30
 """What a call may take on a machine that does much else; one that hangs takes longer."""
 MEGABYTES = 700
 _GUARD_BYTES = 4 * 1024**3

@@ -13,7 +13,7 @@ import stat
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
-from ckptdb.disk import manifest
+from ckptdb.disk import manifest, paths
 from ckptdb.disk.manifest import Compared, Manifest
 from ckptdb.errors import ChecksumsUnavailable
 
@@ -107,10 +107,12 @@ def _checksum(
     """Return the checksum of a regular file of a size; None when it is no such file."""
     import xxhash
 
-    found = os.stat(path, follow_symlinks=follow)
+    found = paths.find_stat(path) if follow else paths.get_status(path)
     if not stat.S_ISREG(found.st_mode):
         return None
-    handle = os.open(path, _FLAGS if follow else _FLAGS | os.O_NOFOLLOW)
+    with paths.Way(path, strict=False) as way:
+        flags = _FLAGS if follow else _FLAGS | os.O_NOFOLLOW
+        handle = os.open(way.name, flags, dir_fd=way.parent)
     try:
         found = os.fstat(handle)
         if not stat.S_ISREG(found.st_mode) or found.st_size != size:

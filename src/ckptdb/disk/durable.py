@@ -84,11 +84,11 @@ def fsync_tree(top: Path, *, but: str = "") -> None:
         but: The name of a file directly in it that need not be.
     """
     files: list[str] = []
-    folders: list[Path] = []
-    for place, entries in walk(top):
-        folders.append(place)
-        here = [e for e in entries if e.is_file(follow_symlinks=False)]
-        files += [e.path for e in here if place != top or e.name != but]
+    folders: list[str] = []
+    for below, entries in paths.walk(top):
+        folders.append(f"{top}/{below}")
+        here = [e.name for e in entries if e.is_file(follow_symlinks=False)]
+        files += [f"{top}/{below}{name}" for name in here if below or name != but]
     # Each takes the next one itself: to be handed them costs as much as flushing. In the end
     # there is none left for anybody to begin with.
     left = iter(files)
@@ -109,17 +109,6 @@ def commit_file_system(path: Path) -> None:
         return
     with paths.opened(path) as handle:
         _libc_syncfs(handle)
-
-
-def walk(top: Path) -> Iterator[tuple[Path, list[os.DirEntry[str]]]]:
-    """Yield every directory below ``top`` (itself first) with its entries; follows no symlink."""
-    pending = [top]
-    while pending:
-        place = pending.pop()
-        with os.scandir(place) as listing:
-            entries = list(listing)
-        yield place, entries
-        pending += [Path(e.path) for e in entries if e.is_dir(follow_symlinks=False)]
 
 
 def make_folder(path: Path, *, durable: bool) -> None:

@@ -82,12 +82,12 @@ class DeletingInPlace(Changing):
         checkpoint that says that it cannot be trusted.
         """
         paths.unlink(path / names.INFO, missing_ok=True)
-        for folder, entries in list(durable.walk(path)):
+        for below, entries in paths.walk(path):
             for entry in entries:
                 if entry.is_dir(follow_symlinks=False) or entry.name in names.RECORD:
                     continue
                 with suppress(FileNotFoundError):
-                    paths.unlink(folder / entry.name)
+                    paths.unlink(f"{path}/{below}{entry.name}")
                 with suppress(OSError), watch.change():
                     _set_mark(path)
                     paths.touch(self.directory)

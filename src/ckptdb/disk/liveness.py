@@ -11,7 +11,7 @@ import os
 from pathlib import Path
 from typing import Final
 
-from ckptdb.disk import clock, durable, lease, writer
+from ckptdb.disk import clock, durable, lease, paths, writer
 from ckptdb.disk.process import Life
 from ckptdb.disk.writer import Writer
 
@@ -86,8 +86,8 @@ def describe(who: Writer | None, life: Life) -> str:
 
 
 def _is_older(folder: Path, since: float, now: float) -> bool:
-    for place, entries in durable.walk(folder):
-        if _changed(os.lstat(place), now) > since:
+    for below, entries in paths.walk(folder):
+        if _changed(paths.get_status(f"{folder}/{below}"), now) > since:
             return False
         for entry in entries:
             if _changed(entry.stat(follow_symlinks=False), now) > since:

@@ -13,7 +13,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import MISSING, dataclass, field, fields
 from pathlib import Path
 
-from ckptdb.disk import durable, names
+from ckptdb.disk import durable, names, paths
 from ckptdb.disk.info import load_json
 from ckptdb.errors import UnreadableInfo
 from ckptdb.filenames import as_names, as_texts
@@ -25,6 +25,7 @@ DIFFERS = "differs from its checksum"
 """What is said of a file with the size, but not the content, that was saved."""
 WITHOUT = "written without a manifest"
 """Why a checkpoint cannot be verified that NeMo-RL has written, or whose manifest is gone."""
+_LONGEST_FAULT = 400
 _LISTED = frozenset({stat.S_IFREG, stat.S_IFLNK})
 _NOT_THERE = frozenset({errno.ENOENT, errno.ENOTDIR, errno.ELOOP})
 _FORBIDDEN = frozenset({errno.EACCES, errno.EPERM})
@@ -97,12 +98,12 @@ def list_files_and_targets(folder: Path) -> tuple[dict[str, int], dict[str, int]
     targets, dangling = dict[str, int](), list[str]()
     for name in sorted(name for name, file in found.items() if stat.S_ISLNK(file.st_mode)):
         try:
-            target = os.stat(folder / name)
+            target = paths.find_stat(folder / name)
         except OSError as error:
             if error.errno in _NOT_THERE:
                 dangling.append(name)
             continue
-        if Path(os.readlink(folder / name)).is_relative_to(folder):
+        if Path(paths.read_link(folder / name)).is_relative_to(folder):
             dangling.append(name)  # as soon as the directory has its final name
         elif stat.S_ISREG(target.st_mode):
             targets[name] = target.st_size
@@ -120,15 +121,10 @@ def _sizes(found: Mapping[str, os.stat_result]) -> dict[str, int]:
 def stat_files(folder: Path) -> dict[str, os.stat_result]:
     """Return what every file below a directory is, by its path there; follows no symlink."""
     found = {}
-    pending = [""]
-    while pending:
-        below = pending.pop()
-        with os.scandir(f"{folder}/{below}") as listing:
-            for entry in listing:
-                if entry.is_dir(follow_symlinks=False):
-                    pending.append(f"{below}{entry.name}/")
-                else:
-                    found[below + entry.name] = entry.stat(follow_symlinks=False)
+    for below, entries in paths.walk(folder):
+        for entry in entries:
+            if not entry.is_dir(follow_symlinks=False):
+                found[below + entry.name] = entry.stat(follow_symlinks=False)
     return found
 
 
@@ -187,7 +183,7 @@ def compare_file(folder: Path, name: str, manifest: Manifest) -> Compared:
     """
     path = folder / name
     try:
-        found = os.lstat(path)
+        found = paths.get_status(path)
         if stat.S_ISLNK(found.st_mode):
             return _compare_link(folder, name, manifest, own_size=found.st_size)
     except OSError as error:
@@ -221,10 +217,10 @@ def _compare(name: str, found: os.stat_result, size: int) -> Compared:
 def _compare_link(folder: Path, name: str, manifest: Manifest, *, own_size: int) -> Compared:
     path, size = folder / name, manifest.targets.get(name)
     try:
-        found = os.stat(path)
+        found = paths.find_stat(path)
     except OSError as error:
         if error.errno in _NOT_THERE:
-            return Compared(f"{name}: leads to {os.readlink(path)}, which is not there")
+            return Compared(f"{name}: leads to {paths.read_link(path)}, which is not there")
         return unreadable(name, error)
     listed = manifest.files[name]
     if size is None and own_size != listed:
@@ -249,8 +245,16 @@ def damage(faults: Sequence[str]) -> str | None:
     if not faults:
         return None
     more = f" and {len(faults) - 3} more" if len(faults) > 3 else ""  # noqa: PLR2004  # a line
-    said = "damaged: " + "; ".join(faults[:3]) + more
+    said = "damaged: " + "; ".join(map(_shorten, faults[:3])) + more
     return said.encode(errors="backslashreplace").decode()  # names may be bytes of any kind
+
+
+def _shorten(fault: str) -> str:
+    """Leave out the middle of what is too long for a line: a name may be thousands of levels."""
+    if len(fault) <= _LONGEST_FAULT:
+        return fault
+    half = _LONGEST_FAULT // 2
+    return f"{fault[:half]}…{fault[-half:]}"
 
 
 def find_damage(problem: str | None) -> str | None:
@@ -295,6 +299,8 @@ def _safe(name: str) -> bool:
         if not name.isascii():
             os.fsencode(name)
     except UnicodeEncodeError:
+        return False
+    if len(name) > paths.LONGEST:
         return False
     inside = not name.startswith("/") and ".." not in name.split("/")
     return bool(name) and "\0" not in name and inside

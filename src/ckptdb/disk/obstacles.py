@@ -14,7 +14,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from ckptdb.disk import durable, ownership
+from ckptdb.disk import ownership, paths
 
 _AT_FDCWD = -100
 _AT_SYMLINK_NOFOLLOW = 0x100
@@ -35,25 +35,27 @@ def find_obstacle(checkpoint: Path) -> OSError | None:
 
 
 def _obstacles(checkpoint: Path) -> Iterator[OSError]:
-    yield from _of_name(checkpoint.parent, checkpoint, checkpoint.lstat())
+    parent = Path(os.path.realpath(checkpoint.parent))
+    yield from _of_name(parent, checkpoint, checkpoint.lstat())
     # A directory that gets another parent has its own ".." changed.
-    if not ownership.may_write(checkpoint):
+    if not _may_write(checkpoint):
         yield _error(errno.EACCES, checkpoint)
-    for folder, entries in durable.walk(checkpoint):
-        status = os.lstat(folder)
+    for below, entries in paths.walk(checkpoint):
+        folder = f"{checkpoint}/{below}"
+        status = paths.get_status(folder)
         for entry in entries:
-            yield from _of_attributes(entry.path)
+            yield from _of_attributes(folder + entry.name)
         # Of our own directories the mode is changed before they are emptied.
         if entries and not _is_ours(status):
             for entry in entries:
-                yield from _of_name(folder, Path(entry.path), entry.stat(follow_symlinks=False))
+                yield from _of_name(folder, folder + entry.name, entry.stat(follow_symlinks=False))
 
 
-def _of_name(folder: Path, path: Path, status: os.stat_result) -> Iterator[OSError]:
+def _of_name(folder: Path | str, path: Path | str, status: os.stat_result) -> Iterator[OSError]:
     """Yield what forbids taking a name out of a directory."""
-    if not ownership.may_write(folder):
+    if not _may_write(folder):
         yield _error(errno.EACCES, folder)
-    around = os.lstat(os.path.realpath(folder))
+    around = paths.get_status(folder)
     if around.st_mode & stat.S_ISVTX and not (_is_ours(around) or _is_ours(status)):
         yield _error(errno.EPERM, path)
     if _find_attributes(folder) & _APPEND_ONLY:
@@ -64,6 +66,11 @@ def _of_name(folder: Path, path: Path, status: os.stat_result) -> Iterator[OSErr
 def _of_attributes(path: Path | str) -> Iterator[OSError]:
     if _find_attributes(path) & (_IMMUTABLE | _APPEND_ONLY):
         yield _error(errno.EPERM, path)
+
+
+def _may_write(folder: Path | str) -> bool:
+    with paths.Way(folder, strict=False) as way:
+        return ownership.may_write(way.name, within=way.parent)
 
 
 def _is_ours(status: os.stat_result) -> bool:
@@ -89,7 +96,9 @@ def _find_attributes(path: Path | str) -> int:
     if _libc_statx is None:
         return 0
     found = ctypes.create_string_buffer(_STATX_BYTES)
-    result = _libc_statx(_AT_FDCWD, os.fsencode(path), _AT_SYMLINK_NOFOLLOW, 0, found)
+    with paths.Way(path, strict=False) as way:
+        place = _AT_FDCWD if way.parent is None else way.parent
+        result = _libc_statx(place, os.fsencode(way.name), _AT_SYMLINK_NOFOLLOW, 0, found)
     if result != 0:
         return 0
     return ctypes.c_uint64.from_buffer(found, _ATTRIBUTES_AT).value

@@ -78,10 +78,15 @@ def decide(
     return Ownership(folder.uid, folder.gid, folder.mode & most | kept)
 
 
-def may_write(folder: str | os.PathLike[str]) -> bool:
-    """Tell whether this process may make and remove names in a directory."""
+def may_write(folder: str | os.PathLike[str], *, within: int | None = None) -> bool:
+    """Tell whether this process may make and remove names in a directory.
+
+    Args:
+        folder: Its path.
+        within: Handle of the directory that the path is relative to.
+    """
     effective = os.access in os.supports_effective_ids
-    return os.access(folder, os.W_OK | os.X_OK, effective_ids=effective)
+    return os.access(folder, os.W_OK | os.X_OK, dir_fd=within, effective_ids=effective)
 
 
 def name_of(uid: int) -> str:

@@ -31,6 +31,13 @@ _FOLDER = _ONLY_A_PLACE | os.O_DIRECTORY | os.O_CLOEXEC
 _FILE = os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
 _OURS = f"/{names.HIDDEN}"
 _NOT_AS_IT_SHOULD_BE = frozenset({errno.ELOOP, errno.ENOTDIR, errno.EISDIR, errno.ENXIO})
+MOST_LEVELS = 2000
+LONGEST = 128 * 1024
+"""Letters of a path; what is deeper is not gone through: its paths alone would fill any memory."""
+_SURELY_SHORT = 1000
+"""Letters of a path that is one for the system, whatever they are."""
+_PORTION = 3500
+"""Bytes of a path that the system takes at once."""
 _OTHERS_MAY_WRITE = stat.S_IWGRP | stat.S_IWOTH
 _KINDS = (
     (stat.S_ISLNK, "a symlink"),
@@ -126,6 +133,12 @@ class Way:
         held = _find_held(text)
         base, below = (held.path, text[len(held.path) + 1 :]) if held else _split(text)
         if held is None and not below:
+            if len(text) > _SURELY_SHORT:
+                try:
+                    self._descend_in_portions()
+                except BaseException:
+                    self._close()
+                    raise
             return  # no path of ours
         is_ours = below == names.HIDDEN or below.startswith(f"{names.HIDDEN}/")
         try:
@@ -134,6 +147,8 @@ class Way:
             if strict or is_ours:
                 *folders, self.name = (below or ".").split("/")
                 self._descend(held, base, folders)
+            elif len(self.name) > _SURELY_SHORT:
+                self._descend_in_portions()
         except BaseException:
             self._close()
             raise
@@ -142,6 +157,27 @@ class Way:
         handle = os.open(base or "/", _FOLDER)
         self._opened.append(handle)
         return handle
+
+    def _descend_in_portions(self) -> None:
+        """Go down a path that is too long for the system, as far as needed, as it would."""
+        *folders, self.name = self.name.split("/")
+        portion, size_bytes = list[str](), 0
+        for folder in folders:
+            size_bytes += len(os.fsencode(folder)) + 1
+            if size_bytes > _PORTION:
+                self._go_down("/".join(portion))
+                portion, size_bytes = [], len(os.fsencode(folder)) + 1
+            portion.append(folder)
+        self.name = "/".join([*portion, self.name])
+
+    def _go_down(self, name: str) -> None:
+        self._enter(os.open(name or "/", _FOLDER, dir_fd=self.parent))
+
+    def _enter(self, handle: int) -> None:
+        # One handle at a time: there may be fewer of them than levels.
+        self._close()
+        self._opened.append(handle)
+        self.parent = handle
 
     def _descend(self, held: _Held | None, base: str, folders: list[str]) -> None:
         below = ""
@@ -153,7 +189,7 @@ class Way:
                 if held is not None and below.startswith(names.HIDDEN) and below.count("/") < 2:  # noqa: PLR2004  # ours
                     held.folders[below] = known
                 else:
-                    self._opened.append(known)
+                    self._enter(known)
             self.parent = known
 
     def _close(self) -> None:
@@ -354,7 +390,11 @@ def get_status(path: PathLike) -> os.stat_result:
         OSError: Nothing has it, or it cannot be told now.
     """
     if not _here.held:
-        return os.lstat(path)  # asked at every question
+        try:
+            return os.lstat(path)  # asked at every question
+        except OSError as error:
+            if error.errno != errno.ENAMETOOLONG:
+                raise
     with Way(path, strict=False) as way:
         return os.stat(way.name, dir_fd=way.parent, follow_symlinks=False)
 
@@ -366,9 +406,60 @@ def find_stat(path: PathLike) -> os.stat_result:
         OSError: Nothing, or it cannot be told now.
     """
     if not _here.held:
-        return os.stat(path)
+        try:
+            return os.stat(path)
+        except OSError as error:
+            if error.errno != errno.ENAMETOOLONG:
+                raise
     with Way(path, strict=False) as way:
         return os.stat(way.name, dir_fd=way.parent)
+
+
+def read_link(path: PathLike) -> str:
+    """Return what a symlink leads to."""
+    with Way(path, strict=False) as way:
+        return os.readlink(way.name, dir_fd=way.parent)
+
+
+@contextmanager
+def listed(path: PathLike) -> Iterator[Iterator[os.DirEntry[str]]]:
+    """List a directory, whose entries are good for as long as that is not left.
+
+    Raises:
+        OSError: It cannot be listed, or it is deeper than anybody goes.
+    """
+    try:
+        listing = None if _here.held else os.scandir(path)
+    except OSError as error:
+        if error.errno != errno.ENAMETOOLONG:
+            raise
+        listing = None
+    if listing is not None:
+        with listing:
+            yield listing
+        return
+    with opened(path, follow=True) as handle, os.scandir(handle) as listing:
+        yield listing
+
+
+def walk(top: PathLike) -> Iterator[tuple[str, list[os.DirEntry[str]]]]:
+    """Yield the path below ``top`` of every directory (first its own, "") with its entries.
+
+    Follows no symlink. The entries are good until the next directory is asked for.
+
+    Raises:
+        OSError: One cannot be listed, or is deeper than anybody goes.
+    """
+    pending = [""]
+    while pending:
+        below = pending.pop()
+        if below.count("/") > MOST_LEVELS or len(below) > LONGEST:
+            why = f"it is more than {MOST_LEVELS} levels or {LONGEST} letters deep"
+            raise OSError(errno.ENAMETOOLONG, why, os.fspath(top))
+        with listed(f"{os.fspath(top)}/{below}") as listing:
+            entries = list(listing)
+            yield below, entries
+            pending += [f"{below}{e.name}/" for e in entries if e.is_dir(follow_symlinks=False)]
 
 
 @contextmanager

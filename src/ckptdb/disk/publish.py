@@ -8,7 +8,6 @@ between any two of them loses neither a checkpoint nor the record of a deletion.
 from __future__ import annotations
 
 import errno
-import os
 import stat
 import uuid
 from collections.abc import Mapping, Sequence
@@ -475,6 +474,6 @@ class Publisher(Retiring):
 def _warn_of_links(path: Path, dangling: Sequence[str]) -> None:
     more = f" and {len(dangling) - 1} more" if len(dangling) > 1 else ""
     caller.warn(
-        f"{path / dangling[0]}{more} leads to {os.readlink(path / dangling[0])}, which is not "
+        f"{path / dangling[0]}{more} leads to {paths.read_link(path / dangling[0])}, which is not "
         "there: the checkpoint will count as damaged. Make the link relative, or copy the file."
     )

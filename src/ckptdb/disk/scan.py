@@ -53,9 +53,10 @@ _UNCOUNTED = 2
 load = reading.load  # whoever looks at a run may want one of its checkpoints
 
 # Errors of the very file; any other one, such as no descriptor left, may befall all of them.
-_OF_ONE_DIRECTORY = frozenset(
-    {errno.EACCES, errno.EPERM, errno.EIO, errno.ESTALE, errno.EBADMSG, errno.EUCLEAN}
-)
+_OF_ONE_DIRECTORY = frozenset({
+    errno.EACCES, errno.EPERM, errno.EIO, errno.ESTALE, errno.EBADMSG, errno.EUCLEAN,
+    errno.ENAMETOOLONG, errno.EFBIG,
+})  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,0 +1,195 @@
+"""Directories far deeper, and with far more names, than any should be.
+
+Each takes time in proportion, and little memory; what cannot be gone through is named, and the
+rest of the run, and of the tree, goes on.
+"""
+
+import os
+import subprocess
+
+import pytest
+
+from bounds import bounded
+from ckptdb import CheckpointManager, Registry
+from ckptdb.disk import durable, liveness, manifest, obstacles, paths, runs, scan
+
+LEVELS = 1500
+METRIC = {"metric_name": "loss", "higher_is_better": False}
+OPTIONS = {**METRIC, "durability": "none"}
+short = "d"
+long = "directory" * 3  # 1,500 of them are ten times what the system takes for a path
+names = pytest.mark.parametrize("name", [short, long], ids=["short names", "long names"])
+
+
+def deepen(top, name, levels=LEVELS):
+    """Make directories in directories, with a file in the deepest."""
+    handle = os.open(top, os.O_RDONLY)
+    for _ in range(levels):
+        os.mkdir(name, dir_fd=handle)
+        below = os.open(name, os.O_RDONLY, dir_fd=handle)
+        os.close(handle)
+        handle = below
+    file = os.open("leaf.bin", os.O_CREAT | os.O_WRONLY, dir_fd=handle)
+    os.write(file, b"leaf")
+    os.close(file)
+    os.close(handle)
+
+
+def save(run, *steps, below=None, **options):
+    with CheckpointManager({"checkpoint_dir": str(run), **OPTIONS, **options}) as manager:
+        for step in steps:
+            with manager.save(step, {"loss": 1 / step}) as folder:
+                (folder / "model.bin").write_bytes(b"m")
+                if below:
+                    deepen(folder, below)
+
+
+def asked(run):
+    with Registry.open(run) as registry:
+        return [[cp.step, cp.problem] for cp in registry.checkpoints(status="final")]
+
+
+def reconciled(run):
+    with Registry.open(run) as registry:
+        return registry.reconcile(full=True).as_dict()
+
+
+def verified(run):
+    with Registry.open(run) as registry:
+        return [[cp.step, cp.problem] for cp in registry.verify()]
+
+
+def published(run):
+    return sorted(int(path.name[5:]) for path in run.glob("step_*"))
+
+
+def change_leaf(checkpoint, name):
+    with paths.Way(f"{checkpoint}/{'/'.join([name] * LEVELS)}/leaf.bin", strict=False) as way:
+        handle = os.open(way.name, os.O_WRONLY | os.O_TRUNC, dir_fd=way.parent)
+    os.write(handle, b"leaves")
+    os.close(handle)
+
+
+@pytest.fixture(autouse=True)
+def _remove(tmp_path):
+    yield
+    subprocess.run(["rm", "-rf", *tmp_path.iterdir()], check=True)  # pytest's own way recurses
+
+
+# --- deep -------------------------------------------------------------------------------------
+
+
+@names
+def test_a_checkpoint_of_1500_levels_is_saved_verified_and_removed(tmp_path, name):
+    run = tmp_path / "run"
+    save(run, 1, 2)
+    bounded(lambda: save(run, 3, below=name, checksums=True), seconds=60)
+    assert bounded(asked, run)[0] == [[1, None], [2, None], [3, None]]
+    assert bounded(verified, run)[0] == [[1, None], [2, None], [3, None]]
+    report, _ = bounded(reconciled, run)
+    assert not report["blocked"]
+    change_leaf(run / "step_3", name)
+    [*_, [_, problem]], _ = bounded(verified, run)
+    assert problem.startswith("damaged: " + name)
+    assert problem.endswith("leaf.bin: 6 bytes instead of 4")
+    assert len(problem) < 500
+
+    def remove():
+        with Registry.open(run) as registry:
+            registry.remove([3])
+
+    bounded(remove)
+    assert published(run) == [1, 2]
+    assert not list((run / ".ckptdb" / "trash").iterdir())
+
+
+@names
+def test_each_flush_and_each_list_reaches_1500_levels_with_few_handles(tmp_path, name):
+    deepen(tmp_path, name)
+
+    def reach():
+        import resource
+
+        resource.setrlimit(resource.RLIMIT_NOFILE, (64, 64))
+        listed = manifest.list_files(tmp_path)
+        durable.fsync_tree(tmp_path)
+        assert obstacles.find_obstacle(tmp_path) is None
+        assert not liveness.is_untouched(tmp_path, tmp_path / ".ckptdb", may_touch=False)
+        return [(found.count("/"), size) for found, size in listed.items()]
+
+    assert bounded(reach, seconds=90)[0] == [[LEVELS, 4]]  # a flush takes what the disk takes
+
+
+@names
+def test_a_deep_checkpoint_without_a_manifest_is_one_like_others(tmp_path, name):
+    run = tmp_path / "run"
+    save(run, 1)
+    for folder in ("step_2", "tmp_step_3", "old_step_4.7a9f9b7b-22a1-4c1a-a6e4-0b3a9f2d2c11"):
+        (run / folder).mkdir()
+        (run / folder / "training_info.json").write_text('{"loss": 3}')
+        deepen(run / folder, name)
+    report, _ = bounded(reconciled, run)
+    assert not report["blocked"]
+    assert {step for step, _ in bounded(asked, run)[0]} >= {1, 2}
+    bounded(save, run, 3)
+    assert 3 in published(run)
+
+
+def test_what_is_deeper_than_anybody_goes_is_named_and_the_rest_goes_on(tmp_path):
+    run = tmp_path / "run"
+    save(run, 1)
+    (run / "step_2").mkdir()
+    (run / "step_2" / "training_info.json").write_text('{"loss": 3}')
+    deepen(run / "step_2", short, paths.MOST_LEVELS + 10)
+    report, _ = bounded(reconciled, run)
+    [said] = [action["what"] for action in report["runs"][0]["actions"] if action["step"] == 2]
+    assert f"more than {paths.MOST_LEVELS} levels" in said
+    assert not report["blocked"]
+    bounded(save, run, 3)
+    assert bounded(asked, run)[0] == [[1, None], [3, None]]
+
+
+def test_a_save_that_is_deeper_than_anybody_goes_says_so(tmp_path):
+    run = tmp_path / "run"
+
+    def go_too_deep():
+        with CheckpointManager({"checkpoint_dir": str(run), **OPTIONS}) as manager:
+            folder = manager.init_tmp_checkpoint(1, {})
+            deepen(folder, short, paths.MOST_LEVELS + 10)
+            manager.finalize_checkpoint(folder)
+
+    said, _ = bounded(go_too_deep)
+    assert said.startswith(f"SaveFailed: {run}/tmp_step_1 was not published: ")
+    assert f"more than {paths.MOST_LEVELS} levels" in said
+    assert len(said) < 500
+    bounded(save, run, 2)
+    assert published(run) == [2]
+
+
+@names
+def test_runs_beside_a_directory_of_1500_levels_are_found(tmp_path, name):
+    for run in ("a", "z"):
+        save(tmp_path / run, 1)
+    (tmp_path / "m").mkdir()
+    deepen(tmp_path / "m", name)
+    expected = [str(tmp_path / "a"), str(tmp_path / "z")]
+    assert bounded(lambda: list(map(str, scan.find_runs(tmp_path))))[0] == expected
+    assert bounded(lambda: list(map(str, runs.Runs(tmp_path).find())))[0] == expected
+
+    def init():
+        registry, report = Registry.init(tmp_path)
+        registry.close()
+        return [str(run.directory) for run in report.runs]
+
+    assert sorted(bounded(init)[0]) == expected
+
+
+def test_a_run_below_many_levels_is_found(tmp_path):
+    top = tmp_path / "top"
+    (top / "/".join([short] * 400)).mkdir(parents=True)
+    deepen(top / "/".join([short] * 400), short, 700)
+    run = top / "/".join([short] * 1100)
+    (run / "step_1").mkdir(parents=True)
+    (run / "step_1" / "training_info.json").write_text("{}")
+    assert bounded(lambda: list(map(str, scan.find_runs(top))))[0] == [str(run)]
+    assert bounded(lambda: list(map(str, runs.Runs(top).find())))[0] == [str(run)]
