@@ -254,6 +254,7 @@ def test_what_root_has_left_in_the_tree_of_a_user_goes_back_when_root_comes_agai
         registry.pin(None, 1)
     for name in ("lock", "trainer", "journal.jsonl", "trash"):
         os.chown(run / ".ckptdb" / name, 0, 0)
+        (run / ".ckptdb" / name).chmod(0o755 if name == "trash" else 0o644)
     with Registry.open(run) as registry:
         registry.unpin(None, 1)
     as_user(0, train, run, 3)

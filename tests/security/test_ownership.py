@@ -144,6 +144,26 @@ def test_a_lock_that_is_not_open_to_a_new_colleague_says_what_opens_it(hidden):
     as_user(BOB, take_run_lock, hidden, groups=[GROUP])
 
 
+@only_as_root
+@pytest.mark.parametrize("name", ["journal.jsonl", "lock", "trainer"])
+def test_a_secret_of_roots_that_a_user_calls_one_of_our_files_stays_roots(hidden, name):
+    secret = hidden.parent / "secret"
+    secret.write_bytes(b"s")
+    secret.chmod(0o600)
+    as_user(ANN, os.rename, secret, hidden / name)
+    os.close(durable.open_kept(hidden / name, os.O_RDWR, for_writers=name != "journal.jsonl"))
+    found = (hidden / name).stat()
+    assert (found.st_uid, stat.S_IMODE(found.st_mode)) == (0, 0o600)
+
+
+@only_as_root
+def test_a_folder_that_only_root_may_read_stays_roots(hidden):
+    (hidden / "secrets").mkdir(mode=0o700)
+    as_user(ANN, os.rename, hidden / "secrets", hidden / "trash")
+    durable.make_folder(hidden / "trash", durable=False)
+    assert (hidden / "trash").stat().st_uid == 0
+
+
 # --- removing what is another user's --------------------------------------------------------------
 
 

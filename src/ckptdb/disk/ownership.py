@@ -143,8 +143,10 @@ def give_back(handle: int, folder: os.stat_result) -> None:
     if not helps_in(folder):
         return
     found = os.fstat(handle)
-    # Of a file that has another name elsewhere nothing is changed.
-    if found.st_uid == 0 and (stat.S_ISDIR(found.st_mode) or found.st_nlink == 1):
+    # Of a file that has another name elsewhere nothing is changed; and what only the superuser may
+    # read may be something else, to which the user has given this name.
+    is_only_here = stat.S_ISDIR(found.st_mode) or found.st_nlink == 1
+    if found.st_uid == 0 and is_only_here and found.st_mode & stat.S_IROTH:
         _change_owner(handle, Ownership.of(found), Ownership.of(folder))
 
 
@@ -180,7 +182,7 @@ def share(handle: int, folder: int, *, with_readers: bool) -> None:
         with_readers: Who may only look into the directory may read it; else nobody else may.
     """
     around, found = os.fstat(folder), os.fstat(handle)
-    if os.geteuid() not in (0, found.st_uid):
+    if os.geteuid() not in (0, found.st_uid) or (found.st_uid == 0 and helps_in(around)):
         return
     if around.st_mode & stat.S_IWGRP and found.st_gid != around.st_gid:
         with suppress(OSError):  # not in that group
