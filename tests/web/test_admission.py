@@ -5,7 +5,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
-from ckptdb.web.admission import Admission, is_question
+from ckptdb.web.admission import MOST_HELD_BYTES, Admission, is_question
 
 BASE = "/f00/"
 
@@ -78,8 +78,69 @@ def test_one_kind_does_not_keep_out_another():
 
 
 def test_who_reads_slowly_keeps_nobody_out():
-    path = "/catalog.csv?sql=select+1"
+    path = "/catalog.json?sql=select+1"
     assert run(crowd(path, 10, path, begun=True))[:2] == (0, [200])
+
+
+@pytest.mark.parametrize("path", ["/catalog.csv?sql=select+1", "/catalog/runs.json?_stream=on"])
+def test_but_a_download_counts_until_it_has_ended(path):
+    others = (path, "/catalog.json?sql=select+1", "/")
+    assert run(crowd(path, 1, *others, begun=True))[:2] == (0, [503, 200, 200])
+
+
+async def read_later(*paths):
+    """Ask for large answers, of which none is read before all have been asked for."""
+    is_read = asyncio.Event()
+    told = []
+
+    async def large(_scope, _receive, send):
+        await send({"type": "http.response.start", "status": 200, "headers": []})
+        await send({"type": "http.response.body", "body": bytes(MOST_HELD_BYTES * 2 // 3)})
+
+    application = Admission(large, base=BASE, room=20)
+
+    async def send(message):
+        if message["type"] == "http.response.start":
+            told.append(message["status"])
+        elif told[-1] == 200:
+            await is_read.wait()
+
+    async def ask_for(path):
+        path, _, query = path.partition("?")
+        scope = {"type": "http", "path": path, "query_string": query.encode()}
+        await application(scope, None, send)
+
+    tasks = []
+    for path in paths:
+        tasks.append(asyncio.create_task(ask_for(path)))
+        await asyncio.sleep(0)
+    is_read.set()
+    await asyncio.gather(*tasks)
+    await ask_for(paths[0])
+    return told
+
+
+def test_answers_that_nobody_reads_take_only_so_much_memory_and_never_the_page_its_place():
+    question = "/catalog.json?sql=select+1"
+    assert run(read_later(question, question, "/", question)) == [200, 503, 200, 503, 200]
+
+
+def test_no_answer_is_too_large_by_itself():
+    async def ask_alone():
+        sent = []
+
+        async def send(message):
+            sent.append(message)
+
+        async def large(_scope, _receive, send):
+            await send({"type": "http.response.start", "status": 200, "headers": []})
+            await send({"type": "http.response.body", "body": bytes(MOST_HELD_BYTES + 1)})
+
+        scope = {"type": "http", "path": "/catalog", "query_string": b"sql=select+1"}
+        await Admission(large, base=BASE, room=20)(scope, None, send)
+        return sent[0]["status"], len(sent[1]["body"])
+
+    assert run(ask_alone()) == (200, MOST_HELD_BYTES + 1)
 
 
 def test_only_a_question_is_one():

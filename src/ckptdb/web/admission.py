@@ -8,6 +8,8 @@ answer to begin, so that together they leave connections to others.
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
 from contextvars import ContextVar
 from typing import Final, Literal
 
@@ -16,7 +18,11 @@ from ckptdb.web.gate import ASSETS, App, Message, Receive, Scope, Send, say
 AT_ONCE: Final = 4
 """How many questions run at a time."""
 
-Kind = Literal["page", "table", "question"]
+MOST_HELD_BYTES: Final = 32 << 20
+"""Of answers that are being read, all together: each lies in memory until it has been."""
+
+Kind = Literal["page", "table", "question", "download"]
+"""A download comes in parts, of which one lies in memory until it has been read."""
 
 _asked: ContextVar[bool] = ContextVar("ckptdb_is_question", default=False)
 
@@ -40,9 +46,10 @@ class Admission:
         self._app = app
         self._base = base
         self._most: dict[Kind, int] = {
-            "page": room // 5, "table": room // 5, "question": room // 2
+            "page": room // 5, "table": room // 5, "question": room // 2, "download": room // 12
         }  # fmt: skip
         self._waiting = Counter[Kind]()
+        self._held_bytes = 0
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer, or say that there are too many of that kind."""
@@ -50,34 +57,80 @@ class Admission:
         if kind is None:
             await self._app(scope, receive, send)
         elif self._waiting[kind] >= self._most[kind]:
-            later = (b"retry-after", b"5")
-            await say(send, 503, "Too many queries are running here; try again shortly.", later)
+            await _refuse(send, "Too many queries are running here")
         else:
-            await self._answer(kind, scope, receive, send)
+            self._waiting[kind] += 1
+            answer = _Answer(self, kind, send)
+            _asked.set(kind in ("question", "download"))  # In the context of this request.
+            try:
+                await self._app(scope, receive, answer.send)
+            finally:
+                answer.begin()
 
-    async def _answer(self, kind: Kind, scope: Scope, receive: Receive, send: Send) -> None:
-        waits = True
-        self._waiting[kind] += 1
+    def end_waiting(self, kind: Kind) -> None:
+        """Make room for another request of this kind."""
+        self._waiting[kind] -= 1
 
-        def begin() -> None:
-            nonlocal waits
-            self._waiting[kind] -= waits
-            waits = False
+    def has_room_for(self, kind: Kind, size_bytes: int) -> bool:
+        """Tell whether an answer may lie in memory until it has been read."""
+        fits = self._held_bytes + size_bytes <= MOST_HELD_BYTES
+        return fits or self._held_bytes == 0 or kind == "page"
 
-        async def send_on(message: Message) -> None:
-            begin()  # Whoever reads slowly from here on keeps nobody waiting.
-            await send(message)
-
-        _asked.set(kind == "question")  # In the context of this request, which has its own.
+    @contextmanager
+    def holding(self, size_bytes: int) -> Iterator[None]:
+        """Hold part of an answer for as long as this is entered."""
+        self._held_bytes += size_bytes
         try:
-            await self._app(scope, receive, send_on)
+            yield
         finally:
-            begin()
+            self._held_bytes -= size_bytes
 
     def _kind(self, scope: Scope) -> Kind | None:
         path = f"/{str(scope.get('path', '/')).removeprefix(self._base)}".replace("//", "/", 1)
         if scope["type"] != "http" or path.startswith(ASSETS):
             return None
         if scope.get("query_string"):
-            return "question"
+            is_download = path.endswith(".csv") or b"_stream" in scope["query_string"]
+            return "download" if is_download else "question"
         return "page" if path == "/" else "table"
+
+
+class _Answer:
+    """An answer on its way: counted until it begins, a download until it ends."""
+
+    def __init__(self, admission: Admission, kind: Kind, send: Send) -> None:
+        self._admission = admission
+        self._kind: Kind = kind
+        self._send = send
+        self._waits = True
+        self._start: Message | None = None
+        self._is_refused = False
+
+    async def send(self, message: Message) -> None:
+        """Pass on a part, unless too much is waiting to be read."""
+        if self._kind != "download":
+            self.begin()
+        if message["type"] == "http.response.start":
+            self._start = message  # until it is known how large the answer is
+            return
+        size_bytes = len(message.get("body", b""))
+        if self._start is not None:
+            if not self._admission.has_room_for(self._kind, size_bytes):
+                self._is_refused = True
+                await _refuse(self._send, "Too many answers here are waiting to be read")
+            else:
+                await self._send(self._start)
+            self._start = None
+        if not self._is_refused:
+            with self._admission.holding(size_bytes):
+                await self._send(message)
+
+    def begin(self) -> None:
+        """Make room for another request of this kind."""
+        if self._waits:
+            self._waits = False
+            self._admission.end_waiting(self._kind)
+
+
+async def _refuse(send: Send, why: str) -> None:
+    await say(send, 503, f"{why}; try again shortly.", (b"retry-after", b"5"))
