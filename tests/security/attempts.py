@@ -18,7 +18,7 @@ def doubled(times):
 
 
 def nested(function, argument, depth):
-    return f"select {function}(" * depth + argument + ")" * depth
+    return "select " + f"{function}(" * depth + argument + ")" * depth
 
 
 ATTEMPTS = {

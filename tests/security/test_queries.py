@@ -63,6 +63,62 @@ def test_no_query_of_the_command_takes_all_memory_or_more_than_twice_its_time(tr
     assert "Traceback" not in done.stderr
 
 
+ASK = """
+import json, resource, sys, time
+from ckptdb import CkptdbError, Registry
+
+said = {}
+with Registry.open(sys.argv[1]) as registry:
+    for name, query in json.load(sys.stdin).items():
+        started = time.monotonic()
+        try:
+            registry.query(query, limit=10_000, timeout_seconds=1.0)
+            outcome = ""
+        except CkptdbError as error:
+            outcome = str(error)
+        said[name] = outcome, time.monotonic() - started
+    assert registry.query("SELECT 1").rows == ((1,),)
+most = [resource.getrusage(whose).ru_maxrss for whose in (0, -1)]
+json.dump([said, max(most)], sys.stdout)
+"""
+
+
+@pytest.mark.parametrize("part", range(6))
+def test_no_query_in_python_takes_all_memory_or_more_than_twice_its_time(tree, part):
+    # The process is the same as that of the command: some of each kind will do.
+    some = dict(list(ATTEMPTS.items())[part::24])
+    done = subprocess.run(
+        [sys.executable, "-c", ASK, tree], input=json.dumps(some), text=True, env=environment(),
+        capture_output=True, timeout=120, check=True,
+    )  # fmt: skip
+    said, kilobytes = json.loads(done.stdout)
+
+    assert said.keys() == some.keys()
+    assert kilobytes << 10 < MOST_BYTES
+    for outcome, seconds in said.values():
+        assert outcome == "" or outcome.startswith("The query ")
+        assert seconds < 2 * TIMEOUT_SECONDS + SLACK_SECONDS
+
+
+def test_a_long_answer_is_printed_whole_and_not_held_in_memory(tree):
+    # As many and as long as the checkpoints of a hundred thousand saves.
+    rows = (
+        "with recursive c(x) as (select 1 union all select x + 1 from c limit 100000) "
+        "select x, hex(randomblob(200)) as info from c"
+    )
+    command = [CKPTDB, "-C", tree, "sql", "-o", "csv", "--limit", "200000", rows]
+    script = MEASURE.replace("subprocess.DEVNULL", "sys.stdout")
+    with subprocess.Popen(
+        [sys.executable, "-c", script, *command], stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+        env=environment(),
+    ) as process:  # fmt: skip
+        lines = sum(1 for _ in process.stdout)
+        kilobytes = int(process.stderr.read())
+
+    assert (lines, process.wait()) == (100_001, 0)
+    assert kilobytes << 10 < 150 << 20
+
+
 # --- the page ---------------------------------------------------------------------------------
 
 

@@ -38,7 +38,7 @@ from ckptdb.catalog.phrasing import COMMANDS, QUESTIONS, first_word, for_driver
 from ckptdb.catalog.pointing import Spot, excerpt, find_spots
 from ckptdb.catalog.spool import Spool
 from ckptdb.catalog.views import EXAMPLES, PURPOSES
-from ckptdb.catalog.worker import Place, Worker
+from ckptdb.catalog.worker import Place, Workers
 from ckptdb.errors import (
     CkptdbError,
     ParameterMissing,
@@ -125,12 +125,13 @@ def query(
     *,
     limit: int | None = 100_000,
     timeout_seconds: float = 30.0,
+    workers: Workers | None = None,
 ) -> Rows:
     """Answer one SELECT (or WITH, VALUES, EXPLAIN, reading PRAGMA).
 
-    On SQLite the function ``abspath(path)`` makes the paths of the tables absolute. It runs in this
-    process, whose other connections no limit of its own may hurt: a value and an answer may not be
-    longer than so much, but what SQLite holds in between is not counted. `query_apart` does that.
+    On SQLite the function ``abspath(path)`` makes the paths of the tables absolute. Without workers
+    it runs in this process, whose other connections no limit on memory may hurt: what a value, an
+    answer and its time may be is limited, but not what SQLite holds in between.
 
     Args:
         database: What to ask.
@@ -138,6 +139,7 @@ def query(
         parameters: Values by name.
         limit: Rows after which the answer is cut; `Rows.truncated` then says so.
         timeout_seconds: Bounds the whole call.
+        workers: Answer it in processes of their own; for SQL that is not ours.
 
     Raises:
         QueryRefused: It would write, attach a file, or is more than one statement.
@@ -149,7 +151,7 @@ def query(
     """
     task = _Task(database, sql, parameters, limit, timeout_seconds)
     rows: list[tuple[Any, ...]] = []
-    outcome = task.run(rows.clear, rows.extend)
+    outcome = task.run(rows.clear, rows.extend, workers)
     return Rows(outcome.columns, tuple(rows), truncated=outcome.truncated)
 
 
@@ -161,8 +163,9 @@ def query_apart(
     *,
     limit: int | None,
     timeout_seconds: float,
+    workers: Workers,
 ) -> Iterator[Spool]:
-    """Answer like `query`, in a process of its own that the system bounds; enter the answer.
+    """Answer like `query`, by workers; enter the answer, which may be larger than memory.
 
     The answer is in a temporary file: nothing is open in the catalog while it is read.
 
@@ -170,8 +173,8 @@ def query_apart(
         CkptdbError: As `query` does.
     """
     task = _Task(database, sql, parameters, limit, timeout_seconds)
-    with Spool() as spool, closing(Worker()) as worker:
-        outcome = task.run(spool.clear, spool.add, worker)
+    with Spool() as spool:
+        outcome = task.run(spool.clear, spool.add, workers)
         spool.finish(outcome)
         yield spool
 
@@ -221,13 +224,13 @@ class _Task:
         self._timeout_seconds = timeout_seconds
         self._deadline = time.monotonic() + timeout_seconds
 
-    def run(self, clear: Callable[[], None], sink: Sink, worker: Worker | None = None) -> Outcome:
+    def run(self, clear: Callable[[], None], sink: Sink, workers: Workers | None) -> Outcome:
         """Answer it.
 
         Args:
             clear: Called before the sink gets the first row, and before it gets it again.
             sink: Gets the rows.
-            worker: Does it, if that is possible.
+            workers: Do it, unless it is a matter of PostgreSQL.
         """
         while True:
             # Through the ordinary connection first: it completes what a crashed writer left, which
@@ -237,7 +240,7 @@ class _Task:
             try:
                 if self._database.dialect_name != "sqlite":
                     return self._on_postgres(sink)
-                return self._on_sqlite(sink) if worker is None else self._apart(sink, worker)
+                return self._on_sqlite(sink) if workers is None else self._apart(sink, workers)
             except Failed as failed:
                 code = getattr(failed.error, "sqlite_errorcode", None)
                 if code != sqlite3.SQLITE_READONLY_ROLLBACK:
@@ -288,7 +291,7 @@ class _Task:
     def _patience_seconds(self) -> float:
         return min(self._timeout_seconds, _LONGEST_WAIT_SECONDS)
 
-    def _apart(self, sink: Sink, worker: Worker) -> Outcome:
+    def _apart(self, sink: Sink, workers: Workers) -> Outcome:
         with ExitStack() as stack:
             file = self._database.location.file
             if file is None:
@@ -301,7 +304,7 @@ class _Task:
                 base=self._database.location.base,
                 patience_seconds=self._patience_seconds(),
             )
-            return worker.ask(place, self._question(), sink)
+            return workers.ask(place, self._question(), sink)
 
     # --- PostgreSQL
 

@@ -11,10 +11,11 @@ import resource
 import signal
 import sqlite3
 import sys
+import weakref
 from contextlib import closing, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, Final
+from typing import IO, TYPE_CHECKING, Any, Final
 
 from ckptdb.catalog.answering import (
     OUT_OF_MEMORY,
@@ -26,6 +27,7 @@ from ckptdb.catalog.answering import (
     TooLarge,
     answer,
 )
+from ckptdb.catalog.fork import HEIRS, keep_for_ever
 
 if TYPE_CHECKING:
     import subprocess
@@ -66,6 +68,7 @@ class Worker:
 
     def __init__(self) -> None:
         self._process: subprocess.Popen[bytes] | None = None
+        self._unclosed: weakref.finalize[..., Any] = weakref.finalize(self, int)
 
     def ask(self, place: Place, question: Question, sink: Sink) -> Outcome:
         """Answer a query; nothing is open in the catalog when this returns.
@@ -90,11 +93,8 @@ class Worker:
     def close(self) -> int:
         """End the process, whatever it does; return its exit code."""
         process, self._process = self._process, None
-        if process is None:
-            return 0
-        process.kill()  # which changes nothing for one that has ended
-        with process:
-            return process.wait()
+        self._unclosed.detach()
+        return 0 if process is None else _end(process)
 
     def _start(self) -> subprocess.Popen[bytes]:
         import subprocess  # the process itself does not need it
@@ -104,13 +104,56 @@ class Worker:
         if self._process is None:
             # -P: a file in the current directory could be called like one of our modules. A session
             # of its own: Ctrl-C is for this process, which then ends that one.
-            self._process = subprocess.Popen(
-                [sys.executable, "-P", "-c", f"from {__name__} import main; main()"],
-                stdin=subprocess.PIPE,
-                stdout=subprocess.PIPE,
-                start_new_session=True,
-            )
+            command = [sys.executable, "-P", "-c", f"from {__name__} import main; main()"]
+            try:
+                self._process = subprocess.Popen(
+                    command,
+                    stdin=subprocess.PIPE,
+                    stdout=subprocess.PIPE,
+                    start_new_session=True,
+                )
+            except OSError as error:
+                why = f"no process can be started to answer it ({error.strerror or error})"
+                raise Failed(TooLarge(why)) from error
+            # Also where nobody closes it.
+            self._unclosed = weakref.finalize(self, _end, self._process)
         return self._process
+
+
+class Workers:
+    """Workers that are free, for any number of threads."""
+
+    def __init__(self) -> None:
+        self._free: list[Worker] = []
+        HEIRS.add(self)
+
+    def ask(self, place: Place, question: Question, sink: Sink) -> Outcome:
+        """Answer a query as `Worker.ask` does."""
+        try:
+            worker = self._free.pop()
+        except IndexError:
+            worker = Worker()
+        try:
+            return worker.ask(place, question, sink)
+        finally:
+            self._free.append(worker)
+
+    def close(self) -> None:
+        """End those that are free; more are started when they are needed."""
+        while self._free:
+            self._free.pop().close()
+
+    def after_fork(self) -> None:
+        """Leave the processes to the parent; called in the child by the fork itself."""
+        keep_for_ever(self._free)
+        self._free = []
+
+
+def _end(process: subprocess.Popen[bytes]) -> int:
+    process.kill()  # which changes nothing for one that has ended
+    with suppress(OSError), process:  # what it was sent and has not taken goes nowhere
+        pass
+    return process.wait()
 
 
 def _exchange(process: subprocess.Popen[bytes], request: object, sink: Sink) -> Outcome | Failed:

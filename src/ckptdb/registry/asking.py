@@ -180,6 +180,8 @@ class Asking(Tree):
     ) -> Rows:
         """Answer SQL over the whole catalog, read-only and bounded.
 
+        On SQLite a process of its own does it, which the system ends when it takes too much.
+
         Args:
             sql: ``:name`` stands for a parameter. It sees all runs, wherever the registry was
                 opened; ``runs.directory`` says where each one lies.
@@ -197,7 +199,14 @@ class Asking(Tree):
         self._refresh()
         self._complete()
         database = self._catalog().database
-        return adhoc.query(database, sql, parameters, limit=limit, timeout_seconds=timeout_seconds)
+        return adhoc.query(
+            database,
+            sql,
+            parameters,
+            limit=limit,
+            timeout_seconds=timeout_seconds,
+            workers=self._workers,
+        )
 
     def query_apart(
         self,
@@ -207,11 +216,7 @@ class Asking(Tree):
         limit: int | None = 100_000,
         timeout_seconds: float = 30.0,
     ) -> AbstractContextManager[Spool]:
-        """Answer SQL like `query`, in a process of its own; enter the answer, row by row.
-
-        For SQL that nobody has looked at: whatever it takes, this process does not grow, and an
-        answer may be larger than memory.
-        """
+        """Answer SQL like `query`; enter the answer, which may be larger than memory."""
         self._refresh()
         self._complete()
         return adhoc.query_apart(
@@ -220,7 +225,14 @@ class Asking(Tree):
             parameters,
             limit=limit,
             timeout_seconds=timeout_seconds,
+            workers=self._workers,
         )
+
+    def query_here(self, sql: str) -> Rows:
+        """Answer SQL of this package, whole and in this process, which it does not overtax."""
+        self._refresh()
+        self._complete()
+        return adhoc.query(self._catalog().database, sql, limit=None)
 
     def summary(self) -> Rows:
         """Return one row per run: counts, bytes on disk, best, latest, last activity.

@@ -17,6 +17,7 @@ from ckptdb.catalog.catalog import Catalog, Seen
 from ckptdb.catalog.engine import Database
 from ckptdb.catalog.files import Look, look_at
 from ckptdb.catalog.location import Location, locate
+from ckptdb.catalog.worker import Workers
 from ckptdb.disk import durable, identity, names, scan
 from ckptdb.disk.unindexed import Note, Notes
 from ckptdb.errors import (
@@ -67,6 +68,7 @@ class Tree:
         self._doubted = False
         self._decides = False
         self._opened: Catalog | None = None
+        self._workers = Workers()
         self._copied: Look | None = None
         self._copied_for: CatalogError | None = None
         self._compared_at = -math.inf
@@ -120,6 +122,7 @@ class Tree:
 
     def close(self) -> None:
         """Close the catalog; the next call opens it again."""
+        self._workers.close()
         if self._opened is not None:
             self._opened.database.close()
         self._opened = self._copied = None

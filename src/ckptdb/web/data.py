@@ -234,7 +234,7 @@ class _Reading:
         # Only numbers are put into the text: lists of them, which no parameter can be.
         known = {"deletions": DELETIONS, "undoubted": trust.undoubted("c")}
         filled = sql.format(runs=self._ids, **known, **parts)
-        return self._registry.query(filled, limit=None).rows
+        return self._registry.query_here(filled).rows
 
     def _ask_of(self, sql: str, ids: Sequence[int]) -> Iterator[tuple[Any, ...]]:
         for start in range(0, len(ids), 2_000):

@@ -27,7 +27,8 @@ from datasette.views.base import DatasetteError
 from markupsafe import Markup
 
 from ckptdb.catalog import adhoc, confined, engine, files
-from ckptdb.catalog.worker import Place
+from ckptdb.catalog.answering import Question
+from ckptdb.catalog.worker import Place, Workers
 from ckptdb.errors import CkptdbError
 from ckptdb.registry import Registry
 from ckptdb.shown import clean, inert
@@ -204,7 +205,7 @@ class CatalogFile(Database):  # type: ignore[misc]  # Datasette is untyped
         assert catalog.location.file is not None  # noqa: S101  # `serve` has looked
         self._file = catalog.location.file
         self._threads = ThreadPoolExecutor(admission.AT_ONCE, "question")
-        self._workers = questions.Workers()
+        self._workers = Workers()
 
     def connect(self, write: bool = False) -> sqlite3.Connection:  # noqa: FBT001, FBT002  # as it is called
         """Open a connection that reads; there is no other."""
@@ -246,14 +247,15 @@ class CatalogFile(Database):  # type: ignore[misc]  # Datasette is untyped
             limit=most if truncate else None,
             milliseconds=min(custom_time_limit or inf, self.ds.sql_time_limit_ms),
         )
-        return await self._in_thread(lambda: self._workers.ask(self._find_place(), question))
+        return await self._in_thread(lambda: self._ask(question))
 
-    def _find_place(self) -> Place:
-        return Place(
+    def _ask(self, question: Question) -> Any:
+        place = Place(
             uri=files.find_uri(self._file, mode=files.READING),
             base=self._catalog.location.base,
             patience_seconds=_PATIENCE_SECONDS,
         )
+        return questions.ask(self._workers, place, question)
 
     async def execute_fn(self, fn: Callable[[sqlite3.Connection], _Answer]) -> _Answer:
         """Answer what Datasette itself wants to know of the schema."""

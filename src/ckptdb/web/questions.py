@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import sqlite3
-import threading
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import closing, contextmanager
@@ -13,7 +12,7 @@ from typing import Any, Final
 from datasette.database import QueryInterrupted, Results
 
 from ckptdb.catalog.answering import Failed, Late, NothingAsked, Question, Row, TooLarge
-from ckptdb.catalog.worker import Place, Worker
+from ckptdb.catalog.worker import Place, Workers
 
 LARGEST_ANSWER_BYTES: Final = 8 << 20
 """Of one query. Shown as JSON it may become six times as long, and once more when it is sent."""
@@ -65,28 +64,20 @@ def make_question(sql: str, parameters: Any, *, limit: int | None, milliseconds:
     )
 
 
-class Workers:
-    """A process for each thread that asks."""
+def ask(workers: Workers, place: Place, question: Question) -> Results:
+    """Answer a query.
 
-    def __init__(self) -> None:
-        self._own = threading.local()
-
-    def ask(self, place: Place, question: Question) -> Results:
-        """Answer a query.
-
-        Raises:
-            QueryInterrupted: It ran for too long.
-            sqlite3.Error: It is wrong, or too large.
-        """
-        if not hasattr(self._own, "worker"):
-            self._own.worker = Worker()
-        rows: list[Row] = []
-        try:
-            outcome = self._own.worker.ask(place, question, rows.extend)
-        except Failed as failed:
-            raise _as_datasette(failed.error, question) from failed.error
-        description = tuple((column, *[None] * 6) for column in outcome.columns)
-        return Results(_with_names(outcome.columns, rows), outcome.truncated, description)
+    Raises:
+        QueryInterrupted: It ran for too long.
+        sqlite3.Error: It is wrong, or too large.
+    """
+    rows: list[Row] = []
+    try:
+        outcome = workers.ask(place, question, rows.extend)
+    except Failed as failed:
+        raise _as_datasette(failed.error, question) from failed.error
+    description = tuple((column, *[None] * 6) for column in outcome.columns)
+    return Results(_with_names(outcome.columns, rows), outcome.truncated, description)
 
 
 def _as_datasette(error: Exception, question: Question) -> Exception:
