@@ -84,7 +84,7 @@ class Plugin:
         def wrap(app: App) -> App:
             async def bounded(scope: Scope, receive: Receive, send: Send) -> None:
                 streams = b"_stream" in scope.get("query_string", b"")
-                with questions.page_of(None if streams else seconds):
+                with questions.making(questions.Page(None if streams else seconds)):
                     await app(scope, receive, send)
 
             return bounded
@@ -241,21 +241,23 @@ class CatalogFile(Database):  # type: ignore[misc]  # Datasette is untyped
         most = int(self.ds.max_returned_rows)
         if most == (page_size or self.ds.page_size):
             most += 1
+        page = questions.current_page()
         question = questions.make_question(
+            page,
             sql,
             params,
             limit=most if truncate else None,
             milliseconds=min(custom_time_limit or inf, self.ds.sql_time_limit_ms),
         )
-        return await self._in_thread(lambda: self._ask(question))
+        return await self._in_thread(lambda: self._ask(question, page))
 
-    def _ask(self, question: Question) -> Any:
+    def _ask(self, question: Question, page: questions.Page) -> Any:
         place = Place(
             uri=files.find_uri(self._file, mode=files.READING),
             base=self._catalog.location.base,
             patience_seconds=_PATIENCE_SECONDS,
         )
-        return questions.ask(self._workers, place, question)
+        return questions.ask(self._workers, place, question, page)
 
     async def execute_fn(self, fn: Callable[[sqlite3.Connection], _Answer]) -> _Answer:
         """Answer what Datasette itself wants to know of the schema."""

@@ -7,6 +7,7 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import closing, contextmanager
 from contextvars import ContextVar
+from math import inf
 from typing import Any, Final
 
 from datasette.database import QueryInterrupted, Results
@@ -26,46 +27,66 @@ MOST_VALUES: Final = 40_000
 LIMITS_A_PAGE: Final = 2
 """Times the limit of one query that all queries of a page may take together."""
 
-_page_ends: ContextVar[float | None] = ContextVar("ckptdb_page_ends", default=None)
+
+class Page:
+    """What the queries of one page may still take together."""
+
+    def __init__(self, seconds: float | None) -> None:
+        """Give them so many seconds; None when it is sent part by part."""
+        self.is_whole = seconds is not None
+        self.seconds_left = inf if seconds is None else seconds
+
+    @contextmanager
+    def spending(self) -> Iterator[None]:
+        """Enter a query of it."""
+        begun = time.monotonic()
+        try:
+            yield
+        finally:
+            self.seconds_left -= time.monotonic() - begun
+
+
+_page: ContextVar[Page | None] = ContextVar("ckptdb_page", default=None)
 
 
 @contextmanager
-def page_of(seconds: float | None) -> Iterator[None]:
-    """Enter the making of a page.
-
-    Args:
-        seconds: Bounds what all its queries take together; None when it is sent part by part.
-    """
-    token = _page_ends.set(None if seconds is None else time.monotonic() + seconds)
+def making(page: Page) -> Iterator[None]:
+    """Enter the making of a page."""
+    token = _page.set(page)
     try:
         yield
     finally:
-        _page_ends.reset(token)
+        _page.reset(token)
 
 
-def make_question(sql: str, parameters: Any, *, limit: int | None, milliseconds: float) -> Question:
+def current_page() -> Page:
+    """Return the page that is being made."""
+    return _page.get() or Page(None)
+
+
+def make_question(
+    page: Page, sql: str, parameters: Any, *, limit: int | None, milliseconds: float
+) -> Question:
     """Return a query as long as the page that is being made allows for.
 
     Raises:
         QueryInterrupted: No time is left for it.
     """
-    seconds, ends = milliseconds / 1000, _page_ends.get()
-    if ends is not None:
-        seconds = min(seconds, ends - time.monotonic())
+    seconds = min(milliseconds / 1000, page.seconds_left)
     if seconds <= 0:
         raise QueryInterrupted(Late(), sql, parameters)
     return Question(
         sql=sql,
         parameters={} if parameters is None else parameters,
         limit=limit,
-        largest_bytes=LARGEST_PART_BYTES if ends is None else LARGEST_ANSWER_BYTES,
+        largest_bytes=LARGEST_ANSWER_BYTES if page.is_whole else LARGEST_PART_BYTES,
         timeout_seconds=seconds,
-        most_values=None if ends is None else MOST_VALUES,
+        most_values=MOST_VALUES if page.is_whole else None,
     )
 
 
-def ask(workers: Workers, place: Place, question: Question) -> Results:
-    """Answer a query.
+def ask(workers: Workers, place: Place, question: Question, page: Page) -> Results:
+    """Answer a query of a page.
 
     Raises:
         QueryInterrupted: It ran for too long.
@@ -73,7 +94,9 @@ def ask(workers: Workers, place: Place, question: Question) -> Results:
     """
     rows: list[Row] = []
     try:
-        outcome = workers.ask(place, question, rows.extend)
+        # In a thread by now: waiting for one is no part of what it takes.
+        with page.spending():
+            outcome = workers.ask(place, question, rows.extend)
     except Failed as failed:
         raise _as_datasette(failed.error, question) from failed.error
     description = tuple((column, *[None] * 6) for column in outcome.columns)
