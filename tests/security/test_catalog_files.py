@@ -469,6 +469,15 @@ def test_a_new_catalog_and_its_journal_follow_the_umask_and_the_group(tmp_path, 
             assert path.stat().st_gid == group, path
 
 
+def test_a_new_catalog_follows_the_umask_where_no_file_can_be_made_unopened(tmp_path, monkeypatch):
+    def refuse(*_, **__):
+        raise PermissionError
+
+    monkeypatch.setattr(os, "mknod", refuse)
+    with umask(0o002), closing(Database.open(locate(tmp_path), create=True)):
+        assert mode(catalog_of(tmp_path)) == 0o664
+
+
 @pytest.mark.parametrize("mask", [0o002, 0o022])
 def test_a_private_catalog_stays_private_when_it_is_set_aside_and_rebuilt(root, mask):
     file = catalog_of(root)
@@ -523,8 +532,10 @@ def test_what_root_makes_in_a_users_tree_belongs_to_that_user(tmp_path):
     folder = tmp_path / "results" / ".ckptdb"
     folder.mkdir(parents=True)
     for path in (folder.parent, folder):
-        os.chown(path, EVE, EVE)
-    with closing(Database.open(locate(folder.parent), create=True)) as database, database.write():
-        pass
+        os.chown(path, EVE, 20900)
+        path.chmod(0o2775)
+    with umask(0o077), closing(Database.open(locate(folder.parent), create=True)) as database:
+        database.set_complete()
     for path in (folder / "catalog.db", folder / "catalog.db-journal"):
-        assert (path.stat().st_uid, path.stat().st_gid) == (EVE, EVE), path
+        assert (path.stat().st_uid, path.stat().st_gid) == (EVE, 20900), path
+        assert mode(path) == 0o664, path

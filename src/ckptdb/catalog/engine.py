@@ -129,9 +129,7 @@ class Database:
         """
         if location.in_memory:
             return cls.in_memory(location.base)
-        if create and location.file is not None:
-            make_folder(location.file)
-        elif location.file is not None and not exists(location.file):
+        if not create and location.file is not None and not exists(location.file):
             raise CatalogMissing(location.file)
         database = cls.unchecked(
             location,
@@ -171,7 +169,8 @@ class Database:
         if location.file is None:
             dialect = Postgres(location, durable=durable, timeout_seconds=timeout_seconds)
         else:
-            exists(location.file)
+            if create:
+                make_folder(location.file)
             dialect = Sqlite(location.file, create=create, durable=durable)
         return cls(location, dialect, timeout_seconds, work_seconds)
 

@@ -281,25 +281,43 @@ def make_folder(file: Path) -> None:
     if why is not None:
         raise CatalogUnusable(str(file), f"it {why}")
     with suppress(OSError):  # where it cannot be made, SQLite will say why
-        os.mknod(file, 0o666 | stat.S_IFREG)  # not opened: closing it would drop SQLite's locks
+        _make(file, 0o666)
         _give_to_owner(file)
 
 
+def _make(file: Path, mode: int) -> None:
+    """Make an empty file.
+
+    Raises:
+        OSError: It cannot be made, or is there.
+    """
+    try:
+        os.mknod(file, mode | stat.S_IFREG)  # not opened: closing it would drop SQLite's locks
+    except FileExistsError:
+        raise
+    except OSError:  # there are file systems, and sandboxes, without that call
+        os.close(os.open(file, os.O_CREAT | os.O_EXCL | os.O_WRONLY | os.O_NOFOLLOW, mode))
+
+
 def _give_to_owner(path: Path) -> None:
-    """Give what the superuser has just made to the owner of the directory that it is in."""
+    """Give what the superuser has just made to the owner of the directory that it is in.
+
+    With the permissions of that one: the superuser's own umask says nothing about them.
+    """
     if os.geteuid() != 0:
         return
     folder, made = os.lstat(path.parent), os.lstat(path)
     if folder.st_uid != made.st_uid:
-        with suppress(OSError):  # as on a file system that has one owner for all
-            os.chown(path, folder.st_uid, folder.st_gid, follow_symlinks=False)
+        own = stat.S_IMODE(made.st_mode) & (stat.S_ISGID | stat.S_IRWXU)
+        most = 0o777 if stat.S_ISDIR(made.st_mode) else 0o666
+        _settle(path, folder.st_uid, folder.st_gid, folder.st_mode & most | own)
 
 
 def replace_empty(file: Path, aside: Path) -> None:
     """Put an empty file in the place of a catalog that was set aside, as private as that one."""
     try:
         was = os.lstat(aside)
-        os.mknod(file, 0o600 | stat.S_IFREG)
+        _make(file, 0o600)
     except OSError:
         return  # then it is made by whoever needs it
     _make_alike(file, was)
@@ -307,17 +325,21 @@ def replace_empty(file: Path, aside: Path) -> None:
 
 def _make_alike(path: Path, model: os.stat_result) -> None:
     """Give a file that was just made the owner, group and mode of another one."""
+    _settle(path, model.st_uid, model.st_gid, stat.S_IMODE(model.st_mode) & 0o666)
+
+
+def _settle(path: Path, uid: int, gid: int, mode: int) -> None:
+    """Give what was just made an owner, a group and permissions, as far as this user may."""
     # No ordinary descriptor: closing that would drop the locks that SQLite may hold by now.
     opened = os.open(path, getattr(os, "O_PATH", os.O_RDONLY) | os.O_NOFOLLOW | os.O_CLOEXEC)
     try:
         through = f"/proc/self/fd/{opened}"  # whatever has the name meanwhile
         with suppress(OSError):
-            os.chown(through, model.st_uid, model.st_gid)
-        is_of_group = os.fstat(opened).st_gid == model.st_gid
-        # Another group than the one that might read it may not.
-        mode = stat.S_IMODE(model.st_mode) & (0o666 if is_of_group else 0o606)
+            os.chown(through, uid, gid)
+        # What one group was to see is not for another.
+        is_of_group = os.fstat(opened).st_gid == gid
         with suppress(OSError):
-            os.chmod(through, mode)
+            os.chmod(through, mode if is_of_group else mode & ~0o070)
     finally:
         os.close(opened)
 
