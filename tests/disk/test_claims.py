@@ -146,7 +146,7 @@ def test_an_io_error_is_not_taken_for_a_lease_that_was_lost(tmp_path: Path, monk
         raise OSError(5, "Input/output error")
 
     with monkeypatch.context() as patch:
-        patch.setattr(paths, "open_file", fail)
+        patch.setattr(paths, "open_to_read", fail)
         with pytest.raises(OSError, match="Input/output"):
             claims.renew(claim)
         # Whoever wants to delete what it is about takes it for a lease.

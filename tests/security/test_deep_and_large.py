@@ -11,7 +11,7 @@ import pytest
 
 from bounds import bounded
 from ckptdb import CheckpointManager, Registry
-from ckptdb.disk import durable, liveness, manifest, obstacles, paths, runs, scan
+from ckptdb.disk import claims, durable, liveness, manifest, obstacles, paths, runs, scan
 
 LEVELS = 1500
 METRIC = {"metric_name": "loss", "higher_is_better": False}
@@ -193,3 +193,52 @@ def test_a_run_below_many_levels_is_found(tmp_path):
     (run / "step_1" / "training_info.json").write_text("{}")
     assert bounded(lambda: list(map(str, scan.find_runs(top))))[0] == [str(run)]
     assert bounded(lambda: list(map(str, runs.Runs(top).find())))[0] == [str(run)]
+
+
+# --- many names -------------------------------------------------------------------------------
+
+MANY = 20_000
+
+
+def test_many_leases_on_one_checkpoint_take_time_in_proportion(tmp_path):
+    hidden = tmp_path / ".ckptdb"
+    (hidden / "leases").mkdir(parents=True)
+    held = "7a9f9b7b-22a1-4c1a-a6e4-0b3a9f2d2c11"
+    for number in range(MANY):
+        path = hidden / "leases" / f"{held}.evaluation-{number}"
+        path.touch()
+        if number % 2:
+            os.utime(path, (0, 0))  # ended long ago
+
+    def look():
+        [said] = claims.find_leased(hidden).values()
+        return said, len(claims.settle(hidden)), len(os.listdir(hidden / "leases"))
+
+    (said, left, files), _ = bounded(look, seconds=60)
+    assert said.endswith(f"by somebody and {MANY // 2 - 5} more")
+    assert len(said) < 500
+    assert left == files == MANY // 2
+
+
+def test_a_lease_of_200_gb_is_not_read(tmp_path):
+    hidden = tmp_path / ".ckptdb"
+    (hidden / "leases").mkdir(parents=True)
+    held = "7a9f9b7b-22a1-4c1a-a6e4-0b3a9f2d2c11"
+    (hidden / "leases" / f"{held}.mmlu").touch()
+    os.truncate(hidden / "leases" / f"{held}.mmlu", 200 * 1024**3)
+    assert bounded(lambda: claims.find_leased(hidden))[0] == {held: "'mmlu' by somebody"}
+
+
+@pytest.mark.parametrize(
+    "make", [os.mkdir, lambda path: open(path, "w").close()], ids=["dir", "file"]
+)
+@pytest.mark.parametrize("where", ["", ".ckptdb", ".ckptdb/trash", ".ckptdb/leases", "step_1"])
+def test_thousands_of_names_anywhere_keep_a_run_from_nothing(tmp_path, where, make):
+    run = tmp_path / "run"
+    save(run, 1, 2)
+    (run / where).mkdir(exist_ok=True)
+    for number in range(MANY // 10):
+        make(f"{run}/{where}/stray-{number}")
+    bounded(save, run, 3)
+    assert bounded(asked, run)[0] == [[1, None], [2, None], [3, None]]
+    assert not bounded(reconciled, run)[0]["blocked"]

@@ -19,13 +19,15 @@ from pathlib import Path
 from typing import Any
 
 from ckptdb.disk import clock, durable, names, paths, process
-from ckptdb.disk.info import MAX_BYTES, parse_object, raise_if_unknown, read_with_status
+from ckptdb.disk.info import RECORD_BYTES, parse_object, raise_if_unknown, read_with_status
 from ckptdb.disk.lease import Holder
 from ckptdb.errors import UnreadableInfo
 
 SECONDS = 300.0
 """How long a lease holds that is not renewed; also one that does not say how long it does."""
 _FOLDER = "leases"
+_NAMED = 5
+"""How many leases on one checkpoint are told one by one."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -75,7 +77,7 @@ def find(hidden: Path, *, now: float | None = None) -> tuple[Claim, ...]:
     Raises:
         OSError: There may be some, and it cannot be told now.
     """
-    found = tuple(_load(hidden))
+    found = _load(hidden)
     if now is None and found:
         now = clock.find_time(hidden, may_touch=False)
     at = time.time() if now is None else now
@@ -87,10 +89,15 @@ def find_leased(hidden: Path, *, now: float | None = None) -> dict[str, str]:
 
     Args and errors are those of `find`.
     """
-    who: dict[str, str] = {}
+    who: dict[str, list[Claim]] = {}
     for claim in find(hidden, now=now):
-        who[claim.uuid] = f"{who[claim.uuid]}, {claim}" if claim.uuid in who else str(claim)
-    return who
+        who.setdefault(claim.uuid, []).append(claim)
+    return {uuid: _name(held) for uuid, held in who.items()}
+
+
+def _name(held: list[Claim]) -> str:
+    more = f" and {len(held) - _NAMED} more" if len(held) > _NAMED else ""
+    return ", ".join(map(str, held[:_NAMED])) + more
 
 
 def settle(hidden: Path) -> tuple[Claim, ...]:
@@ -99,18 +106,20 @@ def settle(hidden: Path) -> tuple[Claim, ...]:
     Raises:
         OSError: There may be some, and it cannot be told now.
     """
-    found = tuple(_load(hidden))
+    found = _load(hidden)
     now = tell_time(hidden) if found else 0.0
-    ended = [claim for claim in found if claim.has_ended(now)]
-    for claim in ended:
-        with suppress(OSError):  # it protects nothing, and will be found again
-            remove(claim)
+    held = []
     for claim in found:
+        if claim.has_ended(now):
+            with suppress(OSError):  # it protects nothing, and will be found again
+                remove(claim)
+            continue
+        held.append(claim)
         if claim.touched - now > claim.seconds:
             # Its holder renews it again, or nobody does: then it ends after its time from now on.
             with suppress(OSError):
                 paths.touch(claim.path)
-    return tuple(claim for claim in found if claim not in ended)
+    return tuple(held)
 
 
 def tell_time(hidden: Path) -> float:
@@ -168,11 +177,19 @@ def remove(claim: Claim) -> None:
     paths.unlink(claim.path, missing_ok=True)
 
 
-def _load(hidden: Path) -> Iterator[Claim]:
+def _load(hidden: Path) -> list[Claim]:
     try:
         entries = paths.list_names(hidden / _FOLDER)
+        if not entries:
+            return []
+        # There may be very many: the folder is not looked for again for each of them.
+        with paths.hold(hidden.parent):
+            return list(_read_all(hidden, entries))
     except (FileNotFoundError, NotADirectoryError):
-        return
+        return []
+
+
+def _read_all(hidden: Path, entries: list[str]) -> Iterator[Claim]:
     for name in entries:
         named = names.find_lease(name)
         if named is None:
@@ -189,7 +206,7 @@ def _load(hidden: Path) -> Iterator[Claim]:
 def _read(path: Path, uuid_: str, evaluation: str) -> Claim | None:
     try:
         # Opening it asks a network file system again how old it is.
-        raw, status = read_with_status(path, MAX_BYTES)
+        raw, status = read_with_status(path, RECORD_BYTES)
         content = parse_object(path, raw)
         return Claim(
             path=path,

@@ -19,7 +19,6 @@ from typing import Any
 
 from ckptdb.disk import durable, names, ownership, paths
 from ckptdb.disk.info import (
-    MAX_BYTES,
     parse_object,
     raise_if_unknown,
     read_regular,
@@ -35,6 +34,8 @@ _DERIVED = 5
 """The version of the uuids that `_derive` makes."""
 _YOUNG_SECONDS = 2.0
 _MOST_IDENTITIES = 1024
+_MOST_BYTES = 1024 * 1024
+"""Of a run.json, which is a few hundred bytes and the name of a metric."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,7 +108,7 @@ def identify(directory: Path) -> Identity:
         return before.identity
     path = hidden(directory) / _RUN
     try:
-        raw = read_regular(path, MAX_BYTES)
+        raw = read_regular(path, _MOST_BYTES)
         if before is not None and before.inode == inode and before.raw == raw:
             found = before.identity
         else:

@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Final, Self
 
 from ckptdb.disk import lock, paths, process
-from ckptdb.disk.info import load_json
+from ckptdb.disk.info import RECORD_BYTES, load_json
 from ckptdb.disk.process import Process
 from ckptdb.errors import RunInUse, UnreadableInfo
 
@@ -100,7 +100,7 @@ def is_held(hidden: Path) -> bool:
 def find_holder(hidden: Path) -> Holder | None:
     """Return who wrote last that it holds the lease, or None when that is not legible."""
     try:
-        content, _ = load_json(hidden / _NAME)
+        content, _ = load_json(hidden / _NAME, RECORD_BYTES)
         return Holder(
             since=process.legible_text(content["since"]), **process.legible_process(content)
         )

@@ -24,7 +24,7 @@ from pathlib import Path
 from typing import Any, Final, Literal, NamedTuple
 
 from ckptdb.disk import durable, lock, names, ownership, paths, process
-from ckptdb.disk.info import load_json, raise_if_unknown
+from ckptdb.disk.info import RECORD_BYTES, load_json, raise_if_unknown
 from ckptdb.disk.process import Process
 from ckptdb.errors import UnreadableInfo
 
@@ -130,7 +130,7 @@ def find(folder: Path) -> Writer | None:
         OSError: It cannot be read now.
     """
     try:
-        content, _ = load_json(folder / names.WRITER)
+        content, _ = load_json(folder / names.WRITER, RECORD_BYTES)
         return Writer(
             uuid=str(uuid.UUID(content["uuid"])),
             created_at=process.legible_text(content["created_at"]),
