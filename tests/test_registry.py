@@ -923,8 +923,9 @@ def test_what_is_gone_cannot_be_pinned(registry, root):
 def test_gc_leaves_alone_what_is_pinned_while_it_decides(registry, root, monkeypatch):
     real = upkeep.judge
 
-    def judge_then_somebody_pins(*arguments):
-        decisions = real(*arguments)
+    def judge_then_somebody_pins(*arguments, **options):
+        decisions = real(*arguments, **options)
+        monkeypatch.setattr(upkeep, "judge", real)  # it is judged again under the run's lock
         with Registry.open(root) as other:
             other.pin("a", 1)
         return decisions

@@ -227,6 +227,17 @@ class UnknownRun(CkptdbError, LookupError):
         super().__init__(f"No run is called {run!r}; {hint}.")
 
 
+class RunOutside(CkptdbError, LookupError):
+    """A row of the catalog leads outside of what a command was pointed at."""
+
+    def __init__(self, run: str, directory: Path, catalog: str) -> None:
+        super().__init__(
+            f"{catalog} has the run {run!r} at {directory}, which is not below its root: nothing "
+            "was looked at or changed there. Point the command at that directory itself (-C DIR "
+            "--catalog FILE), or drop the row with `ckptdb forget`."
+        )
+
+
 class AmbiguousRun(CkptdbError, LookupError):
     """Several runs go by that name or uuid prefix."""
 
@@ -349,6 +360,16 @@ class PlanChanged(CkptdbError):
         super().__init__(
             f"What would go from {named} is not what was planned: something has changed since. "
             "Nothing went; look at a new plan (`--dry-run`, `plan_retention()`) and decide again."
+        )
+
+
+class RunChanged(CkptdbError):
+    """A run has changed since it was judged what goes from it."""
+
+    def __init__(self, run: Path) -> None:
+        super().__init__(
+            f"{run} has changed since it was judged: by its files something else would go now. "
+            "Nothing of it was deleted; run `ckptdb gc` again"
         )
 
 

@@ -20,6 +20,7 @@ from typing import Any, TypeVar
 
 from ckptdb import caller
 from ckptdb.catalog import fork
+from ckptdb.catalog.candidates import Candidate
 from ckptdb.catalog.catalog import Catalog
 from ckptdb.catalog.engine import Database
 from ckptdb.catalog.location import Location, fixed, locate
@@ -27,7 +28,7 @@ from ckptdb.catalog.store import Changes
 from ckptdb.disk import durable, identity, names, scan
 from ckptdb.disk.changing import Span
 from ckptdb.disk.publish import Publisher
-from ckptdb.disk.scan import Stamp
+from ckptdb.disk.scan import ReadFiles, Stamp
 from ckptdb.disk.unindexed import Note, Notes
 from ckptdb.errors import (
     CatalogBroken,
@@ -121,6 +122,7 @@ class Followed:
         at_most: How many published checkpoints it has, or more; infinite when not counted.
         ranked_by: Metrics of which each of them has a value.
         resumed_from: uuid of what training was last resumed from, when that was asked.
+        by_files: By uuid, what is published by its files; None when that was not looked at.
     """
 
     stamp: Stamp
@@ -129,6 +131,7 @@ class Followed:
     at_most: float = math.inf
     ranked_by: frozenset[str] = frozenset()
     resumed_from: str | None = None
+    by_files: dict[str, Candidate] | None = None
 
     @property
     def is_fresh(self) -> bool:
@@ -143,6 +146,10 @@ class Followed:
         for checkpoint in published:
             ranks = {name for name, value in checkpoint.metrics.items() if value is not None}
             self.ranked_by &= ranks
+        if self.by_files is not None:
+            for checkpoint in told:
+                self.by_files.pop(checkpoint.uuid, None)
+            self.by_files |= {cp.uuid: _candidate(cp) for cp in published}
 
 
 Question = Callable[[Catalog, int, dict[str, Any]], _T]
@@ -185,6 +192,7 @@ class RunIndex:
         self._reported: set[tuple[int, str]] = set()
         self._doubt: str | None = None
         self._is_unfinished = False
+        self.files = ReadFiles(self._directory)
         fork.HEIRS.add(self)
 
     def begin_save(self) -> None:
@@ -607,6 +615,11 @@ class RunIndex:
             fresh.run_id = seen.id
             return True
         return False
+
+
+def _candidate(checkpoint: Checkpoint) -> Candidate:
+    finite = {name: value for name, value in checkpoint.metrics.items() if value is not None}
+    return Candidate(checkpoint.step, checkpoint.uuid, finite)
 
 
 class _Blocked(OSError):

@@ -8,13 +8,14 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from ckptdb import by_files
 from ckptdb.catalog.candidates import Candidate, Wanted
 from ckptdb.catalog.catalog import Catalog
-from ckptdb.disk import claims, identity, info, links, names
+from ckptdb.disk import claims, identity, info, journal, links, names
 from ckptdb.disk.retiring import Doomed
 from ckptdb.errors import UnreadableInfo
-from ckptdb.index import RunIndex
-from ckptdb.records import metrics_of
+from ckptdb.index import Followed, RunIndex
+from ckptdb.records import NO_ANNOTATIONS, metrics_of, rank_key
 from ckptdb.retention import (
     Decision,
     Plan,
@@ -28,7 +29,8 @@ from ckptdb.retention import (
 from ckptdb.retention.linked import keep as keep_linked
 from ckptdb.retention.linked import without_bytes
 
-_COMPARED = 1000
+_SHORT_BYTES = 1_000_000
+"""Up to this size a journal is read at every prune that has to look at all files."""
 
 Judgement = tuple[Sequence[Candidate], Sequence[Decision]]
 """What was judged, and how: all of a run, or those that rank below what is kept for its rank."""
@@ -98,7 +100,7 @@ def choose(index: RunIndex, directory: Path, terms: Terms) -> Chosen:
         directory: The run.
         terms: The rules, and what stays whatever they say.
     """
-    policy, metrics = terms.policy, terms.wanted.metrics
+    policy = terms.policy
     followed = index.follow()
     if not policy.has_limit or (followed and policy.keeps_all(followed.at_most)):
         return Chosen()
@@ -109,18 +111,18 @@ def choose(index: RunIndex, directory: Path, terms: Terms) -> Chosen:
     if all(decision.keep and not decision.is_previous for decision in judged[1]):
         return Chosen()
     followed = index.follow()
-    if followed and followed.is_fresh and _agree_with_files(directory, metrics, judged, 0):
+    if followed and followed.is_fresh and _agree_with_files(directory, terms, judged, followed):
         return _chosen(judged)
 
-    def by_files(catalog: Catalog, run_id: int, memo: Any) -> Judgement | None:
+    def compared(catalog: Catalog, run_id: int, memo: Any) -> Judgement | None:
         judged = judge.wholly(catalog, run_id, memo)
-        return judged if _agree_with_files(directory, metrics, judged, _COMPARED) else None
+        return judged if judge.is_true(catalog, judged) else None
 
     none: Judgement | None = _NOTHING
-    agreed = index.ask(by_files, nothing=none)
+    agreed = index.ask(compared, nothing=none)
     if agreed is None:
         index.read_again()
-        agreed = index.ask(by_files, nothing=none)
+        agreed = index.ask(compared, nothing=none)
     # Files that still say something else are being changed at this moment: next time.
     return _chosen(agreed or _NOTHING)
 
@@ -214,6 +216,57 @@ class _Judge:
             followed.resumed_from = None if last is None else last.uuid
         return candidates, self._terms.judge(candidates, self._directory)
 
+    def is_true(self, catalog: Catalog, judged: Judgement) -> bool:
+        """Tell whether the files say of a whole run what it was judged by."""
+        if all(decision.keep for decision in judged[1]):
+            return True
+        found = self._find_by_files(catalog, judged[0])
+        if found is None:
+            return False
+        followed = self._index.follow()
+        if followed:
+            followed.by_files = {candidate.uuid: candidate for candidate in found}
+        if self._policy.at_most is not None:
+            linked = links.find_linked(self._directory, [c.step for c in found])
+            found = without_bytes(found, linked)
+        return tuple(judged[0]) == tuple(found)
+
+    def _find_by_files(
+        self, catalog: Catalog, told: Sequence[Candidate]
+    ) -> tuple[Candidate, ...] | None:
+        """Return by the files what may be judged; None when they cannot be read."""
+        files, wanted = self._index.files, self._terms.wanted
+        known = catalog.find_run(identity.identify(self._directory).run.uuid)
+        if known is None:
+            return None
+        damaged = by_files.find_damaged(catalog, known)
+        published = files.find_published()
+        if published is None:
+            return None
+        by_uuid = {cp.uuid: cp for cp in published if cp.problem is None}
+        trusted = by_uuid.keys() - damaged
+        if self._has_to_read_journal(told) or trusted != {c.uuid for c in told}:
+            observed = files.observe()
+            if observed.errors:
+                return None
+            found = by_files.find_candidates(observed, wanted, catalog.database.location.base)
+            return tuple(candidate for candidate in found if candidate.uuid not in damaged)
+        # What is pinned, and what was resumed from, is read in the journal before anything goes.
+        return tuple(
+            replace(
+                by_files.as_candidate(by_uuid[candidate.uuid], NO_ANNOTATIONS, wanted),
+                pinned=candidate.pinned,
+                resumed_at=candidate.resumed_at,
+            )
+            for candidate in told
+        )
+
+    def _has_to_read_journal(self, told: Sequence[Candidate]) -> bool:
+        wanted = self._terms.wanted
+        if wanted.tags or wanted.conditions or wanted.ancestors or any(c.late for c in told):
+            return True
+        return journal.size(self._directory) <= _SHORT_BYTES
+
 
 def _without_linked(decisions: tuple[Decision, ...], directory: Path) -> tuple[Decision, ...]:
     """Keep what is behind a symlink; only what is to go is looked at for that."""
@@ -231,24 +284,51 @@ def _chosen(judged: Judgement) -> Chosen:
     return Chosen(doomed, is_settled=bool(doomed) or any(d.is_previous for d in decisions))
 
 
-def _agree_with_files(
-    directory: Path, metrics: Sequence[str], judged: Judgement, most_kept: int
-) -> bool:
+def _agree_with_files(directory: Path, terms: Terms, judged: Judgement, followed: Followed) -> bool:
     """Whether what is about to be judged by the index is what the files say.
 
-    SQLite has no checksums: a flipped bit may turn the best checkpoint into the worst.
+    SQLite has no checksums: a flipped bit may turn the best checkpoint into the worst, and so may
+    anybody who can write the catalog. Those that go are all read; of what stays, what was read
+    once is known, and of what this process has saved itself.
     """
     candidates, decisions = judged
-    doomed = {decision.step for decision in decisions if not decision.keep}
-    if not metrics or not doomed:
+    metrics, stays = terms.wanted.metrics, followed.by_files
+    doomed = {decision.uuid for decision in decisions if not decision.keep}
+    if not doomed:
         return True
-    # Those that go are all read; of the others as many as cost less than the save itself.
-    kept = [c for c in candidates if c.step not in doomed][:most_kept]
-    for candidate in (*(c for c in candidates if c.step in doomed), *kept):
-        path = directory / names.final_name(candidate.step)
-        with suppress(UnreadableInfo):  # what cannot be read has been found by the listing
-            said = metrics_of(info.load_info(path)[0])
-            for name in (name for name in metrics if name not in candidate.late):
-                if said.get(name) != candidate.values.get(name):
-                    return False
+    if stays is None or not all(
+        c.uuid in stays and _is_same(c, stays[c.uuid], metrics) for c in candidates
+    ):
+        return False
+    going = [candidate for candidate in candidates if candidate.uuid in doomed]
+    if not all(_is_read(directory, candidate, metrics) for candidate in going):
+        return False
+    left = [one for one in stays.values() if one.uuid not in doomed]
+    return len(candidates) == len(stays) or _are_below(going, left, terms)
+
+
+def _is_read(directory: Path, candidate: Candidate, metrics: Sequence[str]) -> bool:
+    with suppress(UnreadableInfo):  # what cannot be read has been found by the listing
+        said = metrics_of(info.load_info(directory / names.final_name(candidate.step))[0])
+        own = [name for name in metrics if name not in candidate.late]
+        return all(said.get(name) == candidate.values.get(name) for name in own)
     return True
+
+
+def _are_below(going: Sequence[Candidate], left: Sequence[Candidate], terms: Terms) -> bool:
+    """Whether enough of what was not judged is better, and newer, than what goes."""
+    policy, newest = terms.policy, max(candidate.step for candidate in going)
+    latest = max(terms.policy.ft_keep_latest_k or 0, int(terms.exclude_latest))
+    if sum(one.step > newest for one in left) < latest:
+        return False
+    metric, mode, best = policy.metric, policy.mode, policy.keep_top_k
+    if metric is None or mode is None or not best:
+        return True
+    first = min(rank_key(c.values.get(metric), c.step, mode) for c in going)
+    return sum(rank_key(c.values.get(metric), c.step, mode) < first for c in left) >= best
+
+
+def _is_same(told: Candidate, read: Candidate, metrics: Sequence[str]) -> bool:
+    return told.step == read.step and all(
+        told.values.get(name) == read.values.get(name) for name in metrics
+    )

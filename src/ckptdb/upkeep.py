@@ -6,16 +6,19 @@ import math
 import time
 from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from ckptdb import retention
+from ckptdb.catalog.candidates import Candidate
 from ckptdb.catalog.catalog import Catalog, Seen
 from ckptdb.disk import claims, clock, identity, journal, links, liveness, manifest, names, scan
+from ckptdb.disk.paths import Place
 from ckptdb.disk.process import Life
 from ckptdb.disk.publish import Publisher
-from ckptdb.disk.retiring import Doomed
+from ckptdb.disk.retiring import Confirm, Doomed
 from ckptdb.errors import (
     DeletionIncomplete,
     LeasedCheckpoint,
@@ -23,14 +26,36 @@ from ckptdb.errors import (
     NotDeleted,
     NothingFinite,
     PinnedCheckpoint,
+    RunChanged,
     UnknownCheckpoint,
     UnknownDirection,
     UnknownMetric,
 )
 from ckptdb.records import Run
 from ckptdb.retention import Best, Decision, Plan, Policy, Replay, Standing, plan
+from ckptdb.retention.linked import without_bytes
 
 _MEANWHILE = "kept: changed, pinned, leased, rejected or resumed from meanwhile"
+
+
+@dataclass(frozen=True, slots=True)
+class Judged:
+    """What goes from a run by rule.
+
+    Attributes:
+        plan: Empty where nothing is judged.
+        known: What of the run need not be read again.
+        confirm: Makes sure, under the run's lock, that the same would still go.
+        differs: Whether the catalog says something else of the run than its files.
+        place: Which directory it was when it was judged.
+    """
+
+    run: Run
+    plan: Plan = field(default_factory=Plan)
+    known: scan.Known | None = None
+    confirm: Confirm | None = None
+    differs: bool = False
+    place: Place | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -167,22 +192,46 @@ def _is_of(failed: NotDeleted, one: Decision | Leftover) -> bool:
     return failed.left == one.path or was is None or was == retired
 
 
-def judge(catalog: Catalog, seen: Seen, policy: Policy) -> Plan:
-    """Say what a retention policy keeps of a run, and why; nothing without limits.
+def judge(
+    run: Run,
+    policy: Policy,
+    candidates: Sequence[Candidate],
+    *,
+    damaged: Collection[str] = (),
+) -> Plan:
+    """Say what a retention policy keeps of a run, and why.
 
     Args:
-        catalog: Already reconciled with the run.
-        seen: The run.
-        policy: Its metric may be None for the run's own.
+        run: The run.
+        policy: With a limit, and with the metric that the run is ranked by.
+        candidates: Its live, trusted checkpoints.
+        damaged: uuids of those that are said to be damaged, which their files do not tell at once.
+            They stay, and so does what goes only because one of them is better.
+    """
+    hidden = identity.hidden(run.directory)
+    # What is young must not go because this machine's clock is ahead.
+    now = min(time.time(), clock.find_time(hidden, may_touch=False) or math.inf)
+    linked = links.find_linked(run.directory, [candidate.step for candidate in candidates])
+    leased = claims.find_leased(hidden)
+    make = partial(plan.make, policy=policy, leased=leased, now=now, linked=linked)
+    planned = make(candidates)
+    sound = [candidate for candidate in candidates if candidate.uuid not in damaged]
+    if len(sound) == len(candidates):
+        return planned
+    kept = {decision.uuid: decision for decision in planned.decisions if decision.keep}
+    decisions = tuple(kept.get(one.uuid, one) for one in make(sound).decisions)
+    return plan.of(decisions, without_bytes(sound, linked), policy)
+
+
+def refuse_to_guess(
+    catalog: Catalog, seen: Seen, policy: Policy, candidates: Sequence[Candidate]
+) -> None:
+    """Make sure that what is to be kept can be told.
 
     Raises:
         UnknownDirection: The best are to be kept, and there is no metric to rank by.
         UnknownMetric: The best are to be kept, and no checkpoint has that metric.
     """
-    if not policy.has_limit:
-        return Plan()
-    policy = _judged_by_its_own(policy, seen.run)
-    candidates = catalog.candidates(seen.id, policy.wanted)
     if candidates:
         there_are = {name for candidate in candidates for name in candidate.values}
         _refuse_to_guess(
@@ -192,12 +241,6 @@ def judge(catalog: Catalog, seen: Seen, policy: Policy) -> Plan:
             there_are,
             lambda name: catalog.find_unranked(seen.id, name).not_finite,
         )
-    hidden = identity.hidden(seen.run.directory)
-    leased = claims.find_leased(hidden)
-    # What is young must not go because this machine's clock is ahead.
-    now = min(time.time(), clock.find_time(hidden, may_touch=False) or math.inf)
-    linked = links.find_linked(seen.run.directory, [candidate.step for candidate in candidates])
-    return plan.make(candidates, policy, leased=leased, now=now, linked=linked)
 
 
 def replay(catalog: Catalog, seen: Seen, policy: Policy) -> Replay:
@@ -212,7 +255,7 @@ def replay(catalog: Catalog, seen: Seen, policy: Policy) -> Replay:
         UnknownDirection: The best are to be kept, and there is no metric to rank by.
         UnknownMetric: The best are to be kept, and no checkpoint has ever had that metric.
     """
-    policy = _judged_by_its_own(policy, seen.run)
+    policy = judged_by_its_own(policy, seen.run)
     history = catalog.checkpoints(run_id=seen.id)
     if history:
         finite = {n for cp in history for n, value in cp.metrics.items() if value is not None}
@@ -231,7 +274,8 @@ def replay(catalog: Catalog, seen: Seen, policy: Policy) -> Replay:
     return retention.replay(seen.run.name, history, policy, matches=matches, ancestors=ancestors)
 
 
-def _judged_by_its_own(policy: Policy, run: Run) -> Policy:
+def judged_by_its_own(policy: Policy, run: Run) -> Policy:
+    """Return a policy with the metric and direction of a run, if it has none."""
     if policy.metric is not None or run.metric_name is None:
         return policy
     return replace(policy, metric=run.metric_name, mode=run.mode)
@@ -296,23 +340,23 @@ def choose(catalog: Catalog, seen: Seen, steps: Sequence[int], *, force: bool) -
         )
         for step, cp in sorted(live.items())
     )
-    policy = _judged_by_its_own(Policy(), seen.run)
+    policy = judged_by_its_own(Policy(), seen.run)
     return plan.of(decisions, catalog.candidates(seen.id, policy.wanted), policy)
 
 
 def collect(
-    run: Run, publisher: Publisher, judged: Plan, *, dry_run: bool, empty_trash: bool = False
+    publisher: Publisher, judged: Judged, *, dry_run: bool, empty_trash: bool = False
 ) -> Collected:
-    """Carry out what `judge` said, and remove what crashes left behind.
+    """Carry out what was judged, and remove what crashes left behind.
 
     Args:
-        run: The run.
         publisher: Of the run.
-        judged: Without any decision only leftovers are removed.
+        judged: The run, and what goes; without any decision only leftovers are removed.
         dry_run: Only say what would go.
         empty_trash: Also what can still be undeleted.
     """
-    observed = scan.observe(publisher.directory, may_touch=not dry_run)
+    observed = scan.observe(publisher.directory, judged.known, may_touch=not dry_run)
+    planned = judged.plan
     pinned = journal.Pins(identity.hidden(publisher.directory)).find()
     unfinished = [tmp for tmp in observed.tmps.values() if tmp.abandoned]
     kept = pinned | observed.leased
@@ -347,13 +391,13 @@ def collect(
             with attempt.at():
                 publisher.empty_trash(everything=True, unidentified=True)
             empty_trash = False  # what goes from here on is promised to wait
-        judged = attempt.retire(judged)
+        planned = attempt.retire(planned, confirm=judged.confirm)
         with attempt.at():
             publisher.empty_trash(everything=empty_trash, unidentified=empty_trash)
     return Collected(
-        run.name,
+        judged.run.name,
         publisher.directory,
-        judged,
+        planned,
         tuple(leftovers),
         not dry_run,
         waiting,
@@ -424,17 +468,28 @@ class _Attempt:
         except OSError as error:
             self.failed.append(NotDeleted(self._publisher.directory, step, error, left))
 
-    def retire(self, planned: Plan, *, force: bool = False, by_hand: bool = False) -> Plan:
+    def retire(
+        self,
+        planned: Plan,
+        *,
+        force: bool = False,
+        by_hand: bool = False,
+        confirm: Confirm | None = None,
+    ) -> Plan:
         """Retire what is to go; return what became of each."""
         doomed = [Doomed(d.step, d.uuid, d.reason, force, by_hand, d.damage) for d in planned.gone]
         if not doomed:
             return planned
         try:
-            retired = self._publisher.retire(doomed, checked=True)
+            gone = {
+                cp.uuid for cp in self._publisher.retire(doomed, checked=True, confirm=confirm).gone
+            }
         except DeletionIncomplete as error:
             self.failed += error.failed
-            retired = error.done
-        gone = {cp.uuid for cp in retired.gone}
+            gone = {cp.uuid for cp in error.done.gone}
+        except RunChanged as error:
+            self.failed.append(NotDeleted(self._publisher.directory, None, error))
+            gone = set()
         if gone.issuperset(doom.uuid for doom in doomed):
             return planned
         why = {one.step: f"not deleted: {one.cause}" for one in self.failed if one.left is None}

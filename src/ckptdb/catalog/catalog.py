@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, cast
 
-from sqlalchemy import Connection, CursorResult, Executable, Row
+from sqlalchemy import Connection, CursorResult, Executable, Row, delete, func, select
 
 from ckptdb.catalog import candidates, conditions, driver, selection, store
 from ckptdb.catalog.candidates import Candidate, Wanted
@@ -27,6 +27,7 @@ from ckptdb.catalog.statements import (
     BY_ID,
     COUNT_LIVE,
     COUNT_RANKED,
+    COUNT_UNLINKED,
     COUNTS,
     DELETE_RUN,
     EVER_FINITE_OF_RUN,
@@ -43,6 +44,7 @@ from ckptdb.catalog.statements import (
     METRIC_NAMES,
     METRIC_NAMES_AMONG,
     METRIC_NAMES_OF_RUN,
+    MISTAKEN,
     NEWEST,
     NEWEST_AMONG,
     NEWEST_OF_RUN,
@@ -51,13 +53,16 @@ from ckptdb.catalog.statements import (
     OWN_METRICS_AMONG,
     PINNED_GONE,
     PLACES,
+    PLACES_OUTSIDE,
     RESUMED,
     RUN_BY_UUID,
     RUNS,
     RUNS_AMONG,
     RUNS_AT,
     RUNS_CALLED,
+    STRAYS,
     TOP_STEPS,
+    UNLINK_STRAYS,
     UNRANKED,
     best_of_runs,
     chunks,
@@ -127,7 +132,9 @@ class Recorded:
         tmps: By uuid, the step.
         gone: By uuid, when and why it went, and its parent.
         annotations: By uuid, only where there are any.
-        contents: By uuid, the whole record of the live ones that have to be compared.
+        contents: By uuid, the whole record of those that have to be compared.
+        mistaken: By uuid, the step of those whose metrics or resumptions are stored as those of
+            another one, or are ranked though it is not, or the reverse; where that was asked.
     """
 
     seen: Seen | None
@@ -137,6 +144,7 @@ class Recorded:
     gone: Mapping[str, tuple[str | None, str | None, str | None]] = field(default_factory=dict)
     annotations: Mapping[str, Annotations] = field(default_factory=dict)
     contents: Mapping[str, Checkpoint] = field(default_factory=dict)
+    mistaken: Mapping[str, int] = field(default_factory=dict)
 
 
 class Catalog:
@@ -153,9 +161,14 @@ class Catalog:
         statement = RUNS if among is None else RUNS_AMONG
         return tuple(self._seen(row) for row in self._rows(statement, _given(among=among)))
 
-    def places(self) -> dict[int, Path]:
-        """Return where each run was seen last, by its id."""
-        return {row.id: self._absolute(row.directory) for row in self._rows(PLACES)}
+    def places(self, *, perhaps_outside: bool = False) -> dict[int, Path]:
+        """Return where each run was seen last, by its id.
+
+        Args:
+            perhaps_outside: Only of those that may not be below the root.
+        """
+        statement = PLACES_OUTSIDE if perhaps_outside else PLACES
+        return {row.id: self._absolute(row.directory) for row in self._rows(statement)}
 
     def find_run(self, uuid: str) -> Seen | None:
         """Return the run with that uuid."""
@@ -460,6 +473,10 @@ class Catalog:
                 if pinned or notes is not None or rejected is not None:
                     said[uuid] = (bool(pinned), notes, rejected)
             added = connection.execute(ADDED, of_run).all() if history else []
+        if not all(
+            isinstance(value, int | float | None) for _, _, _, value, _, _ in map(tuple, added)
+        ):
+            raise self._broken("a number that is none")
         return Recorded(
             seen=seen,
             finals=finals,
@@ -468,6 +485,10 @@ class Catalog:
             gone=gone,
             annotations=_annotations(said, added),
         )
+
+    def find_mistaken(self, run_id: int) -> dict[str, int]:
+        """Return uuid and step of what `Recorded.mistaken` is about."""
+        return {row.uuid: row.step for row in self._rows(MISTAKEN, {"run_id": run_id})}
 
     def contents(
         self, run_id: int, *, steps: Collection[int], gone: Collection[str]
@@ -483,10 +504,22 @@ class Catalog:
             return {
                 checkpoint.uuid: checkpoint
                 for statement, parameters in wanted
-                for _, checkpoint in self._load(connection, statement, parameters)
+                for _, checkpoint in self._load(connection, statement, parameters, as_stored=True)
             }
 
+    def count_strays(self) -> int:
+        """Return how many rows belong to no run or checkpoint that there is."""
+        counts = (select(func.count()).select_from(t).where(stray) for t, stray in STRAYS)
+        return sum(self._rows(count)[0][0] for count in (*counts, COUNT_UNLINKED))
+
     # --- changes ------------------------------------------------------------------------
+
+    def remove_strays(self) -> None:
+        """Remove the rows that belong to no run or checkpoint that there is."""
+        with self.database.write() as connection:
+            for table, stray in STRAYS:
+                connection.execute(delete(table).where(stray))
+            connection.execute(UNLINK_STRAYS)
 
     def apply(self, changes: Changes, *, timeout_seconds: float | None = None) -> int:
         """Store changes of one run in one transaction; return the run's id.
@@ -534,8 +567,22 @@ class Catalog:
         return Seen(row.id, run, row.stamp, bool(row.stamp_verified))
 
     def _load(
-        self, connection: Connection, statement: Executable, parameters: Mapping[str, Any]
+        self,
+        connection: Connection,
+        statement: Executable,
+        parameters: Mapping[str, Any],
+        *,
+        as_stored: bool = False,
     ) -> list[tuple[int, Checkpoint]]:
+        """Return records by the ids of their rows.
+
+        Args:
+            connection: To the catalog.
+            statement: Selects them.
+            parameters: Of the statement.
+            as_stored: With the path that is stored, to be compared; else with the one that run and
+                step make, for a stored one may lead anywhere.
+        """
         rows = connection.execute(statement, parameters).all()
         values: dict[int, list[_Value]] = {}
         marks: dict[int, list[str]] = {}
@@ -548,14 +595,22 @@ class Catalog:
                 else:
                     values.setdefault(row_id, []).append((name, value, source, at))
         return [
-            (row.id, self._checkpoint(row, values.get(row.id, ()), marks.get(row.id, ())))
+            (
+                row.id,
+                self._checkpoint(
+                    row,
+                    row.path if as_stored else _path(row),
+                    values.get(row.id, ()),
+                    marks.get(row.id, ()),
+                ),
+            )
             for row in rows
         ]
 
     def _checkpoint(
-        self, row: Row[Any], values: Sequence[_Value], marks: Sequence[str]
+        self, row: Row[Any], path: object, values: Sequence[_Value], marks: Sequence[str]
     ) -> Checkpoint:
-        if not (isinstance(row.step, int) and isinstance(row.path, str)):
+        if not (isinstance(row.step, int) and isinstance(path, str)):
             raise self._broken("a step that is no number")
         if row.status not in STATUSES:
             raise self._broken(f"the status {row.status!r}")
@@ -564,7 +619,7 @@ class Catalog:
             run=readable(row.run),
             uuid=row.uuid,
             step=row.step,
-            path=self._absolute(row.path),
+            path=self._absolute(path),
             status=row.status,
             created_at=row.created_at,
             finalized_at=row.finalized_at,
@@ -619,6 +674,11 @@ class Catalog:
 
     def _broken(self, what: str) -> CatalogBroken:
         return CatalogBroken(str(self.database.location), f"it holds {what}")
+
+
+def _path(row: Row[Any]) -> str:
+    prefix = "tmp_" if row.status == "tmp" else ""
+    return f"{row.run_directory}/{prefix}step_{row.step}"
 
 
 def _ancestor(row: Row[Any]) -> Ancestor:

@@ -74,6 +74,9 @@ RUN_BY_UUID = select(runs).where(runs.c.uuid == bindparam("uuid"))
 # Where each run is, without its configuration.
 PLACES = select(runs.c.id, runs.c.directory).order_by(runs.c.id)
 
+# What may lead out of a root: few, if any.
+PLACES_OUTSIDE = PLACES.where(or_(runs.c.directory.like("/%"), runs.c.directory.like("%..%")))
+
 RUNS_AMONG = RUNS.where(runs.c.id.in_(_AMONG))
 
 # What a person may call a run, without reading all of them with their configurations.
@@ -277,6 +280,7 @@ _WHOLE = select(
     checkpoints,
     runs.c.name.label("run"),
     runs.c.uuid.label("run_uuid"),
+    runs.c.directory.label("run_directory"),
     select(_PARENTS.c.uuid)
     .where(_PARENTS.c.id == checkpoints.c.parent_id)
     .scalar_subquery()
@@ -512,6 +516,28 @@ ADDED = union_all(
     .where(resumes.c.run_id == bindparam("run_id")),
 )  # fmt: skip
 
+# What metrics and resumptions repeat of their checkpoint, where it is not the checkpoint's.
+_IS_RANKED = cast(case((TRUSTED, 1), else_=0), Integer)
+
+_PUBLISHED_AT = func.coalesce(checkpoints.c.finalized_at, checkpoints.c.created_at)
+
+MISTAKEN = union_all(
+    select(checkpoints.c.uuid, checkpoints.c.step)
+    .join_from(metrics, checkpoints, checkpoints.c.id == metrics.c.checkpoint_id)
+    .where(
+        _OF_RUN,
+        or_(
+            metrics.c.run_id != checkpoints.c.run_id,
+            metrics.c.step != checkpoints.c.step,
+            metrics.c.live != _IS_RANKED,
+            and_(metrics.c.source == TRAINING_INFO, metrics.c.reported_at != _PUBLISHED_AT),
+        ),
+    ),
+    select(checkpoints.c.uuid, checkpoints.c.step)
+    .join_from(resumes, checkpoints, checkpoints.c.id == resumes.c.checkpoint_id)
+    .where(_OF_RUN, resumes.c.run_id != checkpoints.c.run_id),
+)
+
 # --- changes --------------------------------------------------------------------------------
 
 # What many rows are given to goes to the driver as text, `?` for each value: taking a row apart
@@ -572,6 +598,42 @@ PUT_METRIC = """
     ON CONFLICT (checkpoint_id, name) DO NOTHING
 """
 
+
+def _of_checkpoint(value: ColumnElement[Any], of: Any) -> Any:
+    return select(value).where(checkpoints.c.id == of).scalar_subquery()
+
+
+def _in_run(of: Any) -> Any:
+    return of.in_(select(checkpoints.c.id).where(checkpoints.c.run_id == bindparam("of_run")))
+
+
+CORRECT_METRICS = (
+    update(metrics)
+    .where(_in_run(metrics.c.checkpoint_id))
+    .values(
+        run_id=bindparam("of_run"),
+        step=_of_checkpoint(checkpoints.c.step, metrics.c.checkpoint_id),
+        live=_of_checkpoint(_IS_RANKED, metrics.c.checkpoint_id),
+        reported_at=case(
+            (
+                metrics.c.source == TRAINING_INFO,
+                _of_checkpoint(_PUBLISHED_AT, metrics.c.checkpoint_id),
+            ),
+            else_=metrics.c.reported_at,
+        ),
+    )
+)
+
+UNLINK_PARENTS = (
+    update(checkpoints)
+    .where(checkpoints.c.run_id == bindparam("of_run"), checkpoints.c.uuid.in_(_any("uuids")))
+    .values(parent_id=None)
+)
+
+CORRECT_RESUMES = (
+    update(resumes).where(_in_run(resumes.c.checkpoint_id)).values(run_id=bindparam("of_run"))
+)
+
 UPDATE_CHECKPOINT = update(checkpoints).where(checkpoints.c.id == bindparam("row_id"))
 
 CHECKPOINT_BY_UUID = select(
@@ -614,13 +676,35 @@ END_ALL = (
 
 UNRANK_ALL = update(metrics).where(metrics.c.run_id == bindparam("of_run")).values(live=0)
 
+# As a directory and a step make it: what was stored before may be anything.
 MOVE_PATHS = (
     update(checkpoints)
     .where(checkpoints.c.run_id == bindparam("of_run"))
     .values(
-        path=bindparam("after", type_=Text) + func.substr(checkpoints.c.path, bindparam("begin"))
+        path=bindparam("after", type_=Text)
+        + case((TMP, "tmp_step_"), else_="step_")
+        + cast(checkpoints.c.step, Text)
     )
 )
+
+# Rows of what is not there: foreign keys hold only where whoever writes has asked for them. Those
+# of runs first, which take more with them.
+STRAYS = (
+    (checkpoints, ~exists().where(runs.c.id == checkpoints.c.run_id)),
+    *(
+        (table, ~exists().where(checkpoints.c.id == table.c.checkpoint_id))
+        for table in (metrics, tags, resumes)
+    ),
+)
+
+_UNLINKED = and_(
+    checkpoints.c.parent_id.is_not(None),
+    checkpoints.c.parent_id.not_in(select(_PARENTS.c.id)),
+)
+
+COUNT_UNLINKED = select(func.count()).select_from(checkpoints).where(_UNLINKED)
+
+UNLINK_STRAYS = update(checkpoints).where(_UNLINKED).values(parent_id=None)
 
 INSERT_METRIC = insert(metrics)
 

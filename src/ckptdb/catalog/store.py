@@ -16,6 +16,8 @@ from ckptdb.catalog.paths import Paths, storable
 from ckptdb.catalog.statements import (
     CHECKPOINT_BY_UUID,
     CLEAR_METRICS,
+    CORRECT_METRICS,
+    CORRECT_RESUMES,
     DELETE_LATE_METRICS,
     DELETE_RESUMES,
     DELETE_RUN,
@@ -37,6 +39,7 @@ from ckptdb.catalog.statements import (
     RUN_AS_PUT,
     RUNS_AT,
     SET_CONFIG_OF_STEP,
+    UNLINK_PARENTS,
     UNRANK_ALL,
     UPDATE_CHECKPOINT,
     UPDATE_RUN,
@@ -72,6 +75,8 @@ class Changes:
         seen: The stamp that a listing has just shown to be what the index stands for.
         verified: Whether that listing was made late enough to be sure.
         moved: Stamp before and after changes of our own; kept only if the index knew the former.
+        without_parent: uuids of those that have none, though the index says one.
+        correct: Also store anew what metrics and resumptions repeat of their checkpoints.
     """
 
     run: Run
@@ -83,6 +88,8 @@ class Changes:
     seen: str | None = None
     verified: bool = True
     moved: tuple[str, str] | None = None
+    without_parent: Sequence[str] = ()
+    correct: bool = False
 
 
 def apply(connection: Connection, paths: Paths, changes: Changes) -> int:
@@ -100,6 +107,11 @@ def apply(connection: Connection, paths: Paths, changes: Changes) -> int:
     _link(connection, run_id, [*_before_parents([*gone, *here]), *changes.children])
     for uuid, said in changes.annotations.items():
         _annotate(connection, run_id, uuid, said)
+    for chunk in chunks(changes.without_parent):
+        connection.execute(UNLINK_PARENTS, {"of_run": run_id, "uuids": chunk})
+    if changes.correct:
+        for statement in (CORRECT_METRICS, CORRECT_RESUMES):
+            connection.execute(statement, {"of_run": run_id})
     _finish(connection, run_id, changes)
     return run_id
 
@@ -126,7 +138,7 @@ def _put_run(connection: Connection, paths: Paths, run: Run) -> int:
         connection.execute(UPDATE_RUN, {"row_id": row_id, **changed})
     if "directory" in changed:
         _end_others(connection, str(values["directory"]), row_id)
-        _move_paths(connection, row_id, known["directory"], str(values["directory"]))
+        _move_paths(connection, row_id, str(values["directory"]))
     return int(row_id)
 
 
@@ -259,11 +271,10 @@ def _end(connection: Connection, run_id: int) -> None:
     connection.execute(UNRANK_ALL, {"of_run": run_id})
 
 
-def _move_paths(connection: Connection, run_id: int, old: str, new: str) -> None:
+def _move_paths(connection: Connection, run_id: int, directory: str) -> None:
     # A run that is its own root has the directory "." and paths without it.
-    before, after = ("" if d == "." else f"{d}/" for d in (old, new))
-    moved = {"of_run": run_id, "after": after, "begin": len(before) + 1}
-    connection.execute(MOVE_PATHS, moved)
+    after = "" if directory == "." else f"{directory}/"
+    connection.execute(MOVE_PATHS, {"of_run": run_id, "after": after})
 
 
 def _is_live(stored: Checkpoint | Row[Any], *, rejected: bool) -> int:

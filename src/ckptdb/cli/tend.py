@@ -190,6 +190,8 @@ def _print_report(report: ReconcileReport, *, dry_run: bool) -> None:
         _print_run(run)
         if run.journal_aside:
             say(f"{run.name}: the damaged journal is kept as {run.journal_aside}")
+    if report.strays:
+        say(f"{report.strays} row(s) of the catalog belong to no run or checkpoint; removed.")
     for sentence in report.history:
         say(f"{sentence}.")
     for sentence in report.blocked:

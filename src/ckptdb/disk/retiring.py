@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import errno
 import os
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -22,6 +22,9 @@ from ckptdb.disk.scan import Leftover, Watch
 from ckptdb.disk.trash import Trash
 from ckptdb.errors import DeletionIncomplete, NotDeleted
 from ckptdb.records import Checkpoint
+
+Confirm = Callable[[frozenset[str]], None]
+"""Raises when checkpoints, given by uuid, should not go after all; the run is locked then."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,7 +57,13 @@ class Doomed:
 class Retiring(Trash):
     """Ends checkpoints."""
 
-    def retire(self, doomed: Iterable[Doomed], *, checked: bool = False) -> Retired:
+    def retire(
+        self,
+        doomed: Iterable[Doomed],
+        *,
+        checked: bool = False,
+        confirm: Confirm | None = None,
+    ) -> Retired:
         """Record the end of published checkpoints and take them out of sight.
 
         One that is no longer the checkpoint that was judged, or has been pinned, leased, rejected
@@ -65,6 +74,8 @@ class Retiring(Trash):
             doomed: Which.
             checked: Look first whether all that is in them may be removed; if not, it stays whole.
                 Of what is deleted by hand then nothing goes, or all.
+            confirm: Called under the run's lock with the uuids of what is about to go; what it
+                raises keeps all of it.
 
         Raises:
             DeletionIncomplete: Some of them are not out of sight; says which, and which are.
@@ -87,6 +98,8 @@ class Retiring(Trash):
             ]
             if checked:
                 leaving = self._find_removable(leaving, failed)
+            if confirm is not None:
+                confirm(frozenset(cp.uuid for cp, _ in leaving))
             at = self._now()
             reasons = {cp.uuid: doom.reason for cp, doom in leaving}
             judged = [cp for cp, _ in leaving]

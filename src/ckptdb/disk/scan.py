@@ -78,8 +78,13 @@ class Stamp:
 
     @classmethod
     def parse(cls, text: str) -> Stamp:
-        """Read what ``str()`` wrote."""
-        return cls(*map(int, text.split(":")))
+        """Read what ``str()`` wrote.
+
+        Raises:
+            ValueError: Nobody of ours wrote that.
+        """
+        mtime_ns, links, journal_bytes = map(int, text.split(":"))
+        return cls(mtime_ns, links, journal_bytes)
 
     def is_same(self, other: Stamp | None) -> bool:
         """Whether nothing has changed between the two, by the ctime too."""
@@ -408,6 +413,45 @@ def observe(
         unsure=trouble.unsure,
         doubts=trouble.doubts,
     )
+
+
+class ReadFiles:
+    """What the files of a run say, again and again: what has not changed is not read again."""
+
+    def __init__(self, directory: Path) -> None:
+        self._directory = directory
+        self._finals: dict[int, Checkpoint] = {}
+
+    def observe(self) -> Observation:
+        """Look at the run, its journal included; every published checkpoint is in it.
+
+        Raises:
+            OSError: The directory itself cannot be read.
+        """
+        found = observe(self._directory, self._known())
+        finals = {cp.step: cp for cp in found.finals.values() if cp is not None}
+        same = (step for step, cp in found.finals.items() if cp is None)
+        self._finals = {step: self._finals[step] for step in same} | finals
+        return replace(found, finals=dict(sorted(self._finals.items())))
+
+    def find_published(self) -> tuple[Checkpoint, ...] | None:
+        """Return the published checkpoints by step; None when one of them cannot be read.
+
+        Raises:
+            OSError: The directory itself cannot be read.
+        """
+        who, steps = identity.identify(self._directory), sorted(list_folder(self._directory).finals)
+        finals: dict[int, Checkpoint] = {}
+        for looked in look(who, steps, self._known().finals):
+            if looked.failed:
+                return None
+            finals.update((step, self._finals[step]) for step in looked.same)
+            finals.update((checkpoint.step, checkpoint) for checkpoint in looked.read)
+        self._finals = finals
+        return tuple(finals[step] for step in sorted(finals))
+
+    def _known(self) -> Known:
+        return Known({step: (cp.uuid, cp.fingerprint) for step, cp in self._finals.items()})
 
 
 def read_facts(who: Identity, unrecorded: Sequence[Leftover] | None = None) -> Facts:

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import suppress
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext, suppress
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -38,8 +38,9 @@ from ckptdb.reconcile.whereabouts import find_whereabouts
 from ckptdb.records import Checkpoint, Run
 
 Depth = Literal["changes", "files", "full"]
-"""How much is looked at again: only what the stamp and the fingerprints say is new; every
-fingerprint and the whole journal; or every file of every checkpoint."""
+"""How much is looked at again: only what the stamp and the fingerprints say is new; what every
+checkpoint and the whole journal say, whatever the index says of them; or every file of every
+checkpoint besides."""
 
 _PREFIX = 8
 """So many characters of a uuid are shown to call a run by."""
@@ -110,6 +111,7 @@ class ReconcileReport:
     Attributes:
         missing: Runs that the catalog has below the tree and that are not there.
         replaced: Runs whose directory below the tree is another run's by now.
+        strays: How many rows of the catalog belong to no run or checkpoint that there is; removed.
     """
 
     runs: tuple[RunReport, ...]
@@ -118,6 +120,7 @@ class ReconcileReport:
     set_aside: Path | None = None
     checkpoints: int = 0
     seconds: float = 0.0
+    strays: int = 0
 
     @property
     def not_verifiable(self) -> int:
@@ -127,12 +130,12 @@ class ReconcileReport:
     @property
     def has_drift(self) -> bool:
         """Disk and index differed somewhere, or a checkpoint is lost or cannot be trusted."""
-        return any(run.has_drift for run in self.runs)
+        return bool(self.strays) or any(run.has_drift for run in self.runs)
 
     @property
     def has_changes(self) -> bool:
         """Disk and index differed somewhere: applying changes something."""
-        return any(run.has_changes for run in self.runs)
+        return bool(self.strays) or any(run.has_changes for run in self.runs)
 
     @property
     def has_lasting(self) -> bool:
@@ -145,7 +148,7 @@ class ReconcileReport:
         actions = [action for run in self.runs for action in run.actions]
         kinds = Counter("lost" if a.is_lost else a.kind for a in actions)
         return {
-            "differences": sum(action.is_change for action in actions),
+            "differences": self.strays + sum(action.is_change for action in actions),
             **{kind: kinds[kind] for kind in ("lost", "damaged", "unreadable", "rejected")},
         }
 
@@ -180,6 +183,7 @@ class ReconcileReport:
                 for run in self.replaced
             ],
             "set_aside": None if self.set_aside is None else str(self.set_aside),
+            "strays": self.strays,
             "runs": [run.as_dict() for run in self.runs],
         }
 
@@ -205,6 +209,9 @@ def reconcile_tree(
     """
     started = time.monotonic()
     count = 0
+    strays = catalog.count_strays()
+    if strays and not dry_run:
+        catalog.remove_strays()
 
     def counted() -> None:
         nonlocal count
@@ -228,11 +235,18 @@ def reconcile_tree(
     # One that has moved is not missing where it was.
     found = {report.uuid for report in reports.values()}
     known = (seen.run.directory for seen in catalog.runs() if seen.run.uuid not in found)
-    missing = tuple(d for d in known if d.is_relative_to(top) and not d.is_dir())
+    missing = tuple(
+        d for d in known if d.is_relative_to(top) and (".." in d.parts or not d.is_dir())
+    )
     replaced = _find_replaced(catalog, top, reports)
     seconds = time.monotonic() - started
     return ReconcileReport(
-        tuple(reports.values()), missing, replaced, checkpoints=count, seconds=seconds
+        tuple(reports.values()),
+        missing,
+        replaced,
+        checkpoints=count,
+        seconds=seconds,
+        strays=strays,
     )
 
 
@@ -247,6 +261,7 @@ def _find_replaced(catalog: Catalog, top: Path, reports: Iterable[Path]) -> tupl
         for seen in catalog.runs()
         if seen.run.uuid not in here
         and seen.run.directory.is_relative_to(top)
+        and ".." not in seen.run.directory.parts
         and find_whereabouts(catalog, seen.run.uuid, seen.run.directory) == "replaced"
     )
 
@@ -259,7 +274,9 @@ def _with_known(
     # A run behind a symlink, or emptied, is not found by looking; the catalog remembers it.
     for seen in catalog.runs():
         directory = seen.run.directory
-        if directory.is_relative_to(top) and directory not in done and directory.is_dir():
+        if ".." in directory.parts or directory in done:
+            continue  # such a row of the catalog leads anywhere
+        if directory.is_relative_to(top) and directory.is_dir():
             yield directory, None
 
 
@@ -322,6 +339,7 @@ def index_run(
     assume: bool = False,
     completing: Completing | None = None,
     listing: Listing | None = None,
+    locked: bool = False,
 ) -> RunReport:
     """Bring the index to what is on disk in one run, and change nothing there.
 
@@ -335,11 +353,14 @@ def index_run(
         completing: Publishes what a crash left complete, which is all that may be changed; None
             not even that.
         listing: Of the directory, when it has just been made.
+        locked: The caller holds the run's lock.
 
     Raises:
         OSError: The directory cannot be read at all.
     """
-    return _reconcile(catalog, directory, _How(depth, completing, assume), None, listing)
+    return _reconcile(
+        catalog, directory, _How(depth, completing, assume, locked=locked), None, listing
+    )
 
 
 def _reconcile(
@@ -349,7 +370,8 @@ def _reconcile(
     on_checkpoint: Callable[[], None] | None,
     listing: Listing | None,
 ) -> RunReport:
-    look = _look(catalog, directory, how, on_checkpoint, take_in=True, listing=listing)
+    # What is taken in takes the lock itself.
+    look = _look(catalog, directory, how, on_checkpoint, take_in=not how.locked, listing=listing)
     if isinstance(look, RunReport):
         return look
     if how.settle and how.finishing and look.plan.doubt is not None:
@@ -373,6 +395,7 @@ class _How:
     assume: bool = False
     store: bool = True
     settle: bool = False
+    locked: bool = False
 
     @property
     def finishing(self) -> Finishing | None:
@@ -460,7 +483,9 @@ def _look(
             # Perhaps only because somebody has written it down since, and told the index.
             with suppress(OSError):
                 observed = replace(observed, facts=scan.read_facts(who))
-    recorded = replace(recorded, contents=_contents(catalog, observed, recorded))
+    recorded = replace(recorded, contents=_contents(catalog, observed, recorded, how.depth))
+    if how.depth != "changes" and recorded.seen is not None:
+        recorded = replace(recorded, mistaken=catalog.find_mistaken(recorded.seen.id))
     if recorded.problems:
         full = how.depth == "full"
         kept = {
@@ -511,10 +536,10 @@ def _known(recorded: Recorded, how: _How, before: Observation | None) -> Known:
         }
         return Known({**recorded.finals, **read}, config=True)
     seen = recorded.seen
-    if how.depth == "full" or seen is None:
-        return Known()
+    if how.depth != "changes" or seen is None:
+        return Known()  # what the index holds may be wrong, and then so may be its fingerprints
     journal_bytes = None
-    if how.depth == "changes" and not how.writes and seen.stamp is not None:
+    if not how.writes and seen.stamp is not None:
         with suppress(ValueError):  # SQLite has no checksums; then the journal is read again
             journal_bytes = Stamp.parse(seen.stamp).journal_bytes
     config = seen.run.config
@@ -532,7 +557,9 @@ def _completed(observed: Observation, before: Observation) -> Observation:
     return replace(observed, finals=finals, config=config, doubts=doubts | dict(observed.doubts))
 
 
-def _contents(catalog: Catalog, observed: Observation, recorded: Recorded) -> dict[str, Checkpoint]:
+def _contents(
+    catalog: Catalog, observed: Observation, recorded: Recorded, depth: Depth
+) -> dict[str, Checkpoint]:
     if recorded.seen is None:
         return {}
     read = {step for step, checkpoint in observed.finals.items() if checkpoint}
@@ -541,6 +568,8 @@ def _contents(catalog: Catalog, observed: Observation, recorded: Recorded) -> di
     steps = sorted((read & set(recorded.finals)) | missing | tmps)
     lost = unwritten(recorded, observed.facts) if observed.facts else set()
     lost.update(uuid for uuid in find_missing(observed, recorded) if uuid in recorded.gone)
+    if depth != "changes" and observed.facts:
+        lost.update(observed.facts.gone.keys() & recorded.gone.keys())
     return catalog.contents(recorded.seen.id, steps=steps, gone=sorted(lost))
 
 
@@ -672,7 +701,7 @@ def _index(
     if how.finishing and (unrecorded or _is_new_copy(first, how)):
         with suppress(OSError):  # then nothing can be appended to its journal either
             how.finishing.establish()
-    with held(directory) if how.writes else held_to_look(directory):
+    with _hold(directory, how):
         # Between the first look and the lock a trainer may have published or retired.
         look: _Look | RunReport = first
         if not _is_still_true(catalog, first):
@@ -703,6 +732,8 @@ def _index(
                 if action.uuid and action.annotations is not None
             },
             config=look.plan.config,
+            without_parent=_find_parentless(look, stored) if how.depth != "changes" else (),
+            correct=bool(look.recorded.mistaken),
         )
         unsettled = blocked or look.plan.blocked or look.plan.doubt
         stamp = None if unsettled else _find_seen_stamp(directory, look)
@@ -725,6 +756,21 @@ def _index(
         uuid=look.observation.identity.run.uuid,
         is_unfinished=not how.writes and _is_unfinished(look),
     )
+
+
+def _hold(directory: Path, how: _How) -> AbstractContextManager[None]:
+    if how.locked:
+        return nullcontext()
+    return held(directory) if how.writes else held_to_look(directory)
+
+
+def _find_parentless(look: _Look, stored: Sequence[Checkpoint]) -> list[str]:
+    known = look.recorded.contents
+    return [
+        cp.uuid
+        for cp in stored
+        if cp.parent is None and cp.status != "tmp" and cp.uuid in known and known[cp.uuid].parent
+    ]
 
 
 def _was_ended(look: _Look, action: Action) -> bool:

@@ -156,6 +156,7 @@ def plan(observed: Observation, recorded: Recorded) -> Plan:
         *_lost(both),
         *_unwritten(both),
         *_history(both),
+        *_mistaken(recorded),
         *_annotations(both),
         *_leftovers(both),
         *(Action("foreign", f"{name} is no checkpoint; left alone") for name in observed.foreign),
@@ -175,6 +176,10 @@ def plan(observed: Observation, recorded: Recorded) -> Plan:
         config = known if config is None else config
     elif known == config:
         config = None
+    elif config is not None and (known or config) and not any(a.is_change for a in actions):
+        # With a checkpoint that comes or goes, it does too; by itself it does not.
+        what = f"{observed.identity.run.directory} has another configuration than the catalog says"
+        actions.append(Action("changed run", what))
     return Plan(tuple(actions), blocked, config, both.doubt)
 
 
@@ -392,6 +397,7 @@ def _content(checkpoint: Checkpoint, late: Container[str]) -> tuple[Any, ...]:
     return (
         checkpoint.step, checkpoint.path, checkpoint.created_at, checkpoint.finalized_at,
         checkpoint.size_bytes, checkpoint.file_count, checkpoint.problem, checkpoint.info, own,
+        checkpoint.deleted_at, checkpoint.deleted_reason,
     )  # fmt: skip
 
 
@@ -534,6 +540,21 @@ def _history(both: _Both) -> Iterator[Action]:
         if recorded.gone.get(uuid) != (ended.deleted_at, ended.deleted_reason, parent):
             what = f"{ended.deleted_reason}; known to the journal, not to the catalog"
             yield Action("deleted", what, ended.step, ended, uuid)
+        elif (known := recorded.contents.get(uuid)) and not _is_same_end(known, ended, recorded):
+            what = "what it was before it went differs from the journal"
+            yield Action("deleted", what, ended.step, ended, uuid)
+
+
+def _is_same_end(known: Checkpoint, ended: Checkpoint, recorded: Recorded) -> bool:
+    if recorded.seen and known.path != ended.path:
+        known = _as_if_moved(known, recorded.seen.run.directory, ended.path.parent)
+    return _content(known, known.late) == _content(ended, known.late)
+
+
+def _mistaken(recorded: Recorded) -> Iterator[Action]:
+    """What the index says twice, and not the same."""
+    for uuid, step in recorded.mistaken.items():
+        yield Action("changed", "the catalog ranks it by what is not its own", step, uuid=uuid)
 
 
 def _annotations(both: _Both) -> Iterator[Action]:

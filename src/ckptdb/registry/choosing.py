@@ -376,7 +376,9 @@ class Choosing(Tree):
 
     def _is_there(self, checkpoint: Checkpoint) -> bool:
         # It may have been replaced since it was chosen, or its run: then its path is another one's.
-        if checkpoint.status != "final" or not scan.is_published(checkpoint.path):
+        if checkpoint.status != "final" or not self._is_inside(checkpoint.path.parent):
+            return False
+        if not scan.is_published(checkpoint.path):
             return False
         where = find_whereabouts(self._catalog(), checkpoint.run_uuid, checkpoint.path.parent)
         return where in ("here", "unclear")

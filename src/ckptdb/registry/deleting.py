@@ -5,14 +5,15 @@ from __future__ import annotations
 import os
 from collections.abc import Collection, Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import NamedTuple
+from dataclasses import replace
+from pathlib import Path
 
-from ckptdb import caller, upkeep
+from ckptdb import by_files, caller, upkeep
 from ckptdb.catalog.catalog import Catalog, Seen
 from ckptdb.catalog.engine import Database
 from ckptdb.catalog.location import Location
-from ckptdb.disk import names
-from ckptdb.disk.paths import Place, find_place
+from ckptdb.disk import names, scan
+from ckptdb.disk.paths import find_place
 from ckptdb.disk.publish import Publisher
 from ckptdb.errors import (
     CatalogBroken,
@@ -29,26 +30,14 @@ from ckptdb.errors import (
 )
 from ckptdb.reconcile import RunReport, index_run
 from ckptdb.reconcile.whereabouts import find_there
-from ckptdb.records import Checkpoint, Run
+from ckptdb.records import Checkpoint
 from ckptdb.registry.gathering import find_own_doubt
-from ckptdb.registry.tree import PathLike, Tree
-from ckptdb.retention import Plan, Policy, Replay
-from ckptdb.upkeep import Collected
+from ckptdb.registry.tree import NAMED, PathLike, Tree
+from ckptdb.retention import Policy, Replay
+from ckptdb.upkeep import Collected, Judged
 
 _NO_LIMIT = Policy()
 _UNUSABLE = (CatalogLocked, CatalogBroken, CatalogUnusable)
-
-
-class _Judged(NamedTuple):
-    """What is to become of a run.
-
-    Attributes:
-        place: Which directory it was when it was judged.
-    """
-
-    run: Run
-    place: Place | None
-    plan: Plan
 
 
 class Deleting(Tree):
@@ -94,10 +83,8 @@ class Deleting(Tree):
             found = self._find_meant(run)
             if run is None and len(found) > 1 and not (all_runs or dry_run or plans is not None):
                 raise RunsNotNamed([seen.run.directory for seen in found])
-            # All of them are judged before anything goes.
-            judged = self._judge_all(found, policy, dry_run=dry_run)
 
-            def collect(judged: _Judged, *, dry_run: bool) -> Collected:
+            def collect(judged: Judged, *, dry_run: bool) -> Collected:
                 run = judged.run
                 publisher = Publisher(
                     run.directory,
@@ -105,10 +92,10 @@ class Deleting(Tree):
                     place=judged.place,
                     trash_ttl_seconds=trash_ttl_seconds,
                 )
-                return upkeep.collect(
-                    run, publisher, judged.plan, dry_run=dry_run, empty_trash=empty_trash
-                )
+                return upkeep.collect(publisher, judged, dry_run=dry_run, empty_trash=empty_trash)
 
+            # All of them are judged before anything goes.
+            judged = self._judge_all(found, policy, dry_run=dry_run)
             if plans is not None:
                 _compare([collect(one, dry_run=True) for one in judged], set(plans))
             collected: list[Collected] = []
@@ -122,6 +109,8 @@ class Deleting(Tree):
                     # What was done in the others must not be hidden by it.
                     failed.append(NotDeleted(one.run.directory, None, error))
             if not dry_run:
+                lying = [one.run.directory for one in judged if one.differs]
+                self._follow(lying, depth="files")
                 self._follow(one.directory for one in collected if one.decisions or one.leftovers)
             _raise_if_incomplete(collected, failed, tuple(collected))
             return tuple(collected)
@@ -212,7 +201,30 @@ class Deleting(Tree):
         if run is not None or self._run is not None:
             return [self._get_named(run)]
         scope = self._find_scope(None)
-        return self._present(self._catalog().runs(among=scope.among))
+        found = self._present(self._catalog().runs(among=scope.among))
+        found = [seen for seen in found if not self._is_skipped(seen.run.directory)]
+        return [*found, *self._find_unlisted({seen.run.directory for seen in found})]
+
+    def _is_skipped(self, directory: Path) -> bool:
+        """Tell of a run behind a link out of what was opened, which has to be named."""
+        leads = self._leads_outside(directory)
+        if leads:
+            self._tell(
+                f"Nothing is deleted in {directory}, where a link leads out of {self.directory}; "
+                "name the run (`--run`) when it is meant."
+            )
+        return leads
+
+    def _find_unlisted(self, listed: Collection[Path]) -> list[Seen]:
+        """Return the runs at or below what was opened that the catalog does not have there."""
+        top = self.directory
+        unlisted = [] if top is None else [d for d in scan.find_runs(top) if d not in listed]
+        if self._chosen and self.location.base is None:
+            return []  # of a catalog elsewhere other runs may have no part
+        for directory in unlisted:
+            self._heal(directory)
+        there = (find_there(self._catalog(), directory) for directory in unlisted)
+        return [seen for seen in there if seen is not None and seen.run.directory not in listed]
 
     def _get_named(self, run: PathLike | None) -> Seen:
         """Return the one run that is meant, if it is there to be deleted from."""
@@ -220,7 +232,7 @@ class Deleting(Tree):
         Publisher(seen.run.directory, of=seen.run).must_be_here()
         return seen
 
-    def _judge_all(self, found: Sequence[Seen], policy: Policy, *, dry_run: bool) -> list[_Judged]:
+    def _judge_all(self, found: Sequence[Seen], policy: Policy, *, dry_run: bool) -> list[Judged]:
         judged = []
         for seen in found:
             try:
@@ -229,16 +241,22 @@ class Deleting(Tree):
                 if len(found) == 1:
                     raise
                 caller.warn(str(error))  # it must not keep the others
+        if wrong := [one.run.directory for one in judged if one.differs]:
+            some = ", ".join(map(str, wrong[:NAMED])) + ", …" * (len(wrong) > NAMED)
+            caller.warn(
+                f"{self.location} does not say what the files of {some} say; what goes is decided "
+                "by the files. `ckptdb check` names what differs, `ckptdb reconcile` mends it."
+            )
         return judged
 
-    def _judge(self, seen: Seen, policy: Policy, *, dry_run: bool) -> _Judged:
+    def _judge(self, seen: Seen, policy: Policy, *, dry_run: bool) -> Judged:
         # Before it is looked at: what is judged is what will be changed.
         place = find_place(seen.run.directory)
         catalog, seen, report = self._exact(seen, dry_run=dry_run)
         _refuse_in_doubt(seen, report, catalog.database.location)
         if report is not None and report.blocked:
-            return _Judged(seen.run, place, Plan())  # what cannot be seen whole is not judged
-        return _Judged(seen.run, place, upkeep.judge(catalog, seen, policy))
+            return Judged(seen.run, place=place)  # what cannot be seen whole is not judged
+        return replace(by_files.judge(policy, catalog, seen), place=place)
 
     @contextmanager
     def _deciding(self, run: PathLike | Sequence[PathLike] | None) -> Iterator[None]:

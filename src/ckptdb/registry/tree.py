@@ -30,11 +30,12 @@ from ckptdb.errors import (
     NoRunsBelow,
     RootRefused,
     RunLocked,
+    RunOutside,
     UnknownCheckpoint,
     UnknownRun,
 )
 from ckptdb.index import find_location, fixed_choice
-from ckptdb.reconcile import RunReport, index_run, reconcile_run
+from ckptdb.reconcile import Depth, RunReport, index_run, reconcile_run
 from ckptdb.reconcile.whereabouts import Whereabouts, find_there, find_whereabouts
 from ckptdb.records import Checkpoint
 from ckptdb.registry.scope import Below, Scope
@@ -43,7 +44,7 @@ PathLike = str | os.PathLike[str]
 _SHORTEST_UUID_PREFIX = 4
 _COMPARED_SECONDS = 2.0
 """For how long answers to a reader rest on one look at all runs: a page asks many questions."""
-_NAMED = 5
+NAMED = 5
 """How many runs a sentence names at most."""
 
 
@@ -74,6 +75,7 @@ class Tree:
         self._compared_at = -math.inf
         self._refused: RootRefused | None = None
         self._told: set[str] = set()
+        self._own_root: Path | None = None
 
     @classmethod
     def open(cls, location: PathLike = ".", *, catalog: PathLike | None = None) -> Self:
@@ -225,9 +227,59 @@ class Tree:
     def _find_among(self) -> tuple[int, ...] | None:
         """Return which runs lie at or below what was opened; None for all of the catalog."""
         top = self.directory
-        if top is None or top == self.location.base:
+        if top is not None and top != self.location.base:
+            places = self._catalog().places().items()
+            inside = {number: place for number, place in places if self._is_inside(place)}
+            return Below(top).find(inside)
+        if self._find_own_root() is None or not self._find_outside():
             return None
-        return Below(top).find(self._catalog().places())
+        places = self._catalog().places().items()
+        return tuple(number for number, place in places if self._is_inside(place))
+
+    def _is_inside(self, place: Path) -> bool:
+        """Tell whether a row's directory lies in what was pointed at.
+
+        That is the root that the catalog belongs to, and the directory that was opened. A catalog
+        that belongs to no root has its runs anywhere, by their absolute paths.
+        """
+        if not place.is_absolute() or ".." in place.parts or "\0" in str(place):
+            return False
+        tops = [top for top in (self._find_own_root(), self._directory) if top is not None]
+        return self._find_own_root() is None or any(place.is_relative_to(top) for top in tops)
+
+    def _find_own_root(self) -> Path | None:
+        """Return the root whose catalog this is; None of one that was put anywhere else."""
+        base = self.location.base
+        if base is None or not self._chosen:
+            return base
+        if self._own_root is None and identity.is_root(base):
+            self._own_root = base
+        return self._own_root
+
+    def _leads_outside(self, place: Path) -> bool:
+        """Tell whether a link leads out of what was pointed at."""
+        base = self._find_own_root()
+        tops = [os.path.realpath(top) for top in (base, self._directory) if top is not None]
+        real = Path(os.path.realpath(place))
+        return base is not None and not any(real.is_relative_to(top) for top in tops)
+
+    def _find_outside(self) -> tuple[Seen, ...]:
+        """Return the runs that the catalog has outside of what was pointed at; says so once."""
+        ids = [
+            number
+            for number, place in self._catalog().places(perhaps_outside=True).items()
+            if not self._is_inside(place)
+        ]
+        if not ids:
+            return ()
+        outside = self._catalog().runs(among=ids)
+        named = [f"{seen.run.uuid[:8]} at {seen.run.directory}" for seen in outside[:NAMED]]
+        some = ", ".join(named) + ", …" * (len(outside) > NAMED)
+        self._tell(
+            f"{self.location} has {len(outside)} run(s) outside {self.location.base} ({some}): "
+            "those are left out. `ckptdb forget` drops one; -C DIR with --catalog asks about it."
+        )
+        return outside
 
     def _runs(self) -> tuple[Seen, ...]:
         """Return the runs at or below what was opened, by name."""
@@ -250,6 +302,8 @@ class Tree:
                 raise UnknownRun(str(self._run), [s.run.name for s in self._catalog().runs()])
             return seen
         seen = self._match(run)
+        if not self._is_inside(seen.run.directory):
+            raise RunOutside(seen.run.name, seen.run.directory, str(self.location))
         settled = self._find_settled(seen.run.directory)
         if settled is not None and settled.id == seen.id:
             return settled
@@ -270,12 +324,22 @@ class Tree:
         name = os.fspath(run)
         places = self._places(name)
         called = self._catalog().find_runs_called(name, places)
+        if not all(self._is_inside(seen.run.directory) for seen in called):
+            return self._match_outside(name, called)
         found = self._match_path(name, places, called) or self._match_name(name, called)
         if found is None:
             known = self._catalog().runs()
             found = _only(name, [seen for seen in known if _is_uuid_prefix(name, seen.run.uuid)])
         if found is None:
             raise UnknownRun(name, {seen.run.name for seen in known})
+        return found
+
+    def _match_outside(self, name: str, called: Sequence[Seen]) -> Seen:
+        """Return one of some runs, of which not all are inside what was pointed at."""
+        inside = [seen for seen in called if self._is_inside(seen.run.directory)]
+        found = _only(name, inside or called)
+        if found is None:
+            raise UnknownRun(name, {seen.run.name for seen in called})
         return found
 
     def _match_here(self) -> Seen:
@@ -339,6 +403,8 @@ class Tree:
         return [seen for seen in known if self._find_whereabouts(seen) in ("here", "unclear")]
 
     def _find_whereabouts(self, seen: Seen) -> Whereabouts:
+        if not self._is_inside(seen.run.directory):
+            return "missing"
         return find_whereabouts(self._catalog(), seen.run.uuid, seen.run.directory)
 
     def _places(self, name: str) -> list[Path]:
@@ -354,7 +420,7 @@ class Tree:
 
         With ``strict`` what makes it impossible is raised: nothing may be deleted by an old index.
         """
-        if not directory.is_dir():
+        if not self._is_inside(directory) or not directory.is_dir():
             return None
         seen = self._find_by_identity(directory)
         if _is_settled(seen, directory):
@@ -448,6 +514,8 @@ class Tree:
         if file is None or now < self._compared_at + _COMPARED_SECONDS or _may_write(file):
             return
         for seen in self._catalog().runs():
+            if not self._is_inside(seen.run.directory):
+                continue
             stamp = scan.find_stamp(seen.run.directory)
             if stamp is not None and seen.stamp != str(stamp):
                 self._heal(seen.run.directory)
@@ -456,11 +524,14 @@ class Tree:
     def _heal_cut_short(self) -> None:
         """Compare the runs whose trainer was killed after a save and before it could record it."""
         staged = self._catalog().checkpoints(status="tmp")
-        for directory in {cp.path.parent for cp in staged if not durable.is_folder(cp.path)}:
+        here = (cp.path for cp in staged if self._is_inside(cp.path.parent))
+        for directory in {path.parent for path in here if not durable.is_folder(path)}:
             self._heal(directory)
 
     def _settle(self, note: Note) -> None:
         """Bring the catalog to a run that it was behind on; whoever acts takes the note away."""
+        if not self._is_inside(note.directory):
+            return
         if not note.directory.is_dir() or not scan.is_run(note.directory):
             return  # moved, or not mounted: `reconcile` of the whole tree will tell
         self._heal(note.directory)
@@ -495,7 +566,7 @@ class Tree:
             with suppress(CatalogError):
                 catalog.database.set_complete()
             return
-        some = ", ".join(run.name for run in unseen[:_NAMED]) + ", …" * (len(unseen) > _NAMED)
+        some = ", ".join(run.name for run in unseen[:NAMED]) + ", …" * (len(unseen) > NAMED)
         self._tell(
             f"{self.location} has not seen {len(unseen)} runs below {top} ({some}); "
             f"`ckptdb --catalog {self.location} reconcile {top}` adds them."
@@ -523,14 +594,14 @@ class Tree:
             return None  # not for us to see now
         return None if who is None else self._catalog().find_run(who.run.uuid)
 
-    def _follow(self, changed: Iterable[Path]) -> bool:
+    def _follow(self, changed: Iterable[Path], *, depth: Depth = "changes") -> bool:
         """Bring the index to what has just been done to runs; tell whether it could be."""
         if self._doubted or self._copied is not None:
             self.close()  # a disk that was full has space now
         for directory in changed:
             notes = self._claim_notes(directory)
             try:
-                reconcile_run(self._catalog_to_write(), directory, depth="changes")
+                reconcile_run(self._catalog_to_write(), directory, depth=depth)
             except (CatalogError, OSError) as error:
                 self._note(directory)
                 if not self._doubted:
