@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -11,9 +12,13 @@ from pathlib import Path
 
 import click
 import pytest
+from alembic import command
+from alembic.config import Config
 
 import tracing
 from ckptdb import CheckpointManager, Registry
+from ckptdb.catalog.engine import Database, script_location
+from ckptdb.catalog.location import locate
 from ckptdb.cli.main import cli
 from ckptdb.disk import claims, identity, journal, names, reading, scan, writer
 from ckptdb.disk.publish import Publisher
@@ -63,11 +68,11 @@ ACTING = {
 
 
 def list_commands():
-    for name, command in cli.commands.items():
-        if isinstance(command, click.Group):
-            yield from ((f"{name} {below}", one) for below, one in command.commands.items())
+    for name, found in cli.commands.items():
+        if isinstance(found, click.Group):
+            yield from ((f"{name} {below}", one) for below, one in found.commands.items())
         else:
-            yield name, command
+            yield name, found
 
 
 def test_each_command_is_known_to_ask_or_to_act():
@@ -77,8 +82,8 @@ def test_each_command_is_known_to_ask_or_to_act():
 
 def test_each_command_with_a_dry_run_is_traced_with_it():
     with_dry_run = {
-        name for name, command in list_commands()
-        if any("--dry-run" in parameter.opts for parameter in command.params)
+        name for name, found in list_commands()
+        if any("--dry-run" in parameter.opts for parameter in found.params)
     }  # fmt: skip
     assert with_dry_run == set(DRY_RUNS)
 
@@ -297,6 +302,19 @@ def make_foreign(root):
             write_nemo(root / run, step)
 
 
+def make_outdated_catalog(root):
+    file = root / ".ckptdb" / "catalog.db"
+    file.unlink()
+    database = Database.unchecked(locate(file), create=True)
+    config = Config()
+    config.set_main_option("script_location", str(script_location()))
+    with database.write() as connection:
+        config.attributes["connection"] = connection
+        command.upgrade(config, "0001")
+    database.close()
+    make_stale(root)
+
+
 def make_broken_catalog(root):
     (root / ".ckptdb" / "catalog.db").write_bytes(b"no database at all" * 500)
     make_stale(root)
@@ -311,6 +329,7 @@ TREES = {
     "without a catalog": make_without_catalog,
     "without its marker": make_without_marker,
     "foreign": make_foreign,
+    "with an outdated catalog": make_outdated_catalog,
     "with a broken catalog": make_broken_catalog,
 }
 
@@ -374,3 +393,176 @@ def test_no_reading_method_of_a_registry_changes_anything(tree):
                     if type(error).__module__ != "ckptdb.errors":
                         raise
         assert find_changes(before, take_picture(tree.parent)) == [], name
+
+
+# --- what keeps something of its own, or writes where it is told to -----------------------------
+
+
+def test_verifying_keeps_when_it_has_looked_and_changes_nothing_else(tree):
+    before = take_picture(tree.parent, times=False)
+    lines = [["verify"], ["verify", "--sizes-only"], ["verify", "--max-seconds", "0.001"]]
+    found = trace(tree, [["-C", str(tree), *line] for line in lines])
+    assert [calls for _, _, calls, _ in found if any(_is_not_noted(call) for call in calls)] == []
+    after = take_picture(tree.parent, times=False)
+    changes = [
+        line for line in find_changes(before, after) if "/.ckptdb/verified.json:" not in line
+    ]
+    assert changes == []
+
+
+def _is_not_noted(call):
+    return "verified.json" not in call
+
+
+def test_a_report_is_written_where_it_is_wanted_and_nowhere_else(tree, tmp_path):
+    before = take_picture(tree)
+    trace(tree, [["-C", str(tree), "report", "-o", str(tmp_path / "report.html")]])
+    assert find_changes(before, take_picture(tree)) == []
+
+
+# --- what a training loop asks --------------------------------------------------------------------
+
+
+def list_bytes(top):
+    """Return the inode of each file that lies there, but for what says who writes a save."""
+    return {
+        os.lstat(path).st_ino: path
+        for path in top.rglob("*")
+        if path.is_file() and path.name not in {names.WRITER, *tracing.CATALOG}
+    }
+
+
+def test_a_manager_that_is_asked_removes_nothing(tree):
+    before = list_bytes(tree.parent)
+    hidden = tree / "alpha" / ".ckptdb"
+    kept = {
+        folder: sorted(os.listdir(hidden / folder))
+        for folder in ("trash", "leases")
+        if (hidden / folder).is_dir()
+    }
+    for name, ask in MANAGER_READS.items():
+        for run in ("alpha", "beta", "nemo", "nowhere"):
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")
+                with manager_of(tree / run, keep_top_k=1) as manager:
+                    try:
+                        ask(manager)
+                    except Exception as error:
+                        if type(error).__module__ != "ckptdb.errors":
+                            raise
+        gone = before.keys() - list_bytes(tree.parent).keys()
+        # A file of ours that is written anew is another one.
+        assert [str(before[one]) for one in gone if before[one].name != "run.json"] == [], name
+        for folder, entries in kept.items():
+            assert set(entries) <= set(os.listdir(hidden / folder)), name
+
+
+def test_a_manager_that_is_asked_changes_nothing_where_nothing_was_left_complete(healthy, tmp_path):
+    root = tmp_path / "results"
+    shutil.copytree(healthy, root, symlinks=True)
+    with Registry.open(root) as registry:
+        registry.reconcile()
+    make_stale(root)
+    before = take_picture(tmp_path)
+    for name, ask in MANAGER_READS.items():
+        for run in ("alpha", "beta", "nemo", "nowhere"):
+            with manager_of(root / run, keep_top_k=1) as manager, warnings.catch_warnings():
+                warnings.simplefilter("ignore")
+                if name == "load_training_info" and manager.get_latest_checkpoint_path() is None:
+                    continue
+                ask(manager)
+        assert find_changes(before, take_picture(tmp_path)) == [], name
+
+
+def test_a_manager_that_is_asked_publishes_what_is_complete_and_leaves_the_rest(healthy, tmp_path):
+    root = tmp_path / "results"
+    shutil.copytree(healthy, root, symlinks=True)
+    with Registry.open(root) as registry:
+        registry.reconcile()
+    make_half_removed(root)
+    run = root / "alpha"
+    trash = sorted(os.listdir(run / ".ckptdb" / "trash"))
+    with manager_of(run) as manager:
+        assert manager.get_latest_checkpoint_path() == str(run / "step_20")
+    assert (run / "step_14").is_dir()
+    assert (run / "tmp_step_16").is_dir()
+    assert (run / "step_13").is_dir()
+    assert any(run.glob("old_step_15.*"))
+    assert sorted(os.listdir(run / ".ckptdb" / "trash")) == trash
+    with Registry.open(root) as registry:
+        registry.reconcile()
+    assert not any(run.glob("old_step_*"))
+    assert not (run / "step_13").exists()
+    assert os.listdir(run / ".ckptdb" / "trash") == []
+
+
+def test_the_next_save_finishes_what_a_question_has_left(healthy, tmp_path):
+    root = tmp_path / "results"
+    shutil.copytree(healthy, root, symlinks=True)
+    with Registry.open(root) as registry:
+        registry.reconcile()
+    make_half_removed(root)
+    run = root / "alpha"
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        with manager_of(run) as manager:
+            manager.get_latest_checkpoint_path()
+            with manager.save(21, {LOSS: 0.5}) as folder:
+                (folder / "model.bin").write_bytes(b"m")
+    assert not any(run.glob("old_step_*"))
+    assert not (run / "step_13").exists()
+    assert os.listdir(run / ".ckptdb" / "trash") == []
+    facts = journal.read(run / ".ckptdb", identity.identify(run).run)
+    assert {end.step for end in facts.gone.values() if "vanished" in end.deleted_reason} == {1}
+
+
+# --- what the kernel sees -------------------------------------------------------------------------
+
+_CALL = re.compile(r"(?:^|\] |\d )(\w+)\((.*)$")
+_READS_ONLY = re.compile(r"O_(WRONLY|RDWR|CREAT|TRUNC|APPEND|TMPFILE)")
+
+
+def _can_trace():
+    if shutil.which("strace") is None:
+        return False
+    done = subprocess.run(
+        ["strace", "-f", "-o", os.devnull, "true"], check=False, capture_output=True
+    )
+    return done.returncode == 0
+
+
+@pytest.mark.skipif(not _can_trace(), reason="strace is not here, or may not trace")
+@pytest.mark.parametrize("tree", ["half removed", "hostile", "stale"], indirect=True)
+def test_the_kernel_is_asked_for_no_change_by_any_question(tree, tmp_path):
+    log = tmp_path.parent / f"{tmp_path.name}.strace"
+    changing = (
+        "open,openat,openat2,creat,rename,renameat,renameat2,unlink,unlinkat,rmdir,mkdir,mkdirat,"
+        "link,linkat,symlink,symlinkat,chmod,fchmod,fchmodat,chown,fchown,lchown,fchownat,utime,"
+        "utimes,utimensat,futimesat,truncate,ftruncate,fallocate,setxattr,fsetxattr,lsetxattr,"
+        "removexattr,mknod,mknodat,copy_file_range"
+    )
+    tracer = ["strace", "-f", "-y", "-s", "4096", "-o", log, "-e", f"trace={changing}"]
+    lines = [
+        ["-C", str(tree), *name.split(), *options[-1]]
+        for name, options in {**READING, **DRY_RUNS}.items()
+    ]
+    done = subprocess.run(
+        [*tracer, sys.executable, SCRIPT, tree.parent, json.dumps(lines)],
+        capture_output=True, text=True, check=False, cwd=tmp_path.parent,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    calls = log.read_text().splitlines()
+    assert any("journal.jsonl" in call and str(tree) in call for call in calls)
+    assert [change for call in calls if (change := _find_change(call, tree))] == []
+
+
+def _find_change(line, tree):
+    """Return a call that changes something in a tree, None for any other."""
+    found = _CALL.search(line)
+    if found is None or str(tree) not in line:
+        return None
+    name, arguments = found.groups()
+    if name.startswith("open") and not _READS_ONLY.search(arguments):
+        return None
+    is_catalog = any(f"/{file}" in arguments for file in tracing.CATALOG)
+    return None if is_catalog else line
