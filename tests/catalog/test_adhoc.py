@@ -379,6 +379,19 @@ def test_postgresql_answers_and_refuses_alike(postgres_url, tmp_path):
             query(database, "SELECT pg_sleep(5)", timeout_seconds=0.1)
 
 
+def test_postgresql_sends_no_more_of_an_answer_than_it_may_have(postgres_url, monkeypatch):
+    monkeypatch.setattr(adhoc, "LARGEST_ANSWER_BYTES", 2 << 20)
+    with closing(Database.open(locate(postgres_url), create=True)) as database:
+        long = "SELECT repeat('x', 100000) AS x FROM generate_series(1, 100000)"
+        started = time.monotonic()
+        with pytest.raises(QueryTooLarge, match="its answer is longer than 2 MiB"):
+            query(database, long)
+        assert time.monotonic() - started < 20  # all of it are ten gigabytes
+        assert query(database, f"{long} LIMIT 3", limit=2).truncated
+        assert query(database, "SELECT 1 AS a WHERE false").columns == ("a",)
+        assert query(database, "SELECT 1").rows == ((1,),)
+
+
 INTERRUPTED = """
 import signal
 from ckptdb.catalog.adhoc import query
