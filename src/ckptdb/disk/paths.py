@@ -456,7 +456,8 @@ def walk(top: PathLike) -> Iterator[tuple[str, list[os.DirEntry[str]]]]:
         if below.count("/") > MOST_LEVELS or len(below) > LONGEST:
             why = f"it is more than {MOST_LEVELS} levels or {LONGEST} letters deep"
             raise OSError(errno.ENAMETOOLONG, why, os.fspath(top))
-        with listed(f"{os.fspath(top)}/{below}") as listing:
+        # Without its last slash: an error names it as people write it.
+        with listed(f"{os.fspath(top)}/{below[:-1]}") as listing:
             entries = list(listing)
             yield below, entries
             pending += [f"{below}{e.name}/" for e in entries if e.is_dir(follow_symlinks=False)]
