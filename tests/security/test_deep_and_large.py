@@ -6,12 +6,14 @@ rest of the run, and of the tree, goes on.
 
 import os
 import subprocess
+from pathlib import Path
 
 import pytest
 
 from bounds import bounded
 from ckptdb import CheckpointManager, Registry
 from ckptdb.disk import claims, durable, liveness, manifest, obstacles, paths, runs, scan
+from ckptdb.retention import Policy
 
 LEVELS = 1500
 METRIC = {"metric_name": "loss", "higher_is_better": False}
@@ -242,3 +244,72 @@ def test_thousands_of_names_anywhere_keep_a_run_from_nothing(tmp_path, where, ma
     bounded(save, run, 3)
     assert bounded(asked, run)[0] == [[1, None], [2, None], [3, None]]
     assert not bounded(reconciled, run)[0]["blocked"]
+
+
+# --- a trash that holds more than what was retired ---------------------------------------------
+
+
+def _as_file(path):
+    path.write_bytes(b"kept")
+
+
+def _as_folder(path):
+    path.mkdir()
+    (path / "file").write_bytes(b"kept")
+
+
+def _as_link(path):
+    path.symlink_to(path.parents[4] / "victim")
+
+
+def _as_pipe(path):
+    os.mkfifo(path)
+
+
+def _as_unwritable(path):
+    _as_folder(path)
+    path.chmod(0o500)
+
+
+UUID = "7a9f9b7b-22a1-4c1a-a6e4-0b3a9f2d2c11"
+STRAY_NAMES = {
+    "no name of ours": b"stray",
+    "with a new line": b"step_5.\nrm -rf",
+    "no UTF-8": b"step_5.\xff\xfe",
+    "as long as a name may be": b"x" * 255,
+    "ours, as long as a name may be": f"step_5.{UUID}.".encode() + b"1" * (255 - 44),
+    "ours": f"step_5.{UUID}".encode(),
+    "ours, not recorded": f"step_5.{UUID}.unrecorded".encode(),
+    "ours, to be kept for ever": f"step_5.{UUID}.until-999999999999999".encode(),
+    "ours, to be kept until long ago": f"step_5.{UUID}.until-1".encode(),
+    "ours, not identified": f"step_5.{UUID}.unidentified.until-1".encode(),
+}
+MAKES = [_as_file, _as_folder, _as_link, _as_pipe, _as_unwritable]
+
+
+@pytest.mark.parametrize("make", MAKES, ids=lambda make: make.__name__[4:])
+@pytest.mark.parametrize("name", STRAY_NAMES.values(), ids=STRAY_NAMES)
+def test_a_stray_name_in_a_trash_stops_no_gc_of_the_root(tmp_path, name, make):
+    root, victim = tmp_path / "root", tmp_path / "victim"
+    _as_folder(victim)
+    for run in ("a", "b", "c"):
+        save(root / run, 1, 2)
+    Registry.init(root)[0].close()
+    make(Path(os.fsdecode(os.fsencode(root / "b" / ".ckptdb" / "trash") + b"/" + name)))
+
+    def collect():
+        with Registry.open(root) as registry:
+            registry.gc(Policy(keep_top_k=1), all_runs=True)
+
+    said, _ = bounded(collect)
+    assert said is None, said
+
+    for run in ("a", "b", "c"):
+        assert published(root / run) == [2], run
+        assert not [
+            left for left in (root / run / ".ckptdb/trash").iterdir() if "step_1" in left.name
+        ]
+    assert (victim / "file").read_bytes() == b"kept"
+    bounded(save, root / "b", 3)
+    report, _ = bounded(reconciled, root)
+    assert sorted(run["run"] for run in report["runs"]) == ["a", "b", "c"]

@@ -126,7 +126,8 @@ class Way:
     __slots__ = ("_opened", "_path", "name", "parent")
 
     def __init__(self, path: PathLike, *, strict: bool = True) -> None:
-        self._path = text = os.fspath(path)
+        # A slash at the end would leave no name to ask about.
+        self._path = text = os.fspath(path).rstrip("/") or "/"
         self._opened: list[int] = []
         self.parent: int | None = None
         self.name = text
