@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import threading
+import time
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -15,6 +16,7 @@ import pytest
 from ckptdb.disk import lock
 from ckptdb.disk.lock import run_lock
 from ckptdb.errors import RunLocked
+from users import ANN, as_user, only_as_root, shared_place
 
 HOLD = """
 import sys
@@ -166,3 +168,16 @@ def test_a_lock_that_is_a_symlink_is_refused(tmp_path: Path):
     (tmp_path / "lock").symlink_to("elsewhere")
     with pytest.raises(OSError, match="is a symlink"), run_lock(tmp_path):
         pass
+
+
+@only_as_root
+def test_whose_lock_is_not_to_be_seen_has_changed_a_run_only_just_before():
+    with shared_place() as top:
+        hidden = top / "run" / ".ckptdb"
+        hidden.mkdir(parents=True)
+        (hidden / "lock").touch(mode=0o600)
+        assert as_user(ANN, lock.may_be_held, hidden)
+        long_ago = time.time() - 60
+        os.utime(hidden.parent, (long_ago, long_ago))
+        # Nobody is in the middle of replacing a step there: a reader need not wait for it.
+        assert not as_user(ANN, lock.may_be_held, hidden)

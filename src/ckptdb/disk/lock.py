@@ -21,6 +21,7 @@ from ckptdb.disk import durable, ownership, paths
 from ckptdb.errors import LockForbidden, RunLocked
 
 TIMEOUT_SECONDS = 60.0
+_JUST_NOW_SECONDS = 2.0
 _FIRST_WAIT_SECONDS = 0.0005
 _LONGEST_WAIT_SECONDS = 0.05
 NO_LOCKS = frozenset({errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP})
@@ -116,7 +117,7 @@ def may_be_held(hidden: Path) -> bool:
     except (FileNotFoundError, NotADirectoryError):
         return False
     except OSError:
-        return True  # not for us to see
+        return _has_just_changed(hidden.parent)  # the lock is not for us to see
     _held.add(handle)
     try:
         fcntl.flock(handle, fcntl.LOCK_SH | fcntl.LOCK_NB)
@@ -127,6 +128,13 @@ def may_be_held(hidden: Path) -> bool:
         _held.discard(handle)
         os.close(handle)
     return False
+
+
+def _has_just_changed(directory: Path) -> bool:
+    try:
+        return time.time() - os.stat(directory).st_mtime < _JUST_NOW_SECONDS
+    except OSError:
+        return True
 
 
 def _take(handle: int, path: Path, timeout_seconds: float, *, kind: int = fcntl.LOCK_EX) -> None:
