@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import json
 import os
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import pytest
@@ -313,3 +313,10 @@ def test_links_that_will_lead_nowhere_are_found_while_staging(tmp_path: Path):
 def test_damage_of_a_file_whose_name_is_bytes_of_any_kind_is_text(tmp_path: Path):
     strange = os.fsdecode(b"caf\xe9")
     manifest.verify(tmp_path, Manifest(**{**asdict(SOUND), "files": {strange: 1}})).damage.encode()
+
+
+def test_a_manifest_of_a_million_files_is_read_again(tmp_path):
+    files = {f"shard-{number:06}/{'x' * 70}.distcp": 1 for number in range(10**6)}
+    manifest.write(tmp_path, replace(SOUND, files=files), make_durable=False)
+    assert (tmp_path / "manifest.json").stat().st_size > 64 * 1024**2
+    assert manifest.find(tmp_path).files == files

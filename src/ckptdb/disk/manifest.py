@@ -14,7 +14,7 @@ from dataclasses import MISSING, dataclass, field, fields
 from pathlib import Path
 
 from ckptdb.disk import durable, names, paths
-from ckptdb.disk.info import load_json
+from ckptdb.disk.info import MAX_BYTES, load_json
 from ckptdb.errors import UnreadableInfo
 from ckptdb.filenames import as_names, as_texts
 from ckptdb.records import is_storable
@@ -26,6 +26,8 @@ DIFFERS = "differs from its checksum"
 WITHOUT = "written without a manifest"
 """Why a checkpoint cannot be verified that NeMo-RL has written, or whose manifest is gone."""
 _LONGEST_FAULT = 400
+_MOST_BYTES = 2 * MAX_BYTES
+"""Of a manifest: a million files with names of a hundred letters."""
 _LISTED = frozenset({stat.S_IFREG, stat.S_IFLNK})
 _NOT_THERE = frozenset({errno.ENOENT, errno.ENOTDIR, errno.ELOOP})
 _FORBIDDEN = frozenset({errno.EACCES, errno.EPERM})
@@ -148,7 +150,7 @@ def find(folder: Path) -> Manifest | None:
         UnreadableInfo: It has one that cannot be trusted.
     """
     try:
-        content, _ = load_json(f"{folder}/{names.MANIFEST}")
+        content, _ = load_json(f"{folder}/{names.MANIFEST}", _MOST_BYTES)
     except UnreadableInfo as error:
         if isinstance(error.__cause__, FileNotFoundError):
             return None
