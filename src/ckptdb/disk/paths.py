@@ -102,10 +102,21 @@ def hold(directory: Path) -> Iterator[Place]:
         held.close()
 
 
-def find_place(directory: Path) -> Place | None:
-    """Return which directory has a name now, None when there is none."""
+def find_place(directory: Path, *, below: Path | None = None) -> Place | None:
+    """Return which directory has a name now, None when there is none.
+
+    Args:
+        directory: Its path.
+        below: A directory that it is in, from which on no symlink is followed; None follows all.
+
+    Raises:
+        Obstructed: There is one.
+    """
     try:
-        return _place(find_stat(directory))
+        if below is None:
+            return _place(find_stat(directory))
+        with hold(below), Way(directory / "-") as way, way.around() as handle:
+            return _place(os.fstat(handle))
     except (FileNotFoundError, NotADirectoryError):
         return None
 

@@ -13,7 +13,7 @@ from ckptdb.catalog.catalog import Catalog, Seen
 from ckptdb.catalog.engine import Database
 from ckptdb.catalog.location import Location
 from ckptdb.disk import names, scan
-from ckptdb.disk.paths import find_place
+from ckptdb.disk.paths import Place, find_place
 from ckptdb.disk.publish import Publisher
 from ckptdb.errors import (
     CatalogBroken,
@@ -24,8 +24,10 @@ from ckptdb.errors import (
     DeletionIncomplete,
     JournalInDoubt,
     NotDeleted,
+    Obstructed,
     PlanChanged,
     RunLocked,
+    RunNotHere,
     RunsNotNamed,
 )
 from ckptdb.reconcile import RunReport, index_run
@@ -95,7 +97,8 @@ class Deleting(Tree):
                 return upkeep.collect(publisher, judged, dry_run=dry_run, empty_trash=empty_trash)
 
             # All of them are judged before anything goes.
-            judged = self._judge_all(found, policy, dry_run=dry_run)
+            named = run is not None or self._run is not None
+            judged = self._judge_all(found, policy, named=named, dry_run=dry_run)
             if plans is not None:
                 _compare([collect(one, dry_run=True) for one in judged], set(plans))
             collected: list[Collected] = []
@@ -232,12 +235,17 @@ class Deleting(Tree):
         Publisher(seen.run.directory, of=seen.run).must_be_here()
         return seen
 
-    def _judge_all(self, found: Sequence[Seen], policy: Policy, *, dry_run: bool) -> list[Judged]:
+    def _judge_all(
+        self, found: Sequence[Seen], policy: Policy, *, named: bool, dry_run: bool
+    ) -> list[Judged]:
         judged = []
         for seen in found:
+            # Before it is looked at: what is judged is what will be changed.
+            find = find_place if named else self._find_place_inside
             try:
-                judged.append(self._judge(seen, policy, dry_run=dry_run))
-            except JournalInDoubt as error:
+                place = find(seen.run.directory)
+                judged.append(self._judge(seen, policy, place, dry_run=dry_run))
+            except (JournalInDoubt, Obstructed, RunNotHere) as error:
                 if len(found) == 1:
                     raise
                 caller.warn(str(error))  # it must not keep the others
@@ -249,9 +257,7 @@ class Deleting(Tree):
             )
         return judged
 
-    def _judge(self, seen: Seen, policy: Policy, *, dry_run: bool) -> Judged:
-        # Before it is looked at: what is judged is what will be changed.
-        place = find_place(seen.run.directory)
+    def _judge(self, seen: Seen, policy: Policy, place: Place | None, *, dry_run: bool) -> Judged:
         catalog, seen, report = self._exact(seen, dry_run=dry_run)
         _refuse_in_doubt(seen, report, catalog.database.location)
         if report is not None and report.blocked:

@@ -19,6 +19,7 @@ from ckptdb.catalog.files import Look, look_at
 from ckptdb.catalog.location import Location, locate
 from ckptdb.catalog.worker import Workers
 from ckptdb.disk import durable, identity, names, scan
+from ckptdb.disk.paths import Place, find_place
 from ckptdb.disk.unindexed import Note, Notes
 from ckptdb.errors import (
     AmbiguousRun,
@@ -30,6 +31,7 @@ from ckptdb.errors import (
     NoRunsBelow,
     RootRefused,
     RunLocked,
+    RunNotHere,
     RunOutside,
     UnknownCheckpoint,
     UnknownRun,
@@ -258,10 +260,31 @@ class Tree:
 
     def _leads_outside(self, place: Path) -> bool:
         """Tell whether a link leads out of what was pointed at."""
-        base = self._find_own_root()
-        tops = [os.path.realpath(top) for top in (base, self._directory) if top is not None]
-        real = Path(os.path.realpath(place))
-        return base is not None and not any(real.is_relative_to(top) for top in tops)
+        return self._find_own_root() is not None and self._find_top(os.path.realpath(place)) is None
+
+    def _find_top(self, real: str) -> Path | None:
+        """Return that part of what was pointed at which a path without links is in."""
+        tops = (self._find_own_root(), self._directory)
+        found = (Path(os.path.realpath(top)) for top in tops if top is not None)
+        return next((top for top in found if Path(real).is_relative_to(top)), None)
+
+    def _find_place_inside(self, directory: Path) -> Place:
+        """Return which directory a run is now, wherever links have led until now.
+
+        Raises:
+            RunNotHere: It is none that lies within what was pointed at.
+        """
+        place = find_place(directory)
+        if place is None:
+            raise RunNotHere(directory.name, directory, "for there is no such directory")
+        if self._find_own_root() is None:
+            return place
+        real = os.path.realpath(directory)
+        top = self._find_top(real)
+        # Once more, and through no link: the directory may have been swapped for one in between.
+        if top is None or find_place(Path(real), below=top) != place:
+            raise RunNotHere(directory.name, directory, "where a link leads out of the root")
+        return place
 
     def _find_outside(self) -> tuple[Seen, ...]:
         """Return the runs that the catalog has outside of what was pointed at; says so once."""
