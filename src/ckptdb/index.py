@@ -280,9 +280,12 @@ class RunIndex:
 
         Raises:
             JournalInDoubt: Index and journal contradict each other, or the journal is damaged.
+            OSError: The journal is there and cannot be read.
         """
-        if self._doubt is not None:
-            raise JournalInDoubt(self._directory, self._doubt)
+        # What has damaged the journal may have left its length, which is all that a question sees.
+        doubt = self._doubt or self._publisher.find_doubt()
+        if doubt is not None:
+            raise JournalInDoubt(self._directory, doubt)
 
     def follow(self) -> Followed | None:
         """Return what is known of the run if only our own changes have come since it was seen.

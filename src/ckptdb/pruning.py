@@ -99,6 +99,9 @@ def choose(index: RunIndex, directory: Path, terms: Terms) -> Chosen:
         index: Of that run.
         directory: The run.
         terms: The rules, and what stays whatever they say.
+
+    Raises:
+        JournalInDoubt: The run's journal is damaged, or the catalog contradicts it.
     """
     policy = terms.policy
     followed = index.follow()
@@ -121,6 +124,9 @@ def choose(index: RunIndex, directory: Path, terms: Terms) -> Chosen:
     none: Judgement | None = _NOTHING
     agreed = index.ask(compared, nothing=none)
     if agreed is None:
+        # Perhaps because the journal is damaged: then nobody reads again, but somebody is told.
+        index.look_for_doubt()
+        index.refuse_in_doubt()
         index.read_again()
         agreed = index.ask(compared, nothing=none)
     # Files that still say something else are being changed at this moment: next time.
