@@ -118,6 +118,7 @@ REGISTRY_READS = {
     "own_metric": lambda r: r.own_metric(r.checkpoints()),
     "pareto": lambda r: r.pareto(LOSS, mode="min", against=("loss", "min"), run="alpha"),
     "passed_over": lambda r: (r.passed_over(r.checkpoints()), r.passed_over((), run="alpha")),
+    "query_here": lambda r: r.query_here("SELECT * FROM run_summary"),
     "query_apart": lambda r: r.query_apart("SELECT * FROM run_summary"),
     "query": lambda r: r.query("SELECT * FROM run_summary"),
     "reconcile": lambda r: (r.reconcile(dry_run=True), r.reconcile(dry_run=True, full=True)),
