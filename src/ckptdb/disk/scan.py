@@ -435,7 +435,9 @@ class ReadFiles:
         return replace(found, finals=dict(sorted(self._finals.items())))
 
     def find_published(self) -> tuple[Checkpoint, ...] | None:
-        """Return the published checkpoints by step; None when one of them cannot be read.
+        """Return the published checkpoints by step, but for those with an error of their own.
+
+        None when they cannot be read now.
 
         Raises:
             OSError: The directory itself cannot be read.
@@ -443,8 +445,8 @@ class ReadFiles:
         who, steps = identity.identify(self._directory), sorted(list_folder(self._directory).finals)
         finals: dict[int, Checkpoint] = {}
         for looked in look(who, steps, self._known().finals):
-            if looked.failed:
-                return None
+            if any(error.errno not in _OF_ONE_DIRECTORY for _, error in looked.failed):
+                return None  # perhaps none of them can be
             finals.update((step, self._finals[step]) for step in looked.same)
             finals.update((checkpoint.step, checkpoint) for checkpoint in looked.read)
         self._finals = finals
