@@ -15,10 +15,10 @@ from ckptdb import retention
 from ckptdb.catalog.candidates import Candidate
 from ckptdb.catalog.catalog import Catalog, Seen
 from ckptdb.disk import claims, clock, identity, journal, links, liveness, manifest, names, scan
-from ckptdb.disk.paths import Place
 from ckptdb.disk.process import Life
 from ckptdb.disk.publish import Publisher
 from ckptdb.disk.retiring import Confirm, Doomed
+from ckptdb.disk.way import Place
 from ckptdb.errors import (
     DeletionIncomplete,
     LeasedCheckpoint,

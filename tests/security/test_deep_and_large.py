@@ -13,6 +13,7 @@ import pytest
 from bounds import bounded
 from ckptdb import CheckpointManager, Registry
 from ckptdb.disk import claims, durable, liveness, manifest, obstacles, paths, runs, scan
+from ckptdb.disk.way import Way
 from ckptdb.retention import Policy
 
 LEVELS = 1500
@@ -66,7 +67,7 @@ def published(run):
 
 
 def change_leaf(checkpoint, name):
-    with paths.Way(f"{checkpoint}/{'/'.join([name] * LEVELS)}/leaf.bin", strict=False) as way:
+    with Way(f"{checkpoint}/{'/'.join([name] * LEVELS)}/leaf.bin", strict=False) as way:
         handle = os.open(way.name, os.O_WRONLY | os.O_TRUNC, dir_fd=way.parent)
     os.write(handle, b"leaves")
     os.close(handle)

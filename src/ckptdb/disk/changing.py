@@ -13,8 +13,8 @@ from ckptdb.disk import durable, identity, journal, names, paths
 from ckptdb.disk.identity import Identity
 from ckptdb.disk.journal import Fact
 from ckptdb.disk.lock import run_lock
-from ckptdb.disk.paths import Place
 from ckptdb.disk.scan import Stamp, Watch
+from ckptdb.disk.way import Place, hold
 from ckptdb.errors import JournalInDoubt, RunNotHere
 from ckptdb.records import RankedBy, Run, utc
 
@@ -126,7 +126,7 @@ class Changing:
         """Resolve all below the run from its directory as it is now, whoever moves it."""
         try:
             held = ExitStack()
-            place = held.enter_context(paths.hold(self.directory))
+            place = held.enter_context(hold(self.directory))
         except (FileNotFoundError, NotADirectoryError) as error:
             raise self._not_here(_NO_DIRECTORY) from error
         with held:

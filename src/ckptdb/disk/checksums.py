@@ -15,6 +15,7 @@ from pathlib import Path
 
 from ckptdb.disk import manifest, paths
 from ckptdb.disk.manifest import Compared, Manifest
+from ckptdb.disk.way import Way
 from ckptdb.errors import ChecksumsUnavailable
 
 ALGORITHM = "xxh3_128"
@@ -110,7 +111,7 @@ def _checksum(
     found = paths.find_stat(path) if follow else paths.get_status(path)
     if not stat.S_ISREG(found.st_mode):
         return None
-    with paths.Way(path, strict=False) as way:
+    with Way(path, strict=False) as way:
         flags = _FLAGS if follow else _FLAGS | os.O_NOFOLLOW
         handle = os.open(way.name, flags, dir_fd=way.parent)
     try:

@@ -21,6 +21,7 @@ from typing import Any
 from ckptdb.disk import clock, durable, names, paths, process
 from ckptdb.disk.info import RECORD_BYTES, parse_object, raise_if_unknown, read_with_status
 from ckptdb.disk.lease import Holder
+from ckptdb.disk.way import hold
 from ckptdb.errors import UnreadableInfo
 
 SECONDS = 300.0
@@ -183,7 +184,7 @@ def _load(hidden: Path) -> list[Claim]:
         if not entries:
             return []
         # There may be very many: the folder is not looked for again for each of them.
-        with paths.hold(hidden.parent):
+        with hold(hidden.parent):
             return list(_read_all(hidden, entries))
     except (FileNotFoundError, NotADirectoryError):
         return []

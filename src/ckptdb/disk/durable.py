@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from ckptdb.disk import ownership, paths
+from ckptdb.disk.way import Way
 from ckptdb.threads import tasks_at
 
 _AT_FDCWD = -100
@@ -273,7 +274,7 @@ def remove_tree(path: Path) -> None:
     Directories that forbid it are made writable first: a trash must be emptiable. What another
     process removes at the same time is not missed.
     """
-    with paths.Way(path) as way:
+    with Way(path) as way:
         found = os.stat(way.name, dir_fd=way.parent, follow_symlinks=False)
         if stat.S_ISDIR(found.st_mode):
             _empty(path, way, ())
@@ -284,11 +285,11 @@ def remove_tree(path: Path) -> None:
 
 def remove_all_but(path: Path, kept: Container[str]) -> None:
     """Remove what is in a directory, except for the names to keep."""
-    with paths.Way(path) as way:
+    with Way(path) as way:
         _empty(path, way, kept)
 
 
-def _empty(path: Path, way: paths.Way, kept: Container[str]) -> None:
+def _empty(path: Path, way: Way, kept: Container[str]) -> None:
     """Remove all that is in a directory, which may be deeper than there may be open files.
 
     From handle to handle, each opened from the one above or below it: a symlink put in a
@@ -396,7 +397,7 @@ _libc_syncfs = _load("syncfs", ctypes.c_int)
 def _renameat2(source: Path, target: Path, flags: int) -> None:
     if _libc_renameat2 is None:
         raise ExchangeUnsupported
-    with paths.Way(source) as old, paths.Way(target) as new:
+    with Way(source) as old, Way(target) as new:
         ctypes.set_errno(0)
         result = _libc_renameat2(
             _AT_FDCWD if old.parent is None else old.parent,

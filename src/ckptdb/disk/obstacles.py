@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from ckptdb.disk import ownership, paths
+from ckptdb.disk.way import Way
 
 _AT_FDCWD = -100
 _AT_SYMLINK_NOFOLLOW = 0x100
@@ -69,7 +70,7 @@ def _of_attributes(path: Path | str) -> Iterator[OSError]:
 
 
 def _may_write(folder: Path | str) -> bool:
-    with paths.Way(folder, strict=False) as way:
+    with Way(folder, strict=False) as way:
         return ownership.may_write(way.name, within=way.parent)
 
 
@@ -96,7 +97,7 @@ def _find_attributes(path: Path | str) -> int:
     if _libc_statx is None:
         return 0
     found = ctypes.create_string_buffer(_STATX_BYTES)
-    with paths.Way(path, strict=False) as way:
+    with Way(path, strict=False) as way:
         place = _AT_FDCWD if way.parent is None else way.parent
         result = _libc_statx(place, os.fsencode(way.name), _AT_SYMLINK_NOFOLLOW, 0, found)
     if result != 0:

@@ -10,9 +10,10 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from ckptdb.disk import durable, identity, journal, paths
+from ckptdb.disk import durable, identity, journal
 from ckptdb.disk.journal import Fact
 from ckptdb.disk.lock import read_lock, run_lock
+from ckptdb.disk.way import hold
 from ckptdb.errors import Obstructed
 from ckptdb.reconcile.doubt import Missing
 from ckptdb.reconcile.plan import Action
@@ -45,7 +46,7 @@ def _held(directory: Path, lock: Callable[[Path], AbstractContextManager[None]])
     with ExitStack() as stack:
         # Without the folder nobody of ours changes the run, and looking must not create it.
         if durable.is_folder(hidden):
-            stack.enter_context(paths.hold(directory))
+            stack.enter_context(hold(directory))
             try:
                 stack.enter_context(lock(hidden))
             except Obstructed:

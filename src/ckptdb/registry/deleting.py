@@ -13,8 +13,9 @@ from ckptdb.catalog.catalog import Catalog, Seen
 from ckptdb.catalog.engine import Database
 from ckptdb.catalog.location import Location
 from ckptdb.disk import names, scan
-from ckptdb.disk.paths import Place, find_place
+from ckptdb.disk.paths import find_place
 from ckptdb.disk.publish import Publisher
+from ckptdb.disk.way import Place
 from ckptdb.errors import (
     CatalogBroken,
     CatalogLocked,

@@ -19,8 +19,9 @@ from ckptdb.catalog.files import Look, look_at
 from ckptdb.catalog.location import Location, locate
 from ckptdb.catalog.worker import Workers
 from ckptdb.disk import durable, identity, names, scan
-from ckptdb.disk.paths import Place, find_place
+from ckptdb.disk.paths import find_place
 from ckptdb.disk.unindexed import Note, Notes
+from ckptdb.disk.way import Place
 from ckptdb.errors import (
     AmbiguousRun,
     CatalogError,

@@ -15,6 +15,10 @@ from datasette.database import QueryInterrupted, Results
 from ckptdb.catalog.answering import Failed, Late, NothingAsked, Question, Row, TooLarge
 from ckptdb.catalog.worker import Place, Workers
 
+# Datasette switches on, for all of a process, that whatever our functions and limits raise within
+# SQLite is printed with a traceback: an interrupted query would fill the log.
+sqlite3.enable_callback_tracebacks(False)  # noqa: FBT003  # it takes no keyword
+
 LARGEST_ANSWER_BYTES: Final = 8 << 20
 """Of one query. Shown as JSON it may become six times as long, and once more when it is sent."""
 
