@@ -169,7 +169,14 @@ def last(answer):
 def test_a_loss_stays_drift_whoever_asks_in_between(ckptdb, root):
     shutil.rmtree(root / "alpha" / "step_1")
     assert ckptdb("check", cwd=root).code == 3
-    assert ckptdb("ls", "alpha", cwd=root).code == 0  # a question heals the index
+    assert ckptdb("ls", "alpha", cwd=root).code == 0  # a question heals the index, no journal
+    for command in ("check", "reconcile"):
+        answer = ckptdb(command, cwd=root)
+        assert answer.code == 3
+        done = "found" if command == "check" else "settled"
+        assert last(answer) == f"1 difference(s) {done}, 1 lost (alpha step 1)."
+        assert "alpha step 1: vanished: has vanished; known to the catalog, not to" in answer.out
+        assert "or accept the loss with `ckptdb accept 1 --run alpha`" in answer.out
     for command in ("check", "reconcile", "check"):
         answer = ckptdb(command, cwd=root)
         assert answer.code == 3

@@ -508,7 +508,7 @@ def _to_settle(observed: Observation, step: int) -> str:
 
 
 def _unwritten(both: _Both) -> Iterator[Action]:
-    """What somebody who may not write here has seen vanish: no file tells it yet."""
+    """Checkpoints that a question saw disappear; the journal does not record it yet."""
     observed, recorded = both.observed, both.recorded
     lost = unwritten(recorded, observed.facts) if observed.facts else ()
     for uuid in sorted(lost):
@@ -516,6 +516,8 @@ def _unwritten(both: _Both) -> Iterator[Action]:
         if ended and ended.step not in _unjudged(observed):
             what = "has vanished; known to the catalog, not to the journal"
             is_lost = ended.finalized_at is not None and not _is_edited(both, uuid, ended.step)
+            if is_lost:
+                what = f"{what}; {_to_settle(observed, ended.step)}"
             yield Action("vanished", what, ended.step, ended, uuid, is_lost=is_lost)
 
 
