@@ -606,8 +606,10 @@ def _watch_opens() -> None:
             path = arguments[0]
             name = os.fspath(path) if isinstance(path, str | os.PathLike) else ""
             name = unquote(urlsplit(name).path) if name.startswith("file:") else name
-            if name in _watched:
-                _watched[name][0] += 1
+            for path, count in _watched.items():
+                # One that is opened from a handle on a directory goes by the end of its path.
+                is_part = name and not name.startswith("/") and path.endswith(f"/{name}")
+                count[0] += name == path or bool(is_part)
 
     sys.addaudithook(note)
 
