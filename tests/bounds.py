@@ -26,7 +26,9 @@ def bounded(what, *arguments, seconds=SECONDS, megabytes=MEGABYTES):
             resource.setrlimit(resource.RLIMIT_AS, (_GUARD_BYTES, _GUARD_BYTES))
             signal.signal(signal.SIGALRM, signal.SIG_DFL)
             signal.alarm(seconds)
-            answer = json.dumps(_call(what, arguments))
+            before = _peak_kilobytes()  # of the process that was forked
+            value = _call(what, arguments)
+            answer = json.dumps([value, _peak_kilobytes() - before])
             with os.fdopen(writing, "w") as file:
                 file.write(answer)
             os._exit(0)
@@ -37,11 +39,16 @@ def bounded(what, *arguments, seconds=SECONDS, megabytes=MEGABYTES):
     os.close(writing)
     with os.fdopen(reading) as file:
         answer = file.read()
-    _, status, used = os.wait4(pid, 0)
+    _, status = os.waitpid(pid, 0)
     assert not os.WIFSIGNALED(status), f"after {seconds} seconds it had not ended"
     assert os.waitstatus_to_exitcode(status) == 0
-    assert used.ru_maxrss / 1024 < megabytes
-    return json.loads(answer)
+    value, grown_kilobytes = json.loads(answer)
+    assert grown_kilobytes / 1024 < megabytes
+    return value
+
+
+def _peak_kilobytes():
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 
 
 def _call(what, arguments):

@@ -356,6 +356,10 @@ class Trees:
             KINDS[kind](at, self.outside / at.relative_to(self.root))
             if IS_ROOT and kind != "another user's":
                 os.chown(at, ANN, ANN, follow_symlinks=False)
+        # A lease that cannot be read holds for a time from when it was last touched.
+        for lease in (self.root / "run/.ckptdb/leases").glob("*"):
+            if lease.lstat().st_nlink == 1:
+                os.utime(lease, follow_symlinks=False)
         # What is young may be looked at once more, and how long a cell takes is anybody's guess.
         os.utime(self.root / "run", (LONG_AGO, LONG_AGO))
         yield self.root

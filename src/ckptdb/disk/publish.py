@@ -258,16 +258,12 @@ class Publisher(Retiring):
 
     def put_back(self, leftover: Leftover) -> None:
         """Give an ``old_step_N.<uuid>`` its name again, or trash it when the name is taken."""
+        if self.give_name_back(leftover):
+            return
         with self._changing() as (_, watch):
-            if not durable.is_folder(leftover.path):
-                return
             final = self._final(leftover.step)
-            if durable.is_there(final):
+            if durable.is_folder(leftover.path) and durable.is_there(final):
                 self._set_aside(watch, leftover.path, leftover.step, leftover.uuid)
-            else:
-                with watch.change():
-                    durable.rename_new(leftover.path, final)
-                self._sync_directory()
 
     @staticmethod
     def _lacks_only_its_name(who: Identity, path: Path, step: int) -> bool:

@@ -21,7 +21,7 @@ from typing import Any
 from unittest.mock import patch
 
 import ckptdb
-from ckptdb.disk import claims, durable, journal, lease, manifest, names, scan, writer
+from ckptdb.disk import claims, durable, journal, lease, manifest, names, paths, scan, writer
 from ckptdb.disk.journal import Pins
 from ckptdb.disk.manifest import Manifest
 from ckptdb.disk.publish import Publisher
@@ -259,7 +259,7 @@ def _rewrite_in_place(_: object, hidden: Path, more: Iterable[journal.Fact]) -> 
     aside = path.with_name(f"{path.name}.damaged-{uuid.uuid4()}")
     journal._keep(path, aside)
     path.unlink()
-    durable.write_new(path, journal._sealed(facts, journal._NO_LINE), durable=True)
+    durable.write_new(path, b"".join(journal._sealed(facts, journal._NO_LINE)), durable=True)
     durable.fsync(hidden)
     return aside
 
@@ -269,7 +269,9 @@ def _only_publish(publisher: Publisher, _: object, *arguments: Any) -> Any:
     return publisher._publish(*arguments)
 
 
-def _no_second_name(publisher: Publisher, real: Callable[..., Any], *arguments: Any) -> Any:
+def _no_second_name(
+    publisher: Publisher, real: Callable[..., Any], *arguments: Any, **options: Any
+) -> Any:
     """As if nothing were put back when the second of two renames fails."""
     rename, count = durable.rename_new, [0]
 
@@ -281,7 +283,7 @@ def _no_second_name(publisher: Publisher, real: Callable[..., Any], *arguments: 
             rename(source, target)
 
     with patch.object(durable, "rename_new", rename_new):
-        return real(publisher, *arguments)
+        return real(publisher, *arguments, **options)
 
 
 class _Forgetful(set[Path]):
@@ -318,7 +320,7 @@ def _deaf() -> Iterator[None]:
 
 @contextmanager
 def _no_withdrawal() -> Iterator[None]:
-    real = Path.unlink
+    real = paths.unlink
 
     def unlink(path: Path, *, missing_ok: bool = False) -> None:
         if path.name == names.MANIFEST:
@@ -326,7 +328,7 @@ def _no_withdrawal() -> Iterator[None]:
         else:
             real(path, missing_ok=missing_ok)
 
-    with patch.object(Path, "unlink", unlink):
+    with patch.object(paths, "unlink", unlink):
         yield
 
 
@@ -407,7 +409,7 @@ _FLUSHES = (
     Mutant("replaced: the trash", ("pinned and replaced", "repaired"),
            ("trash._set_aside/_sync_trash/1", "trash._sync_trash/fsync/1")),
     Mutant("undeleted: the name", ("undeleted",), ("trash.undelete/_sync_directory/1",)),
-    Mutant("put back: the name", ("put back",), ("publish.put_back/_sync_directory/1",)),
+    Mutant("put back: the name", ("put back",), ("publish.give_name_back/_sync_directory/1",)),
     Mutant("retired or discarded: the old name", ("pruned", "discarded"),
            ("retiring._put_away/_sync_directory/1",)),
     Mutant("retired on a full disk: the trash", ("freed",),
@@ -432,13 +434,13 @@ _FLUSHES = (
     Mutant("the journal: lines", ("annotated",), ("changing._append/append/1",)),
     Mutant("the journal: bytes", ("annotated",), ("journal.append/fsync/1",)),
     Mutant("the journal: name", ("annotated",), ("journal.append/fsync/2",)),
-    Mutant("a damaged journal written anew: bytes", ("settled",), ("journal.rewrite/write_new/1",)),
+    Mutant("a damaged journal written anew: bytes", ("settled",),
+           ("journal._write_lines/fsync/1",)),
     Mutant("a damaged journal written anew: the damaged one's name", ("settled",),
            ("journal.rewrite/fsync/1",)),
     Mutant("a damaged journal written anew: its name", ("settled beside a trainer",),
            ("journal.rewrite/fsync/2",)),
-    Mutant("a damaged journal copied where links are not known: bytes", ("settled without links",),
-           ("journal._keep/write_new/1",)),
+    Mutant("a damaged journal kept: bytes", ("settled",), ("journal._keep/fsync/1",)),
     Mutant("run.json", ("first save",), _ESTABLISHING),
     Mutant("run.json: bytes", ("first save",), (*_ESTABLISHING, _BYTES)),
     Mutant("run.json: name", ("first save",), (*_ESTABLISHING, _NAME)),
@@ -461,9 +463,9 @@ _FLUSHES = (
            ("identity.mark_root/make_directories/1", "durable.make_directories/fsync/1")),
     Mutant("new folders, by the lease", ("a new run",), ("publish.claim/make_directories/1",)),
     Mutant("new folders, without a lease", ("a new run without a lease",),
-           ("changing._make_place/make_directories/1",)),
+           ("changing._changing/make_directories/1",)),
     Mutant("our folder in a run of others", ("annotated",),
-           ("changing._make_place/make_folder/1", "durable.make_folder/fsync/1"),
+           ("changing._make_folders/make_folder/1", "durable.make_folder/fsync/1"),
            redundant=(
         "`_make_names_durable` flushes the folder and the run before anything is written. It is "
         "there so that no name of ours depends on who comes after it.")),

@@ -272,6 +272,13 @@ DIR *fdopendir(int file)
     return real(file);
 }
 
+int closedir(DIR *listing)
+{
+    REAL(int, "closedir", DIR *);
+    watch(dirfd(listing), false); /* libc closes it without asking `close` above */
+    return real(listing);
+}
+
 static int fcntl_any(int file, int command, void *argument)
 {
     REAL(int, "fcntl64", int, int, ...);
@@ -406,6 +413,25 @@ int mkdirat(int folder, const char *path, mode_t mode)
 }
 
 int mkdir(const char *path, mode_t mode) { return mkdirat(AT_FDCWD, path, mode); }
+
+int mknodat(int folder, const char *path, mode_t mode, dev_t device)
+{
+    REAL(int, "mknodat", int, const char *, mode_t, dev_t);
+    if (!sees(folder, path)) return real(folder, path, mode, device);
+    if (meet(MUTATING | GROWING, false) == REFUSE) return -1;
+    enter();
+    int result = real(folder, path, mode, device);
+    char buffer[8192];
+    if (!result && traces())
+        note("create", inode_at(folder, path), 0, full(folder, path, buffer), NULL);
+    leave();
+    return result;
+}
+
+int mknod(const char *path, mode_t mode, dev_t device)
+{
+    return mknodat(AT_FDCWD, path, mode, device);
+}
 
 int unlinkat(int folder, const char *path, int flags)
 {

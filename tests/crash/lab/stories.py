@@ -289,11 +289,6 @@ class Actor(loop.Loop):
         """Have a damaged journal written anew by a person."""
         reconcile_run(Catalog(Database.in_memory()), self._run, settle=True)
 
-    def _settle_without_links(self) -> None:
-        error = OSError(errno.EPERM, os.strerror(errno.EPERM))
-        with patch.object(os, "link", side_effect=error):
-            self._settle()
-
     def _note(self) -> None:
         """Save where the catalog cannot be written."""
         notes = Notes(self.root / ".ckptdb" / _NOTES, self.root)
@@ -816,8 +811,6 @@ _ALL = (
     Story("measured otherwise", "power", ("other_metric",), ("save",)),
     Story("pruned by another metric", "power", ("prune_by_it",), ("save", "other_metric")),
     Story("settled", "power", ("settle",), ("save", "pin", "late", "damage_journal")),
-    Story("settled without links", "power", ("settle_without_links",),
-          ("save", "pin", "late", "damage_journal")),
     Story("settled beside a trainer", "power", ("establish", "settle", "prune"),
           ("save", "save", "save", "pin", "late", "damage_journal"), kept=2, depth=2),
     Story("killed, settling", "kills", ("settle",), ("save", "pin", "late", "damage_journal")),
