@@ -21,6 +21,8 @@ from ckptdb.errors import CkptdbError, Obstructed, RunNotHere
 from ckptdb.retention import Policy
 
 LOSS = "val:loss"
+HANGS_SECONDS = 15
+"""What a few calls take that wait for something, on a machine that does much else."""
 
 
 def open_manager(run: Path, **options) -> CheckpointManager:
@@ -220,7 +222,6 @@ def take_away(path: Path) -> None:
 def test_what_we_write_into_must_be_a_file_of_its_own(tmp_path, neighbour, name, put):
     run = tmp_path / "run"
     save(run, 1, 2)
-    Registry.open(run).pin(None, 1)
     take_away(run / ".ckptdb" / name)
     put(run / ".ckptdb" / name, neighbour / ".ckptdb" / name)
     before = take_picture(neighbour)
@@ -233,7 +234,7 @@ def test_what_we_write_into_must_be_a_file_of_its_own(tmp_path, neighbour, name,
     if name != "trainer":  # which only trainers take
         with pytest.raises((CkptdbError, OSError), match=r"is a |another name"):
             Registry.open(run).pin(None, 2)
-    assert time.monotonic() - started < 5
+    assert time.monotonic() - started < HANGS_SECONDS
     assert take_picture(neighbour) == before
     assert (run / "step_1").is_dir()
 
@@ -279,7 +280,7 @@ def test_folders_of_ours_that_lead_elsewhere_are_refused(tmp_path, neighbour, na
             with pytest.raises((CkptdbError, OSError)) as refused:
                 attempt()
         assert "\n" not in str(refused.value)
-    assert time.monotonic() - started < 5
+    assert time.monotonic() - started < HANGS_SECONDS
     assert take_picture(tmp_path / "neighbour") == before
     assert take_picture(run / "step_1") == mine
 
