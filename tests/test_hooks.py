@@ -85,7 +85,7 @@ def test_what_is_published_and_what_goes_is_told_in_order(open_manager, told):
         save(manager, 4, 0.1)
     assert told.steps == [
         ("published", 1), ("published", 2), ("deleted", 1), ("published", 3),
-        ("published", 4), ("deleted", 3), ("deleted", 2),
+        ("published", 4), ("deleted", 2), ("deleted", 3),
     ]  # fmt: skip
     assert told.problems == []
     assert "MainThread" not in told.threads

@@ -286,7 +286,9 @@ def _find_leased(directory: Path) -> dict[str, str]:
 
 def _chosen(judged: Judgement) -> Chosen:
     decisions = judged[1]
-    doomed = tuple(Doomed(d.step, d.uuid, d.reason) for d in decisions if not d.keep)
+    # In one order, whichever way they were judged.
+    going = sorted((d for d in decisions if not d.keep), key=lambda d: d.step)
+    doomed = tuple(Doomed(d.step, d.uuid, d.reason) for d in going)
     return Chosen(doomed, is_settled=bool(doomed) or any(d.is_previous for d in decisions))
 
 
