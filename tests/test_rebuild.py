@@ -116,6 +116,7 @@ class Rebuild(RuleBasedStateMachine):
             warnings.filterwarnings("ignore", "No checkpoint has ever had the metric")
             warnings.filterwarnings("ignore", "Nothing is deleted in")
             warnings.filterwarnings("ignore", "Training continues from step")
+            warnings.filterwarnings("ignore", "What stood in the place")
             warnings.filterwarnings("ignore", "Step [0-9]+ (is passed over|holds bit for bit)")
             yield manager
             manager.shutdown()
@@ -476,10 +477,11 @@ def _unsupported(*_):
     raise durable.ExchangeUnsupported
 
 
-def _kill(*_):
+def _kill(*_, **__):
     raise Killed
 
 
+@pytest.mark.filterwarnings("ignore:What stood in the place")
 @pytest.mark.parametrize("share", range(SHARES))
 def test_a_deleted_catalog_comes_back_as_it_was_after_any_history(dump, share):
     machine = type("Machine", (Rebuild,), {"dump": staticmethod(dump)})
