@@ -78,8 +78,11 @@ with Registry.open(sys.argv[1]) as registry:
             outcome = str(error)
         said[name] = outcome, time.monotonic() - started
     assert registry.query("SELECT 1").rows == ((1,),)
-most = [resource.getrusage(whose).ru_maxrss for whose in (0, -1)]
-json.dump([said, max(most)], sys.stdout)
+# Since it was begun, for what getrusage says of it counts the process that has begun it.
+with open("/proc/self/status") as status:
+    own = next(int(line.split()[1]) for line in status if line.startswith("VmHWM:"))
+workers = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss
+json.dump([said, max(own, workers)], sys.stdout)
 """
 
 
