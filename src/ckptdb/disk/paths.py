@@ -147,8 +147,6 @@ def find_status(path: PathLike) -> os.stat_result | None:
     """
     try:
         return get_status(path)
-    except Obstructed:
-        raise
     except (FileNotFoundError, NotADirectoryError):
         return None
 
