@@ -2,15 +2,9 @@
 
 import os
 import shutil
-import sys
-from pathlib import Path
 
 import pytest
-
-sys.path.insert(0, str(Path(__file__).parent / "crash"))
-sys.path.insert(0, str(Path(__file__).parent))
-
-from lab.dump import dump_catalog  # found only now
+from lab.dump import dump_catalog
 
 
 @pytest.fixture

@@ -17,7 +17,7 @@ import yaml
 
 from ckptdb import Registry
 from ckptdb import manager as module
-from ckptdb.disk import durable, identity, journal
+from ckptdb.disk import fsutil, identity, journal
 from ckptdb.disk.journal import Fact
 from ckptdb.errors import (
     CatalogUnusable,
@@ -366,7 +366,7 @@ def test_a_save_that_cannot_be_made_durable_fails_for_good_and_older_ones_stay(m
         def fail(top, **_):
             raise OSError(5, "Input/output error")
 
-        patch.setattr(durable, "fsync_tree", fail)
+        patch.setattr(fsutil, "fsync_tree", fail)
         with pytest.raises(SaveFailed, match="Older checkpoints are untouched"):
             manager.finalize_checkpoint(staged)
     with pytest.raises(SaveFailed):
@@ -428,7 +428,7 @@ def _fail(*args, **kwargs):
 def test_a_save_discarded_by_hand_meanwhile_is_told(make):
     manager = make()
     with pytest.raises(NoCheckpointHere), manager.save(1, {}) as folder:
-        durable.remove_tree(folder)
+        fsutil.remove_tree(folder)
 
 
 # --- saving a step again ------------------------------------------------------------------------
@@ -566,7 +566,7 @@ def test_beginning_with_a_wrong_path_raises_at_once(make):
 def test_a_save_that_fails_in_the_background_has_its_reason_as_the_cause(make):
     manager = make()
     staged = manager.init_tmp_checkpoint(1, {})
-    durable.remove_tree(staged)
+    fsutil.remove_tree(staged)
     manager.begin_finalization(staged)
     with pytest.raises(RuntimeError) as caught:
         manager.finalize_pending()
@@ -637,7 +637,7 @@ def test_a_manager_works_after_shutdown_any_number_of_times(make):
         manager.shutdown()
         assert max(steps(manager)) == step + 10
         (manager.checkpoint_dir / f"step_{step + 10}").rename(manager.checkpoint_dir / "keep")
-        durable.remove_tree(manager.checkpoint_dir / "keep")
+        fsutil.remove_tree(manager.checkpoint_dir / "keep")
     with manager, manager:
         save(manager, 50)
     assert manager.get_latest_checkpoint_path().endswith("step_50")

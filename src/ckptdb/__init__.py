@@ -9,12 +9,20 @@ import logging
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
+from ckptdb.core.text import CleanRecords
 from ckptdb.errors import CkptdbError
-from ckptdb.shown import CleanRecords
 
 if TYPE_CHECKING:
+    from ckptdb.core.records import (
+        Ancestor,
+        Checkpoint,
+        Metric,
+        Problem,
+        Rows,
+        Run,
+        rank_key,
+    )
     from ckptdb.manager import CheckpointManager
-    from ckptdb.records import Ancestor, Checkpoint, Metric, Problem, Rows, Run, rank_key
     from ckptdb.registry import Registry
     from ckptdb.retention import Policy
 
@@ -23,17 +31,19 @@ else:
     # Imported when first asked for: the command line needs no manager, a loop no registry, and
     # neither is worth SQLAlchemy to somebody who only catches our errors.
     _HOMES = {
-        "Ancestor": "records",
-        "Checkpoint": "records",
+        "Ancestor": "core.records",
+        "Checkpoint": "core.records",
         "CheckpointManager": "manager",
-        "Metric": "records",
+        "Metric": "core.records",
         "Policy": "retention",
-        "Problem": "records",
+        "Problem": "core.records",
         "Registry": "registry",
-        "Rows": "records",
-        "Run": "records",
-        "rank_key": "records",
+        "Rows": "core.records",
+        "Run": "core.records",
+        "rank_key": "core.records",
     }
+
+    _ROOMS = {home.partition(".")[0] for home in _HOMES.values()}
 
     def __getattr__(name: str) -> Any:
         """Return a public name, or a module that holds some, and remember it."""
@@ -43,7 +53,7 @@ else:
             found = version("ckptdb")
         elif name in _HOMES:
             found = getattr(import_module(f"ckptdb.{_HOMES[name]}"), name)
-        elif name in _HOMES.values():
+        elif name in _ROOMS:
             return import_module(f"ckptdb.{name}")
         else:
             raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
@@ -52,7 +62,7 @@ else:
 
     def __dir__() -> list[str]:
         """List what can be asked for, imported or not."""
-        return sorted({*globals(), *_HOMES, *_HOMES.values(), "__version__"})
+        return sorted({*globals(), *_HOMES, *_ROOMS, "__version__"})
 
 
 __all__ = [

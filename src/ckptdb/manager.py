@@ -21,17 +21,25 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Literal, Self
 
-from ckptdb import caller, loaded, pruning, schedule
-from ckptdb import config as configuration
-from ckptdb.background import Background
 from ckptdb.catalog.catalog import Catalog, Unranked
-from ckptdb.config import CheckpointingConfig, PretrainedCheckpointConfig
-from ckptdb.contents import Contents
-from ckptdb.continuing import Continuing
-from ckptdb.disk import identity, info, names, scan, space
-from ckptdb.disk.lease import Lease
+from ckptdb.core import warnings
+from ckptdb.core.records import (
+    Checkpoint,
+    Mode,
+    Problem,
+    RankedBy,
+    Trouble,
+)
+from ckptdb.disk import (
+    free_space,
+    identity,
+    names,
+    scan,
+)
 from ckptdb.disk.publish import Publisher
-from ckptdb.disk.retiring import Doomed
+from ckptdb.disk.retire import Deletion
+from ckptdb.disk.trainer_lock import TrainerLock
+from ckptdb.disk.training_info import config_values, dump_config, dump_info, load_info
 from ckptdb.errors import (
     CkptdbError,
     DeletionIncomplete,
@@ -40,16 +48,21 @@ from ckptdb.errors import (
     PlanChanged,
     UnreadableInfo,
 )
-from ckptdb.hooks import Teller
-from ckptdb.index import RunIndex, find_location
-from ckptdb.pruning import Chosen, Terms
-from ckptdb.recent import RecentSaves, Save, find_recorded
-from ckptdb.records import Checkpoint, Mode, Problem, RankedBy, Trouble
-from ckptdb.resuming import OnChange, Options, Resuming
-from ckptdb.retention import Clause, Plan, Policy
-from ckptdb.schedule import Limits, Reason
-from ckptdb.signals import Signals
-from ckptdb.timekeeper import Timekeeper
+from ckptdb.retention import Clause, Policy, RetentionPlan
+from ckptdb.training import config as configuration
+from ckptdb.training import loaded, pruning, schedule
+from ckptdb.training.background import Background
+from ckptdb.training.checksums import ChecksumWorker
+from ckptdb.training.config import CheckpointingConfig, PretrainedCheckpointConfig
+from ckptdb.training.hooks import HookDispatcher
+from ckptdb.training.index import RunIndex, find_location
+from ckptdb.training.parents import ParentTracker
+from ckptdb.training.pruning import Chosen, Terms
+from ckptdb.training.recent_saves import RecentSaves, Save, find_recorded
+from ckptdb.training.resuming import OnChange, Options, Resuming
+from ckptdb.training.schedule import Limits, Reason
+from ckptdb.training.signals import Signals
+from ckptdb.training.timekeeper import Timekeeper
 
 __all__ = [
     "CheckpointManager",
@@ -113,7 +126,7 @@ class CheckpointManager:
         )
         self._accepts_metric_change = settings.accept_metric_change
         self._has_warned_of_metric = False
-        self._hooks = Teller(settings.hooks)
+        self._hooks = HookDispatcher(settings.hooks)
         self._index = RunIndex(
             self._publisher,
             choice=settings.catalog,
@@ -123,8 +136,8 @@ class CheckpointManager:
         self._exclusive = settings.exclusive
         self.keep = settings.keep
         self._saves = False
-        self._lease: Lease | None = None
-        self._continuing = Continuing(self._directory, self._index)
+        self._lease: TrainerLock | None = None
+        self._continuing = ParentTracker(self._directory, self._index)
         self._configs: dict[Path, dict[str, Any]] = {}
         self._config_step: int | None = None
         self._looked_for: set[str] = set()
@@ -140,7 +153,7 @@ class CheckpointManager:
         limits = Limits(settings.must_save_by_seconds, ends_at)
         self._timekeeper = Timekeeper(limits, self._signals, self._recent, saves=settings.enabled)
         self._resuming = Resuming(self._index, self._publisher)
-        self._contents = Contents(self._publisher) if settings.checksums else None
+        self._contents = ChecksumWorker(self._publisher) if settings.checksums else None
         queues = (self._background, self._contents, self._hooks)
         self._queues = [queue for queue in queues if queue is not None]
 
@@ -162,7 +175,7 @@ class CheckpointManager:
             with self._timekeeper.dropping(folder):
                 yield folder
         except BaseException:
-            with caller.warning_afterwards(raises=False):
+            with warnings.warning_afterwards(raises=False):
                 self._discard(folder)
             raise
         self.finalize_checkpoint(folder)
@@ -187,8 +200,8 @@ class CheckpointManager:
             StepInUse: Another process is writing this step.
         """
         number = names.as_step(step)
-        content = info.dump_info(training_info)
-        settings = None if run_config is None else info.dump_config(run_config)
+        content = dump_info(training_info)
+        settings = None if run_config is None else dump_config(run_config)
         pending = self._background.pending
         if pending is not None and pending.name == names.tmp_name(number):
             self.finalize_pending()
@@ -205,7 +218,7 @@ class CheckpointManager:
             self._make_sure_of_space(number)
             self._index.begin_save()
             self._continuing.warn_before(number)
-            with caller.warning_afterwards():
+            with warnings.warning_afterwards():
                 staged = self._publisher.stage(number, content, settings)
                 self._continuing.begin(path, number)
                 changed = [staged.checkpoint, *staged.adopted, *staged.gone]
@@ -213,7 +226,7 @@ class CheckpointManager:
                 self._hooks.deleted(staged.gone)
                 self._hooks.published(staged.adopted)
                 if settings is not None:
-                    self._configs[path] = info.config_values(run_config)
+                    self._configs[path] = config_values(run_config)
         return path
 
     def finalize_checkpoint(self, checkpoint_path: PathLike) -> None:
@@ -227,7 +240,7 @@ class CheckpointManager:
             SaveFailed: It could not be made durable; older checkpoints are untouched.
         """
         path = self._own(checkpoint_path)
-        with caller.warning_afterwards():
+        with warnings.warning_afterwards():
             with self._timekeeper.dropping(path):
                 self._publish(path)
             self._prune()
@@ -252,7 +265,7 @@ class CheckpointManager:
                 with self._timekeeper.dropping(path):
                     if wait_fn is not None:
                         wait_fn()
-                    with caller.warning_afterwards(raises=False):
+                    with warnings.warning_afterwards(raises=False):
                         self._publish(path)
             except BaseException as error:
                 self._report("save", path, error)
@@ -307,8 +320,8 @@ class CheckpointManager:
         try:
             self.shutdown()
         except Exception as failure:  # noqa: BLE001  # the exception in flight matters more
-            with caller.warning_afterwards(raises=False):
-                caller.warn(
+            with warnings.warning_afterwards(raises=False):
+                warnings.warn(
                     f"Checkpoint finalization failed while another exception was raised: "
                     f"{failure.__cause__ or failure!r}"
                 )
@@ -330,16 +343,16 @@ class CheckpointManager:
                 goes.
         """
         self._warn_of_metric_change()
-        with caller.warning_afterwards():
+        with warnings.warning_afterwards():
             terms = self._find_terms(exclude_latest=exclude_latest)
             chosen = pruning.choose(self._index, self._directory, terms)
-            if chosen.doomed:
+            if chosen.deletions:
                 self._warn_of_unknown_metrics(terms.policy)
-                self._retire(chosen.doomed)
+                self._retire(chosen.deletions)
             self._index.finish()
             self._settle(terms, chosen)
 
-    def plan_retention(self, *, exclude_latest: bool = True) -> Plan:
+    def plan_retention(self, *, exclude_latest: bool = True) -> RetentionPlan:
         """Say what `remove_old_checkpoints` would keep and remove now, and why.
 
         Args:
@@ -348,7 +361,7 @@ class CheckpointManager:
         terms = self._find_terms(exclude_latest=exclude_latest)
         return pruning.plan_all(self._index, self._directory, terms)
 
-    def apply_retention(self, planned: Plan) -> None:
+    def apply_retention(self, planned: RetentionPlan) -> None:
         """Do what `plan_retention` has said, or nothing.
 
         Raises:
@@ -357,11 +370,13 @@ class CheckpointManager:
         """
         terms = self._find_terms(exclude_latest=planned.exclude_latest)
         chosen = pruning.choose(self._index, self._directory, terms)
-        if {doom.uuid for doom in chosen.doomed} != {decision.uuid for decision in planned.gone}:
+        if {deletion.uuid for deletion in chosen.deletions} != {
+            decision.uuid for decision in planned.gone
+        }:
             raise PlanChanged([str(self.checkpoint_dir)])
         self._warn_of_metric_change()
-        with caller.warning_afterwards():
-            self._retire(chosen.doomed)
+        with warnings.warning_afterwards():
+            self._retire(chosen.deletions)
             self._settle(terms, chosen)
 
     # --- when to save -------------------------------------------------------------------
@@ -418,7 +433,7 @@ class CheckpointManager:
             self._empty_trash(everything=True)
 
         remedies = (empty_trash, discard_unfinished, prune, empty_wholly)
-        space.make_sure(self._directory, step, needed_bytes=needed, remedies=remedies)
+        free_space.make_sure(self._directory, step, needed_bytes=needed, remedies=remedies)
 
     def _report(self, what: Trouble, where: Path, error: BaseException) -> None:
         self._hooks.problem(Problem(what, where, error))
@@ -508,11 +523,11 @@ class CheckpointManager:
         nothing: tuple[int | None, Unranked] = (None, Unranked())
         step, unranked = self._index.ask(find, nothing=nothing)
         for ignored in _ignoring(unranked, metric):
-            caller.warn(ignored)
+            warnings.warn(ignored)
         if step is None and unranked != Unranked():
             finite = " with a finite value" if unranked.not_finite else ""
             advice = _NOT_FINITE if unranked.not_finite else _ADVICE
-            caller.warn(
+            warnings.warn(
                 f"No checkpoints contain metric '{metric}'{finite}. Returning latest checkpoint. "
                 f"{advice}",
             )
@@ -556,7 +571,7 @@ class CheckpointManager:
         nothing: tuple[tuple[int, ...], Unranked] = ((), Unranked())
         steps, unranked = self._index.ask(find, nothing=nothing)
         for ignored in _ignoring(unranked, metric):
-            caller.warn(ignored)
+            warnings.warn(ignored)
         top = f"{self._answered_directory}/"
         return [top + names.final_name(step) for step in steps]
 
@@ -605,7 +620,7 @@ class CheckpointManager:
         weights, optimizer = component / "weights", component / "optimizer"
         if optimizer.exists() or _has_megatron_optimizer(weights / "iter_0000000"):
             return weights, optimizer
-        caller.warn(
+        warnings.warn(
             f"Optimizer state not found at {optimizer}, nor among the weights in {weights}. "
             "The optimizer starts afresh.",
         )
@@ -661,7 +676,7 @@ class CheckpointManager:
         if before is None or (self.metric_name is None and not self._find_previous_policy()):
             return
         self._has_warned_of_metric = True
-        caller.warn(
+        warnings.warn(
             f"{self._directory} was judged by {before} until now, and is by {self._ranked_by} from "
             "here on. The first prune keeps what either keeps, later ones go by the new one. If "
             "that is not meant, correct metric_name and higher_is_better; if it is, "
@@ -724,14 +739,14 @@ class CheckpointManager:
             self._warn_if_pinned(replaced)
             self._background.submit(self._empty_trash)
 
-    def _retire(self, doomed: Sequence[Doomed]) -> None:
-        if not doomed:
+    def _retire(self, deletions: Sequence[Deletion]) -> None:
+        if not deletions:
             return
         self._index.look_for_doubt()
         self._index.refuse_in_doubt()
         failure: DeletionIncomplete | None = None
         try:
-            retired = self._publisher.retire(doomed)
+            retired = self._publisher.retire(deletions)
         except DeletionIncomplete as error:
             failure, retired = error, error.done
         for checkpoint in retired.gone:
@@ -759,7 +774,7 @@ class CheckpointManager:
                 if metric in unknown
                 else f" with a finite value, only NaN or infinite ones; {instead}"
             )
-            caller.warn(f"No checkpoint has ever had the metric '{metric}'{what}.")
+            warnings.warn(f"No checkpoint has ever had the metric '{metric}'{what}.")
 
     def _pinned_gone(self) -> tuple[str, ...]:
         def find(catalog: Catalog, run_id: int, _: object) -> tuple[str, ...]:
@@ -771,13 +786,13 @@ class CheckpointManager:
 
     def _warn_if_pinned(self, replaced: Checkpoint) -> None:
         if replaced.uuid in self._pinned_gone():
-            caller.warn(
+            warnings.warn(
                 f"The pinned checkpoint at step {replaced.step} was replaced by a new save; its "
                 "bytes stay in .ckptdb/trash until it is unpinned."
             )
 
     def _prune(self) -> None:
-        with caller.warning_afterwards():
+        with warnings.warning_afterwards():
             self._prune_or_warn()
 
     def _prune_or_warn(self) -> None:
@@ -798,7 +813,7 @@ class CheckpointManager:
         """Warn that pruning failed; silent when it did not."""
         error = future.exception()
         if error is not None:
-            caller.warn(
+            warnings.warn(
                 f"Failed to prune old checkpoints: {error!r}. The new checkpoint is safe; "
                 "`ckptdb gc` shows what could go."
             )
@@ -813,9 +828,9 @@ class CheckpointManager:
         except OSError as error:
             self._report("prune", self._directory, error)
             if isinstance(error, DeletionIncomplete):
-                caller.warn(f"Failed to prune old checkpoints: {error}")
+                warnings.warn(f"Failed to prune old checkpoints: {error}")
                 return
-            caller.warn(
+            warnings.warn(
                 f"Failed to prune old checkpoints: {error!r}. They are out of sight in "
                 f"{self._directory}/.ckptdb/trash; `ckptdb gc` tries again."
             )
@@ -826,7 +841,7 @@ class CheckpointManager:
             return
         self._is_doubt_told = True
         self._report("prune", self._directory, error)
-        caller.warn(f"{error} Checkpoints are saved as usual.")
+        warnings.warn(f"{error} Checkpoints are saved as usual.")
 
     def _discard(
         self, path: Path, *, reason: str = "discarded: the save raised an error",
@@ -915,7 +930,7 @@ def _load_checkpoint_history(checkpoint_dir: PathLike) -> list[tuple[int, str, d
     history = []
     for step, path in scan.list_finals(Path(checkpoint_dir)):
         try:
-            history.append((step, str(path), info.load_info(path)[0]))
+            history.append((step, str(path), load_info(path)[0]))
         except UnreadableInfo as error:
             _logger.info("skipped: %s", error)
     return history

@@ -20,9 +20,9 @@ from tests.benchmarks import trees
 from ckptdb.catalog.catalog import Catalog
 from ckptdb.catalog.engine import Database
 from ckptdb.catalog.store import Changes
+from ckptdb.core.records import Checkpoint, Run, utc
 from ckptdb.disk import identity, scan
-from ckptdb.index import find_location
-from ckptdb.records import Checkpoint, Run, utc
+from ckptdb.training.index import find_location
 
 METRICS = (
     trees.METRIC, "val:accuracy", "train:loss", "train:reward", "train:kl", "train:grad_norm",

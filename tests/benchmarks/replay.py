@@ -16,7 +16,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from ckptdb.catalog.fork import FileConnection
+from ckptdb.core.fork import FileConnection
 
 COMMIT = "commit"
 _METRICS = 5

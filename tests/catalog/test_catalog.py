@@ -6,12 +6,19 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from sqlalchemy import event
 
-from ckptdb.catalog.candidates import Candidate, Wanted
 from ckptdb.catalog.catalog import Catalog
 from ckptdb.catalog.engine import Database
 from ckptdb.catalog.store import Changes
+from ckptdb.core.candidates import Candidate, Wanted
+from ckptdb.core.records import (
+    Annotations,
+    Checkpoint,
+    Metric,
+    Resumption,
+    Run,
+    rank_key,
+)
 from ckptdb.errors import IndexStale
-from ckptdb.records import Annotations, Checkpoint, Metric, Resumption, Run, rank_key
 
 AT = "2026-01-01T00:00:00.000Z"
 

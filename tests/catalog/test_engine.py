@@ -19,8 +19,9 @@ from sqlalchemy.engine.base import RootTransaction
 
 from ckptdb.catalog import schema
 from ckptdb.catalog.engine import Database, script_location, set_aside
-from ckptdb.catalog.fork import FileConnection
 from ckptdb.catalog.location import Location, locate
+from ckptdb.core.fork import FileConnection
+from ckptdb.core.threads import Task
 from ckptdb.errors import (
     CatalogBroken,
     CatalogError,
@@ -31,7 +32,6 @@ from ckptdb.errors import (
     CatalogTooNew,
     CatalogUnusable,
 )
-from ckptdb.threads import Task
 
 INSERT = text("INSERT INTO runs (uuid, name, directory) VALUES (:uuid, 'n', 'd')")
 

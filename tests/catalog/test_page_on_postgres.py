@@ -2,9 +2,10 @@
 
 from dataclasses import replace
 
+from tests.support.planting import plant
+
 from ckptdb import Registry
 from ckptdb.web.data import take_snapshot
-from web.planting import plant
 
 
 def shown(root, **options):

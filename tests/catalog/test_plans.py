@@ -7,13 +7,13 @@ from pathlib import Path
 
 import pytest
 
-from ckptdb.catalog import adhoc
+from ckptdb.catalog import query as user_query
 from ckptdb.catalog.catalog import Catalog
-from ckptdb.catalog.conditions import parse
 from ckptdb.catalog.engine import Database
 from ckptdb.catalog.location import locate
 from ckptdb.catalog.selection import Selection, matching, ranked
-from ckptdb.records import Rows
+from ckptdb.core.conditions import parse
+from ckptdb.core.records import Rows
 
 from .test_statements import plans
 
@@ -228,13 +228,13 @@ DEMANDS = {
 
 @pytest.mark.parametrize(("demanded", "index"), DEMANDS.values(), ids=DEMANDS.keys())
 def test_what_demands_more_goes_through_indexes_too(catalog, monkeypatch, demanded, index):
-    asked, query = [], adhoc.query
+    asked, query = [], user_query.query
 
     def note(database, sql, parameters, **options):
         asked.append((sql, parameters))
         return query(database, sql, parameters, **options)
 
-    monkeypatch.setattr(adhoc, "query", note)
+    monkeypatch.setattr(user_query, "query", note)
     selection = Selection(**{"by": ("loss", "min"), "run_id": 3, **demanded})
     with plans(catalog) as found:
         assert ranked(catalog.database, selection, 3)
@@ -256,11 +256,13 @@ def test_what_demands_more_goes_through_indexes_too(catalog, monkeypatch, demand
 
 def test_a_condition_for_retention_goes_by_what_is_live(catalog, monkeypatch):
     asked = []
-    monkeypatch.setattr(adhoc, "query", lambda *given, **_: asked.append(given) or Rows((), ()))
+    monkeypatch.setattr(
+        user_query, "query", lambda *given, **_: asked.append(given) or Rows((), ())
+    )
     matching(catalog.database, 3, WHERE)
     monkeypatch.undo()
     ((database, sql, parameters),) = asked
-    plan = [row[-1] for row in adhoc.query(database, f"EXPLAIN QUERY PLAN {sql}", parameters)]
+    plan = [row[-1] for row in user_query.query(database, f"EXPLAIN QUERY PLAN {sql}", parameters)]
     assert plan[0].endswith(FINALS)
     assert not any(line.startswith("SCAN") for line in plan)
 

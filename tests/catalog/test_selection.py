@@ -11,11 +11,17 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from ckptdb.catalog import selection as selecting
-from ckptdb.catalog.conditions import parse
 from ckptdb.catalog.selection import Ranked, Selection, matching, pareto_front, ranked
 from ckptdb.catalog.store import Changes
+from ckptdb.core.conditions import parse
+from ckptdb.core.records import (
+    Annotations,
+    Metric,
+    Run,
+    metrics_of,
+    rank_key,
+)
 from ckptdb.errors import InvalidCondition
-from ckptdb.records import Annotations, Metric, Run, metrics_of, rank_key
 
 from .test_catalog import gone, make
 

@@ -4,13 +4,18 @@ from contextlib import contextmanager
 from dataclasses import replace
 
 import pytest
+from tests.support.statements import sent
 
-from ckptdb.catalog.candidates import Wanted
 from ckptdb.catalog.catalog import Catalog
 from ckptdb.catalog.engine import Database
 from ckptdb.catalog.store import Changes
-from ckptdb.records import Annotations, Metric, Resumption, Run
-from statements import sent
+from ckptdb.core.candidates import Wanted
+from ckptdb.core.records import (
+    Annotations,
+    Metric,
+    Resumption,
+    Run,
+)
 
 from .test_catalog import AT, gone, make
 

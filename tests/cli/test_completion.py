@@ -2,12 +2,12 @@
 
 import pytest
 
-from ckptdb.catalog.adhoc import Column, Relation
+from ckptdb.catalog.query import Relation, SchemaColumn
 from ckptdb.cli.completion import Words
 
 
 def relation(name, *columns):
-    return Relation(name, "table", "", tuple(Column(column, "") for column in columns), "")
+    return Relation(name, "table", "", tuple(SchemaColumn(column, "") for column in columns), "")
 
 
 WORDS = Words(

@@ -7,10 +7,10 @@ import sys
 from contextlib import closing
 
 import pytest
+from tests.support.terminal import Terminal
 
 from ckptdb import CheckpointManager, Registry
 from ckptdb.cli.plot import look
-from terminal import Terminal
 
 from .conftest import save
 

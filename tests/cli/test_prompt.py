@@ -7,9 +7,9 @@ import sys
 from pathlib import Path
 
 import pytest
+from tests.support.terminal import Terminal
 
 from ckptdb.cli.prompt import history_file, is_complete
-from terminal import Terminal
 
 WITHOUT = (
     "import sys; sys.modules['prompt_toolkit'] = None;"

@@ -3,11 +3,11 @@
 import sys
 
 import pytest
+from tests.support.terminal import Terminal
 
 from ckptdb import CheckpointManager, Registry
 from ckptdb.errors import AmbiguousRun, NoRuns, RunsNotNamed
 from ckptdb.retention import Policy
-from terminal import Terminal
 
 LOSS = "val:loss"
 

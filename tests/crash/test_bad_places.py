@@ -16,7 +16,7 @@ from lab import scene
 from lab.scene import BAD, BEST, GOOD, LATEST, LOSS, ckptdb
 
 from ckptdb import Registry
-from ckptdb.disk import durable, identity, journal
+from ckptdb.disk import fsutil, identity, journal
 from ckptdb.errors import SaveFailed
 
 AS_ROOT = pytest.mark.skipif(os.geteuid() != 0, reason="only root can do this")
@@ -446,7 +446,7 @@ def test_a_file_system_that_flushes_no_directory_is_trusted_with_names(run, monk
             raise OSError(errno.EINVAL, "Invalid argument")
         real(handle)
 
-    monkeypatch.setattr(durable.os, "fsync", fsync)
+    monkeypatch.setattr(fsutil.os, "fsync", fsync)
     scene.save(run, 20, 0.01, durability="full", keep_top_k=1)
     assert refused
     scene.check_answers(run, best=20, latest=20)

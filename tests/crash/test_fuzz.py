@@ -3,7 +3,13 @@
 import pytest
 from lab import fuzz
 
-from ckptdb.disk import info, journal, manifest, reading, scan
+from ckptdb.disk import (
+    journal,
+    manifest,
+    read_checkpoint,
+    scan,
+    training_info,
+)
 from ckptdb.errors import UnreadableInfo
 
 
@@ -31,7 +37,7 @@ def test_an_input_depends_on_its_key_alone(what):
 
 
 def let_a_deep_file_escape(monkeypatch):
-    real = info.load_json
+    real = training_info.load_json
 
     def load(path):
         try:
@@ -41,7 +47,7 @@ def let_a_deep_file_escape(monkeypatch):
                 raise RecursionError from None
             raise
 
-    monkeypatch.setattr(info, "load_json", load)
+    monkeypatch.setattr(training_info, "load_json", load)
 
 
 def take_true_for_a_number(monkeypatch):
@@ -77,13 +83,13 @@ def test_a_planted_bug_in_a_parser_is_found_and_made_again(tmp_path, monkeypatch
 
 
 def write_while_looking(monkeypatch):
-    real = reading.read
+    real = read_checkpoint.read
 
     def load(who, path, step, **options):
         (path / "seen").touch()
         return real(who, path, step, **options)
 
-    monkeypatch.setattr(reading, "read", load)
+    monkeypatch.setattr(read_checkpoint, "read", load)
 
 
 def overlook_a_good_one(monkeypatch):

@@ -30,7 +30,7 @@ def test_every_flush_is_left_out_by_some_mutant():
 
 def test_a_new_flush_is_noticed(tmp_path, monkeypatch):
     (tmp_path / "new.py").write_text(
-        "def one(self, path):\n    durable.fsync(path)\n    write(path, durable=self.durable)\n"
+        "def one(self, path):\n    fsutil.fsync(path)\n    write(path, durable=self.durable)\n"
         "    pool.map(fsync, path)\n    write(path, durable=False)\n    read(path)\n"
     )
     monkeypatch.setattr(mutants, "DISK", tmp_path)

@@ -10,11 +10,17 @@ import threading
 
 import pytest
 
-from ckptdb import threads
-from ckptdb.disk import claims, identity, journal, lock, scan
+from ckptdb.core import threads
+from ckptdb.disk import (
+    identity,
+    journal,
+    leases,
+    lock,
+    scan,
+)
 from ckptdb.disk.evaluator import Evaluator
 from ckptdb.disk.publish import Publisher
-from ckptdb.disk.retiring import Doomed
+from ckptdb.disk.retire import Deletion
 from ckptdb.errors import RunLocked
 
 # Takes step 1, says so, and does with it what the next line says; at the end of its input it dies.
@@ -91,7 +97,7 @@ def save(run, step):
 
 def retire(run, step, uuid, **how):
     publisher = Publisher(run, make_durable=False)
-    gone = publisher.retire([Doomed(step, uuid, "for the test", **how)]).gone
+    gone = publisher.retire([Deletion(step, uuid, "for the test", **how)]).gone
     publisher.empty_trash()
     return [checkpoint.uuid for checkpoint in gone]
 
@@ -105,7 +111,7 @@ def facts(run):
     return [json.loads(line) for line in lines]
 
 
-def leases(run):
+def leases_of(run):
     return sorted(os.listdir(run / ".ckptdb" / "leases"))
 
 
@@ -120,9 +126,9 @@ def expire(run):
 
 def test_what_is_finished_is_recorded_with_who_did_it_and_never_taken_again(run, uuid):
     turn = Evaluator(run, "mmlu").take(1, uuid)
-    assert leases(run) == [f"{uuid}.mmlu"]
+    assert leases_of(run) == [f"{uuid}.mmlu"]
     assert turn.finish()
-    assert leases(run) == []
+    assert leases_of(run) == []
     (fact,) = facts(run)
     assert (fact["fact"], fact["uuid"], fact["name"]) == ("evaluated", uuid, "mmlu")
     assert (fact["host"], fact["pid"]) == (os.uname().nodename, os.getpid())
@@ -193,18 +199,18 @@ def test_a_run_that_ckptdb_never_wrote_keeps_the_uuids_of_its_checkpoints(tmp_pa
 
 def test_a_lease_is_renewed_as_long_as_somebody_works(run, uuid, monkeypatch):
     renewed = threading.Semaphore(0)
-    real = claims.renew
+    real = leases.renew
 
     def renew(claim):
         told = real(claim)
         renewed.release()
         return told
 
-    monkeypatch.setattr(claims, "renew", renew)
+    monkeypatch.setattr(leases, "renew", renew)
     turn = Evaluator(run, "mmlu", lease_seconds=0.05).take(1, uuid)
     for _ in range(20):
         assert renewed.acquire(timeout=30)
-    assert claims.settle(run / ".ckptdb")
+    assert leases.settle(run / ".ckptdb")
     assert turn.finish()
 
 
@@ -215,7 +221,7 @@ def test_an_error_in_between_does_not_end_renewing(run, uuid, monkeypatch):
         tried.release()
         raise OSError(5, "Input/output error")
 
-    monkeypatch.setattr(claims, "renew", renew)
+    monkeypatch.setattr(leases, "renew", renew)
     turn = Evaluator(run, "mmlu", lease_seconds=0.05).take(1, uuid)
     for _ in range(3):
         assert tried.acquire(timeout=30)
@@ -227,7 +233,7 @@ def test_who_was_suspended_too_long_notices_that_somebody_else_had_it(run, uuid)
     expire(run)
     second = Evaluator(run, "mmlu").take(1, uuid)
     assert not suspended.finish()
-    assert leases(run) == [f"{uuid}.mmlu"]
+    assert leases_of(run) == [f"{uuid}.mmlu"]
     assert second.finish()
     assert not suspended.finish()
     assert len(facts(run)) == 1
@@ -236,8 +242,8 @@ def test_who_was_suspended_too_long_notices_that_somebody_else_had_it(run, uuid)
 def test_who_was_suspended_and_whom_nobody_has_missed_is_done(run, uuid):
     turn = Evaluator(run, "mmlu").take(1, uuid)
     expire(run)
-    claims.settle(run / ".ckptdb")
-    assert leases(run) == []
+    leases.settle(run / ".ckptdb")
+    assert leases_of(run) == []
     assert turn.finish()
     assert Evaluator(run, "mmlu").find_done() == {uuid}
 
@@ -247,7 +253,7 @@ def test_giving_up_one_that_was_taken_over_takes_it_from_nobody(run, uuid):
     expire(run)
     second = Evaluator(run, "mmlu").take(1, uuid)
     turn.give_up()
-    assert leases(run) == [f"{uuid}.mmlu"]
+    assert leases_of(run) == [f"{uuid}.mmlu"]
     assert second.finish()
 
 
@@ -259,7 +265,7 @@ def test_what_cannot_be_given_up_is_left_to_expire(run, uuid, monkeypatch, caplo
         with pytest.raises(RunLocked):
             turn.finish()
     assert "is left to expire" in caplog.text
-    assert leases(run) == [f"{uuid}.mmlu"]
+    assert leases_of(run) == [f"{uuid}.mmlu"]
     assert turn._held is None  # and is not renewed any more
 
 
@@ -273,9 +279,9 @@ def test_without_a_thread_to_renew_it_a_lease_holds_as_long_as_it_does(
         patch.setattr(threads._thread, "start_new_thread", refuse)
         turn = Evaluator(run, "mmlu").take(1, uuid)
     assert "cannot be renewed: can't start new thread" in caplog.text
-    assert leases(run) == [f"{uuid}.mmlu"]
+    assert leases_of(run) == [f"{uuid}.mmlu"]
     assert turn.finish()
-    assert leases(run) == []
+    assert leases_of(run) == []
 
 
 def test_a_run_that_was_removed_is_not_begun_anew(run, uuid):
@@ -294,7 +300,7 @@ def test_a_forked_child_neither_finishes_nor_gives_it_up(run, uuid):
         turn.give_up()
         os._exit(turn.finish())
     assert os.waitpid(child, 0)[1] == 0
-    assert leases(run) == [f"{uuid}.mmlu"]
+    assert leases_of(run) == [f"{uuid}.mmlu"]
     assert turn.finish()
 
 
@@ -306,7 +312,7 @@ def test_what_is_leased_is_retired_only_by_force(run, uuid):
     assert retire(run, 1, uuid) == []
     assert (run / "step_1" / "model.pt").exists()
     assert retire(run, 1, uuid, force=True) == [uuid]
-    assert leases(run) == []
+    assert leases_of(run) == []
     assert trash(run) == []
     assert turn.finish()  # what it has measured it has measured
 
@@ -325,7 +331,7 @@ def test_a_lease_that_has_ended_protects_nothing_and_is_cleared_away(run, uuid, 
     else:
         expire(run)
     assert retire(run, 1, uuid) == [uuid]
-    assert leases(run) == []
+    assert leases_of(run) == []
 
 
 @pytest.mark.parametrize("end", ["finish", "give_up"])
@@ -355,11 +361,11 @@ def test_journal_and_leases_tell_the_same_story_after_a_kill_anywhere(run, uuid,
 
     turn = Evaluator(run, "mmlu").take(1, uuid)
     with monkeypatch.context() as patch:
-        patch.setattr(claims, "remove", killed)
+        patch.setattr(leases, "remove", killed)
         with pytest.raises(KeyboardInterrupt):
             turn.finish()
-    assert leases(run) == [f"{uuid}.mmlu"]
+    assert leases_of(run) == [f"{uuid}.mmlu"]
     assert journal.Evaluated(run / ".ckptdb").find("mmlu") == {uuid}
     expire(run)
     assert Evaluator(run, "mmlu").take(1, uuid) is None
-    assert leases(run) == []
+    assert leases_of(run) == []

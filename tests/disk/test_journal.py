@@ -9,9 +9,15 @@ from pathlib import Path
 
 import pytest
 
-from ckptdb.disk import durable, journal
+from ckptdb.core.records import (
+    Annotations,
+    Checkpoint,
+    Metric,
+    Resumption,
+    Run,
+)
+from ckptdb.disk import fsutil, journal
 from ckptdb.disk.journal import Fact
-from ckptdb.records import Annotations, Checkpoint, Metric, Resumption, Run
 
 UUID = "0b1e0e60-9d3c-4f5e-8a7b-3f0c2d1e4a5b"
 OTHER = "1b1e0e60-9d3c-4f5e-8a7b-3f0c2d1e4a5b"
@@ -311,7 +317,7 @@ def test_nothing_to_append_creates_nothing(hidden):
 
 def test_the_first_line_makes_the_name_durable_too(hidden, monkeypatch):
     flushed = []
-    monkeypatch.setattr(durable, "fsync", flushed.append)
+    monkeypatch.setattr(fsutil, "fsync", flushed.append)
 
     journal.append(hidden, [Fact(time(1), "pin", UUID)], make_durable=True)
     assert flushed == [hidden]
@@ -325,13 +331,13 @@ def test_a_name_that_is_not_durable_never_has_a_byte_behind_it(hidden, monkeypat
     def refuse(_):
         raise OSError(errno.EIO, "not durable")
 
-    monkeypatch.setattr(durable, "fsync", refuse)
+    monkeypatch.setattr(fsutil, "fsync", refuse)
     with pytest.raises(OSError, match="not durable"):
         journal.append(hidden, [Fact(time(1), "pin", UUID)], make_durable=True)
     assert journal.size(hidden.parent) == 0
 
     flushed = []
-    monkeypatch.setattr(durable, "fsync", flushed.append)
+    monkeypatch.setattr(fsutil, "fsync", flushed.append)
     journal.append(hidden, [Fact(time(1), "pin", UUID)], make_durable=True)
     assert flushed == [hidden]
 

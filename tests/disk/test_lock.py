@@ -12,11 +12,16 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
+from tests.support.users import (
+    ANN,
+    as_user,
+    only_as_root,
+    shared_place,
+)
 
 from ckptdb.disk import lock
 from ckptdb.disk.lock import run_lock
 from ckptdb.errors import RunLocked
-from users import ANN, as_user, only_as_root, shared_place
 
 HOLD = """
 import sys

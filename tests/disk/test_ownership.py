@@ -4,10 +4,21 @@ import os
 import stat
 
 import pytest
+from tests.support.users import (
+    ANN,
+    BOB,
+    EVE,
+    GROUP,
+    acl,
+    as_user,
+    make,
+    only_as_root,
+    set_acl,
+    shared_place,
+)
 
 from ckptdb.disk import ownership
 from ckptdb.disk.ownership import Access, Grant, Ownership, decide
-from users import ANN, BOB, EVE, GROUP, acl, as_user, make, only_as_root, set_acl, shared_place
 
 OTHERS = 20901
 ROOTS = Ownership(0, 0, 0o755)

@@ -15,12 +15,22 @@ import pytest
 
 from ckptdb.catalog.catalog import Catalog
 from ckptdb.catalog.engine import Database
-from ckptdb.disk import durable, identity, journal, lock, manifest, paths, process, scan, writer
-from ckptdb.disk.durable import ExchangeUnsupported
+from ckptdb.disk import (
+    fsutil,
+    identity,
+    journal,
+    lock,
+    manifest,
+    paths,
+    process,
+    scan,
+    writer,
+)
+from ckptdb.disk.fsutil import ExchangeUnsupported
 from ckptdb.disk.lock import run_lock
 from ckptdb.disk.manifest import Compared
 from ckptdb.disk.publish import Publisher
-from ckptdb.disk.retiring import Doomed
+from ckptdb.disk.retire import Deletion
 from ckptdb.disk.scan import Leftover
 from ckptdb.disk.writer import Writer
 from ckptdb.errors import (
@@ -50,7 +60,7 @@ def publisher(tmp_path: Path) -> Publisher:
 @pytest.fixture(params=["native", "fallback"])
 def renaming(request, monkeypatch):
     if request.param == "fallback":
-        monkeypatch.setattr(durable, "_renameat2", refuse_flags)
+        monkeypatch.setattr(fsutil, "_renameat2", refuse_flags)
     return request.param
 
 
@@ -165,7 +175,7 @@ def test_a_complete_leftover_of_something_unrelated_is_discarded(publisher):
 def test_what_was_replaced_before_a_crash_is_put_away_without_a_second_record(publisher):
     old = save(publisher, 5, 0.1)
     sealed = publisher._seal(publisher.establish(), stage(publisher, 5, 0.2), 5, None).manifest
-    durable.exchange(publisher.directory / "tmp_step_5", publisher.directory / "step_5")
+    fsutil.exchange(publisher.directory / "tmp_step_5", publisher.directory / "step_5")
 
     staged = publisher.stage(5, b"{}", None)
 
@@ -278,11 +288,11 @@ def test_publishing_does_nothing_durable_when_told_so(tmp_path, monkeypatch):
     def refuse(handle):
         pytest.fail("nothing has to be flushed")
 
-    monkeypatch.setattr(durable.os, "fsync", refuse)
+    monkeypatch.setattr(fsutil.os, "fsync", refuse)
     publisher = Publisher(tmp_path, make_durable=False)
     save(publisher, 5)
     old = save(publisher, 5)
-    publisher.retire([Doomed(5, old.uuid, "because")])
+    publisher.retire([Deletion(5, old.uuid, "because")])
     publisher.discard(stage(publisher, 6), reason="because")
     assert listing(publisher) == []
 
@@ -486,7 +496,7 @@ def failing_fsync(number: int, code: int = errno.EIO):
         real(handle)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(durable.os, "fsync", fsync)
+        patch.setattr(fsutil.os, "fsync", fsync)
         yield count
 
 
@@ -584,7 +594,7 @@ def test_a_journal_that_cannot_be_written_lets_nothing_be_retired(publisher, mon
     with monkeypatch.context() as patch:
         patch.setattr(journal.os, "write", fail)
         with pytest.raises(OSError, match="Input/output error"):
-            publisher.retire([Doomed(5, old.uuid, "because")])
+            publisher.retire([Deletion(5, old.uuid, "because")])
     assert listing(publisher) == ["step_5"]
 
 
@@ -610,7 +620,7 @@ def test_a_full_disk_is_freed_before_the_deletion_is_recorded(publisher, monkeyp
     disk = FullDisk(publisher.directory, 2, code)
     with monkeypatch.context() as patch:
         patch.setattr(os, "write", disk.write)
-        retired = publisher.retire([Doomed(1, one.uuid, "old"), Doomed(2, two.uuid, "old")])
+        retired = publisher.retire([Deletion(1, one.uuid, "old"), Deletion(2, two.uuid, "old")])
 
     assert disk.refused
     assert [c.uuid for c in retired.gone] == [one.uuid, two.uuid]
@@ -633,8 +643,8 @@ def test_a_copy_that_has_filled_the_disk_is_freed(publisher, monkeypatch, tmp_pa
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
     with monkeypatch.context() as patch:
-        patch.setattr(durable, "write_json", fail)
-        assert len(copy.retire([Doomed(5, uuid, "old")]).gone) == 1
+        patch.setattr(fsutil, "write_json", fail)
+        assert len(copy.retire([Deletion(5, uuid, "old")]).gone) == 1
         with pytest.raises(OSError, match="No space left"):
             copy.stage(6, b"{}", None)
     assert listing(copy) == []
@@ -649,7 +659,7 @@ def test_a_disk_that_stays_full_frees_all_the_same_and_is_recorded_later(publish
     with monkeypatch.context() as patch:
         patch.setattr(os, "write", disk.write)
         with pytest.raises(OSError, match="No space left"):
-            publisher.retire([Doomed(5, old.uuid, "because")])
+            publisher.retire([Deletion(5, old.uuid, "because")])
         with pytest.raises(OSError, match="No space left"):
             publisher.discard(tmp, reason="because")
         with pytest.raises(OSError, match="No space left"):
@@ -678,15 +688,15 @@ def test_a_disk_that_stays_full_frees_all_the_same_and_is_recorded_later(publish
 def test_a_replacement_that_fails_half_way_gives_the_old_one_its_name_back(publisher, monkeypatch):
     save(publisher, 5, 0.1)
     path = stage(publisher, 5, 0.2)
-    monkeypatch.setattr(durable, "_renameat2", refuse_flags)
-    real = durable.rename_new
+    monkeypatch.setattr(fsutil, "_renameat2", refuse_flags)
+    real = fsutil.rename_new
 
     def fail(source, target):
         if source == path:
             raise OSError(errno.EIO, "Input/output error")
         real(source, target)
 
-    monkeypatch.setattr(durable, "rename_new", fail)
+    monkeypatch.setattr(fsutil, "rename_new", fail)
     with pytest.raises(SaveFailed, match="Input/output error"):
         publisher.publish(path)
     assert listing(publisher) == ["step_5", "tmp_step_5"]
@@ -699,7 +709,7 @@ def test_a_replacement_that_fails_half_way_gives_the_old_one_its_name_back(publi
 def test_retiring_records_the_reason_and_takes_it_out_of_sight(publisher, renaming):
     one, two = save(publisher, 1, 0.1), save(publisher, 2, 0.2)
 
-    retired = publisher.retire([Doomed(1, one.uuid, "too old")])
+    retired = publisher.retire([Deletion(1, one.uuid, "too old")])
 
     assert listing(publisher) == ["step_2"]
     assert trash(publisher) == [f"step_1.{one.uuid}"]
@@ -713,7 +723,7 @@ def test_retiring_records_the_reason_and_takes_it_out_of_sight(publisher, renami
 
 def test_one_that_will_not_go_keeps_no_other(publisher, monkeypatch):
     one, two, three = save(publisher, 1), save(publisher, 2), save(publisher, 3)
-    real = durable.rename_new
+    real = fsutil.rename_new
 
     def fail(source, target):
         if source == two.path:
@@ -721,9 +731,9 @@ def test_one_that_will_not_go_keeps_no_other(publisher, monkeypatch):
         real(source, target)
 
     with monkeypatch.context() as patch:
-        patch.setattr(durable, "rename_new", fail)
+        patch.setattr(fsutil, "rename_new", fail)
         with pytest.raises(DeletionIncomplete, match="Permission denied"):
-            publisher.retire([Doomed(cp.step, cp.uuid, "old") for cp in (one, two, three)])
+            publisher.retire([Deletion(cp.step, cp.uuid, "old") for cp in (one, two, three)])
     assert listing(publisher) == ["step_2"]
     assert trash(publisher) == [f"step_1.{one.uuid}", f"step_3.{three.uuid}"]
 
@@ -734,7 +744,11 @@ def test_only_the_checkpoint_that_was_judged_is_retired(publisher):
     (publisher.directory / "step_3").symlink_to("step_1")
 
     retired = publisher.retire(
-        [Doomed(1, judged.uuid, "old"), Doomed(2, judged.uuid, "old"), Doomed(3, judged.uuid, "?")]
+        [
+            Deletion(1, judged.uuid, "old"),
+            Deletion(2, judged.uuid, "old"),
+            Deletion(3, judged.uuid, "?"),
+        ]
     )
 
     assert retired.gone == ()
@@ -746,9 +760,9 @@ def test_one_that_somebody_has_resumed_from_since_goes_only_by_hand(publisher):
     first, second = save(publisher, 1), save(publisher, 2)
     for uuid in (first.uuid, second.uuid, first.uuid):
         publisher.record([journal.Fact(AT, "resumed", uuid, {"host": "h", "pid": 1})])
-    judged = [Doomed(1, first.uuid, "judged"), Doomed(2, second.uuid, "judged")]
+    judged = [Deletion(1, first.uuid, "judged"), Deletion(2, second.uuid, "judged")]
     assert [cp.step for cp in publisher.retire(judged).gone] == [2]
-    by_hand = [Doomed(1, first.uuid, "by hand", by_hand=True)]
+    by_hand = [Deletion(1, first.uuid, "by hand", by_hand=True)]
     assert [cp.step for cp in publisher.retire(by_hand).gone] == [1]
 
 
@@ -758,10 +772,10 @@ def test_one_that_somebody_has_rejected_since_goes_only_by_hand(publisher, still
     publisher.record([journal.Fact(AT, "rejected", one.uuid, {"reason": "diverged"})])
     if not still:
         publisher.record([journal.Fact(AT, "unrejected", one.uuid)])
-    gone = publisher.retire([Doomed(1, one.uuid, "retention: …")]).gone
+    gone = publisher.retire([Deletion(1, one.uuid, "retention: …")]).gone
     assert [cp.uuid for cp in gone] == ([] if still else [one.uuid])
     if still:
-        (gone,) = publisher.retire([Doomed(1, one.uuid, "by hand", by_hand=True)]).gone
+        (gone,) = publisher.retire([Deletion(1, one.uuid, "by hand", by_hand=True)]).gone
         assert gone.uuid == one.uuid
 
 
@@ -770,13 +784,13 @@ def test_one_that_somebody_has_pinned_since_is_left_alone_unless_forced(publishe
     publisher.record([journal.Fact(AT, "pin", cp.uuid) for cp in (one, two)])
     publisher.record([journal.Fact(AT, "unpin", two.uuid)])
 
-    retired = publisher.retire([Doomed(1, one.uuid, "old"), Doomed(2, two.uuid, "old")])
+    retired = publisher.retire([Deletion(1, one.uuid, "old"), Deletion(2, two.uuid, "old")])
 
     assert [c.uuid for c in retired.gone] == [two.uuid]
     assert listing(publisher) == ["step_1"]
     assert one.uuid not in facts(publisher).gone
 
-    publisher.retire([Doomed(1, one.uuid, "by hand", force=True)])
+    publisher.retire([Deletion(1, one.uuid, "by hand", force=True)])
     assert listing(publisher) == []
     assert one.uuid not in facts(publisher).annotations
     assert publisher.empty_trash() == 2
@@ -790,19 +804,19 @@ def test_one_that_will_not_go_by_force_keeps_its_pin(publisher, monkeypatch):
         raise OSError(errno.EROFS, "Read-only file system")
 
     with monkeypatch.context() as patch:
-        patch.setattr(durable, "rename_new", fail)
+        patch.setattr(fsutil, "rename_new", fail)
         with pytest.raises(OSError, match="Read-only"):
-            publisher.retire([Doomed(1, one.uuid, "by hand", force=True)])
+            publisher.retire([Deletion(1, one.uuid, "by hand", force=True)])
     assert facts(publisher).annotations[one.uuid].pinned
 
 
 def test_one_that_came_back_under_its_name_is_retired_again(publisher, renaming):
     first = save(publisher, 1)
     for _ in range(3):
-        publisher.retire([Doomed(1, first.uuid, "old")])
+        publisher.retire([Deletion(1, first.uuid, "old")])
         source = publisher.directory / ".ckptdb" / "trash" / f"step_1.{first.uuid}"
         subprocess.run(["cp", "-r", source, publisher.directory / "step_1"], check=True)
-    publisher.retire([Doomed(1, first.uuid, "old")])
+    publisher.retire([Deletion(1, first.uuid, "old")])
 
     name = f"step_1.{first.uuid}"
     assert trash(publisher) == [name, f"{name}.1", f"{name}.2", f"{name}.3"]
@@ -815,9 +829,9 @@ def test_a_trash_that_takes_no_more_is_an_error(publisher, monkeypatch):
     def fail(source, target):
         raise FileExistsError(errno.EEXIST, "File exists")
 
-    monkeypatch.setattr(durable, "rename_new", fail)
+    monkeypatch.setattr(fsutil, "rename_new", fail)
     with pytest.raises(DeletionIncomplete, match="File exists"):
-        publisher.retire([Doomed(1, first.uuid, "old")])
+        publisher.retire([Deletion(1, first.uuid, "old")])
 
 
 def test_a_failed_rename_is_not_taken_for_a_taken_name(publisher, monkeypatch):
@@ -826,9 +840,9 @@ def test_a_failed_rename_is_not_taken_for_a_taken_name(publisher, monkeypatch):
     def fail(source, target):
         raise OSError(errno.EROFS, "Read-only file system")
 
-    monkeypatch.setattr(durable, "rename_new", fail)
+    monkeypatch.setattr(fsutil, "rename_new", fail)
     with pytest.raises(OSError, match="Read-only"):
-        publisher.retire([Doomed(1, first.uuid, "old")])
+        publisher.retire([Deletion(1, first.uuid, "old")])
     assert listing(publisher) == ["step_1"]
 
 
@@ -861,8 +875,8 @@ def test_a_change_by_somebody_else_in_between_leaves_no_span(publisher):
         (publisher.directory / "stranger").mkdir()
 
     publisher._append = append_while_somebody_works
-    doomed = [Doomed(1, one.uuid, "old"), Doomed(2, two.uuid, "old")]
-    assert publisher.retire(doomed).span is None
+    deletions = [Deletion(1, one.uuid, "old"), Deletion(2, two.uuid, "old")]
+    assert publisher.retire(deletions).span is None
 
 
 # --- after a crash ----------------------------------------------------------------------
@@ -924,7 +938,7 @@ def test_what_was_exchanged_goes_to_the_trash_whoever_wrote_it(publisher, by):
     uuid = scan.find_uuid(who, publisher.directory / "step_5", 5)
     path = stage(publisher, 5)
     publisher._seal(who, path, 5, None)
-    durable.exchange(path, publisher.directory / "step_5")
+    fsutil.exchange(path, publisher.directory / "step_5")
 
     assert scan.observe(publisher.directory).tmps[5].fate == "trash"
     assert publisher.adopt(path) is None
@@ -958,7 +972,7 @@ def test_an_old_one_goes_to_the_trash_when_its_name_is_taken(publisher):
 
 def test_the_trash_is_emptied_except_for_what_is_kept(publisher):
     one, two = save(publisher, 1), save(publisher, 2)
-    publisher.retire([Doomed(1, one.uuid, "old"), Doomed(2, two.uuid, "old")])
+    publisher.retire([Deletion(1, one.uuid, "old"), Deletion(2, two.uuid, "old")])
     (publisher.directory / ".ckptdb" / "trash" / "not ours").mkdir()
 
     publisher.record([journal.Fact(AT, "pin", two.uuid)])
@@ -971,8 +985,8 @@ def test_the_trash_is_emptied_except_for_what_is_kept(publisher):
 
 def test_one_that_will_not_go_does_not_keep_the_others(publisher, monkeypatch):
     saved = [save(publisher, step) for step in (1, 2, 3)]
-    publisher.retire([Doomed(c.step, c.uuid, "old") for c in saved])
-    real = durable.remove_tree
+    publisher.retire([Deletion(c.step, c.uuid, "old") for c in saved])
+    real = fsutil.remove_tree
 
     def remove(path):
         if path.name.startswith("step_1."):
@@ -981,7 +995,7 @@ def test_one_that_will_not_go_does_not_keep_the_others(publisher, monkeypatch):
             real(path)  # another process is faster
         real(path)
 
-    monkeypatch.setattr(durable, "remove_tree", remove)
+    monkeypatch.setattr(fsutil, "remove_tree", remove)
     with pytest.raises(DeletionIncomplete, match="step 1 is out of sight"):
         publisher.empty_trash()
     assert trash(publisher) == [f"step_1.{saved[0].uuid}"]
@@ -1002,8 +1016,8 @@ class Bomb:
     def arm(self) -> None:
         for name in STRUCK:
             setattr(os, name, self.wrapped(getattr(os, name)))
-        durable._renameat2 = self.wrapped(durable._renameat2)
-        durable.write_new = self.wrapped(durable.write_new)
+        fsutil._renameat2 = self.wrapped(fsutil._renameat2)
+        fsutil.write_new = self.wrapped(fsutil.write_new)
 
     def wrapped(self, real):
         def call(*arguments, **options):
@@ -1049,11 +1063,11 @@ def work_replace(publisher: Publisher) -> None:
 
 def work_retire(publisher: Publisher) -> None:
     who = publisher.establish()
-    doomed = [
-        Doomed(step, scan.find_uuid(who, publisher.directory / f"step_{step}", step), "too old")
+    deletions = [
+        Deletion(step, scan.find_uuid(who, publisher.directory / f"step_{step}", step), "too old")
         for step in (3, 5)
     ]
-    publisher.retire(doomed)
+    publisher.retire(deletions)
     publisher.empty_trash()
 
 
@@ -1181,14 +1195,14 @@ def steps(publisher, monkeypatch):
     seen = []
 
     def record(name):
-        real = getattr(durable, name)
+        real = getattr(fsutil, name)
 
         def call(path, *rest):
             short = Path(path).name
             seen.append(f"{name} {short.partition('.')[0] or short}")
             real(path, *rest)
 
-        monkeypatch.setattr(durable, name, call)
+        monkeypatch.setattr(fsutil, name, call)
 
     for name in ("fsync", "rename_new", "exchange", "remove_tree"):
         record(name)
@@ -1217,7 +1231,7 @@ def test_an_old_one_put_away_is_durable_in_the_trash(publisher, steps):
 def test_nothing_is_removed_before_the_name_it_had_is_gone_for_good(publisher, steps):
     # Whoever has retired it may have been killed before it flushed the directory.
     retired = save(publisher, 5)
-    publisher.retire([Doomed(5, retired.uuid, "too old")])
+    publisher.retire([Deletion(5, retired.uuid, "too old")])
     steps.clear()
     assert Publisher(publisher.directory).empty_trash() == 1
     assert steps == ["fsync run", "remove_tree step_5"]
@@ -1265,19 +1279,19 @@ def test_after_a_failed_commit_the_names_are_flushed_before_anything_goes(
             publisher.publish(path)
     assert listing(publisher) == ["step_5", "step_6"]
     steps.clear()
-    publisher.retire([Doomed(5, old.uuid, "too old")])
+    publisher.retire([Deletion(5, old.uuid, "too old")])
     assert steps.index("fsync run") < steps.index("rename_new step_5")
 
 
 def test_a_parent_that_may_not_be_read_is_left_to_its_owner(publisher, monkeypatch):
-    real = durable.fsync
+    real = fsutil.fsync
 
     def refuse(path):
         if path == publisher.directory.parent:
             raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(path))
         real(path)
 
-    monkeypatch.setattr(durable, "fsync", refuse)
+    monkeypatch.setattr(fsutil, "fsync", refuse)
     assert save(publisher, 5).step == 5
 
 
@@ -1293,14 +1307,14 @@ def test_what_cannot_be_read_now_stays_unless_it_is_forced(publisher, monkeypatc
             raise OSError(errno.EIO, os.strerror(errno.EIO))
         return real(path, *rest, **options)
 
-    doomed = [Doomed(step, uuid, "by hand", force=force) for step, uuid in uuids.items()]
+    deletions = [Deletion(step, uuid, "by hand", force=force) for step, uuid in uuids.items()]
     with monkeypatch.context() as patch:
         patch.setattr(os, "open", fail)
         if force:
-            publisher.retire(doomed)
+            publisher.retire(deletions)
         else:
             with pytest.raises(OSError, match="Input/output"):
-                publisher.retire(doomed)
+                publisher.retire(deletions)
     assert (publisher.directory / "step_1").exists() != force
     assert not (publisher.directory / "step_2").exists()
     assert facts(publisher).gone.keys() == ({*uuids.values()} if force else {uuids[2]})

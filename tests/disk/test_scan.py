@@ -9,10 +9,17 @@ from pathlib import Path
 
 import pytest
 
-from ckptdb.disk import identity, info, journal, manifest, reading, scan
+from ckptdb.disk import (
+    identity,
+    journal,
+    manifest,
+    read_checkpoint,
+    scan,
+    training_info,
+)
 from ckptdb.disk.journal import Fact
 from ckptdb.disk.publish import Publisher
-from ckptdb.disk.scan import Known, Stamp, Watch
+from ckptdb.disk.scan import KnownFingerprints, Stamp, StampWatch
 
 AT = "2026-11-22T16:01:24.000Z"
 UUID = "0b1e0e60-9d3c-4f5e-8a7b-3f0c2d1e4a5b"
@@ -57,7 +64,7 @@ def failing_open(monkeypatch, victim: Path, code: int = errno.EIO) -> None:
             raise OSError(code, os.strerror(code))
         return real(path, *arguments, **options)
 
-    monkeypatch.setattr(info.os, "open", fail)
+    monkeypatch.setattr(training_info.os, "open", fail)
 
 
 # --- the stamp --------------------------------------------------------------------------
@@ -110,7 +117,7 @@ def test_what_happens_in_the_hidden_folder_does_not_move_the_mtime(run):
 
 
 def test_a_watch_spans_our_own_changes(run):
-    watch = Watch(run)
+    watch = StampWatch(run)
     assert watch.span is None
     first = scan.find_stamp(run)
     for name in "ab":
@@ -120,7 +127,7 @@ def test_a_watch_spans_our_own_changes(run):
 
 
 def test_a_watch_notices_what_others_change_between(run):
-    watch = Watch(run)
+    watch = StampWatch(run)
     for name in "ab":
         with watch.change(links=1):
             (run / name).mkdir()
@@ -129,7 +136,7 @@ def test_a_watch_notices_what_others_change_between(run):
 
 
 def test_a_watch_notices_what_others_change_at_the_same_moment(run):
-    watch = Watch(run)
+    watch = StampWatch(run)
     (run / ".ckptdb").mkdir()
     with watch.change(links=1):
         (run / "a").mkdir()
@@ -344,7 +351,7 @@ def test_a_missing_run_cannot_be_observed(run):
 def test_what_is_known_and_unchanged_is_not_read_again(run):
     one, two = load(run, save(run, 1)), load(run, save(run, 2))
     age(run)
-    known = Known(
+    known = KnownFingerprints(
         {c.step: (c.uuid, load(run, c.path).fingerprint) for c in (one, two)}, 0, config=True
     )
 
@@ -362,7 +369,7 @@ def test_what_is_known_and_unchanged_is_not_read_again(run):
 def test_a_new_checkpoint_makes_the_journal_be_read_again(run):
     save(run, 1)
     Publisher(run, make_durable=False).record([Fact(AT, "pin", UUID)])
-    known = Known(journal_bytes=journal.size(run))
+    known = KnownFingerprints(journal_bytes=journal.size(run))
     assert scan.observe(run, known).facts.annotations[UUID].pinned
 
     known = replace(known, finals={1: (load(run, run / "step_1").uuid, None)})
@@ -395,7 +402,7 @@ def test_what_cannot_be_read_is_told_and_the_rest_observed(run, monkeypatch):
             raise OSError(errno.EIO, "Input/output error")
         return real(path, *arguments, **options)
 
-    monkeypatch.setattr(info.os, "open", fail)
+    monkeypatch.setattr(training_info.os, "open", fail)
     seen = scan.observe(run)
     assert list(seen.finals) == [2]
     assert seen.errors == ()
@@ -411,7 +418,7 @@ def test_an_error_that_may_befall_all_of_them_is_told_apart(run, monkeypatch):
             raise OSError(errno.EMFILE, "Too many open files")
         return real(path, *arguments, **options)
 
-    monkeypatch.setattr(info.os, "open", fail)
+    monkeypatch.setattr(training_info.os, "open", fail)
     seen = scan.observe(run)
     assert seen.errors == (f"{bad}: Too many open files",)
     assert seen.unreadable == {}
@@ -428,7 +435,7 @@ def test_a_journal_that_cannot_be_read_hides_no_checkpoint(run):
 @pytest.mark.parametrize("name", ["step_1", "tmp_step_1"])
 def test_what_leaves_while_we_look_was_never_there(run, monkeypatch, name):
     path = put(run, name)
-    owner, reader = (reading, "read") if name == "step_1" else (scan, "load_tmp")
+    owner, reader = (read_checkpoint, "read") if name == "step_1" else (scan, "load_tmp")
     real = getattr(owner, reader)
 
     def leave(*arguments, **options):

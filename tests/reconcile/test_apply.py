@@ -11,16 +11,29 @@ from pathlib import Path
 
 import pytest
 
-from ckptdb.catalog.candidates import Wanted
 from ckptdb.catalog.catalog import Catalog
 from ckptdb.catalog.engine import Database
 from ckptdb.catalog.location import locate
-from ckptdb.disk import durable, identity, journal, paths, scan, writer
+from ckptdb.core.candidates import Wanted
+from ckptdb.disk import (
+    fsutil,
+    identity,
+    journal,
+    paths,
+    scan,
+    writer,
+)
 from ckptdb.disk.journal import Fact
 from ckptdb.disk.publish import Publisher
-from ckptdb.disk.retiring import Doomed
+from ckptdb.disk.retire import Deletion
 from ckptdb.errors import RunLocked
-from ckptdb.reconcile import apply, held, index_run, reconcile_run, reconcile_tree
+from ckptdb.reconcile import (
+    apply,
+    index_run,
+    locked,
+    reconcile_run,
+    reconcile_tree,
+)
 
 AT = "2026-11-22T16:01:24.000Z"
 
@@ -219,7 +232,7 @@ def test_facts_of_the_journal_reach_the_index(catalog, run):
             Fact(AT, "note", two.uuid, {"text": "good"}),
         ]
     )
-    Publisher(run).retire([Doomed(2, two.uuid, "by hand")])
+    Publisher(run).retire([Deletion(2, two.uuid, "by hand")])
 
     report = reconcile(catalog, run)
 
@@ -236,7 +249,7 @@ def test_facts_of_the_journal_reach_the_index(catalog, run):
 def test_history_is_rebuilt_without_an_index(catalog, run):
     one = save(run, 1, 0.1)
     two = save(run, 1, 0.2)
-    Publisher(run).retire([Doomed(1, two.uuid, "by hand")])
+    Publisher(run).retire([Deletion(1, two.uuid, "by hand")])
     Publisher(run).discard(stage(run, 3), reason="discarded: gave up")
 
     reconcile(catalog, run)
@@ -352,8 +365,8 @@ def test_what_was_exchanged_before_a_crash_is_put_away(catalog, run, by):
     who = publisher.establish()
     new = seal(run, 1, 0.2)
     sealed = scan.load_tmp(who, run / "tmp_step_1", 1).manifest
-    publisher._record_replaced(who, scan.Watch(run), run / "step_1", sealed)
-    durable.exchange(run / "tmp_step_1", run / "step_1")
+    publisher._record_replaced(who, scan.StampWatch(run), run / "step_1", sealed)
+    fsutil.exchange(run / "tmp_step_1", run / "step_1")
 
     report = reconcile(catalog, run)
 
@@ -381,7 +394,7 @@ def test_an_old_one_left_by_two_renames_finds_its_place(catalog, run, new):
 
 def test_bytes_of_what_was_retired_are_removed(catalog, run):
     one = save(run, 1)
-    Publisher(run).retire([Doomed(1, one.uuid, "by hand")])
+    Publisher(run).retire([Deletion(1, one.uuid, "by hand")])
     assert "unfinished removal" in kinds(reconcile(catalog, run))
     assert scan.list_trash(run) == ()
 
@@ -670,7 +683,7 @@ def test_what_takes_the_place_of_another_is_recorded_beside_what_cannot_be_read(
     old = save(run, 1)
     reconcile(catalog, run)
     new = seal(run, 1)
-    durable.exchange(run / "tmp_step_1", run / "step_1")
+    fsutil.exchange(run / "tmp_step_1", run / "step_1")
     with monkeypatch.context() as patch:
         failing_open(patch, run / "tmp_step_1" / "manifest.json")
         assert "unreadable" in kinds(reconcile_run(catalog, run))
@@ -749,7 +762,7 @@ def test_a_lock_that_somebody_keeps_is_told(memory, run, monkeypatch):
     def refuse(hidden):
         raise RunLocked(hidden / "lock", 60)
 
-    monkeypatch.setattr(held, "run_lock", refuse)
+    monkeypatch.setattr(locked, "run_lock", refuse)
     with pytest.raises(RunLocked):
         reconcile_run(memory, run)
 
@@ -762,7 +775,7 @@ def test_a_repair_that_fails_is_told_and_the_rest_indexed(catalog, run, monkeypa
         def fail(source, target):
             raise OSError(errno.EIO, "Input/output error")
 
-        patch.setattr(durable, "rename_new", fail)
+        patch.setattr(fsutil, "rename_new", fail)
         report = reconcile_run(catalog, run)
 
     assert report.blocked == f"{run}: [Errno 5] Input/output error"

@@ -5,17 +5,22 @@ from pathlib import Path
 
 import pytest
 
-from ckptdb.catalog.catalog import Recorded, Seen
+from ckptdb.catalog.catalog import IndexedRun, RecordedRun
+from ckptdb.core.records import (
+    Annotations,
+    Checkpoint,
+    Metric,
+    Run,
+)
 from ckptdb.disk.identity import Identity
 from ckptdb.disk.journal import Facts
 from ckptdb.disk.scan import Leftover, Observation, Stamp, Tmp
 from ckptdb.disk.writer import Writer
-from ckptdb.reconcile.plan import Plan, plan
-from ckptdb.records import Annotations, Checkpoint, Metric, Run
+from ckptdb.reconcile.plan import ReconcilePlan, plan
 
 HERE = Path("/results/grpo")
 RUN = Run(uuid="the run", name="grpo", directory=HERE, created_at="2026")
-SEEN = Seen(1, RUN, "0:0:0", verified=True)
+SEEN = IndexedRun(1, RUN, "0:0:0", verified=True)
 NO_FACTS = Facts({}, {})
 PINNED = Annotations(pinned=True)
 
@@ -61,7 +66,7 @@ def observed(*finals: Checkpoint, known: tuple[int, ...] = (), **more: object) -
     return Observation(**{**values, **more})
 
 
-def recorded(*live: Checkpoint, **more: object) -> Recorded:
+def recorded(*live: Checkpoint, **more: object) -> RecordedRun:
     finals = [c for c in live if c.status == "final"]
     values: dict[str, object] = {
         "seen": SEEN,
@@ -70,10 +75,10 @@ def recorded(*live: Checkpoint, **more: object) -> Recorded:
         "tmps": {c.uuid: c.step for c in live if c.status == "tmp"},
         "contents": {c.uuid: c for c in live},
     }
-    return Recorded(**{**values, **more})
+    return RecordedRun(**{**values, **more})
 
 
-def kinds(found: Plan) -> list[tuple[str, int | None]]:
+def kinds(found: ReconcilePlan) -> list[tuple[str, int | None]]:
     return [(action.kind, action.step) for action in found.actions]
 
 
@@ -88,7 +93,7 @@ ONE = checkpoint(1)
         (observed(ONE), recorded(ONE), []),
         (observed(known=(1,)), recorded(ONE), []),
         (observed(ONE), recorded(), [("added", 1)]),
-        (observed(ONE), Recorded(seen=None), [("new run", None), ("added", 1)]),
+        (observed(ONE), RecordedRun(seen=None), [("new run", None), ("added", 1)]),
         (observed(checkpoint(1, info={"a": 1})), recorded(ONE), [("changed", 1)]),
         (observed(checkpoint(1, metrics={})), recorded(ONE), [("changed", 1)]),
         (observed(checkpoint(1, size_bytes=1)), recorded(ONE), [("changed", 1)]),
@@ -237,7 +242,7 @@ def test_the_run_itself_is_compared(run, expected):
     ids=["marked", "an empty directory", "a final", "a tmp"],
 )
 def test_a_directory_is_a_new_run_when_it_holds_something_of_one(disk, is_new):
-    found = kinds(plan(disk, Recorded(seen=None)))
+    found = kinds(plan(disk, RecordedRun(seen=None)))
     assert (("new run", None) in found) is is_new
 
 

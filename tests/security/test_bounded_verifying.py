@@ -4,10 +4,11 @@ import os
 import time
 
 import pytest
+from tests.support.bounds import bounded
 
-from bounds import bounded
-from ckptdb import CheckpointManager, Registry, verifying
+from ckptdb import CheckpointManager, Registry
 from ckptdb.disk import checksums
+from ckptdb.registry import verification
 
 HUGE_BYTES = 200 * 1024**3
 METRIC = {"metric_name": "loss", "higher_is_better": False}
@@ -55,14 +56,14 @@ def test_verifying_stops_within_a_file_and_says_which(run):
 
 
 def test_what_there_was_no_time_for_lets_all_others_have_their_turn(run, monkeypatch):
-    monkeypatch.setattr(verifying, "_LEAST_BYTES", 1024**2)
+    monkeypatch.setattr(verification, "_LEAST_BYTES", 1024**2)
     make_huge(run, 1)
     make_huge(run, 1, "1.bin")
     make_huge(run, 3)
     for _ in range(20):
         with Registry.open(run) as registry:
             found = registry.verify(max_seconds=0)
-    note = verifying.verified.load(run / ".ckptdb", "contents", now="3")
+    note = verification.verified.load(run / ".ckptdb", "contents", now="3")
     first, second, third = (cp.uuid for cp in sorted(found, key=lambda cp: cp.step))
     assert set(note.at) == {second}
     assert set(note.unfinished[first]) == {"config.yaml", "training_info.json"}
@@ -73,13 +74,13 @@ def test_what_there_was_no_time_for_lets_all_others_have_their_turn(run, monkeyp
 
 
 def test_what_was_stopped_is_verified_when_there_is_time(run, monkeypatch):
-    monkeypatch.setattr(verifying, "_LEAST_BYTES", 0)
+    monkeypatch.setattr(verification, "_LEAST_BYTES", 0)
     monkeypatch.setattr(checksums, "_PART_BYTES", 4)
     with Registry.open(run) as registry:
         assert len(registry.verify(max_seconds=0).stopped) == 1
         found = registry.verify()
     assert (found.done, found.never, found.stopped) == (3, 0, {})
-    assert not verifying.verified.load(run / ".ckptdb", "contents", now="3").stopped
+    assert not verification.verified.load(run / ".ckptdb", "contents", now="3").stopped
 
 
 @pytest.mark.parametrize("put", [os.mkfifo, os.mkdir, lambda p: os.symlink("/dev/zero", p)])

@@ -9,11 +9,20 @@ import subprocess
 from pathlib import Path
 
 import pytest
+from tests.support.bounds import bounded
 
-from bounds import bounded
 from ckptdb import CheckpointManager, Registry
-from ckptdb.disk import claims, durable, liveness, manifest, obstacles, paths, runs, scan
-from ckptdb.disk.way import Way
+from ckptdb.disk import (
+    fsutil,
+    leases,
+    liveness,
+    manifest,
+    paths,
+    removal_checks,
+    run_finder,
+    scan,
+)
+from ckptdb.disk.safe_path import Way
 from ckptdb.retention import Policy
 
 LEVELS = 1500
@@ -115,8 +124,8 @@ def test_each_flush_and_each_list_reaches_1500_levels_with_few_handles(tmp_path,
 
         resource.setrlimit(resource.RLIMIT_NOFILE, (64, 64))
         listed = manifest.list_files(tmp_path)
-        durable.fsync_tree(tmp_path)
-        assert obstacles.find_obstacle(tmp_path) is None
+        fsutil.fsync_tree(tmp_path)
+        assert removal_checks.find_obstacle(tmp_path) is None
         assert not liveness.is_untouched(tmp_path, tmp_path / ".ckptdb", may_touch=False)
         return [(found.count("/"), size) for found, size in listed.items()]
 
@@ -177,7 +186,7 @@ def test_runs_beside_a_directory_of_1500_levels_are_found(tmp_path, name):
     deepen(tmp_path / "m", name)
     expected = [str(tmp_path / "a"), str(tmp_path / "z")]
     assert bounded(lambda: list(map(str, scan.find_runs(tmp_path))))[0] == expected
-    assert bounded(lambda: list(map(str, runs.Runs(tmp_path).find())))[0] == expected
+    assert bounded(lambda: list(map(str, run_finder.Runs(tmp_path).find())))[0] == expected
 
     def init():
         registry, report = Registry.init(tmp_path)
@@ -195,7 +204,7 @@ def test_a_run_below_many_levels_is_found(tmp_path):
     (run / "step_1").mkdir(parents=True)
     (run / "step_1" / "training_info.json").write_text("{}")
     assert bounded(lambda: list(map(str, scan.find_runs(top))))[0] == [str(run)]
-    assert bounded(lambda: list(map(str, runs.Runs(top).find())))[0] == [str(run)]
+    assert bounded(lambda: list(map(str, run_finder.Runs(top).find())))[0] == [str(run)]
 
 
 # --- many names -------------------------------------------------------------------------------
@@ -214,8 +223,8 @@ def test_many_leases_on_one_checkpoint_take_time_in_proportion(tmp_path):
             os.utime(path, (0, 0))  # ended long ago
 
     def look():
-        [said] = claims.find_leased(hidden).values()
-        return said, len(claims.settle(hidden)), len(os.listdir(hidden / "leases"))
+        [said] = leases.find_leased(hidden).values()
+        return said, len(leases.settle(hidden)), len(os.listdir(hidden / "leases"))
 
     (said, left, files), _ = bounded(look, seconds=60)
     assert said.endswith(f"by somebody and {MANY // 2 - 5} more")
@@ -229,7 +238,7 @@ def test_a_lease_of_200_gb_is_not_read(tmp_path):
     held = "7a9f9b7b-22a1-4c1a-a6e4-0b3a9f2d2c11"
     (hidden / "leases" / f"{held}.mmlu").touch()
     os.truncate(hidden / "leases" / f"{held}.mmlu", 200 * 1024**3)
-    assert bounded(lambda: claims.find_leased(hidden))[0] == {held: "'mmlu' by somebody"}
+    assert bounded(lambda: leases.find_leased(hidden))[0] == {held: "'mmlu' by somebody"}
 
 
 @pytest.mark.parametrize(

@@ -10,11 +10,11 @@ from contextlib import suppress
 from pathlib import Path
 
 import pytest
+from tests.support.canary import take_picture
 
-from canary import take_picture
 from ckptdb import CheckpointManager, Registry
 from ckptdb.cli.main import main
-from ckptdb.disk import durable
+from ckptdb.disk import fsutil
 from ckptdb.disk.evaluator import Evaluator
 from ckptdb.disk.publish import Publisher
 from ckptdb.errors import CkptdbError, Obstructed, RunNotHere
@@ -117,7 +117,7 @@ def test_a_symlink_put_in_the_place_of_what_is_being_removed_is_not_followed(tmp
     retired.mkdir()
     (retired / "model.bin").touch()
     before = take_picture(victim)
-    real, swapped = durable.remove_tree, []
+    real, swapped = fsutil.remove_tree, []
 
     def swap_and_remove(path):
         path.rename(tmp_path / "aside")
@@ -125,7 +125,7 @@ def test_a_symlink_put_in_the_place_of_what_is_being_removed_is_not_followed(tmp
         swapped.append(path)
         real(path)
 
-    monkeypatch.setattr(durable, "remove_tree", swap_and_remove)
+    monkeypatch.setattr(fsutil, "remove_tree", swap_and_remove)
     Publisher(run).empty_trash()
     assert swapped == [retired]
     assert take_picture(victim) == before
@@ -139,16 +139,16 @@ def test_a_directory_that_is_moved_away_while_it_is_emptied_stops_the_removal(
     top = tmp_path / "top"
     (top / "sub" / "below").mkdir(parents=True)
     (top / "sub" / "below" / "file").touch()
-    real = durable._remove_files
+    real = fsutil._remove_files
 
     def move_and_remove(handle, kept):
         if os.path.exists(top / "sub" / "below") and os.listdir(handle) == ["file"]:
             (top / "sub" / "below").rename(victim / "deep" / "below")
         return real(handle, kept)
 
-    monkeypatch.setattr(durable, "_remove_files", move_and_remove)
+    monkeypatch.setattr(fsutil, "_remove_files", move_and_remove)
     with pytest.raises(OSError, match="moved while it was removed"):
-        durable.remove_tree(top)
+        fsutil.remove_tree(top)
     assert (victim / "deep" / "data").read_bytes() == b"more of it"
     assert (victim / "thesis.tex").exists()
 
@@ -163,7 +163,7 @@ def test_a_tree_deeper_than_there_may_be_open_files_is_removed(tmp_path):
         os.close(left)
     os.close(os.open("file", os.O_CREAT | os.O_WRONLY, dir_fd=handle))
     os.close(handle)
-    durable.remove_tree(top)
+    fsutil.remove_tree(top)
     assert not top.exists()
 
 
@@ -212,7 +212,7 @@ def neighbour(tmp_path):
 
 def take_away(path: Path) -> None:
     if path.is_dir():
-        durable.remove_tree(path)
+        fsutil.remove_tree(path)
     else:
         path.unlink(missing_ok=True)
 
@@ -291,7 +291,7 @@ def test_a_question_of_a_run_whose_folder_leads_elsewhere_is_refused(
 ):
     run = tmp_path / "run"
     save(run, 1, 2)
-    durable.remove_tree(run / ".ckptdb")
+    fsutil.remove_tree(run / ".ckptdb")
     put(run / ".ckptdb", neighbour / ".ckptdb")
     before = take_picture(tmp_path / "neighbour")
     for words in (["best"], ["ls"], ["check"], ["reconcile"], ["gc", "--dry-run"]):
@@ -362,7 +362,7 @@ def test_a_run_that_is_swapped_under_the_lock_is_the_one_that_is_changed(tmp_pat
     save(run, 1, 2, 3)
     copy_run(run, victim)
     before = take_picture(victim)
-    real, swapped = durable.rename_new, []
+    real, swapped = fsutil.rename_new, []
 
     def swap_and_rename(source, target):
         if not swapped:
@@ -371,7 +371,7 @@ def test_a_run_that_is_swapped_under_the_lock_is_the_one_that_is_changed(tmp_pat
             run.symlink_to(victim)
         real(source, target)
 
-    monkeypatch.setattr(durable, "rename_new", swap_and_rename)
+    monkeypatch.setattr(fsutil, "rename_new", swap_and_rename)
     with warnings.catch_warnings(), suppress(CkptdbError, OSError):
         warnings.simplefilter("ignore")
         Registry.open(run).gc(Policy(keep_top_k=1))

@@ -8,10 +8,11 @@ from contextlib import closing
 import pytest
 from lab.dump import dump_catalog
 
-from ckptdb import CheckpointManager, Registry, index
+from ckptdb import CheckpointManager, Registry
 from ckptdb.catalog.schema import metadata
 from ckptdb.errors import CkptdbError
 from ckptdb.retention import Policy, parse_all
+from ckptdb.training import index
 
 POLICIES = {
     "best": Policy(keep_top_k=2),

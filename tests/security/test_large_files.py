@@ -12,10 +12,10 @@ import sys
 import zlib
 
 import pytest
+from tests.support.bounds import bounded
 
-from bounds import bounded
 from ckptdb import CheckpointManager, Registry
-from ckptdb.disk import info, journal
+from ckptdb.disk import journal, training_info
 from ckptdb.errors import UnwritableInfo
 from ckptdb.retention import Policy
 
@@ -238,8 +238,8 @@ def test_a_number_of_any_size_is_a_metric_or_none(run, value, metric):
 def test_a_long_number_is_refused_also_where_python_has_no_limit(tmp_path):
     (tmp_path / "training_info.json").write_text('{"loss": ' + "9" * 5000 + "}")
     code = (
-        "import sys, pathlib; sys.set_int_max_str_digits(0); from ckptdb.disk import info;"
-        "info.load_info(pathlib.Path(sys.argv[1]))"
+        "import sys, pathlib; sys.set_int_max_str_digits(0); from ckptdb.disk import training_info;"
+        "training_info.load_info(pathlib.Path(sys.argv[1]))"
     )
     done = subprocess.run(
         [sys.executable, "-c", code, tmp_path], capture_output=True, text=True, check=False
@@ -248,9 +248,9 @@ def test_a_long_number_is_refused_also_where_python_has_no_limit(tmp_path):
 
 
 def test_what_has_too_many_values_to_be_read_back_is_not_saved(monkeypatch):
-    monkeypatch.setattr(info, "MAX_VALUES", 100)
+    monkeypatch.setattr(training_info, "MAX_VALUES", 100)
     with pytest.raises(UnwritableInfo, match="100 values"):
-        info.dump_info({"values": list(range(101))})
+        training_info.dump_info({"values": list(range(101))})
 
 
 # --- config.yaml ------------------------------------------------------------------------------
@@ -292,7 +292,7 @@ CONFIGS = {
 def test_a_configuration_that_would_take_for_ever_is_not_read(tmp_path, text, encoding):
     (tmp_path / "config.yaml").write_bytes(text.encode(encoding))
 
-    found, _ = bounded(info.get_config, tmp_path)
+    found, _ = bounded(training_info.get_config, tmp_path)
     assert re.fullmatch(
         r"UnreadableInfo: /.*/config\.yaml "
         r"((cannot be loaded \(.*\)|has too many values or levels to be compared \(.*\))\.( .*)?"
@@ -306,7 +306,7 @@ def test_a_time_to_the_base_of_60_and_a_merged_mapping_are_read_as_ever(tmp_path
     (tmp_path / "config.yaml").write_text(
         "limit: 1:30:00\nbase: &base {lr: 0.1, 2305843009213693951: x}\nrun: {<<: *base, lr: 0.2}\n"
     )
-    assert info.get_config(tmp_path) == {
+    assert training_info.get_config(tmp_path) == {
         "limit": 5400,
         "base": {"lr": 0.1, "2305843009213693951": "x"},
         "run": {"lr": 0.2, "2305843009213693951": "x"},

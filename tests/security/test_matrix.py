@@ -22,7 +22,7 @@ from pathlib import Path
 import pytest
 
 from ckptdb import CheckpointManager, Policy, Registry
-from ckptdb.disk.unindexed import Notes
+from ckptdb.disk.pending_index import Notes
 from ckptdb.errors import CkptdbError
 from ckptdb.web import data, serve
 

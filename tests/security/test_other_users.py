@@ -14,13 +14,7 @@ import warnings
 from pathlib import Path
 
 import pytest
-
-from ckptdb import CheckpointManager, Registry
-from ckptdb.cli.main import main
-from ckptdb.disk import lock
-from ckptdb.errors import CkptdbError
-from ckptdb.retention import Policy
-from users import (
+from tests.support.users import (
     ANN,
     BOB,
     EVE,
@@ -33,6 +27,12 @@ from users import (
     set_acl,
     shared_place,
 )
+
+from ckptdb import CheckpointManager, Registry
+from ckptdb.cli.main import main
+from ckptdb.disk import lock
+from ckptdb.errors import CkptdbError
+from ckptdb.retention import Policy
 
 pytestmark = only_as_root
 

@@ -7,13 +7,30 @@ import threading
 import uuid
 
 import pytest
+from tests.support.users import (
+    ANN,
+    BOB,
+    EVE,
+    GROUP,
+    as_user,
+    make,
+    only_as_root,
+    shared_place,
+)
 
-from ckptdb.disk import claims, durable, identity, journal, lease, lock, verified
-from ckptdb.disk.durable import ExchangeUnsupported
+from ckptdb.disk import (
+    fsutil,
+    identity,
+    journal,
+    leases,
+    lock,
+    trainer_lock,
+    verified,
+)
+from ckptdb.disk.fsutil import ExchangeUnsupported
 from ckptdb.disk.journal import Fact
-from ckptdb.disk.unindexed import Notes
+from ckptdb.disk.pending_index import Notes
 from ckptdb.errors import LockForbidden
-from users import ANN, BOB, EVE, GROUP, as_user, make, only_as_root, shared_place
 
 AT = "2026-11-22T16:01:24.123Z"
 UUID = str(uuid.uuid4())
@@ -38,17 +55,17 @@ def take_run_lock(hidden):
 
 
 MAKERS = {
-    "a folder": lambda hidden: durable.make_folder(hidden / "trash", durable=True),
-    "folders": lambda hidden: durable.make_directories(hidden / "a" / "b", durable=True),
-    "a file": lambda hidden: durable.write_new(hidden / "file", b"x", durable=True),
-    "JSON": lambda hidden: durable.write_json(hidden / "run.json", {}, durable=True),
+    "a folder": lambda hidden: fsutil.make_folder(hidden / "trash", durable=True),
+    "folders": lambda hidden: fsutil.make_directories(hidden / "a" / "b", durable=True),
+    "a file": lambda hidden: fsutil.write_new(hidden / "file", b"x", durable=True),
+    "JSON": lambda hidden: fsutil.write_json(hidden / "run.json", {}, durable=True),
     "the mark of a root": lambda hidden: identity.mark_root(hidden.parent),
     "the journal": lambda hidden: journal.append(
         hidden, [Fact(AT, "pin", UUID)], make_durable=True
     ),
     "the lock": take_run_lock,
-    "the trainer": lambda hidden: lease.take(hidden, since=AT),
-    "a lease": lambda hidden: claims.write(hidden, UUID, "mmlu", seconds=9, since=AT),
+    "the trainer": lambda hidden: trainer_lock.take(hidden, since=AT),
+    "a lease": lambda hidden: leases.write(hidden, UUID, "mmlu", seconds=9, since=AT),
     "verified": lambda hidden: verified.store(hidden, "sizes", verified.Verified(), of=()),
     "a note": lambda hidden: Notes(hidden / "behind", None).add(hidden.parent, UUID),
 }
@@ -71,18 +88,18 @@ def test_what_root_makes_in_the_tree_of_a_user_is_the_users(hidden, what):
 @only_as_root
 def test_a_folder_that_root_makes_is_never_seen_as_roots(shared, monkeypatch):
     top = make(shared / "results", ANN)
-    real, seen = durable.rename_new, []
+    real, seen = fsutil.rename_new, []
 
     def rename_new(source, target):
         seen.append((source.stat().st_uid, stat.S_IMODE(source.stat().st_mode)))
         real(source, target)
 
-    monkeypatch.setattr(durable, "rename_new", rename_new)
-    durable.make_new_folder(top / "run")
+    monkeypatch.setattr(fsutil, "rename_new", rename_new)
+    fsutil.make_new_folder(top / "run")
     assert seen == [(ANN, 0o755)]
     assert os.listdir(top) == ["run"]
     with pytest.raises(FileExistsError):
-        durable.make_new_folder(top / "run")
+        fsutil.make_new_folder(top / "run")
     assert os.listdir(top) == ["run"]
 
 
@@ -94,11 +111,11 @@ def test_a_file_that_cannot_be_made_aside_is_made_in_its_place(
     def refuse(*_):
         raise error
 
-    monkeypatch.setattr(durable, "_renameat2", refuse)
+    monkeypatch.setattr(fsutil, "_renameat2", refuse)
     tmp_path.chmod(0o2775)
     (tmp_path / "other").touch()
     usual = stat.S_IMODE((tmp_path / "other").stat().st_mode)
-    handle = durable.open_kept(tmp_path / "file", os.O_RDWR, for_writers=for_writers)
+    handle = fsutil.open_kept(tmp_path / "file", os.O_RDWR, for_writers=for_writers)
     mode = stat.S_IMODE(os.fstat(handle).st_mode)
     os.close(handle)
     assert mode == (0o660 if for_writers else usual)
@@ -151,7 +168,7 @@ def test_a_secret_of_roots_that_a_user_calls_one_of_our_files_stays_roots(hidden
     secret.write_bytes(b"s")
     secret.chmod(0o600)
     as_user(ANN, os.rename, secret, hidden / name)
-    os.close(durable.open_kept(hidden / name, os.O_RDWR, for_writers=name != "journal.jsonl"))
+    os.close(fsutil.open_kept(hidden / name, os.O_RDWR, for_writers=name != "journal.jsonl"))
     found = (hidden / name).stat()
     assert (found.st_uid, stat.S_IMODE(found.st_mode)) == (0, 0o600)
 
@@ -160,7 +177,7 @@ def test_a_secret_of_roots_that_a_user_calls_one_of_our_files_stays_roots(hidden
 def test_a_folder_that_only_root_may_read_stays_roots(hidden):
     (hidden / "secrets").mkdir(mode=0o700)
     as_user(ANN, os.rename, hidden / "secrets", hidden / "trash")
-    durable.make_folder(hidden / "trash", durable=False)
+    fsutil.make_folder(hidden / "trash", durable=False)
     assert (hidden / "trash").stat().st_uid == 0
 
 
@@ -183,7 +200,7 @@ def theirs(shared):
 
 def remove(path):
     try:
-        durable.remove_tree(path)
+        fsutil.remove_tree(path)
     except OSError as error:
         return [error.errno, error.filename]
     return None

@@ -11,9 +11,8 @@ from urllib.parse import quote, urlsplit
 from urllib.request import HTTPCookieProcessor, Request, build_opener, urlopen
 
 import pytest
-
-from web.planting import plant
-from web.serving import serving
+from tests.support.planting import plant
+from tests.support.serving import serving
 
 SLOW = "with recursive c(x) as (select 1 union all select x+1 from c) select count(*) from c"
 

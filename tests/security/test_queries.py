@@ -12,10 +12,9 @@ from urllib.parse import quote
 from urllib.request import urlopen
 
 import pytest
-
-from security.attempts import ATTEMPTS
-from web.planting import plant
-from web.serving import serving
+from tests.support.attempts import ATTEMPTS
+from tests.support.planting import plant
+from tests.support.serving import serving
 
 CKPTDB = Path(sys.executable).with_name("ckptdb")
 MOST_BYTES = 300 << 20

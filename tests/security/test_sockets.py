@@ -13,10 +13,10 @@ from urllib.request import urlopen
 
 import pytest
 import uvicorn
+from tests.support.planting import plant
+from tests.support.serving import serving
 
 from ckptdb.web.connections import Limits, bounded, find_superfluous, network
-from web.planting import plant
-from web.serving import serving
 
 ENDLESS = "with recursive c(x) as (select 1 union all select x+1 from c) select count(*) from c"
 

@@ -14,18 +14,26 @@ import click
 import pytest
 from alembic import command
 from alembic.config import Config
+from tests.support import tracing
+from tests.support.tracing import find_changes, take_picture
 
-import tracing
 from ckptdb import CheckpointManager, Registry
 from ckptdb.catalog.engine import Database, script_location
 from ckptdb.catalog.location import locate
 from ckptdb.cli.main import cli
-from ckptdb.disk import claims, identity, journal, names, reading, scan, writer
+from ckptdb.disk import (
+    identity,
+    journal,
+    leases,
+    names,
+    read_checkpoint,
+    scan,
+    writer,
+)
+from ckptdb.disk.pending_index import Notes
 from ckptdb.disk.publish import Publisher
-from ckptdb.disk.retiring import Doomed
-from ckptdb.disk.unindexed import Notes
+from ckptdb.disk.retire import Deletion
 from ckptdb.retention import Policy
-from tracing import find_changes, take_picture
 
 LOSS = "val:loss"
 SCRIPT = Path(tracing.__file__)
@@ -237,15 +245,15 @@ def make_half_removed(root):
         save(run, step, 1.0 + step)
     uuids = {step: uuid_of(run / f"step_{step}") for step in range(10, 20)}
     publisher = Publisher(run)
-    publisher.retire([Doomed(10, uuids[10], "retention: by the test")])
-    Publisher(run, trash_ttl_seconds=1e-9).retire([Doomed(11, uuids[11], "by hand")])
+    publisher.retire([Deletion(10, uuids[10], "retention: by the test")])
+    Publisher(run, trash_ttl_seconds=1e-9).retire([Deletion(11, uuids[11], "by hand")])
     trash = run / ".ckptdb" / "trash"
     (run / "step_12").rename(trash / names.trash_name(12, uuids[12], recorded=False))
     publisher.record(
         [journal.gone(scan.load(identity.identify(run), run / "step_13", 13), "deleted", "by hand",
                       "2026-01-02T03:04:05.678Z")]
     )  # fmt: skip
-    (run / "step_13").chmod(reading.DELETING_MODE)
+    (run / "step_13").chmod(read_checkpoint.DELETING_MODE)
     (run / "step_14").rename(run / names.old_name(14, uuids[14]))
     shutil.copytree(run / "step_15", run / names.old_name(15, uuids[15]))
     staged = manager_of(run).init_tmp_checkpoint(16, {LOSS: 0.05})
@@ -256,7 +264,7 @@ def make_half_removed(root):
         with pytest.raises(KeyboardInterrupt):
             Publisher(run).publish(complete)
     hidden = run / ".ckptdb"
-    claim = claims.write(hidden, uuids[17], "mmlu", seconds=0.001, since="2026-01-01T00:00:00.000Z")
+    claim = leases.write(hidden, uuids[17], "mmlu", seconds=0.001, since="2026-01-01T00:00:00.000Z")
     told = json.loads(claim.path.read_text())
     claim.path.write_text(json.dumps({**told, "pid": 2**22 + 5}))
     os.utime(claim.path, (1, 1))

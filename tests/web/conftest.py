@@ -4,9 +4,8 @@ import re
 from dataclasses import dataclass, field
 
 import pytest
-
-from web.planting import plant, plant_hostile
-from web.serving import serving
+from tests.support.planting import plant, plant_hostile
+from tests.support.serving import serving
 
 
 @pytest.fixture(scope="session")

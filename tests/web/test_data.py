@@ -1,14 +1,14 @@
 from shutil import copytree
 
 import pytest
+from tests.support.planting import fill, plant, save
+from tests.support.statements import sent
 
 from ckptdb import Registry
 from ckptdb.catalog.engine import Database
 from ckptdb.catalog.location import locate
 from ckptdb.web.data import DELETIONS, MOST_POINTS, catch_up, take_snapshot
 from ckptdb.web.report import write_report
-from statements import sent
-from web.planting import fill, plant, save
 
 NOW = 1_800_000_000.0
 

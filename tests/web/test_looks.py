@@ -5,9 +5,9 @@ import sys
 
 import pytest
 from axe_playwright_python.sync_playwright import Axe
+from tests.support.planting import HOSTILE_METRICS, fill, write
 
 from ckptdb import CheckpointManager
-from web.planting import HOSTILE_METRICS, fill, write
 
 CURVES, OTHER, DISK, SAVES = "#chart-metric", "#chart-other", "#chart-disk", "#chart-saves"
 

@@ -9,11 +9,11 @@ from shutil import copytree
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from tests.support.planting import HOSTILE_METRICS, fill, plant, save, write
 
 from ckptdb import Registry
 from ckptdb.web.data import take_snapshot
 from ckptdb.web.report import drawn, embed_json, write_report
-from web.planting import HOSTILE_METRICS, fill, plant, save, write
 
 CKPTDB = Path(sys.executable).with_name("ckptdb")
 

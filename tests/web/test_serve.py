@@ -20,12 +20,12 @@ from urllib.parse import quote, urlsplit
 from urllib.request import Request, urlopen
 
 import pytest
+from tests.support.planting import HOSTILE_RUNS, plant, save
+from tests.support.serving import serving
 
 from ckptdb import Registry
 from ckptdb.errors import NotServable
 from ckptdb.web.serve import AUTO, NO_TOKEN, open_door
-from web.planting import HOSTILE_RUNS, plant, save
-from web.serving import serving
 
 CKPTDB = Path(sys.executable).with_name("ckptdb")
 ENDLESS = "with recursive c(x) as (select 1 union all select x+1 from c) select count(*) from c"

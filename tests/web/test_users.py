@@ -8,9 +8,9 @@ import sys
 from pathlib import Path
 
 import pytest
+from tests.support.planting import plant
 
 from ckptdb.web import users
-from web.planting import plant
 
 CKPTDB = Path(sys.executable).with_name("ckptdb")
 

@@ -10,8 +10,8 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Final
 
-from ckptdb.catalog.confined import Authorizer, confine
-from ckptdb.catalog.pointing import Spot, find_spots
+from ckptdb.catalog.error_position import Spot, find_spots
+from ckptdb.catalog.sandbox import Authorizer, confine
 
 Row = tuple[Any, ...]
 Sink = Callable[[list[Row]], None]

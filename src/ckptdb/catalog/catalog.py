@@ -15,10 +15,13 @@ from typing import Any, cast
 
 from sqlalchemy import Connection, CursorResult, Executable, Row, delete, func, select
 
-from ckptdb.catalog import candidates, conditions, driver, selection, store
-from ckptdb.catalog.candidates import Candidate, Wanted
+from ckptdb.catalog import (
+    candidates,
+    driver,
+    selection,
+    store,
+)
 from ckptdb.catalog.engine import Database
-from ckptdb.catalog.paths import Paths, readable, storable
 from ckptdb.catalog.statements import (
     ADDED,
     ANCESTORS_OF_LIVE,
@@ -70,8 +73,10 @@ from ckptdb.catalog.statements import (
     ranking,
 )
 from ckptdb.catalog.store import Changes
-from ckptdb.errors import CatalogBroken
-from ckptdb.records import (
+from ckptdb.catalog.stored_paths import Paths, readable, storable
+from ckptdb.core import conditions
+from ckptdb.core.candidates import Candidate, Wanted
+from ckptdb.core.records import (
     REPLACED,
     STATUSES,
     TRAINING_INFO,
@@ -87,6 +92,7 @@ from ckptdb.records import (
     is_derived,
     is_storable,
 )
+from ckptdb.errors import CatalogBroken
 
 _Said = tuple[bool, str | None, str | None]
 """Whether a checkpoint is pinned, its notes, and why it was rejected."""
@@ -95,7 +101,7 @@ _Value = tuple[str, float | None, str, str]
 
 
 @dataclass(frozen=True, slots=True)
-class Seen:
+class IndexedRun:
     """Where a run stands in the index.
 
     Attributes:
@@ -123,7 +129,7 @@ class Unranked:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Recorded:
+class RecordedRun:
     """What the index holds of one run, as far as reconciling needs it.
 
     Attributes:
@@ -137,7 +143,7 @@ class Recorded:
             another one, or are ranked though it is not, or the reverse; where that was asked.
     """
 
-    seen: Seen | None
+    seen: IndexedRun | None
     finals: Mapping[int, tuple[str, str | None]] = field(default_factory=dict)
     problems: Mapping[str, str] = field(default_factory=dict)
     tmps: Mapping[str, int] = field(default_factory=dict)
@@ -156,7 +162,7 @@ class Catalog:
 
     # --- runs ---------------------------------------------------------------------------
 
-    def runs(self, *, among: Sequence[int] | None = None) -> tuple[Seen, ...]:
+    def runs(self, *, among: Sequence[int] | None = None) -> tuple[IndexedRun, ...]:
         """Return every run, or those with certain ids, by name."""
         statement = RUNS if among is None else RUNS_AMONG
         return tuple(self._seen(row) for row in self._rows(statement, _given(among=among)))
@@ -170,17 +176,17 @@ class Catalog:
         statement = PLACES_OUTSIDE if perhaps_outside else PLACES
         return {row.id: self._absolute(row.directory) for row in self._rows(statement)}
 
-    def find_run(self, uuid: str) -> Seen | None:
+    def find_run(self, uuid: str) -> IndexedRun | None:
         """Return the run with that uuid."""
         rows = self._rows(RUN_BY_UUID, {"uuid": uuid})
         return self._seen(rows[0]) if rows else None
 
-    def find_run_at(self, directory: Path) -> Seen | None:
+    def find_run_at(self, directory: Path) -> IndexedRun | None:
         """Return the run last seen in that directory."""
         rows = self._rows(RUNS_AT, {"at": self._paths.stored(directory)})
         return self._seen(rows[0]) if rows else None
 
-    def find_runs_called(self, name: str, directories: Sequence[Path]) -> tuple[Seen, ...]:
+    def find_runs_called(self, name: str, directories: Sequence[Path]) -> tuple[IndexedRun, ...]:
         """Return the runs with that name or in one of some directories, by name."""
         stored = [self._paths.stored(directory) for directory in directories]
         called = {"name": storable(name), "places": stored}
@@ -436,7 +442,7 @@ class Catalog:
 
     # --- reconciling --------------------------------------------------------------------
 
-    def recorded(self, seen: Seen | None, *, history: bool) -> Recorded:
+    def recorded(self, seen: IndexedRun | None, *, history: bool) -> RecordedRun:
         """Return what the index holds of a run.
 
         Args:
@@ -444,7 +450,7 @@ class Catalog:
             history: Also what is gone, and annotations; needed when the journal has grown.
         """
         if seen is None:
-            return Recorded(seen=None)
+            return RecordedRun(seen=None)
         of_run = {"run_id": seen.id}
         finals: dict[int, tuple[str, str | None]] = {}
         problems: dict[str, str] = {}
@@ -477,7 +483,7 @@ class Catalog:
             isinstance(value, int | float | None) for _, _, _, value, _, _ in map(tuple, added)
         ):
             raise self._broken("a number that is none")
-        return Recorded(
+        return RecordedRun(
             seen=seen,
             finals=finals,
             problems=problems,
@@ -487,7 +493,7 @@ class Catalog:
         )
 
     def find_mistaken(self, run_id: int) -> dict[str, int]:
-        """Return uuid and step of what `Recorded.mistaken` is about."""
+        """Return uuid and step of what `RecordedRun.mistaken` is about."""
         return {row.uuid: row.step for row in self._rows(MISTAKEN, {"run_id": run_id})}
 
     def contents(
@@ -551,7 +557,7 @@ class Catalog:
         with self.database.read() as connection:
             return tuple(row[0] for row in driver.ask(connection, statement, parameters))
 
-    def _seen(self, row: Row[Any]) -> Seen:
+    def _seen(self, row: Row[Any]) -> IndexedRun:
         if not (isinstance(row.uuid, str) and isinstance(row.directory, str)):
             raise self._broken("a run without a name")
         run = Run(
@@ -564,7 +570,7 @@ class Catalog:
             forked_from=row.forked_from,
             config=None if row.config is None else self._json(row.config),
         )
-        return Seen(row.id, run, row.stamp, bool(row.stamp_verified))
+        return IndexedRun(row.id, run, row.stamp, bool(row.stamp_verified))
 
     def _load(
         self,

@@ -13,7 +13,7 @@ from sqlalchemy import Connection, Engine, create_engine
 from ckptdb.catalog.definitions import Definition
 from ckptdb.catalog.location import Location
 from ckptdb.catalog.schema import APPLICATION_ID
-from ckptdb.catalog.spelling import POSTGRES, Spelling
+from ckptdb.catalog.view_dialects import POSTGRES, Spelling
 from ckptdb.errors import CatalogError, CatalogLocked, CatalogReadOnly, CatalogUnusable
 
 if TYPE_CHECKING:

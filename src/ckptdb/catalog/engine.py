@@ -15,7 +15,7 @@ from functools import cache, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Final, Self
 
-from ckptdb.catalog import files, fork
+from ckptdb.catalog import files
 from ckptdb.catalog.definitions import Definition, find_intruder, fingerprint
 from ckptdb.catalog.dialects import Dialect, Postgres
 from ckptdb.catalog.files import (
@@ -35,9 +35,11 @@ from ckptdb.catalog.schema import (
     VERSION_TABLE,
     create_all,
 )
-from ckptdb.catalog.session import TRANSLATED, Rest, Session, origin
+from ckptdb.catalog.session import TRANSLATED, ConnectionUse, IdleConnections, origin
 from ckptdb.catalog.sqlite import Sqlite
 from ckptdb.catalog.statements import REVISION
+from ckptdb.core import fork
+from ckptdb.core.threads import Task
 from ckptdb.errors import (
     CatalogBroken,
     CatalogError,
@@ -48,7 +50,6 @@ from ckptdb.errors import (
     CatalogTooNew,
     CatalogUnusable,
 )
-from ckptdb.threads import Task
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -345,20 +346,20 @@ class Database:
 
     def _rest(self, engine: Engine) -> None:
         reader = self._dialect.reader(engine)
-        self._writers = Rest(engine)
+        self._writers = IdleConnections(engine)
         # Where one engine does both, a reader finds in memory what a writer has left there.
-        self._readers = self._writers if reader is engine else Rest(reader)
+        self._readers = self._writers if reader is engine else IdleConnections(reader)
 
     def _session(
         self,
-        rest: Rest,
+        rest: IdleConnections,
         seconds: float,
         *,
         work_seconds: float | None = None,
         only_read: bool = True,
         check: Callable[[Connection], None] | None = None,
-    ) -> Session:
-        return Session(
+    ) -> ConnectionUse:
+        return ConnectionUse(
             self.location,
             self._dialect,
             rest,

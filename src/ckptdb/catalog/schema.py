@@ -26,7 +26,7 @@ from sqlalchemy import (
 )
 from sqlalchemy.schema import CreateIndex, CreateTable
 
-from ckptdb.catalog.spelling import Spelling
+from ckptdb.catalog.view_dialects import Spelling
 from ckptdb.catalog.views import views
 
 if TYPE_CHECKING:

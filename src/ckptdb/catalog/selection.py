@@ -25,12 +25,13 @@ from sqlalchemy import (
     text,
 )
 
-from ckptdb.catalog import adhoc
-from ckptdb.catalog.conditions import COLUMNS, Condition, explained
+from ckptdb.catalog import query
 from ckptdb.catalog.dialects import OWN_VALUE
 from ckptdb.catalog.engine import Database
 from ckptdb.catalog.schema import checkpoints, metrics
 from ckptdb.catalog.statements import DELETED, FINAL, RANKED, TRUSTED, UNDOUBTED, best_first
+from ckptdb.core.conditions import COLUMNS, Condition, explained
+from ckptdb.core.records import TRAINING_INFO, Mode
 from ckptdb.errors import (
     InvalidCondition,
     QueryFailed,
@@ -38,7 +39,6 @@ from ckptdb.errors import (
     QueryTimeout,
     QueryTooLarge,
 )
-from ckptdb.records import TRAINING_INFO, Mode
 
 By = tuple[str, Mode]
 """A metric, and whether low or high is better."""
@@ -242,7 +242,7 @@ def _answer(
     demanded = statement.where(text(f"({condition.sql})").bindparams(**strings)).compile()
     try:
         # Somebody else's words: confined like all SQL that is not ours.
-        return adhoc.query(
+        return query.query(
             database, str(demanded), demanded.params, limit=None, timeout_seconds=TIMEOUT_SECONDS
         ).rows
     except (QueryFailed, QueryRefused, QueryTimeout, QueryTooLarge) as error:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Final
 
 from sqlalchemy.exc import DBAPIError, SQLAlchemyError
 
-from ckptdb.catalog import fork
+from ckptdb.core import fork
 from ckptdb.errors import CatalogError, CatalogLocked
 
 if TYPE_CHECKING:
@@ -25,7 +25,7 @@ TRANSLATED: Final = (SQLAlchemyError, sqlite3.Error, OverflowError, UnicodeError
 so does reading text, or an error message about a schema, whose bits have flipped."""
 
 
-class Rest:
+class IdleConnections:
     """The connections of an engine that nobody uses at the moment.
 
     Given back to the pool between two questions, each would be reset and looked up again, which
@@ -58,7 +58,7 @@ class Rest:
             self._connections.pop().close()
 
 
-class Session:
+class ConnectionUse:
     """Enter a connection.
 
     Every error of SQLAlchemy and of the driver leaves it as a `CatalogError`.
@@ -76,7 +76,7 @@ class Session:
         self,
         location: Location,
         dialect: Dialect,
-        rest: Rest,
+        rest: IdleConnections,
         *,
         lock: threading.Lock | None,
         seconds: float,

@@ -15,12 +15,13 @@ from typing import TYPE_CHECKING, Any, Final, cast
 from sqlalchemy import Connection, Engine, create_engine
 from sqlalchemy.pool import NullPool, Pool, QueuePool, StaticPool
 
-from ckptdb.catalog import definitions, files, fork
+from ckptdb.catalog import definitions, files
 from ckptdb.catalog.definitions import Definition
 from ckptdb.catalog.dialects import Dialect, Patience
 from ckptdb.catalog.files import READING
 from ckptdb.catalog.location import Location
-from ckptdb.catalog.spelling import SQLITE
+from ckptdb.catalog.view_dialects import SQLITE
+from ckptdb.core import fork
 from ckptdb.errors import (
     CatalogBroken,
     CatalogError,

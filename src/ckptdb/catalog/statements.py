@@ -36,7 +36,7 @@ from sqlalchemy import (
 
 from ckptdb.catalog import trust
 from ckptdb.catalog.schema import checkpoints, metrics, resumes, runs, tags, version
-from ckptdb.records import TRAINING_INFO, Mode, Status
+from ckptdb.core.records import TRAINING_INFO, Mode, Status
 
 _T = TypeVar("_T")
 _CHUNK = 500

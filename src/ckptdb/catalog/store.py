@@ -12,7 +12,6 @@ from sqlalchemy import Connection, Row
 from sqlalchemy.exc import IntegrityError
 
 from ckptdb.catalog import driver
-from ckptdb.catalog.paths import Paths, storable
 from ckptdb.catalog.statements import (
     CHECKPOINT_BY_UUID,
     CLEAR_METRICS,
@@ -45,8 +44,14 @@ from ckptdb.catalog.statements import (
     UPDATE_RUN,
     chunks,
 )
+from ckptdb.catalog.stored_paths import Paths, storable
+from ckptdb.core.records import (
+    TRAINING_INFO,
+    Annotations,
+    Checkpoint,
+    Run,
+)
 from ckptdb.errors import IndexStale
-from ckptdb.records import TRAINING_INFO, Annotations, Checkpoint, Run
 
 _NONE: Final[frozenset[str]] = frozenset()
 

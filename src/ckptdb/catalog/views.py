@@ -13,7 +13,7 @@ from types import MappingProxyType
 from typing import TYPE_CHECKING, Final
 
 from ckptdb.catalog import trust
-from ckptdb.catalog.spelling import Spelling
+from ckptdb.catalog.view_dialects import Spelling
 
 if TYPE_CHECKING:
     from collections.abc import Mapping

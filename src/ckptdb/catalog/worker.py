@@ -27,7 +27,7 @@ from ckptdb.catalog.answering import (
     TooLarge,
     answer,
 )
-from ckptdb.catalog.fork import HEIRS, keep_for_ever
+from ckptdb.core.fork import HEIRS, keep_for_ever
 
 if TYPE_CHECKING:
     import subprocess

@@ -10,12 +10,22 @@ from itertools import takewhile
 
 import click
 
-from ckptdb.cli.ask import Session, run_option
-from ckptdb.cli.output import echo_json, output_option, print_table, say
-from ckptdb.compare import ConfigChange, Difference, FileChange, MetricChange
-from ckptdb.records import Checkpoint
-from ckptdb.shown import number
-from ckptdb.units import human_bytes
+from ckptdb.cli.ls import Session, run_option
+from ckptdb.cli.printing import (
+    echo_json,
+    output_option,
+    print_table,
+    say,
+)
+from ckptdb.core.compare import (
+    ConfigChange,
+    Difference,
+    FileChange,
+    MetricChange,
+)
+from ckptdb.core.records import Checkpoint
+from ckptdb.core.text import number
+from ckptdb.core.units import human_bytes
 
 _LONGEST_VALUE = 60
 _BEFORE = 20

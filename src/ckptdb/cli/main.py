@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gc
 import io
 import os
 import sys
@@ -11,25 +10,27 @@ import warnings
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
+from gc import freeze
 from typing import Final, TextIO
 
 import click
 
 from ckptdb.cli import (
-    ask,
-    change,
-    choose,
-    database,
-    delete,
+    annotate,
+    db,
     diff,
+    gc,
+    ls,
     plot,
+    ranking,
+    reconcile,
     sql,
-    tend,
     terminal,
     watch,
     web,
 )
-from ckptdb.cli.output import echo_error, echo_traceback, say
+from ckptdb.cli.printing import echo_error, echo_traceback, say
+from ckptdb.core.text import clean
 from ckptdb.errors import (
     CatalogForeign,
     CatalogLocked,
@@ -42,7 +43,6 @@ from ckptdb.errors import (
     RunsNotNamed,
 )
 from ckptdb.registry import Registry
-from ckptdb.shown import clean
 
 EXIT_CODES: Final[dict[type[CkptdbError], int]] = {
     CatalogMissing: 10,
@@ -91,7 +91,7 @@ def cli(context: click.Context, directory: str, catalog: str | None, *, debug: b
     context.obj = Session(directory, catalog)
 
 
-for room in (ask, choose, sql, diff, plot, change, delete, tend, watch, web, database):
+for room in (ls, ranking, sql, diff, plot, annotate, gc, reconcile, watch, web, db):
     for command in room.COMMANDS:
         cli.add_command(command)
 
@@ -101,7 +101,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     if arguments is None:
         _begin_again_in_utf8()
         # The process is ours, and what it has imported stays: no collection need look at it.
-        gc.freeze()
+        freeze()
         _spell_what_cannot_be_written()
         terminal.guard()
         threading.excepthook = _show_end_of_thread

@@ -10,12 +10,23 @@ from typing import Any, Final, Literal
 
 import click
 
-from ckptdb.cli.ask import Session, metric_argument, mode_option
-from ckptdb.cli.output import echo_drawing, is_coloured, print_table, say, width
+from ckptdb.cli.ls import Session, metric_argument, mode_option
+from ckptdb.cli.printing import (
+    echo_drawing,
+    is_coloured,
+    print_table,
+    say,
+    width,
+)
+from ckptdb.core.downsample import downsample
+from ckptdb.core.records import (
+    Curve,
+    Mode,
+    rank_key,
+    seconds,
+)
+from ckptdb.core.text import clean, number
 from ckptdb.errors import LibraryMissing
-from ckptdb.records import Curve, Mode, rank_key, seconds
-from ckptdb.shown import clean, number
-from ckptdb.thin import thin
 
 Axis = Literal["step", "time"]
 
@@ -108,7 +119,7 @@ def draw(
     line = _FINE if len(curves) <= _FEW else _COARSE
     room = max(min(_POINTS // len(curves), 2 * columns), 20)
     for points, style in zip(shown, looks, strict=True):
-        seen = [points[i] for i in thin([y for _, y, _ in points], room)]
+        seen = [points[i] for i in downsample([y for _, y, _ in points], room)]
         colour = style.colour if style.colour is not None else "default"
         canvas.plot([x for x, *_ in seen], [y for _, y, _ in seen], marker=line, color=colour)
     # After all lines, of which none may hide one.

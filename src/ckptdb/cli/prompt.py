@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Final
 
 from ckptdb.cli import terminal
 from ckptdb.cli.completion import Words
-from ckptdb.cli.output import FORMATS, echo_error, say
+from ckptdb.cli.printing import FORMATS, echo_error, say
 from ckptdb.cli.sql import Asker, echo_relation, is_text, select
 from ckptdb.errors import CkptdbError
 

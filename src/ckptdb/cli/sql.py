@@ -10,9 +10,16 @@ from typing import Final
 
 import click
 
-from ckptdb.catalog.adhoc import Relation
-from ckptdb.cli.ask import Session
-from ckptdb.cli.output import FORMATS, output_option, print_records, print_rows, say, width
+from ckptdb.catalog.query import Relation
+from ckptdb.cli.ls import Session
+from ckptdb.cli.printing import (
+    FORMATS,
+    output_option,
+    print_records,
+    print_rows,
+    say,
+    width,
+)
 from ckptdb.errors import FileUnusable, QueryFailed, UnknownRelation
 from ckptdb.registry import Registry
 

@@ -15,7 +15,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, Final, TextIO
 
-from ckptdb.shown import clean_lines
+from ckptdb.core.text import clean_lines
 
 if TYPE_CHECKING:
     from _typeshed import ReadableBuffer

@@ -12,13 +12,18 @@ from types import FrameType
 
 import click
 
-from ckptdb.cli.ask import Session
-from ckptdb.cli.output import echo_paths, output_option, print_records, say
-from ckptdb.cli.tend import PARTLY
+from ckptdb.cli.ls import Session
+from ckptdb.cli.printing import (
+    echo_paths,
+    output_option,
+    print_records,
+    say,
+)
+from ckptdb.cli.reconcile import PARTLY
+from ckptdb.core.records import Checkpoint
 from ckptdb.errors import CatalogError, CatalogMissing
-from ckptdb.records import Checkpoint
 from ckptdb.registry import Registry
-from ckptdb.registry.watching import POLL_SECONDS
+from ckptdb.registry.watch import POLL_SECONDS
 
 _SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 

@@ -9,8 +9,8 @@ from pathlib import Path
 
 import click
 
-from ckptdb.cli.ask import Session
-from ckptdb.cli.output import echo_bytes, say
+from ckptdb.cli.ls import Session
+from ckptdb.cli.printing import echo_bytes, say
 from ckptdb.errors import FileUnusable, LibraryMissing
 
 

@@ -15,7 +15,7 @@ from pathlib import Path
 
 from ckptdb.disk import manifest, paths
 from ckptdb.disk.manifest import Compared, Manifest
-from ckptdb.disk.way import Way
+from ckptdb.disk.safe_path import Way
 from ckptdb.errors import ChecksumsUnavailable
 
 ALGORITHM = "xxh3_128"

@@ -11,13 +11,21 @@ from contextlib import suppress
 from functools import partial
 from pathlib import Path
 
-from ckptdb.disk import claims, durable, identity, journal, names, process, scan
-from ckptdb.disk.claims import Claim
+from ckptdb.core.records import utc
+from ckptdb.core.threads import Task
+from ckptdb.disk import (
+    fsutil,
+    identity,
+    journal,
+    leases,
+    names,
+    process,
+    scan,
+)
 from ckptdb.disk.journal import Fact
+from ckptdb.disk.leases import Lease
 from ckptdb.disk.publish import Publisher
 from ckptdb.errors import CkptdbError, JournalInDoubt
-from ckptdb.records import utc
-from ckptdb.threads import Task
 
 RENEWALS = 5
 """How often a lease is renewed in the time that it would hold without."""
@@ -35,7 +43,7 @@ class Evaluator:
     """
 
     def __init__(
-        self, directory: Path, evaluation: str, *, lease_seconds: float = claims.SECONDS
+        self, directory: Path, evaluation: str, *, lease_seconds: float = leases.SECONDS
     ) -> None:
         self._directory = directory
         self._evaluation = evaluation
@@ -63,24 +71,24 @@ class Evaluator:
             return None
         hidden = identity.hidden(self._directory)
         with self._publisher.alone() as (who, _):
-            held = claims.settle(hidden)
+            held = leases.settle(hidden)
             if any((c.uuid, c.evaluation) == (uuid, self._evaluation) for c in held):
                 return None
             if uuid in self.find_done():
                 return None
             if scan.find_uuid(who, final, step, through_link=True) != uuid:
                 return None
-            claim = claims.write(
+            claim = leases.write(
                 hidden, uuid, self._evaluation, seconds=self._seconds, since=utc(time.time())
             )
         return Turn(self, claim)
 
-    def finish(self, claim: Claim) -> bool:
+    def finish(self, claim: Lease) -> bool:
         """Record that the evaluation is done, unless somebody else has had it meanwhile."""
-        if not durable.is_folder(identity.hidden(self._directory)):
+        if not fsutil.is_folder(identity.hidden(self._directory)):
             return False  # the run has been moved or removed
         with self._publisher.alone() as (_, record):
-            current = claims.find_current(claim)
+            current = leases.find_current(claim)
             if current is None:
                 # It has ended, say while this process was suspended; perhaps nobody has noticed.
                 is_ours = claim.uuid not in self.find_done()
@@ -89,21 +97,21 @@ class Evaluator:
             if is_ours:
                 details = {"name": self._evaluation, **process.this_process()}
                 record([Fact(utc(time.time()), "evaluated", claim.uuid, details)])
-                claims.remove(claim)
+                leases.remove(claim)
         self._free(claim)
         return is_ours
 
-    def give_up(self, claim: Claim) -> None:
+    def give_up(self, claim: Lease) -> None:
         """Let somebody else have it."""
-        if not durable.is_folder(identity.hidden(self._directory)):
+        if not fsutil.is_folder(identity.hidden(self._directory)):
             return
         with self._publisher.alone():
-            current = claims.find_current(claim)
+            current = leases.find_current(claim)
             if current is not None and current.token == claim.token:
-                claims.remove(claim)
+                leases.remove(claim)
         self._free(claim)
 
-    def _free(self, claim: Claim) -> None:
+    def _free(self, claim: Lease) -> None:
         """Remove the bytes of what was replaced, and was kept only as long as it was leased."""
         with suppress(OSError, JournalInDoubt):  # whoever empties the trash next comes to it
             if any(left.uuid == claim.uuid for left in scan.list_trash(self._directory)):
@@ -116,7 +124,7 @@ class Turn:
     A forked child has no part in it.
     """
 
-    def __init__(self, evaluator: Evaluator, claim: Claim) -> None:
+    def __init__(self, evaluator: Evaluator, claim: Lease) -> None:
         self._evaluator = evaluator
         self._claim = claim
         self._process = os.getpid()
@@ -157,13 +165,13 @@ class Turn:
             held.release()
 
 
-def _keep(claim: Claim, held: threading.Lock) -> None:
+def _keep(claim: Lease, held: threading.Lock) -> None:
     """Renew a lease as long as the lock is held; outside of `Turn`, which must not live as long."""
     # Signals are for the main thread; one that came here would not wake it.
     signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
     while not held.acquire(timeout=claim.seconds / RENEWALS):
         try:
-            if not claims.renew(claim):
+            if not leases.renew(claim):
                 _logger.warning("somebody else has the lease %s by now", claim.path)
                 return
         except OSError as error:

@@ -17,14 +17,21 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from ckptdb.disk import durable, names, ownership, paths
-from ckptdb.disk.info import (
-    parse_object,
-    raise_if_unknown,
-    read_regular,
+from ckptdb.core.records import (
+    Mode,
+    RankedBy,
+    Run,
+    is_storable,
+    utc,
 )
+from ckptdb.disk import (
+    fsutil,
+    names,
+    ownership,
+    paths,
+)
+from ckptdb.disk.training_info import parse_object, raise_if_unknown, read_regular
 from ckptdb.errors import Obstructed, RootRefused, UnreadableInfo
-from ckptdb.records import Mode, RankedBy, Run, is_storable, utc
 
 # A random constant: it only has to differ from everybody else's.
 _NAMESPACE = uuid.UUID("2f6a3c1e-8d0b-4b7e-9a54-6c1f0e7d2b93")
@@ -254,7 +261,7 @@ def _write(run: Run, origin: str, pruned_by: RankedBy | None, *, make_durable: b
     if pruned_by is not None:
         higher = pruned_by.mode == "max"
         content["pruned_by"] = {"metric_name": pruned_by.metric, "higher_is_better": higher}
-    durable.write_json(hidden(run.directory) / _RUN, content, durable=make_durable)
+    fsutil.write_json(hidden(run.directory) / _RUN, content, durable=make_durable)
 
 
 @dataclass(frozen=True, slots=True)
@@ -364,11 +371,11 @@ def mark_root(directory: Path, *, make_durable: bool = True) -> None:
         RootRefused: Somebody has marked it whose mark does not count.
     """
     raise_if_refused(directory)
-    if durable.is_there(hidden(directory) / _ROOT):
+    if fsutil.is_there(hidden(directory) / _ROOT):
         return
-    durable.make_directories(hidden(directory), durable=make_durable)
+    fsutil.make_directories(hidden(directory), durable=make_durable)
     content = {"uuid": str(uuid.uuid4()), "created_at": utc(time.time())}
-    durable.write_json(hidden(directory) / _ROOT, content, durable=make_durable)
+    fsutil.write_json(hidden(directory) / _ROOT, content, durable=make_durable)
 
 
 def raise_if_refused(directory: Path) -> None:

@@ -28,9 +28,16 @@ from itertools import chain as joined
 from pathlib import Path
 from typing import Any, BinaryIO, Generic, Literal, TypeVar, cast
 
-from ckptdb.disk import durable, names, paths
-from ckptdb.disk.info import MAX_BYTES, has_too_many_values
-from ckptdb.records import Annotations, Checkpoint, Metric, Resumption, Run, is_storable
+from ckptdb.core.records import (
+    Annotations,
+    Checkpoint,
+    Metric,
+    Resumption,
+    Run,
+    is_storable,
+)
+from ckptdb.disk import fsutil, names, paths
+from ckptdb.disk.training_info import MAX_BYTES, has_too_many_values
 
 _Key = TypeVar("_Key")
 Gone = Literal["deleted", "replaced", "discarded", "vanished"]
@@ -178,12 +185,12 @@ def append(hidden: Path, facts: Iterable[Fact], *, make_durable: bool) -> tuple[
     facts = list(facts)
     if not facts:
         return None
-    handle = durable.open_kept(hidden / _NAME, os.O_RDWR | os.O_APPEND)
+    handle = fsutil.open_kept(hidden / _NAME, os.O_RDWR | os.O_APPEND)
     try:
         before = os.fstat(handle)
         if make_durable and before.st_size == 0:
             # Before the first byte: whoever finds one need not ask whether the name is durable.
-            durable.fsync(hidden)
+            fsutil.fsync(hidden)
         after, is_torn = _find_end(handle, before.st_size)
         lines = b"".join(_sealed(facts, after))
         # A line torn by a crash must not swallow the next one.
@@ -215,13 +222,13 @@ def rewrite(hidden: Path, more: Iterable[Fact]) -> Path:
         facts = joined(_facts(hidden, _Chain(), most_bytes=math.inf), more)
         _write_lines(staging, _sealed(facts, _NO_LINE), before=paths.find_status(path))
         _keep(path, aside)
-        durable.fsync(hidden)
+        fsutil.fsync(hidden)
         paths.replace(staging, path)
     except OSError:
         with suppress(OSError):
             paths.unlink(staging)
         raise
-    durable.fsync(hidden)
+    fsutil.fsync(hidden)
     return aside
 
 

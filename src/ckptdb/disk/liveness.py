@@ -11,7 +11,13 @@ import os
 from pathlib import Path
 from typing import Final
 
-from ckptdb.disk import clock, durable, lease, paths, writer
+from ckptdb.disk import (
+    fs_clock,
+    fsutil,
+    paths,
+    trainer_lock,
+    writer,
+)
 from ckptdb.disk.process import Life
 from ckptdb.disk.writer import Writer
 
@@ -56,9 +62,9 @@ def is_untouched(
     """
     try:
         # The mtime of the run itself tells whether it has changed, and is not to be touched.
-        has_hidden = durable.is_folder(hidden)
+        has_hidden = fsutil.is_folder(hidden)
         place = hidden if has_hidden else hidden.parent
-        now = clock.find_time(place, may_touch=may_touch and has_hidden)
+        now = fs_clock.find_time(place, may_touch=may_touch and has_hidden)
         return now is not None and _is_older(folder, now - seconds, now)
     except OSError:
         return False
@@ -70,7 +76,7 @@ def has_silent_writer(folder: Path, who: Writer, hidden: Path) -> bool:
     It holds the run's lease and the writer has let go of its own lock, as far as this machine
     sees; and nothing has changed for `SILENT_SECONDS`.
     """
-    if not lease.is_held(hidden) or writer.look_at_lock(folder, who) != "unseen":
+    if not trainer_lock.is_held(hidden) or writer.look_at_lock(folder, who) != "unseen":
         return False
     return is_untouched(folder, hidden, may_touch=True, seconds=SILENT_SECONDS)
 

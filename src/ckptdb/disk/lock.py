@@ -16,8 +16,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from ckptdb import caller
-from ckptdb.disk import durable, ownership, paths
+from ckptdb.core import warnings
+from ckptdb.disk import fsutil, ownership, paths
 from ckptdb.errors import LockForbidden, RunLocked
 
 TIMEOUT_SECONDS = 60.0
@@ -64,7 +64,7 @@ def open_lock(path: Path) -> int:
         OSError: It cannot be opened, or made.
     """
     try:
-        return durable.open_kept(path, os.O_RDWR, for_writers=True)
+        return fsutil.open_kept(path, os.O_RDWR, for_writers=True)
     except PermissionError:
         found = paths.find_status(path)
         if found is None:
@@ -176,7 +176,7 @@ def warn_of_no_locks(hidden: Path) -> None:
     if hidden in _warned:
         return
     _warned.add(hidden)
-    caller.warn(
+    warnings.warn(
         f"{hidden} is on a file system without locks; "
         "let only one process at a time change this run."
     )

@@ -13,11 +13,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import MISSING, dataclass, field, fields
 from pathlib import Path
 
-from ckptdb.disk import durable, names, paths
-from ckptdb.disk.info import MAX_BYTES, load_json
+from ckptdb.core.filenames import as_names, as_texts
+from ckptdb.core.records import is_storable
+from ckptdb.disk import fsutil, names, paths
+from ckptdb.disk.training_info import MAX_BYTES, load_json
 from ckptdb.errors import UnreadableInfo
-from ckptdb.filenames import as_names, as_texts
-from ckptdb.records import is_storable
 
 OWN = frozenset({names.MANIFEST, names.WRITER})
 """What no manifest lists."""
@@ -135,7 +135,7 @@ def write(folder: Path, manifest: Manifest, *, make_durable: bool) -> None:
     content = {name: getattr(manifest, name) for name in _FIELDS}
     content = {name: said for name, said in content.items() if said or name not in _OPTIONAL}
     content |= {name: as_texts(content[name]) for name in _BY_NAME if name in content}
-    durable.write_json(folder / names.MANIFEST, content, durable=make_durable)
+    fsutil.write_json(folder / names.MANIFEST, content, durable=make_durable)
 
 
 def is_there(folder: Path) -> bool:

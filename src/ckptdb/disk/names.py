@@ -13,8 +13,8 @@ import re
 from pathlib import Path
 from urllib.parse import quote, unquote
 
+from ckptdb.core.records import is_storable
 from ckptdb.errors import InvalidStep, NoCheckpointHere
-from ckptdb.records import is_storable
 
 HIDDEN = ".ckptdb"
 TRASH = "trash"

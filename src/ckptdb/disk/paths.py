@@ -14,7 +14,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from ckptdb.disk import ownership
-from ckptdb.disk.way import (
+from ckptdb.disk.safe_path import (
     FOLDER,
     NOT_AS_IT_SHOULD_BE,
     PathLike,

@@ -16,27 +16,28 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 
-from ckptdb import caller
+from ckptdb.core import warnings
+from ckptdb.core.records import REPLACED, Checkpoint
 from ckptdb.disk import (
-    durable,
+    fsutil,
     identity,
-    info,
     journal,
-    lease,
-    links,
     liveness,
     manifest,
     names,
     paths,
     scan,
+    symlinks,
+    trainer_lock,
+    training_info,
     writer,
 )
-from ckptdb.disk.changing import Span
 from ckptdb.disk.identity import Identity
-from ckptdb.disk.lease import Lease
 from ckptdb.disk.manifest import Manifest
-from ckptdb.disk.retiring import Retiring
-from ckptdb.disk.scan import Leftover, Watch
+from ckptdb.disk.retire import Retiring
+from ckptdb.disk.scan import Leftover, StampWatch
+from ckptdb.disk.trainer_lock import TrainerLock
+from ckptdb.disk.transaction import StampChange
 from ckptdb.errors import (
     NoCheckpointHere,
     NotDeleted,
@@ -46,7 +47,6 @@ from ckptdb.errors import (
     StepInUse,
     StepTaken,
 )
-from ckptdb.records import REPLACED, Checkpoint
 
 _NOT_THERE = "is not there; it was finalized, discarded or removed before"
 
@@ -63,7 +63,7 @@ class Staged:
     checkpoint: Checkpoint
     gone: tuple[Checkpoint, ...]
     adopted: tuple[Checkpoint, ...]
-    span: Span
+    span: StampChange
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,7 +75,7 @@ class Published:
 
     checkpoint: Checkpoint
     replaced: Checkpoint | None
-    span: Span
+    span: StampChange
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,14 +112,14 @@ class Publisher(Retiring):
         """What could not be made durable, and will not be tried again."""
         return set()
 
-    def claim(self) -> Lease:
+    def claim(self) -> TrainerLock:
         """Hold the trainer's lease of the run as long as somebody keeps what is returned.
 
         Raises:
             RunInUse: Another process holds it.
         """
-        durable.make_directories(self._hidden, durable=self._durable)
-        return lease.take(self._hidden, since=self._now())
+        fsutil.make_directories(self._hidden, durable=self._durable)
+        return trainer_lock.take(self._hidden, since=self._now())
 
     def check_place(self, step: int) -> None:
         """Look whether a step can be saved, before anything is done for it.
@@ -155,15 +155,15 @@ class Publisher(Retiring):
             checkpoint_uuid = str(uuid.uuid4())
             self._failed.discard(path)
             with watch.change(links=1):
-                durable.make_new_folder(path)
+                fsutil.make_new_folder(path)
                 try:
                     self._write_metadata(path, content, config, checkpoint_uuid, created_at)
                 except OSError:
                     # Not one byte of the loop's is in it yet; do not leave half a file.
-                    durable.remove_tree(path)
+                    fsutil.remove_tree(path)
                     raise
             born = (checkpoint_uuid, created_at)
-            checkpoint = scan.as_staged(who, path, step, born, info.parse(content))
+            checkpoint = scan.as_staged(who, path, step, born, training_info.parse(content))
             return Staged(checkpoint, tuple(gone), tuple(adopted), watch.span)
 
     def publish(self, path: Path, *, parent: str | None = None) -> Published:
@@ -224,7 +224,7 @@ class Publisher(Retiring):
         """
         step = names.get_tmp_step(path)
         with self._changing() as (who, watch):
-            if not durable.is_folder(path):
+            if not fsutil.is_folder(path):
                 return None
             return self._adopt(who, watch, scan.load_tmp(who, path, step))
 
@@ -246,13 +246,13 @@ class Publisher(Retiring):
     def give_name_back(self, leftover: Leftover) -> bool:
         """Give an ``old_step_N.<uuid>`` its name again; false when that is taken by now."""
         final = self._final(leftover.step)
-        if durable.is_there(final):
+        if fsutil.is_there(final):
             return False  # and nothing is to be touched
         with self._changing() as (_, watch):
-            if durable.is_there(final) or not durable.is_folder(leftover.path):
+            if fsutil.is_there(final) or not fsutil.is_folder(leftover.path):
                 return False
             with watch.change():
-                durable.rename_new(leftover.path, final)
+                fsutil.rename_new(leftover.path, final)
             self._sync_directory()
             return True
 
@@ -262,17 +262,17 @@ class Publisher(Retiring):
             return
         with self._changing() as (_, watch):
             final = self._final(leftover.step)
-            if durable.is_folder(leftover.path) and durable.is_there(final):
+            if fsutil.is_folder(leftover.path) and fsutil.is_there(final):
                 self._set_aside(watch, leftover.path, leftover.step, leftover.uuid)
 
     @staticmethod
     def _lacks_only_its_name(who: Identity, path: Path, step: int) -> bool:
-        return durable.is_folder(path) and scan.load_tmp(who, path, step).fate == "publish"
+        return fsutil.is_folder(path) and scan.load_tmp(who, path, step).fate == "publish"
 
     def _make_room(
-        self, who: Identity, watch: Watch, path: Path, step: int
+        self, who: Identity, watch: StampWatch, path: Path, step: int
     ) -> tuple[list[Checkpoint], list[Checkpoint]]:
-        if not durable.is_there(path):
+        if not fsutil.is_there(path):
             return [], []
         self._refuse_taken(path)
         tmp = scan.load_tmp(who, path, step, may_touch=True)
@@ -281,7 +281,7 @@ class Publisher(Retiring):
         if published:
             gone = [published.replaced] if published.replaced else []
             return [published.checkpoint], gone
-        if durable.is_folder(path):
+        if fsutil.is_folder(path):
             reason = "discarded: left unfinished, the step was saved again"
             return [], [self._discard(who, watch, tmp.checkpoint, reason)]
         return [], []
@@ -303,16 +303,16 @@ class Publisher(Retiring):
         # Looked at once: between two looks another process may take it away.
         status = paths.find_status(place)
         if status is not None and not stat.S_ISDIR(status.st_mode):
-            target = links.find_target(place)
+            target = symlinks.find_target(place)
             raise StepTaken(place, "" if target is None else f"it is a link to {target}")
 
     def _write_metadata(
         self, path: Path, content: bytes, config: bytes | None, checkpoint_uuid: str,
         created_at: str,
     ) -> None:  # fmt: skip
-        durable.write_new(path / names.INFO, content, durable=False)
+        fsutil.write_new(path / names.INFO, content, durable=False)
         if config is not None:
-            durable.write_new(path / names.CONFIG, config, durable=False)
+            fsutil.write_new(path / names.CONFIG, config, durable=False)
         writer.write(path, checkpoint_uuid, created_at)
 
     def _seal_or_withdraw(self, path: Path, step: int, parent: str | None) -> _Sealed:
@@ -331,7 +331,7 @@ class Publisher(Retiring):
         staged = scan.find_staged(who, path, step)
         tmp = staged or scan.load_tmp(who, path, step).checkpoint
         if self._durable:
-            durable.fsync_tree(path, but=names.WRITER)
+            fsutil.fsync_tree(path, but=names.WRITER)
         files, targets, dangling = manifest.list_files_and_targets(path)
         if dangling:
             _warn_of_links(path, dangling)
@@ -353,7 +353,7 @@ class Publisher(Retiring):
         return _Sealed(sealed, staged)
 
     def _publish_or_find(
-        self, who: Identity, watch: Watch, path: Path, sealed: _Sealed
+        self, who: Identity, watch: StampWatch, path: Path, sealed: _Sealed
     ) -> Published:
         step, uuid = sealed.manifest.step, sealed.manifest.uuid
         final = self._final(step)
@@ -369,7 +369,13 @@ class Publisher(Retiring):
         return self._publish(who, watch, path, sealed)
 
     def _publish(
-        self, who: Identity, watch: Watch, path: Path, sealed: _Sealed, *, in_place: bool = True
+        self,
+        who: Identity,
+        watch: StampWatch,
+        path: Path,
+        sealed: _Sealed,
+        *,
+        in_place: bool = True,
     ) -> Published:
         step = sealed.manifest.step
         final = self._final(step)
@@ -377,7 +383,7 @@ class Publisher(Retiring):
         if current is None:
             self._finish_deletion(who, watch, final, step)
             self._refuse_taken(final)
-            if durable.is_there(final):
+            if fsutil.is_there(final):
                 raise StepTaken(final)
         if current != sealed.manifest.replaces:
             # Somebody published or removed this step since it was sealed; say what is true now.
@@ -386,7 +392,7 @@ class Publisher(Retiring):
         old: Checkpoint | None = None
         if current is None:
             with watch.change():
-                durable.rename_new(path, final)
+                fsutil.rename_new(path, final)
             self._sync_directory()
         else:
             old = self._record_replaced(who, watch, final, sealed.manifest)
@@ -395,7 +401,7 @@ class Publisher(Retiring):
         return Published(published, old, watch.span)
 
     def _record_replaced(
-        self, who: Identity, watch: Watch, final: Path, sealed: Manifest
+        self, who: Identity, watch: StampWatch, final: Path, sealed: Manifest
     ) -> Checkpoint:
         try:
             # Whether it is damaged no later look can tell.
@@ -409,25 +415,25 @@ class Publisher(Retiring):
         self._append(watch, [journal.gone(old, "replaced", reason, at)])
         return replace(old, status="deleted", deleted_at=at, deleted_reason=reason)
 
-    def _swap(self, watch: Watch, path: Path, old: Checkpoint, *, in_place: bool) -> None:
+    def _swap(self, watch: StampWatch, path: Path, old: Checkpoint, *, in_place: bool) -> None:
         final = self._final(old.step)
         aside: Path | None = path
         try:
             with watch.change():
-                durable.exchange(path, final)
+                fsutil.exchange(path, final)
         except OSError as error:
             if error.errno != errno.EXDEV or not in_place or not self._may_end(old):
                 raise
             self._replace_in_place(watch, path, old)
             aside = None
-        except durable.ExchangeUnsupported:
+        except fsutil.ExchangeUnsupported:
             aside = self.directory / names.old_name(old.step, old.uuid)
             with watch.change():
-                durable.rename_new(final, aside)
+                fsutil.rename_new(final, aside)
                 try:
-                    durable.rename_new(path, final)
+                    fsutil.rename_new(path, final)
                 except OSError:
-                    durable.rename_new(aside, final)  # the older one stays what is published
+                    fsutil.rename_new(aside, final)  # the older one stays what is published
                     raise
         self._sync_directory()
         if aside is not None:
@@ -437,7 +443,7 @@ class Publisher(Retiring):
         """Whether nothing of what is replaced has to stay in the trash."""
         return old.uuid not in self._find_kept() and scan.is_identified(old.path)
 
-    def _replace_in_place(self, watch: Watch, path: Path, old: Checkpoint) -> None:
+    def _replace_in_place(self, watch: StampWatch, path: Path, old: Checkpoint) -> None:
         """Replace what cannot be moved, once the new one is durable under its tmp name.
 
         Whoever finds this interrupted finishes the removal, and then publishes the complete tmp.
@@ -449,18 +455,18 @@ class Publisher(Retiring):
             if failed:
                 raise failed[0].error
             with watch.change():
-                durable.rename_new(path, self._final(old.step))
+                fsutil.rename_new(path, self._final(old.step))
         except OSError as error:
             raise ReplacedInPart(path, error) from error
 
     def _adopt(
-        self, who: Identity, watch: Watch, tmp: scan.Tmp, *, in_place: bool = True
+        self, who: Identity, watch: StampWatch, tmp: scan.Tmp, *, in_place: bool = True
     ) -> Published | None:
         path, step = tmp.checkpoint.path, tmp.checkpoint.step
         if tmp.fate == "publish" and tmp.manifest:
             writer.remove(path)
             if self._durable:
-                durable.fsync_tree(path)
+                fsutil.fsync_tree(path)
             return self._publish(who, watch, path, _Sealed(tmp.manifest), in_place=in_place)
         if tmp.fate == "trash":
             self._set_aside(watch, path, step, tmp.published_uuid)
@@ -469,7 +475,7 @@ class Publisher(Retiring):
 
 def _warn_of_links(path: Path, dangling: Sequence[str]) -> None:
     more = f" and {len(dangling) - 1} more" if len(dangling) > 1 else ""
-    caller.warn(
+    warnings.warn(
         f"{path / dangling[0]}{more} leads to {paths.read_link(path / dangling[0])}, which is not "
         "there: the checkpoint will count as damaged. Make the link relative, or copy the file."
     )

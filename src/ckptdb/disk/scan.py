@@ -18,30 +18,30 @@ from itertools import chain
 from pathlib import Path
 from typing import Any, Literal
 
+from ckptdb.core.records import Checkpoint, metrics_of, utc
 from ckptdb.disk import (
-    claims,
-    durable,
+    fsutil,
     identity,
-    info,
     journal,
-    links,
+    leases,
     liveness,
     lock,
     manifest,
     names,
     paths,
-    reading,
+    read_checkpoint,
+    symlinks,
+    training_info,
     writer,
 )
 from ckptdb.disk.identity import Identity
 from ckptdb.disk.journal import Facts
 from ckptdb.disk.manifest import Manifest
-from ckptdb.disk.pace import Pace
+from ckptdb.disk.parallel import ParallelReader
 from ckptdb.disk.process import Life
-from ckptdb.disk.reading import derive_uuid
+from ckptdb.disk.read_checkpoint import derive_uuid
 from ckptdb.disk.writer import Writer
 from ckptdb.errors import UnreadableInfo
-from ckptdb.records import Checkpoint, metrics_of, utc
 
 PORTION = 5000
 """How many checkpoints are in memory at a time when there are many to read."""
@@ -50,7 +50,7 @@ _GAP_SECONDS = 2.0
 _LOOKS = 5
 _UNCOUNTED = 2
 
-load = reading.load  # whoever looks at a run may want one of its checkpoints
+load = read_checkpoint.load  # whoever looks at a run may want one of its checkpoints
 
 # Errors of the very file; any other one, such as no descriptor left, may befall all of them.
 _OF_ONE_DIRECTORY = frozenset({
@@ -92,7 +92,7 @@ class Stamp:
 
     def is_settled(self) -> bool:
         """Whether a later change would be sure to show in the mtime."""
-        return reading.is_settled(self.mtime_ns)
+        return read_checkpoint.is_settled(self.mtime_ns)
 
 
 def find_stamp(directory: Path) -> Stamp | None:
@@ -107,7 +107,7 @@ def find_stamp(directory: Path) -> Stamp | None:
     return Stamp(found.st_mtime_ns, found.st_nlink, size, found.st_ctime_ns)
 
 
-class Watch:
+class StampWatch:
     """Follows the stamp through our own changes, to notice anybody else's between them.
 
     Each change is wrapped in `change`; ``span`` is then the stamp before the first and after
@@ -148,7 +148,7 @@ class Watch:
 
 
 @dataclass(frozen=True, slots=True)
-class Known:
+class KnownFingerprints:
     """What the caller already knows about a run, so that it need not be read again.
 
     Attributes:
@@ -335,7 +335,7 @@ class Observation:
 
 def observe(
     directory: Path,
-    known: Known | None = None,
+    known: KnownFingerprints | None = None,
     *,
     verify: bool = False,
     on_checkpoint: Callable[[], None] | None = None,
@@ -359,12 +359,12 @@ def observe(
     Raises:
         OSError: The directory itself cannot be read.
     """
-    known = known or Known()
+    known = known or KnownFingerprints()
     if listing is None or not listing.is_still_true():
         listing = list_folder(directory)
     stamp = listing.stamp
     who = identity.identify(directory)
-    trouble, pace = _Trouble(), Pace()
+    trouble, pace = _Trouble(), ParallelReader()
     trouble.unreadable.update(listing.dead_links)
     # What a link leads to comes and goes without moving the run's stamp.
     trouble.unsure = bool(listing.linked or listing.dead_links)
@@ -452,8 +452,10 @@ class ReadFiles:
         self._finals = finals
         return tuple(finals[step] for step in sorted(finals))
 
-    def _known(self) -> Known:
-        return Known({step: (cp.uuid, cp.fingerprint) for step, cp in self._finals.items()})
+    def _known(self) -> KnownFingerprints:
+        return KnownFingerprints(
+            {step: (cp.uuid, cp.fingerprint) for step, cp in self._finals.items()}
+        )
 
 
 def read_facts(who: Identity, unrecorded: Sequence[Leftover] | None = None) -> Facts:
@@ -478,7 +480,7 @@ def look(
     known: Mapping[int, tuple[str, str | None]],
     *,
     verify: bool = False,
-    pace: Pace | None = None,
+    pace: ParallelReader | None = None,
 ) -> Iterator[Looked]:
     """Look at published checkpoints of a run, a few at a time.
 
@@ -498,23 +500,23 @@ def look(
             name = names.final_name(step)
             before = known.get(step)
             try:
-                if before and before[1] and reading.is_unchanged(name, before[1], folder):
+                if before and before[1] and read_checkpoint.is_unchanged(name, before[1], folder):
                     found.same.append(step)
                 else:
-                    one = reading.read(who, directory / name, step, verify=verify)
+                    one = read_checkpoint.read(who, directory / name, step, verify=verify)
                     found.read.append(one.checkpoint)
                     if not one.has_config:
                         found.bare.append(step)
                     if one.doubt:
                         found.doubts[step] = one.doubt
-            except reading.BeingDeleted:
+            except read_checkpoint.BeingDeleted:
                 found.deleting.append(step)
             except OSError as error:
                 found.failed.append((step, error))
         return found
 
     try:
-        yield from (pace or Pace()).through(steps, look_at)
+        yield from (pace or ParallelReader()).through(steps, look_at)
     finally:
         os.close(folder)
 
@@ -535,9 +537,9 @@ def load_tmp(who: Identity, path: Path, step: int, *, may_touch: bool = False) -
         found = _find_manifest(path)
     held = found
     try:
-        content, raw = info.load_info(path)
+        content, raw = training_info.load_info(path)
     except UnreadableInfo as error:
-        info.raise_if_unknown(error)
+        training_info.raise_if_unknown(error)
         found = None  # not to be published as it is
     if found and found.step != step:
         found = None
@@ -576,7 +578,7 @@ def as_staged(
         path=path,
         status="tmp",
         created_at=born[1],
-        info=info.for_catalog(content),
+        info=training_info.for_catalog(content),
         metrics=metrics_of(content),
     )
 
@@ -584,12 +586,12 @@ def as_staged(
 def find_staged(who: Identity, path: Path, step: int) -> Checkpoint | None:
     """Read a ``tmp_step_N`` that is as staging left it; None when it needs `load_tmp`."""
     by = writer.find(path)
-    if by is None or durable.is_there(path / names.MANIFEST):
+    if by is None or fsutil.is_there(path / names.MANIFEST):
         return None
     try:
-        content, _ = info.load_info(path)
+        content, _ = training_info.load_info(path)
     except UnreadableInfo as error:
-        info.raise_if_unknown(error)
+        training_info.raise_if_unknown(error)
         return None
     return as_staged(who, path, step, (by.uuid, by.created_at), content)
 
@@ -606,11 +608,13 @@ def load_retired(who: Identity, left: Leftover) -> Checkpoint:
 
     Whatever its files were, only those are sure to be there that make up the record.
     """
-    if durable.is_there(left.path / names.WRITER):
+    if fsutil.is_there(left.path / names.WRITER):
         found = load_tmp(who, left.path, left.step).checkpoint
     else:
-        found = reading.read_files(who, left.path, left.step, os.lstat(left.path)).checkpoint
-    if not durable.is_there(left.path / names.MANIFEST):
+        found = read_checkpoint.read_files(
+            who, left.path, left.step, os.lstat(left.path)
+        ).checkpoint
+    if not fsutil.is_there(left.path / names.MANIFEST):
         found = replace(found, size_bytes=None, file_count=None)
     return replace(
         found,
@@ -626,10 +630,10 @@ def load_retired(who: Identity, left: Leftover) -> Checkpoint:
 def find_deleting(who: Identity, path: Path, step: int) -> Leftover | None:
     """Return a checkpoint that is being deleted where it stands; None when it is not."""
     try:
-        if not reading.is_being_deleted(os.lstat(path)):
+        if not read_checkpoint.is_being_deleted(os.lstat(path)):
             return None
         # What tells which one it is goes last, when its end is recorded.
-        has_record = any(durable.is_there(path / name) for name in names.RECORD)
+        has_record = any(fsutil.is_there(path / name) for name in names.RECORD)
         return Leftover(path, step, _derive_at(who, path, step), recorded=not has_record)
     except FileNotFoundError:
         return None
@@ -653,7 +657,7 @@ def _find_leased(directory: Path, trash: Sequence[Leftover]) -> frozenset[str]:
     if not trash:
         return frozenset()
     try:
-        return frozenset(claims.find_leased(identity.hidden(directory)))
+        return frozenset(leases.find_leased(identity.hidden(directory)))
     except OSError:
         return frozenset(left.uuid for left in trash)  # it may be: nothing of it is removed now
 
@@ -664,7 +668,7 @@ def _fate(
     """Decide by ``manifest.replaces`` alone what becomes of a ``tmp_step_N`` without a writer."""
     final = path.with_name(names.final_name(step))
     current = find_uuid(who, final, step)
-    if current == uuid or (current is None and durable.is_there(final)):
+    if current == uuid or (current is None and fsutil.is_there(final)):
         return None  # a copy made by hand, or a stranger has the name
     if found and current in (None, found.replaces):
         return "publish"
@@ -681,7 +685,7 @@ def _find_manifest(path: Path) -> Manifest | None:
     try:
         return manifest.find(path)
     except UnreadableInfo as error:
-        info.raise_if_unknown(error)
+        training_info.raise_if_unknown(error)
         raise
 
 
@@ -696,8 +700,12 @@ def find_uuid(who: Identity, path: Path, step: int, *, through_link: bool = Fals
     """
     status = paths.find_status(path)
     if through_link and status is not None and stat.S_ISLNK(status.st_mode):
-        return None if links.find_obstruction(path) else _derive_at(who, path, step)
-    if status is None or not stat.S_ISDIR(status.st_mode) or reading.is_being_deleted(status):
+        return None if symlinks.find_obstruction(path) else _derive_at(who, path, step)
+    if (
+        status is None
+        or not stat.S_ISDIR(status.st_mode)
+        or read_checkpoint.is_being_deleted(status)
+    ):
         return None
     return _derive_at(who, path, step)
 
@@ -709,9 +717,9 @@ def _derive_at(who: Identity, path: Path, step: int) -> str:
     raw = b""
     if found is None:
         try:
-            raw = info.load_info(path)[1]
+            raw = training_info.load_info(path)[1]
         except UnreadableInfo as error:
-            info.raise_if_unknown(error)
+            training_info.raise_if_unknown(error)
     return derive_uuid(who, found, step, raw)
 
 
@@ -729,7 +737,7 @@ def is_identified(folder: Path) -> bool:
     if names.find_tmp_step(folder.name) is not None and is_begun:
         return True
     try:
-        return manifest.find(folder) is not None or bool(info.load_info(folder))
+        return manifest.find(folder) is not None or bool(training_info.load_info(folder))
     except UnreadableInfo:
         return False
 
@@ -776,8 +784,8 @@ def is_published(folder: Path) -> bool:
 def _is_readable(folder: Path) -> bool:
     status = paths.find_status(folder)
     if status is None or stat.S_ISLNK(status.st_mode):
-        return status is not None and links.find_obstruction(folder) is None
-    return stat.S_ISDIR(status.st_mode) and not reading.is_being_deleted(status)
+        return status is not None and symlinks.find_obstruction(folder) is None
+    return stat.S_ISDIR(status.st_mode) and not read_checkpoint.is_being_deleted(status)
 
 
 def find_published_info(folder: Path) -> dict[str, Any] | None:
@@ -788,7 +796,7 @@ def find_published_info(folder: Path) -> dict[str, Any] | None:
     """
     for _ in range(_LOOKS):
         try:
-            return info.load_info(folder)[0]
+            return training_info.load_info(folder)[0]
         except UnreadableInfo as error:
             if not isinstance(error.__cause__, FileNotFoundError):
                 raise
@@ -818,7 +826,7 @@ def list_finals(directory: Path) -> list[tuple[int, Path]]:
 
 def _is_whole(path: Path) -> bool:
     status = paths.find_status(path)
-    return status is not None and not reading.is_being_deleted(status)
+    return status is not None and not read_checkpoint.is_being_deleted(status)
 
 
 def list_trash(directory: Path) -> tuple[Leftover, ...]:
@@ -962,7 +970,7 @@ def list_folder(directory: Path) -> Listing:
 
 
 def _sort_in_link(found: Listing, name: str, step: int) -> None:
-    why = links.find_obstruction(found.directory / name)
+    why = symlinks.find_obstruction(found.directory / name)
     if why is None:
         found.finals.append(step)
         found.linked.append(step)
@@ -979,7 +987,7 @@ def find_obstructed(directory: Path) -> dict[int, str]:
     found = {}
     for name in (*listing.dead_links, *listing.foreign):
         step = names.find_final_step(name)
-        why = None if step is None else links.find_obstruction(directory / name)
+        why = None if step is None else symlinks.find_obstruction(directory / name)
         if step is not None and why is not None:
             found[step] = why
     return found
@@ -1034,16 +1042,16 @@ def _load_finals(
     return {step: found[step] for step in sorted(found)}, took, bare, sorted(deleting)
 
 
-def _newest_config(directory: Path, finals: Iterable[int], pace: Pace) -> dict[str, Any]:
+def _newest_config(directory: Path, finals: Iterable[int], pace: ParallelReader) -> dict[str, Any]:
     def having_one(some: Sequence[int]) -> list[Path]:
         folders = (f"{directory}/{names.final_name(step)}" for step in some)
-        return [Path(path) for path in folders if info.has_config(path)]
+        return [Path(path) for path in folders if training_info.has_config(path)]
 
     newest = sorted(finals, reverse=True)
     for steps in (newest[:1], newest[1:]):  # nearly always the very first
         for folders in pace.through(steps, having_one):
             for folder in folders:
-                found = info.find_config(folder)
+                found = training_info.find_config(folder)
                 if found is not None:
                     return found
     return {}
@@ -1065,6 +1073,6 @@ def _load_tmps(
 
 def _may_be_there(path: Path) -> bool:
     try:
-        return durable.is_there(path)
+        return fsutil.is_there(path)
     except OSError:
         return True

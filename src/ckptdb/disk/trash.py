@@ -12,13 +12,19 @@ import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from ckptdb import caller
-from ckptdb.disk import claims, durable, journal, names, scan
-from ckptdb.disk.in_place import DeletingInPlace
+from ckptdb.core import warnings
+from ckptdb.core.records import Checkpoint, utc
+from ckptdb.disk import (
+    fsutil,
+    journal,
+    leases,
+    names,
+    scan,
+)
+from ckptdb.disk.delete_in_place import DeletingInPlace
 from ckptdb.disk.journal import Fact
-from ckptdb.disk.scan import Leftover, Watch
+from ckptdb.disk.scan import Leftover, StampWatch
 from ckptdb.errors import DeletionIncomplete, NotDeleted, NotUndeleted, RunNotHere
-from ckptdb.records import Checkpoint, utc
 
 UNIDENTIFIED_TTL_SECONDS = 30 * 24 * 3600.0
 """How long what had a checkpoint's name, and cannot be identified, stays in the trash at least."""
@@ -42,14 +48,14 @@ class Trash(DeletingInPlace):
             found = [left for left in trash if left.step == step and left.until is not None]
             # What cannot be identified has waited longer; what was deleted since comes first.
             found.sort(key=lambda left: (not left.identified, -(left.until or 0)))
-            if durable.is_there(final):
+            if fsutil.is_there(final):
                 why = _where(found[0]) if found else "it is there"
                 raise NotUndeleted(final, why)
             if not found:
                 raise NotUndeleted(final, "its bytes are gone")
             left = found[0]
             with watch.change(links=1):
-                durable.rename_new(left.path, final)
+                fsutil.rename_new(left.path, final)
             self._sync_directory()
             self._append(watch, [Fact(self._now(), "reappeared", left.uuid)])
             return scan.load(who, final, step)
@@ -107,14 +113,14 @@ class Trash(DeletingInPlace):
     def _remove_retired(self, trash: Sequence[Leftover], failed: list[NotDeleted]) -> int:
         retired = [left for left in trash if left.recorded and left.until is None]
         kept = self._find_kept() if retired else frozenset()
-        doomed = [left for left in retired if left.uuid not in kept]
-        if doomed:
+        deletions = [left for left in retired if left.uuid not in kept]
+        if deletions:
             # Who retired them may not have come to this: a name that comes back must be whole.
             self._sync_directory()
         removed = 0
-        for left in doomed:
+        for left in deletions:
             try:
-                durable.remove_tree(left.path)
+                fsutil.remove_tree(left.path)
                 removed += 1
             except FileNotFoundError:
                 continue  # another process removes it at the same time
@@ -123,12 +129,14 @@ class Trash(DeletingInPlace):
         return removed
 
     def _find_kept(self) -> frozenset[str]:
-        leased = claims.find_leased(self._hidden, now=claims.tell_time(self._hidden))
+        leased = leases.find_leased(self._hidden, now=leases.tell_time(self._hidden))
         return self._pins.find().union(leased)
 
-    def _record_freed(self, watch: Watch, aside: Sequence[Leftover], facts: Sequence[Fact]) -> None:
+    def _record_freed(
+        self, watch: StampWatch, aside: Sequence[Leftover], facts: Sequence[Fact]
+    ) -> None:
         for left in aside:
-            durable.remove_all_but(left.path, names.RECORD)
+            fsutil.remove_all_but(left.path, names.RECORD)
         self._append_to_freed(watch, facts)
         for left in aside:
             self._to_trash(watch, left.path, left.step, left.uuid)
@@ -143,7 +151,7 @@ class Trash(DeletingInPlace):
             ends = [scan.load_retired(who, left) for left in aside if left.uuid not in told]
             self._record_freed(watch, aside, [journal.deleted_unrecorded(end) for end in ends])
 
-    def _set_aside(self, watch: Watch, path: Path, step: int, checkpoint_uuid: str) -> None:
+    def _set_aside(self, watch: StampWatch, path: Path, step: int, checkpoint_uuid: str) -> None:
         """Move what was replaced into the trash, where it stays as long as it is pinned."""
         if scan.is_identified(path):
             self._to_trash(watch, path, step, checkpoint_uuid)
@@ -152,12 +160,12 @@ class Trash(DeletingInPlace):
         # The name it had is flushed before anything is removed; until then it may come back.
         self._sync_trash()
 
-    def _keep_unidentified(self, watch: Watch, path: Path, step: int, uuid: str) -> Leftover:
+    def _keep_unidentified(self, watch: StampWatch, path: Path, step: int, uuid: str) -> Leftover:
         """Move what may be somebody's own into the trash for long, and say so."""
         until = int(self._clock() + max(UNIDENTIFIED_TTL_SECONDS, self.trash_ttl_seconds))
         target = self._to_trash(watch, path, step, uuid, until=until, identified=False)
         left = Leftover(target, step, uuid, until=until, identified=False)
-        caller.warn(
+        warnings.warn(
             f"What stood in the place of step {step} of {self.directory} is no checkpoint that can "
             f"be identified: it has neither a manifest.json nor a training_info.json that can be "
             f"read. It was moved to {target} and stays there until {utc(until)}; move it elsewhere "
@@ -167,7 +175,7 @@ class Trash(DeletingInPlace):
 
     def _to_trash(
         self,
-        watch: Watch,
+        watch: StampWatch,
         path: Path,
         step: int,
         checkpoint_uuid: str,
@@ -188,7 +196,7 @@ class Trash(DeletingInPlace):
             target = self._trash / name
             try:
                 with watch.change(links=-1 if path.parent == self.directory else 0):
-                    durable.rename_new(path, target)
+                    fsutil.rename_new(path, target)
             except OSError as error:
                 # A checkpoint copied back by hand and retired again has the same uuid.
                 if error.errno not in (errno.EEXIST, errno.ENOTEMPTY):
@@ -200,7 +208,7 @@ class Trash(DeletingInPlace):
     def _sync_trash(self) -> None:
         # A new name first: the old one may not be gone for good before.
         if self._durable:
-            durable.fsync(self._trash)
+            fsutil.fsync(self._trash)
 
 
 def _where(left: Leftover) -> str:

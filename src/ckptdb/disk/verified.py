@@ -12,12 +12,12 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any, Literal, get_args
 
-from ckptdb.disk import durable
-from ckptdb.disk.info import load_json
+from ckptdb.disk import fsutil
+from ckptdb.disk.training_info import load_json
 from ckptdb.errors import UnreadableInfo
 
-Depth = Literal["sizes", "contents"]
-DEPTHS: tuple[Depth, ...] = get_args(Depth)
+VerifyDepth = Literal["sizes", "contents"]
+DEPTHS: tuple[VerifyDepth, ...] = get_args(VerifyDepth)
 _NAME = "verified.json"
 
 
@@ -49,7 +49,7 @@ class Verified:
     stopped: dict[str, Stopped] = field(default_factory=dict)
 
 
-def load(hidden: Path, depth: Depth, *, now: str) -> Verified:
+def load(hidden: Path, depth: VerifyDepth, *, now: str) -> Verified:
     """Read what was noted; nothing where that is none of ours, or of the future.
 
     Args:
@@ -66,7 +66,7 @@ def load(hidden: Path, depth: Depth, *, now: str) -> Verified:
     )
 
 
-def store(hidden: Path, depth: Depth, verified: Verified, *, of: Container[str]) -> None:
+def store(hidden: Path, depth: VerifyDepth, verified: Verified, *, of: Container[str]) -> None:
     """Note it, in one step, for the checkpoints that there are.
 
     Raises:
@@ -79,7 +79,7 @@ def store(hidden: Path, depth: Depth, verified: Verified, *, of: Container[str])
             "stopped": {uuid: asdict(one) for uuid, one in verified.stopped.items() if uuid in of},
         }
     }
-    durable.write_json(hidden / _NAME, content, durable=False)
+    fsutil.write_json(hidden / _NAME, content, durable=False)
 
 
 def _load(hidden: Path) -> dict[str, Any]:

@@ -23,9 +23,16 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Final, Literal, NamedTuple
 
-from ckptdb.disk import durable, lock, names, ownership, paths, process
-from ckptdb.disk.info import RECORD_BYTES, load_json, raise_if_unknown
+from ckptdb.disk import (
+    fsutil,
+    lock,
+    names,
+    ownership,
+    paths,
+    process,
+)
 from ckptdb.disk.process import Process
+from ckptdb.disk.training_info import RECORD_BYTES, load_json, raise_if_unknown
 from ckptdb.errors import UnreadableInfo
 
 
@@ -94,7 +101,7 @@ def write(folder: Path, checkpoint_uuid: str, created_at: str) -> Writer:
             # Who may look into the checkpoint may read this, too.
             with paths.opened(folder, follow=True) as around:
                 ownership.share(handle, around, with_readers=True)
-            durable.rename_new(aside, folder / names.WRITER)
+            fsutil.rename_new(aside, folder / names.WRITER)
         except BaseException:
             os.close(handle)
             with suppress(OSError):

@@ -11,33 +11,33 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
-from ckptdb.catalog.catalog import Catalog, Recorded, Seen
+from ckptdb.catalog.catalog import Catalog, IndexedRun, RecordedRun
 from ckptdb.catalog.statements import TAKEN
 from ckptdb.catalog.store import Changes, Child
+from ckptdb.core.records import Checkpoint, Run
 from ckptdb.disk import identity, scan
 from ckptdb.disk.publish import Publisher
-from ckptdb.disk.scan import Known, Listing, Observation, Stamp
+from ckptdb.disk.scan import KnownFingerprints, Listing, Observation, Stamp
 from ckptdb.errors import CkptdbError
 from ckptdb.reconcile import doubt
-from ckptdb.reconcile import held as under_lock
-from ckptdb.reconcile.held import bury, held, held_to_look
-from ckptdb.reconcile.intake import Intake
+from ckptdb.reconcile import locked as under_lock
+from ckptdb.reconcile.batch import BatchReader
+from ckptdb.reconcile.locked import bury, held, held_to_look
 from ckptdb.reconcile.plan import (
     OF_A_RUN,
     OF_THE_JOURNAL,
     REPAIRS,
     Action,
-    Plan,
+    ReconcilePlan,
     find_missing,
     keep_damage,
     plan,
     unwritten,
 )
 from ckptdb.reconcile.repairs import Completing, Finishing
-from ckptdb.reconcile.whereabouts import find_whereabouts
-from ckptdb.records import Checkpoint, Run
+from ckptdb.reconcile.run_location import find_whereabouts
 
-Depth = Literal["changes", "files", "full"]
+ReconcileDepth = Literal["changes", "files", "full"]
 """How much is looked at again: only what the stamp and the fingerprints say is new; what every
 checkpoint and the whole journal say, whatever the index says of them; or every file of every
 checkpoint besides."""
@@ -192,7 +192,7 @@ def reconcile_tree(
     catalog: Catalog,
     top: Path,
     *,
-    depth: Depth = "files",
+    depth: ReconcileDepth = "files",
     dry_run: bool = False,
     on_run: Callable[[Path], None] | None = None,
     on_checkpoint: Callable[[], None] | None = None,
@@ -298,7 +298,7 @@ def reconcile_run(
     catalog: Catalog,
     directory: Path,
     *,
-    depth: Depth = "files",
+    depth: ReconcileDepth = "files",
     dry_run: bool = False,
     assume: bool = False,
     publisher: Publisher | None = None,
@@ -335,7 +335,7 @@ def index_run(
     catalog: Catalog,
     directory: Path,
     *,
-    depth: Depth = "files",
+    depth: ReconcileDepth = "files",
     assume: bool = False,
     completing: Completing | None = None,
     listing: Listing | None = None,
@@ -390,7 +390,7 @@ def _reconcile(
 class _How:
     """How a run is reconciled; ``repairs`` is all that may change it, None when nothing may."""
 
-    depth: Depth
+    depth: ReconcileDepth
     repairs: Completing | None = None
     assume: bool = False
     store: bool = True
@@ -418,8 +418,8 @@ class _Look:
     """What one look at a run found; ``taken`` and ``children`` are of what is stored already."""
 
     observation: Observation
-    recorded: Recorded
-    plan: Plan
+    recorded: RecordedRun
+    plan: ReconcilePlan
     taken: tuple[Action, ...] = ()
     children: tuple[Child, ...] = ()
 
@@ -462,7 +462,9 @@ def _look(
     # The second time the journal is always read; and who writes to it has to know what it lacks.
     history = how.depth != "changes" or before is not None or how.writes
     recorded = catalog.recorded(seen, history=history)
-    intake = Intake(catalog, who, recorded, how.depth == "full", how.store, how.writes, history)
+    intake = BatchReader(
+        catalog, who, recorded, how.depth == "full", how.store, how.writes, history
+    )
     observed = scan.observe(
         directory,
         _known(recorded, how, before),
@@ -508,7 +510,7 @@ def _is_gone(checkpoint: Checkpoint | None) -> bool:
     return checkpoint is not None and checkpoint.status == "deleted"
 
 
-def _find_seen(catalog: Catalog, who: identity.Identity) -> tuple[Seen | None, str | None]:
+def _find_seen(catalog: Catalog, who: identity.Identity) -> tuple[IndexedRun | None, str | None]:
     seen = catalog.find_run(who.run.uuid)
     # A uuid derived from the path comes back without the run.json that made it permanent.
     if seen and (seen.run.created_at is None or (who.marked and not who.problem)):
@@ -527,23 +529,27 @@ def _find_seen(catalog: Catalog, who: identity.Identity) -> tuple[Seen | None, s
     )
 
 
-def _known(recorded: Recorded, how: _How, before: Observation | None) -> Known:
+def _known(recorded: RecordedRun, how: _How, before: Observation | None) -> KnownFingerprints:
     if before is not None:
         read = {
             step: (checkpoint.uuid, checkpoint.fingerprint)
             for step, checkpoint in before.finals.items()
             if checkpoint
         }
-        return Known({**recorded.finals, **read}, config=True)
+        return KnownFingerprints({**recorded.finals, **read}, config=True)
     seen = recorded.seen
     if how.depth != "changes" or seen is None:
-        return Known()  # what the index holds may be wrong, and then so may be its fingerprints
+        return (
+            KnownFingerprints()
+        )  # what the index holds may be wrong, and then so may be its fingerprints
     journal_bytes = None
     if not how.writes and seen.stamp is not None:
         with suppress(ValueError):  # SQLite has no checksums; then the journal is read again
             journal_bytes = Stamp.parse(seen.stamp).journal_bytes
     config = seen.run.config
-    return Known(recorded.finals, journal_bytes, config=config is not None, configless=config == {})
+    return KnownFingerprints(
+        recorded.finals, journal_bytes, config=config is not None, configless=config == {}
+    )
 
 
 def _completed(observed: Observation, before: Observation) -> Observation:
@@ -558,7 +564,7 @@ def _completed(observed: Observation, before: Observation) -> Observation:
 
 
 def _contents(
-    catalog: Catalog, observed: Observation, recorded: Recorded, depth: Depth
+    catalog: Catalog, observed: Observation, recorded: RecordedRun, depth: ReconcileDepth
 ) -> dict[str, Checkpoint]:
     if recorded.seen is None:
         return {}

@@ -13,9 +13,9 @@ from contextlib import suppress
 from dataclasses import dataclass, replace
 from typing import Final
 
-from ckptdb.catalog.catalog import Recorded
+from ckptdb.catalog.catalog import RecordedRun
+from ckptdb.core.records import NO_ANNOTATIONS, Annotations, seconds
 from ckptdb.disk.scan import Observation, Stamp
-from ckptdb.records import NO_ANNOTATIONS, Annotations, seconds
 
 _NAMED: Final = 3
 """How many contradictions are told in a sentence."""
@@ -51,7 +51,7 @@ class Missing:
 
 
 def find_missing(
-    observed: Observation, recorded: Recorded, here: Collection[str]
+    observed: Observation, recorded: RecordedRun, here: Collection[str]
 ) -> dict[str, Missing]:
     """Return by uuid what the index knows and the journal does not tell.
 
@@ -101,7 +101,7 @@ def _find_untold(known: Annotations, told: Annotations, lines: Collection[str]) 
     )
 
 
-def is_short(observed: Observation, recorded: Recorded) -> bool:
+def is_short(observed: Observation, recorded: RecordedRun) -> bool:
     """Whether the index has seen a journal that was longer, and that nobody has settled."""
     facts, seen = observed.facts, recorded.seen
     if facts is None or seen is None or _is_begun_anew(observed, recorded):
@@ -122,13 +122,13 @@ def _is_older(stamp: str | None, created_at: str | None) -> bool:
     return False
 
 
-def _is_begun_anew(observed: Observation, recorded: Recorded) -> bool:
+def _is_begun_anew(observed: Observation, recorded: RecordedRun) -> bool:
     """Whether the run was removed with all that was ours, and begun again in its place."""
     seen = recorded.seen
     return seen is not None and seen.run.created_at != observed.identity.run.created_at
 
 
-def find_longest_bytes(observed: Observation, recorded: Recorded) -> int:
+def find_longest_bytes(observed: Observation, recorded: RecordedRun) -> int:
     """Return how long the journal was at most, as far as anybody here knows."""
     known = _find_bytes(recorded.seen.stamp) if recorded.seen else 0
     settled = observed.facts.settled_bytes if observed.facts else 0
@@ -141,7 +141,9 @@ def _find_bytes(stamp: str | None) -> int:
     return 0
 
 
-def tell(observed: Observation, recorded: Recorded, missing: Mapping[str, Missing]) -> str | None:
+def tell(
+    observed: Observation, recorded: RecordedRun, missing: Mapping[str, Missing]
+) -> str | None:
     """Return why nothing may be deleted now, in words; None if it may."""
     facts = observed.facts
     if facts is None:
@@ -161,7 +163,7 @@ def tell(observed: Observation, recorded: Recorded, missing: Mapping[str, Missin
     return facts.contradicted
 
 
-def find_steps(observed: Observation, recorded: Recorded) -> dict[str, int]:
+def find_steps(observed: Observation, recorded: RecordedRun) -> dict[str, int]:
     """Return by uuid the step of what is known of."""
     gone = observed.facts.gone.values() if observed.facts else ()
     return {
@@ -173,7 +175,7 @@ def find_steps(observed: Observation, recorded: Recorded) -> dict[str, int]:
 
 
 def _name(
-    observed: Observation, recorded: Recorded, missing: Mapping[str, Missing]
+    observed: Observation, recorded: RecordedRun, missing: Mapping[str, Missing]
 ) -> Iterator[tuple[str, str]]:
     if missing:
         steps = find_steps(observed, recorded)

@@ -8,16 +8,16 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, Final, Literal
 
-from ckptdb.catalog.catalog import Recorded, Seen
+from ckptdb.catalog.catalog import IndexedRun, RecordedRun
+from ckptdb.core.records import NO_ANNOTATIONS, Annotations, Checkpoint
 from ckptdb.disk import identity, manifest, names
 from ckptdb.disk.identity import Identity
 from ckptdb.disk.journal import Facts
 from ckptdb.disk.scan import Leftover, Observation, Tmp
 from ckptdb.reconcile import doubt
 from ckptdb.reconcile.doubt import Missing
-from ckptdb.records import NO_ANNOTATIONS, Annotations, Checkpoint
 
-Kind = Literal[
+ActionKind = Literal[
     # where index and journal contradict each other, or the journal is damaged
     "damaged journal",
     "contradicted",
@@ -78,7 +78,7 @@ class Action:
         is_lost: Whether what has vanished was a published checkpoint.
     """
 
-    kind: Kind
+    kind: ActionKind
     what: str
     step: int | None = None
     checkpoint: Checkpoint | None = None
@@ -115,7 +115,7 @@ class Action:
 
 
 @dataclass(frozen=True, slots=True)
-class Plan:
+class ReconcilePlan:
     """All differences of one run.
 
     Attributes:
@@ -135,7 +135,7 @@ class Plan:
         return any(action.is_change for action in self.actions)
 
 
-def plan(observed: Observation, recorded: Recorded) -> Plan:
+def plan(observed: Observation, recorded: RecordedRun) -> ReconcilePlan:
     """Compare one run on disk with the index.
 
     Args:
@@ -180,13 +180,13 @@ def plan(observed: Observation, recorded: Recorded) -> Plan:
         # With a checkpoint that comes or goes, it does too; by itself it does not.
         what = f"{observed.identity.run.directory} has another configuration than the catalog says"
         actions.append(Action("changed run", what))
-    return Plan(tuple(actions), blocked, config, both.doubt)
+    return ReconcilePlan(tuple(actions), blocked, config, both.doubt)
 
 
 class _Both:
     """Disk and index, with what several comparisons have to know of both."""
 
-    def __init__(self, observed: Observation, recorded: Recorded) -> None:
+    def __init__(self, observed: Observation, recorded: RecordedRun) -> None:
         self.observed = observed
         self.recorded = recorded
 
@@ -221,7 +221,7 @@ class _Both:
         return self.here | gone | set(self.recorded.gone)
 
 
-def find_missing(observed: Observation, recorded: Recorded) -> dict[str, Missing]:
+def find_missing(observed: Observation, recorded: RecordedRun) -> dict[str, Missing]:
     """Return by uuid what the index knows and the journal does not tell."""
     return _Both(observed, recorded).missing
 
@@ -230,7 +230,7 @@ def _is_gone(checkpoint: Checkpoint) -> bool:
     return checkpoint.status == "deleted"
 
 
-def _blocked(observed: Observation, recorded: Recorded) -> str | None:
+def _blocked(observed: Observation, recorded: RecordedRun) -> str | None:
     directory = observed.identity.run.directory
     empty = not observed.finals and not observed.tmps and not observed.unreadable
     if empty and recorded.finals and not observed.identity.marked:
@@ -247,12 +247,12 @@ def _blocked(observed: Observation, recorded: Recorded) -> str | None:
     )
 
 
-def _run(observed: Observation, recorded: Recorded) -> Iterator[Action]:
+def _run(observed: Observation, recorded: RecordedRun) -> Iterator[Action]:
     if recorded.seen or observed.identity.marked or observed.finals or observed.tmps:
         yield from compare_run(observed.identity, recorded.seen)
 
 
-def compare_run(who: Identity, seen: Seen | None) -> Iterator[Action]:
+def compare_run(who: Identity, seen: IndexedRun | None) -> Iterator[Action]:
     """Compare what a run says of itself with what the index does."""
     run = who.run
     if seen is None:
@@ -302,11 +302,11 @@ def _finals(both: _Both) -> Iterator[Action]:
             if found:
                 yield found
         if problem:
-            kind: Kind = "damaged" if problem.startswith("damaged") else "unreadable"
+            kind: ActionKind = "damaged" if problem.startswith("damaged") else "unreadable"
             yield Action(kind, f"{problem}{NOT_RANKED}", step)
 
 
-def _unreadable(observed: Observation, recorded: Recorded) -> Iterator[Action]:
+def _unreadable(observed: Observation, recorded: RecordedRun) -> Iterator[Action]:
     """What is there and cannot be read now: neither gone nor to be trusted."""
     for name, why in observed.unreadable.items():
         step, problem = names.find_final_step(name), f"{name} cannot be read ({why})"
@@ -341,7 +341,7 @@ def _step_of(name: str) -> int | None:
 
 
 def compare(
-    checkpoint: Checkpoint, recorded: Recorded, parents: Callable[[], Container[str]]
+    checkpoint: Checkpoint, recorded: RecordedRun, parents: Callable[[], Container[str]]
 ) -> Action | None:
     """Compare a published checkpoint with the index.
 
@@ -369,7 +369,9 @@ def compare(
     return Action("changed", "differs from the catalog", step, checkpoint, uuid)
 
 
-def keep_damage(checkpoint: Checkpoint, recorded: Recorded, *, sizes_verified: bool) -> Checkpoint:
+def keep_damage(
+    checkpoint: Checkpoint, recorded: RecordedRun, *, sizes_verified: bool
+) -> Checkpoint:
     """Return a checkpoint with the damage that only a closer look can tell is gone.
 
     Args:
@@ -441,7 +443,7 @@ def _tmp(step: int, tmp: Tmp) -> Action:
     return Action("abandoned tmp", f"unfinished save (writer unknown); {later}", step)
 
 
-def _same_tmp(checkpoint: Checkpoint, recorded: Recorded) -> bool:
+def _same_tmp(checkpoint: Checkpoint, recorded: RecordedRun) -> bool:
     known = recorded.contents.get(checkpoint.uuid)
     if known is None or known.status != "tmp":
         return False
@@ -469,7 +471,9 @@ def _missing(both: _Both) -> Iterator[Action]:
             continue
         if uuid in journal:
             ended = journal[uuid]
-            kind: Kind = "replaced" if "replaced" in (ended.deleted_reason or "") else "deleted"
+            kind: ActionKind = (
+                "replaced" if "replaced" in (ended.deleted_reason or "") else "deleted"
+            )
             yield Action(kind, ended.deleted_reason or "deleted", step, ended, uuid)
         elif uuid in recorded.contents:
             is_lost = uuid not in recorded.tmps and not _is_edited(both, uuid, step)
@@ -521,7 +525,7 @@ def _unwritten(both: _Both) -> Iterator[Action]:
             yield Action("vanished", what, ended.step, ended, uuid, is_lost=is_lost)
 
 
-def unwritten(recorded: Recorded, facts: Facts) -> set[str]:
+def unwritten(recorded: RecordedRun, facts: Facts) -> set[str]:
     """Return the uuids that only the index knows to have vanished."""
     ends = recorded.gone.items()
     vanished = {uuid for uuid, (_, why, _) in ends if why and why.startswith("vanished")}
@@ -547,13 +551,13 @@ def _history(both: _Both) -> Iterator[Action]:
             yield Action("deleted", what, ended.step, ended, uuid)
 
 
-def _is_same_end(known: Checkpoint, ended: Checkpoint, recorded: Recorded) -> bool:
+def _is_same_end(known: Checkpoint, ended: Checkpoint, recorded: RecordedRun) -> bool:
     if recorded.seen and known.path != ended.path:
         known = _as_if_moved(known, recorded.seen.run.directory, ended.path.parent)
     return _content(known, known.late) == _content(ended, known.late)
 
 
-def _mistaken(recorded: Recorded) -> Iterator[Action]:
+def _mistaken(recorded: RecordedRun) -> Iterator[Action]:
     """What the index says twice, and not the same."""
     for uuid, step in recorded.mistaken.items():
         yield Action("changed", "the catalog ranks it by what is not its own", step, uuid=uuid)

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from ckptdb.registry.annotating import Annotating
-from ckptdb.registry.asking import Asking
-from ckptdb.registry.choosing import Choosing
-from ckptdb.registry.comparing import Comparing
-from ckptdb.registry.deleting import Deleting
-from ckptdb.registry.indexing import CatalogStatus, Indexing
-from ckptdb.registry.watching import Watching
+from ckptdb.registry.annotations import Annotating
+from ckptdb.registry.deletion import Deleting
+from ckptdb.registry.diff import Comparing
+from ckptdb.registry.index import CatalogStatus, Indexing
+from ckptdb.registry.queries import Asking
+from ckptdb.registry.ranking import Choosing
+from ckptdb.registry.watch import Watching
 
 __all__ = ["CatalogStatus", "Registry"]
 

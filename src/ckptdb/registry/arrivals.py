@@ -9,10 +9,10 @@ from pathlib import Path
 from types import TracebackType
 from typing import Protocol, Self
 
-from ckptdb import caller
-from ckptdb.disk import claims, identity
+from ckptdb.core import warnings
+from ckptdb.core.records import Checkpoint
+from ckptdb.disk import identity, leases
 from ckptdb.disk.evaluator import Evaluator, Turn
-from ckptdb.records import Checkpoint
 
 _NAP_SECONDS = 0.1
 """How long somebody who can only be asked is not asked whether it is time to stop."""
@@ -53,7 +53,7 @@ class Arrivals:
     exception, or `close`, says that it is not, and ends its lease.
     """
 
-    def __init__(self, queue: Queue) -> None:
+    def __init__(self, queue: ArrivalQueue) -> None:
         self._queue = queue
         # It knows nothing of this object, and so ends as soon as nobody has that any more.
         self._served = queue.serve()
@@ -99,7 +99,7 @@ class Share:
 
     def find_taken(self, directory: Path) -> frozenset[str]:
         """Return the uuids of a run that are done or leased, as far as a look can tell."""
-        held = claims.find(identity.hidden(directory))
+        held = leases.find(identity.hidden(directory))
         leased = (claim.uuid for claim in held if claim.evaluation == self._evaluation)
         return self._of(directory).find_done().union(leased)
 
@@ -115,7 +115,7 @@ class Share:
         return self._evaluators[directory]
 
 
-class Queue:
+class ArrivalQueue:
     """What is still to be yielded.
 
     Args:
@@ -203,7 +203,7 @@ class Queue:
     def _finish(self, checkpoint: Checkpoint) -> None:
         turn, self._turn = self._turn, None
         if turn is not None and not turn.finish():
-            caller.warn(
+            warnings.warn(
                 f"Step {checkpoint.step} of {checkpoint.run!r} does not count as evaluated here: "
                 "its lease had ended, and somebody else has it, or the run is gone."
             )

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from ckptdb.catalog.catalog import Seen
+from ckptdb.catalog.catalog import IndexedRun
 
 
 @dataclass(frozen=True, slots=True)
@@ -19,7 +19,7 @@ class Scope:
         among: Ids of the runs when it is about some; None for all of the catalog.
     """
 
-    seen: Seen | None = None
+    seen: IndexedRun | None = None
     among: tuple[int, ...] | None = None
 
     @property

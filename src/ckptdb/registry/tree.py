@@ -12,16 +12,22 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self
 
-from ckptdb import caller
-from ckptdb.catalog.catalog import Catalog, Seen
+from ckptdb.catalog.catalog import Catalog, IndexedRun
 from ckptdb.catalog.engine import Database
 from ckptdb.catalog.files import Look, look_at
 from ckptdb.catalog.location import Location, locate
 from ckptdb.catalog.worker import Workers
-from ckptdb.disk import durable, identity, names, scan
+from ckptdb.core import warnings
+from ckptdb.core.records import Checkpoint
+from ckptdb.disk import (
+    fsutil,
+    identity,
+    names,
+    scan,
+)
 from ckptdb.disk.paths import find_place
-from ckptdb.disk.unindexed import Note, Notes
-from ckptdb.disk.way import Place
+from ckptdb.disk.pending_index import Note, Notes
+from ckptdb.disk.safe_path import Place
 from ckptdb.errors import (
     AmbiguousRun,
     CatalogError,
@@ -37,11 +43,10 @@ from ckptdb.errors import (
     UnknownCheckpoint,
     UnknownRun,
 )
-from ckptdb.index import find_location, fixed_choice
-from ckptdb.reconcile import Depth, RunReport, index_run, reconcile_run
-from ckptdb.reconcile.whereabouts import Whereabouts, find_there, find_whereabouts
-from ckptdb.records import Checkpoint
+from ckptdb.reconcile import ReconcileDepth, RunReport, index_run, reconcile_run
+from ckptdb.reconcile.run_location import Whereabouts, find_there, find_whereabouts
 from ckptdb.registry.scope import Below, Scope
+from ckptdb.training.index import find_location, fixed_choice
 
 PathLike = str | os.PathLike[str]
 _SHORTEST_UUID_PREFIX = 4
@@ -287,7 +292,7 @@ class Tree:
             raise RunNotHere(directory.name, directory, "where a link leads out of the root")
         return place
 
-    def _find_outside(self) -> tuple[Seen, ...]:
+    def _find_outside(self) -> tuple[IndexedRun, ...]:
         """Return the runs that the catalog has outside of what was pointed at; says so once."""
         ids = [
             number
@@ -305,11 +310,11 @@ class Tree:
         )
         return outside
 
-    def _runs(self) -> tuple[Seen, ...]:
+    def _runs(self) -> tuple[IndexedRun, ...]:
         """Return the runs at or below what was opened, by name."""
         return self._catalog().runs(among=self._find_among())
 
-    def _runs_there(self) -> list[Seen]:
+    def _runs_there(self) -> list[IndexedRun]:
         """Return the runs at or below what was opened, but for those whose place others took."""
         return [seen for seen in self._runs() if self._find_whereabouts(seen) != "replaced"]
 
@@ -319,7 +324,7 @@ class Tree:
             return NoRuns(str(self.location))
         return NoRunsBelow(top, str(self.location), indexed=not any(scan.find_runs(top)))
 
-    def _get_run(self, run: PathLike | None) -> Seen:
+    def _get_run(self, run: PathLike | None) -> IndexedRun:
         if run is None and self._run is not None:
             seen = self._find_at(self._run)
             if seen is None:
@@ -334,14 +339,14 @@ class Tree:
         self._heal(seen.run.directory)
         return self._catalog().find_run(seen.run.uuid) or seen
 
-    def _get_at(self, seen: Seen, step: int, *, uuid: str | None = None) -> Checkpoint:
+    def _get_at(self, seen: IndexedRun, step: int, *, uuid: str | None = None) -> Checkpoint:
         found = self._catalog().checkpoints(run_id=seen.id, steps=[names.as_step(step)])
         found = tuple(checkpoint for checkpoint in found if uuid in (None, checkpoint.uuid))
         if not found:
             raise UnknownCheckpoint(seen.run.name, step)
         return found[-1]
 
-    def _match(self, run: PathLike | None) -> Seen:
+    def _match(self, run: PathLike | None) -> IndexedRun:
         self._complete()
         if run is None:
             return self._match_here()
@@ -358,7 +363,7 @@ class Tree:
             raise UnknownRun(name, {seen.run.name for seen in known})
         return found
 
-    def _match_outside(self, name: str, called: Sequence[Seen]) -> Seen:
+    def _match_outside(self, name: str, called: Sequence[IndexedRun]) -> IndexedRun:
         """Return one of some runs, of which not all are inside what was pointed at."""
         inside = [seen for seen in called if self._is_inside(seen.run.directory)]
         found = _only(name, inside or called)
@@ -366,14 +371,16 @@ class Tree:
             raise UnknownRun(name, {seen.run.name for seen in called})
         return found
 
-    def _match_here(self) -> Seen:
+    def _match_here(self) -> IndexedRun:
         known = self._runs()
         if not known:
             raise self._nothing_here()
         found = known if len(known) == 1 else self._present(known) or known
         return _only(None, found) or found[0]
 
-    def _match_path(self, name: str, places: Sequence[Path], called: Sequence[Seen]) -> Seen | None:
+    def _match_path(
+        self, name: str, places: Sequence[Path], called: Sequence[IndexedRun]
+    ) -> IndexedRun | None:
         found = [
             seen
             for place in places
@@ -384,8 +391,8 @@ class Tree:
         nearest = [seen for seen in here if seen.run.directory == places[0]]
         return _only(name, nearest or here or found)
 
-    def _match_name(self, name: str, called: Sequence[Seen]) -> Seen | None:
-        named: dict[Path, list[Seen]] = {}
+    def _match_name(self, name: str, called: Sequence[IndexedRun]) -> IndexedRun | None:
+        named: dict[Path, list[IndexedRun]] = {}
         for seen in called:
             if seen.run.name == name:
                 named.setdefault(seen.run.directory, []).append(seen)
@@ -396,7 +403,7 @@ class Tree:
         below = [seen for seen in here if top is not None and Below(top).holds(seen.run.directory)]
         return _only(name, below or here or found)
 
-    def _find_in(self, place: Path, rows: Sequence[Seen]) -> Seen | None:
+    def _find_in(self, place: Path, rows: Sequence[IndexedRun]) -> IndexedRun | None:
         """Return the run that a directory means: the one that is there, else the last that was.
 
         Args:
@@ -422,11 +429,11 @@ class Tree:
             self._heal(place, strict=True)  # which says why
         return find_there(self._catalog(), place)
 
-    def _present(self, known: Sequence[Seen]) -> list[Seen]:
+    def _present(self, known: Sequence[IndexedRun]) -> list[IndexedRun]:
         """Return those of some runs that are where the catalog has them, as far as can be told."""
         return [seen for seen in known if self._find_whereabouts(seen) in ("here", "unclear")]
 
-    def _find_whereabouts(self, seen: Seen) -> Whereabouts:
+    def _find_whereabouts(self, seen: IndexedRun) -> Whereabouts:
         if not self._is_inside(seen.run.directory):
             return "missing"
         return find_whereabouts(self._catalog(), seen.run.uuid, seen.run.directory)
@@ -452,7 +459,7 @@ class Tree:
         return self._heal_unsettled(directory, seen, strict=strict)
 
     def _heal_unsettled(
-        self, directory: Path, seen: Seen | None, *, strict: bool = False
+        self, directory: Path, seen: IndexedRun | None, *, strict: bool = False
     ) -> RunReport | None:
         before = None if seen is None else seen.run.directory
         try:
@@ -496,7 +503,7 @@ class Tree:
         """Warn of something once."""
         if sentence not in self._told:
             self._told.add(sentence)
-            caller.warn(sentence)
+            warnings.warn(sentence)
 
     # --- seeing all of it ----------------------------------------------------------------
 
@@ -549,7 +556,7 @@ class Tree:
         """Compare the runs whose trainer was killed after a save and before it could record it."""
         staged = self._catalog().checkpoints(status="tmp")
         here = (cp.path for cp in staged if self._is_inside(cp.path.parent))
-        for directory in {path.parent for path in here if not durable.is_folder(path)}:
+        for directory in {path.parent for path in here if not fsutil.is_folder(path)}:
             self._heal(directory)
 
     def _settle(self, note: Note) -> None:
@@ -596,7 +603,7 @@ class Tree:
             f"`ckptdb --catalog {self.location} reconcile {top}` adds them."
         )
 
-    def _find_at(self, directory: Path) -> Seen | None:
+    def _find_at(self, directory: Path) -> IndexedRun | None:
         """Return the run in a directory, brought up to date as far as that is possible."""
         seen = self._find_by_identity(directory)
         if _is_settled(seen, directory):
@@ -605,12 +612,12 @@ class Tree:
             self._heal_unsettled(directory, seen)
         return find_there(self._catalog(), directory)
 
-    def _find_settled(self, directory: Path) -> Seen | None:
+    def _find_settled(self, directory: Path) -> IndexedRun | None:
         """Return the run in a directory that is surely as it was when it was last indexed."""
         seen = self._find_by_identity(directory)
         return seen if _is_settled(seen, directory) else None
 
-    def _find_by_identity(self, directory: Path) -> Seen | None:
+    def _find_by_identity(self, directory: Path) -> IndexedRun | None:
         """Return the run that a directory says it is, wherever the catalog has that."""
         try:
             who = identity.find(directory)
@@ -618,7 +625,7 @@ class Tree:
             return None  # not for us to see now
         return None if who is None else self._catalog().find_run(who.run.uuid)
 
-    def _follow(self, changed: Iterable[Path], *, depth: Depth = "changes") -> bool:
+    def _follow(self, changed: Iterable[Path], *, depth: ReconcileDepth = "changes") -> bool:
         """Bring the index to what has just been done to runs; tell whether it could be."""
         if self._doubted or self._copied is not None:
             self.close()  # a disk that was full has space now
@@ -629,7 +636,7 @@ class Tree:
             except (CatalogError, OSError) as error:
                 self._note(directory)
                 if not self._doubted:
-                    caller.warn(f"Recorded in {directory}; the index follows later: {error}")
+                    warnings.warn(f"Recorded in {directory}; the index follows later: {error}")
                 return False
             for note in notes:
                 note.remove()
@@ -684,7 +691,7 @@ def _may_write(file: Path) -> bool:
     return os.access(file, os.W_OK) and os.access(file.parent, os.W_OK | os.X_OK)
 
 
-def _is_settled(seen: Seen | None, directory: Path) -> bool:
+def _is_settled(seen: IndexedRun | None, directory: Path) -> bool:
     """Tell whether a run surely is as it was when it was last indexed, in that directory."""
     if seen is None or not seen.verified or seen.run.directory != directory:
         return False
@@ -692,7 +699,7 @@ def _is_settled(seen: Seen | None, directory: Path) -> bool:
     return stamp is not None and seen.stamp == str(stamp) and stamp.is_settled()
 
 
-def _only(name: str | None, matches: Sequence[Seen]) -> Seen | None:
+def _only(name: str | None, matches: Sequence[IndexedRun]) -> IndexedRun | None:
     if len(matches) < 2:  # noqa: PLR2004  # no choice
         return matches[0] if matches else None
     times = Counter(seen.run.directory for seen in matches)

@@ -7,7 +7,7 @@ from ckptdb.retention.decision import (
     find_resumed_from,
     keep_previous,
 )
-from ckptdb.retention.plan import Plan, Standing
+from ckptdb.retention.plan import RetentionPlan, Standing
 from ckptdb.retention.policy import Policy
 from ckptdb.retention.replay import Replay, replay
 from ckptdb.retention.rules import (
@@ -38,9 +38,9 @@ __all__ = [
     "EverySteps",
     "Latest",
     "NewerThan",
-    "Plan",
     "Policy",
     "Replay",
+    "RetentionPlan",
     "Rule",
     "Standing",
     "Steps",

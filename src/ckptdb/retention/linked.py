@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection, Sequence
 from dataclasses import replace
 
-from ckptdb.catalog.candidates import Candidate
+from ckptdb.core.candidates import Candidate
 from ckptdb.retention.decision import Decision
 
 _KEPT = "kept: behind a symlink"

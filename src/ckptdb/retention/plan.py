@@ -7,8 +7,8 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Final
 
-from ckptdb.catalog.candidates import Candidate
-from ckptdb.records import Mode, rank_key
+from ckptdb.core.candidates import Candidate
+from ckptdb.core.records import Mode, rank_key
 from ckptdb.retention.decision import Decision, decide
 from ckptdb.retention.linked import keep, without_bytes
 from ckptdb.retention.policy import Policy
@@ -30,7 +30,7 @@ class Standing:
 
 
 @dataclass(frozen=True, slots=True)
-class Plan:
+class RetentionPlan:
     """What a policy does to a run at one moment.
 
     Attributes:
@@ -65,7 +65,7 @@ def make(
     in_use: Mapping[str, str] | None = None,
     now: float | None = None,
     linked: Collection[int] = (),
-) -> Plan:
+) -> RetentionPlan:
     """Plan what `decide` decides, with the same arguments.
 
     Args:
@@ -90,7 +90,9 @@ def make(
     return replace(of(decisions, candidates, policy), exclude_latest=exclude_latest)
 
 
-def of(decisions: tuple[Decision, ...], candidates: Sequence[Candidate], policy: Policy) -> Plan:
+def of(
+    decisions: tuple[Decision, ...], candidates: Sequence[Candidate], policy: Policy
+) -> RetentionPlan:
     """Plan what was decided about some of a run's checkpoints.
 
     Args:
@@ -101,7 +103,7 @@ def of(decisions: tuple[Decision, ...], candidates: Sequence[Candidate], policy:
     gone = {decision.uuid for decision in decisions if not decision.keep}
     left = [candidate for candidate in candidates if candidate.uuid not in gone]
     ranked_by = policy.metric, policy.mode
-    return Plan(decisions, standing(candidates, *ranked_by), standing(left, *ranked_by))
+    return RetentionPlan(decisions, standing(candidates, *ranked_by), standing(left, *ranked_by))
 
 
 def standing(candidates: Sequence[Candidate], metric: str | None, mode: Mode | None) -> Standing:

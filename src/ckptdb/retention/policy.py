@@ -8,9 +8,9 @@ from functools import cached_property
 from itertools import chain
 from typing import cast
 
-from ckptdb.catalog.candidates import Wanted
+from ckptdb.core.candidates import Wanted
+from ckptdb.core.records import Mode
 from ckptdb.errors import InvalidPolicy
-from ckptdb.records import Mode
 from ckptdb.retention.rules import (
     Ancestors,
     AtMost,

@@ -14,8 +14,8 @@ from collections.abc import Container, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from ckptdb.catalog.candidates import Candidate
-from ckptdb.records import Checkpoint, rank_key, seconds
+from ckptdb.core.candidates import Candidate
+from ckptdb.core.records import Checkpoint, rank_key, seconds
 from ckptdb.retention.decision import decide
 from ckptdb.retention.policy import Policy
 

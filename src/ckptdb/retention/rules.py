@@ -10,11 +10,15 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import Protocol
 
-from ckptdb import units
-from ckptdb.catalog import conditions
-from ckptdb.catalog.candidates import Candidate
+from ckptdb.core import conditions, units
+from ckptdb.core.candidates import Candidate
+from ckptdb.core.records import (
+    MODES,
+    Mode,
+    rank_key,
+    seconds,
+)
 from ckptdb.errors import InvalidCondition, InvalidPolicy
-from ckptdb.records import MODES, Mode, rank_key, seconds
 
 _HOUR_SECONDS = 3600.0
 

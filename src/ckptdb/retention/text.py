@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterable, Mapping
 
-from ckptdb import units
+from ckptdb.core import units
 from ckptdb.errors import InvalidPolicy
 from ckptdb.retention.rules import (
     Ancestors,

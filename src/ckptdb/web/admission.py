@@ -21,7 +21,7 @@ AT_ONCE: Final = 4
 MOST_HELD_BYTES: Final = 32 << 20
 """Of answers that are being read, all together: each lies in memory until it has been."""
 
-Kind = Literal["page", "table", "question", "download"]
+RequestKind = Literal["page", "table", "question", "download"]
 """A download comes in parts, of which one lies in memory until it has been read."""
 
 _asked: ContextVar[bool] = ContextVar("ckptdb_is_question", default=False)
@@ -45,10 +45,10 @@ class Admission:
         """
         self._app = app
         self._base = base
-        self._most: dict[Kind, int] = {
+        self._most: dict[RequestKind, int] = {
             "page": room // 5, "table": room // 5, "question": room // 2, "download": room // 12
         }  # fmt: skip
-        self._waiting = Counter[Kind]()
+        self._waiting = Counter[RequestKind]()
         self._held_bytes = 0
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -67,11 +67,11 @@ class Admission:
             finally:
                 answer.begin()
 
-    def end_waiting(self, kind: Kind) -> None:
+    def end_waiting(self, kind: RequestKind) -> None:
         """Make room for another request of this kind."""
         self._waiting[kind] -= 1
 
-    def has_room_for(self, kind: Kind, size_bytes: int) -> bool:
+    def has_room_for(self, kind: RequestKind, size_bytes: int) -> bool:
         """Tell whether an answer may lie in memory until it has been read."""
         fits = self._held_bytes + size_bytes <= MOST_HELD_BYTES
         return fits or self._held_bytes == 0 or kind == "page"
@@ -85,7 +85,7 @@ class Admission:
         finally:
             self._held_bytes -= size_bytes
 
-    def _kind(self, scope: Scope) -> Kind | None:
+    def _kind(self, scope: Scope) -> RequestKind | None:
         path = f"/{str(scope.get('path', '/')).removeprefix(self._base)}".replace("//", "/", 1)
         if scope["type"] != "http" or path.startswith(ASSETS):
             return None
@@ -98,9 +98,9 @@ class Admission:
 class _Answer:
     """An answer on its way: counted until it begins, a download until it ends."""
 
-    def __init__(self, admission: Admission, kind: Kind, send: Send) -> None:
+    def __init__(self, admission: Admission, kind: RequestKind, send: Send) -> None:
         self._admission = admission
-        self._kind: Kind = kind
+        self._kind: RequestKind = kind
         self._send = send
         self._waits = True
         self._start: Message | None = None

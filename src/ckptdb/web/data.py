@@ -12,9 +12,15 @@ from collections.abc import Iterator, Sequence
 from typing import Any, Final, NamedTuple
 
 from ckptdb.catalog import trust
-from ckptdb.records import Run, Status, rank_key, seconds, utc
+from ckptdb.core.downsample import downsample
+from ckptdb.core.records import (
+    Run,
+    Status,
+    rank_key,
+    seconds,
+    utc,
+)
 from ckptdb.registry import Registry
-from ckptdb.thin import thin
 from ckptdb.web.snapshot import Deletion, Point, RunShown, Saves, Snapshot
 
 NUMBERS: Final = 120_000
@@ -202,7 +208,7 @@ class _Reading:
         # What is kept counts more than what is gone, but must not hide where a curve came from.
         for_live = room - min(len(gone), room // 4)
         for some, space in ((live, for_live), (gone, room - min(len(live), for_live))):
-            outstanding |= {some[i].id for i in thin([row.value for row in some], space)}
+            outstanding |= {some[i].id for i in downsample([row.value for row in some], space)}
         return [row for row in rows if row.id in outstanding]
 
     def _points(self, rows: Sequence[_Row]) -> dict[int, Point]:

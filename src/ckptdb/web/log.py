@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable
 from typing import Final, TextIO
 
-from ckptdb.shown import clean
+from ckptdb.core.text import clean
 
 MOST_A_MINUTE: Final = 30
 LONGEST: Final = 8_000

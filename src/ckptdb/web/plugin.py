@@ -26,12 +26,17 @@ from datasette.utils.asgi import Base400, NotFound, Response
 from datasette.views.base import DatasetteError
 from markupsafe import Markup
 
-from ckptdb.catalog import adhoc, confined, engine, files
+from ckptdb.catalog import (
+    engine,
+    files,
+    query,
+    sandbox,
+)
 from ckptdb.catalog.answering import Question
 from ckptdb.catalog.worker import Place, Workers
+from ckptdb.core.text import clean, inert
 from ckptdb.errors import CkptdbError
 from ckptdb.registry import Registry
-from ckptdb.shown import clean, inert
 from ckptdb.web import admission, questions, report
 from ckptdb.web.data import take_snapshot
 from ckptdb.web.gate import App, Receive, Scope, Send
@@ -221,7 +226,7 @@ class CatalogFile(Database):  # type: ignore[misc]  # Datasette is untyped
         )
         try:
             self.ds._prepare_connection(raw, self.name)  # noqa: SLF001  # what its own do
-            confined.confine(raw, self._catalog.location.base, confined.Authorizer())
+            sandbox.confine(raw, self._catalog.location.base, sandbox.Authorizer())
         except BaseException:
             raw.close()
             raise
@@ -287,7 +292,7 @@ class CatalogFile(Database):  # type: ignore[misc]  # Datasette is untyped
             return answer()
         except sqlite3.DatabaseError as error:
             code = getattr(error, "sqlite_errorcode", None) or sqlite3.SQLITE_ERROR
-            if code & 0xFF in confined.NOT_ITS_FAULT:
+            if code & 0xFF in sandbox.NOT_ITS_FAULT:
                 raise self._catalog.explain(error) from error
             raise
 
@@ -297,7 +302,7 @@ class _Cursor(sqlite3.Cursor):
 
     def fetchmany(self, size: int | None = 1) -> list[Any]:
         """Return so many rows."""
-        rows, room = list[Any](), adhoc.LARGEST_ANSWER_BYTES
+        rows, room = list[Any](), query.LARGEST_ANSWER_BYTES
         while len(rows) < (size or 1) and (row := self.fetchone()) is not None:
             room -= sum(len(value) for value in row if isinstance(value, str | bytes))
             if room < 0:

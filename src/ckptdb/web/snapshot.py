@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from ckptdb.records import Run, Status
+from ckptdb.core.records import Run, Status
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

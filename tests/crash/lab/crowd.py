@@ -32,9 +32,9 @@ from pathlib import Path
 from typing import Any
 
 from ckptdb import CheckpointManager, Registry
+from ckptdb.core.records import Checkpoint
 from ckptdb.disk import identity, names, scan
 from ckptdb.errors import CkptdbError, NoCheckpointHere
-from ckptdb.records import Checkpoint
 from ckptdb.retention import Policy
 from lab import history, payload, readers
 from lab.dump import dump_catalog

@@ -32,11 +32,19 @@ from urllib.parse import unquote, urlsplit
 
 from ckptdb.catalog.catalog import Catalog
 from ckptdb.catalog.engine import Database
-from ckptdb.disk import identity, info, journal, manifest, names, scan, writer
+from ckptdb.core.records import Run, metrics_of
+from ckptdb.disk import (
+    identity,
+    journal,
+    manifest,
+    names,
+    scan,
+    training_info,
+    writer,
+)
 from ckptdb.errors import CkptdbError, NoCheckpointHere, UnreadableInfo, UnwritableInfo
 from ckptdb.manager import CheckpointManager, _load_checkpoint_history
 from ckptdb.reconcile import index_run
-from ckptdb.records import Run, metrics_of
 from ckptdb.registry import Registry
 from lab.mutate import Mutator
 from lab.report import FAILURES_SHOWN, Row, Size
@@ -141,17 +149,17 @@ def fuzz_parsers(top: Path, what: str, count: int, key: str) -> Row:
 def _feed_info(folder: Path, content: bytes) -> None:
     expected = naive_info(content)
     try:
-        found, raw = info.load_info(folder)
+        found, raw = training_info.load_info(folder)
     except UnreadableInfo:
         if expected is not None:
             raise Wrong("a JSON object is refused") from None
     else:
         if expected is None or raw != content:
             raise Wrong("what is no JSON object is read")
-        json.dumps(info.for_catalog(found), allow_nan=False)
+        json.dumps(training_info.for_catalog(found), allow_nan=False)
         check_metrics(found)
         with suppress(UnwritableInfo):
-            again = info.dump_info(found)
+            again = training_info.dump_info(found)
             if json.dumps(json.loads(again)) != json.dumps(found):
                 raise Wrong("written again, it reads otherwise")
     loaded = scan.load(_who(folder), folder, 7)
@@ -178,7 +186,7 @@ def check_metrics(content: dict[str, object]) -> None:
 
 def _feed_config(folder: Path, content: bytes) -> None:
     del content
-    found = info.find_config(folder)
+    found = training_info.find_config(folder)
     if found is not None:
         json.dumps(found, allow_nan=False)
 

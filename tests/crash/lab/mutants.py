@@ -21,7 +21,17 @@ from typing import Any
 from unittest.mock import patch
 
 import ckptdb
-from ckptdb.disk import claims, durable, journal, lease, manifest, names, paths, scan, writer
+from ckptdb.disk import (
+    fsutil,
+    journal,
+    leases,
+    manifest,
+    names,
+    paths,
+    scan,
+    trainer_lock,
+    writer,
+)
 from ckptdb.disk.journal import Pins
 from ckptdb.disk.manifest import Manifest
 from ckptdb.disk.publish import Publisher
@@ -145,10 +155,10 @@ def _replacing(owner: object, **functions: Callable[..., Any]) -> Iterator[None]
 def _seal_late(publisher: Publisher, real: Callable[..., Manifest], *arguments: Any) -> Manifest:
     hit()
     late: list[Path] = []
-    with patch.object(durable, "fsync_tree", lambda folder, **_: late.append(folder)):
+    with patch.object(fsutil, "fsync_tree", lambda folder, **_: late.append(folder)):
         sealed = real(publisher, *arguments)
     for folder in late:
-        durable.fsync_tree(folder)
+        fsutil.fsync_tree(folder)
     return sealed
 
 
@@ -156,14 +166,14 @@ def _publish_first(publisher: Publisher, real: Callable[..., Any], *arguments: A
     who, watch, path, sealed = arguments
     hit()
     late: list[Path] = []
-    with patch.object(durable, "fsync_tree", lambda folder, **_: late.append(folder)):
+    with patch.object(fsutil, "fsync_tree", lambda folder, **_: late.append(folder)):
         published = real(publisher, who, watch, path, sealed)
-    durable.fsync_tree(published.checkpoint.path)
+    fsutil.fsync_tree(published.checkpoint.path)
     return published
 
 
 def _nothing_flushed(publisher: Publisher, real: Callable[..., Any], *arguments: Any) -> Any:
-    with patch.object(durable, "fsync_tree", lambda _, **__: None):
+    with patch.object(fsutil, "fsync_tree", lambda _, **__: None):
         return real(publisher, *arguments)
 
 
@@ -181,7 +191,7 @@ def _remove_at_once(
     publisher: Publisher, _: object, __: object, path: Path, *___: object, **____: object
 ) -> Path:
     hit()
-    durable.remove_tree(path)
+    fsutil.remove_tree(path)
     return publisher._trash / path.name
 
 
@@ -226,13 +236,13 @@ def _trash_instead(real: Callable[..., str | None], *arguments: Any) -> str | No
 
 
 def _all_unchanged(
-    publisher: Publisher, _: object, who: Any, doomed: Any, _failed: Any
+    publisher: Publisher, _: object, who: Any, deletions: Any, _failed: Any
 ) -> Iterator[Any]:
     hit()
-    for doom in doomed:
-        path = publisher._final(doom.step)
+    for deletion in deletions:
+        path = publisher._final(deletion.step)
         if path.exists():
-            yield scan.load(who, path, doom.step), doom
+            yield scan.load(who, path, deletion.step), deletion
 
 
 def _look_but_once(publisher: Publisher, real: Callable[..., Any], *arguments: Any) -> Any:
@@ -259,8 +269,8 @@ def _rewrite_in_place(_: object, hidden: Path, more: Iterable[journal.Fact]) -> 
     aside = path.with_name(f"{path.name}.damaged-{uuid.uuid4()}")
     journal._keep(path, aside)
     path.unlink()
-    durable.write_new(path, b"".join(journal._sealed(facts, journal._NO_LINE)), durable=True)
-    durable.fsync(hidden)
+    fsutil.write_new(path, b"".join(journal._sealed(facts, journal._NO_LINE)), durable=True)
+    fsutil.fsync(hidden)
     return aside
 
 
@@ -273,7 +283,7 @@ def _no_second_name(
     publisher: Publisher, real: Callable[..., Any], *arguments: Any, **options: Any
 ) -> Any:
     """As if nothing were put back when the second of two renames fails."""
-    rename, count = durable.rename_new, [0]
+    rename, count = fsutil.rename_new, [0]
 
     def rename_new(source: Path, target: Path) -> None:
         count[0] += 1
@@ -282,7 +292,7 @@ def _no_second_name(
         else:
             rename(source, target)
 
-    with patch.object(durable, "rename_new", rename_new):
+    with patch.object(fsutil, "rename_new", rename_new):
         return real(publisher, *arguments, **options)
 
 
@@ -346,7 +356,7 @@ def _unlocked() -> Iterator[None]:
         hit()
         yield
 
-    with patch("ckptdb.disk.changing.run_lock", run_lock):
+    with patch("ckptdb.disk.transaction.run_lock", run_lock):
         yield
 
 
@@ -362,29 +372,30 @@ def _both(*patches: Callable[[], AbstractContextManager[object]]) -> Iterator[No
         yield
 
 
-_BYTES, _NAME = "durable.write_new/fsync/1", "durable.write_json/fsync/1"
+_BYTES, _NAME = "fsutil.write_new/fsync/1", "fsutil.write_json/fsync/1"
 _RUN_JSON = "identity._write/write_json/1"
 _ESTABLISHING = (
-    "changing._establish_locked/establish/1", "identity.establish/_write/1", _RUN_JSON,
+    "transaction._establish_locked/establish/1", "identity.establish/_write/1", _RUN_JSON,
 )  # fmt: skip
 _PRUNED_BY = (
-    "changing.record_pruned_by/record_pruned_by/1", "identity.record_pruned_by/_write/1", _RUN_JSON,
+    "transaction.record_pruned_by/record_pruned_by/1", "identity.record_pruned_by/_write/1",
+    _RUN_JSON,
 )  # fmt: skip
-_NOTE = "unindexed.add/_write/1"
+_NOTE = "pending_index.add/_write/1"
 _SEALING = ("publish._seal/write/1", "manifest.write/write_json/1")
 
 _FLUSHES = (
-    Mutant("no flush of anything by its path", ("first save",), ("durable.fsync/fsync/1",)),
+    Mutant("no flush of anything by its path", ("first save",), ("fsutil.fsync/fsync/1",)),
     Mutant("a save: its files and folders", ("first save",), ("publish._seal/fsync_tree/1",)),
-    Mutant("a save: its files", ("first save",), ("durable._fsync_all/fsync/1",)),
+    Mutant("a save: its files", ("first save",), ("fsutil._fsync_all/fsync/1",)),
     Mutant("a save: its files, when they are many", ("first save",),
-           ("durable.fsync_tree/partial/1",)),
+           ("fsutil.fsync_tree/partial/1",)),
     Mutant("a save: its files, when they are few", ("no files",),
-           ("durable.fsync_tree/_fsync_all/1",)),
-    Mutant("a save: its folders", ("many files",), ("durable.fsync_tree/fsync/1",)),
+           ("fsutil.fsync_tree/_fsync_all/1",)),
+    Mutant("a save: its folders", ("many files",), ("fsutil.fsync_tree/fsync/1",)),
     Mutant("a save: the manifest", ("first save",), _SEALING),
     Mutant("a save: the manifest's bytes", ("first save",),
-           ("publish._seal/write/1", "durable.write_json/write_new/1", _BYTES)),
+           ("publish._seal/write/1", "fsutil.write_json/write_new/1", _BYTES)),
     Mutant("a save: the manifest's name", ("first save",), (*_SEALING, _NAME)),
     Mutant("a save: the manifest's bytes, told anew", ("adopted over nothing",),
            ("publish._publish/write/1", _BYTES)),
@@ -405,21 +416,22 @@ _FLUSHES = (
     Mutant("the commit point of a replacement", ("replaced for certain",),
            ("publish._swap/_sync_directory/1",)),
     Mutant("any flush of the run's directory", ("first save",),
-           ("changing._sync_directory/fsync/1",)),
+           ("transaction._sync_directory/fsync/1",)),
     Mutant("replaced: the trash", ("pinned and replaced", "repaired"),
            ("trash._set_aside/_sync_trash/1", "trash._sync_trash/fsync/1")),
     Mutant("undeleted: the name", ("undeleted",), ("trash.undelete/_sync_directory/1",)),
     Mutant("put back: the name", ("put back",), ("publish.give_name_back/_sync_directory/1",)),
     Mutant("retired or discarded: the old name", ("pruned", "discarded"),
-           ("retiring._put_away/_sync_directory/1",)),
+           ("retire._put_away/_sync_directory/1",)),
     Mutant("retired on a full disk: the trash", ("freed",),
-           ("retiring._put_away/_sync_trash/1", "trash._sync_trash/fsync/1")),
-    Mutant("freed in place: the mark", ("killed, freeing in place",), ("in_place._mark/fsync/1",),
+           ("retire._put_away/_sync_trash/1", "trash._sync_trash/fsync/1")),
+    Mutant("freed in place: the mark", ("killed, freeing in place",),
+           ("delete_in_place._mark/fsync/1",),
            redundant=(
         "A kill takes nothing back, and the power cuts of this laboratory know names and bytes, no "
         "modes. ext4 and xfs bring both to the disk in their order; others may not.")),
     Mutant("freed in place: that the run has changed", ("killed, freeing in place",),
-           ("in_place._mark/_sync_directory/1",), redundant=(
+           ("delete_in_place._mark/_sync_directory/1",), redundant=(
         "Likewise: without it a question after a power cut may not look, and the next one does.")),
     Mutant("retired by one who died: the old name", ("retired, then emptied",),
            ("trash._remove_retired/_sync_directory/1",)),
@@ -431,7 +443,7 @@ _FLUSHES = (
         "systems that may bring the old name back all the same, over bytes that are gone.")),
     Mutant("adopted: its files and folders", ("adopted, unflushed",),
            ("publish._adopt/fsync_tree/1",)),
-    Mutant("the journal: lines", ("annotated",), ("changing._append/append/1",)),
+    Mutant("the journal: lines", ("annotated",), ("transaction._append/append/1",)),
     Mutant("the journal: bytes", ("annotated",), ("journal.append/fsync/1",)),
     Mutant("the journal: name", ("annotated",), ("journal.append/fsync/2",)),
     Mutant("a damaged journal written anew: bytes", ("settled",),
@@ -452,29 +464,30 @@ _FLUSHES = (
         "worst the next prune keeps once more what the old metric keeps.")),
     Mutant("a note of what a catalog lacks", ("noted",), (_NOTE,)),
     Mutant("a note of what a catalog lacks: bytes", ("noted",),
-           (_NOTE, "unindexed._write/write_new/1")),
-    Mutant("a note of what a catalog lacks: name", ("noted",), (_NOTE, "unindexed._write/fsync/1")),
+           (_NOTE, "pending_index._write/write_new/1")),
+    Mutant("a note of what a catalog lacks: name", ("noted",),
+           (_NOTE, "pending_index._write/fsync/1")),
     Mutant("a note of what a catalog lacks: its folder", ("noted",),
-           (_NOTE, "unindexed._write/make_folder/1")),
+           (_NOTE, "pending_index._write/make_folder/1")),
     Mutant("root.json", ("a new root",), ("identity.mark_root/write_json/1",)),
     Mutant("root.json: bytes", ("a new root",), ("identity.mark_root/write_json/1", _BYTES)),
     Mutant("root.json: name", ("a new root",), ("identity.mark_root/write_json/1", _NAME)),
     Mutant("root.json: its folder", ("a new root without a folder",),
-           ("identity.mark_root/make_directories/1", "durable.make_directories/fsync/1")),
+           ("identity.mark_root/make_directories/1", "fsutil.make_directories/fsync/1")),
     Mutant("new folders, by the lease", ("a new run",), ("publish.claim/make_directories/1",)),
     Mutant("new folders, without a lease", ("a new run without a lease",),
-           ("changing._changing/make_directories/1",)),
+           ("transaction._changing/make_directories/1",)),
     Mutant("our folder in a run of others", ("annotated",),
-           ("changing._make_folders/make_folder/1", "durable.make_folder/fsync/1"),
+           ("transaction._make_folders/make_folder/1", "fsutil.make_folder/fsync/1"),
            redundant=(
         "`_make_names_durable` flushes the folder and the run before anything is written. It is "
         "there so that no name of ours depends on who comes after it.")),
     Mutant("names that a dead process made: run.json", ("begun, then saved",),
-           ("changing._make_names_durable/fsync/1",)),
+           ("transaction._make_names_durable/fsync/1",)),
     Mutant("names that a dead process made: .ckptdb", ("begun, then annotated",),
-           ("changing._make_names_durable/fsync/2",)),
+           ("transaction._make_names_durable/fsync/2",)),
     Mutant("names that a dead process made: the run", ("begun anew, then saved",),
-           ("changing._make_names_durable/fsync/3",)),
+           ("transaction._make_names_durable/fsync/3",)),
 )  # fmt: skip
 
 _ORDERS = (
@@ -497,7 +510,7 @@ _ORDERS = (
            patch=_of(manifest, write=_replaces_nothing)),
     Mutant("JSON files written in place",
            ("killed, summing", "killed, measuring otherwise", "measured otherwise"),
-           patch=_of(durable, write_json=_in_place)),
+           patch=_of(fsutil, write_json=_in_place)),
     Mutant("a damaged journal written anew in place", ("killed, settling",),
            patch=_of(journal, rewrite=_rewrite_in_place)),
     Mutant("a torn line not ended", ("a torn line",), patch=_of(journal, _find_end=_swallowing)),
@@ -525,14 +538,16 @@ _RACES = (
     Mutant("the name compared, not what was sealed", ("published by another",),
            patch=_of(Publisher, _publish_or_find=_only_publish)),
     Mutant("no lock of the run", ("replaced while it is retired",), patch=_unlocked),
-    Mutant("no lease", ("two trainers",), patch=_of(lease, _lock=lambda *_: bool(hit() or 1))),
+    Mutant(
+        "no lease", ("two trainers",), patch=_of(trainer_lock, _lock=lambda *_: bool(hit() or 1))
+    ),
     Mutant("nobody's name on a save", ("saved by two",), patch=_of(writer, write=_never)),
     Mutant("pins not read before the trash is emptied", ("pinned, replaced, emptied",),
            patch=_of(Pins, find=lambda *_: hit() or frozenset())),
     Mutant("leases not read before retiring", ("judged, then leased",),
-           patch=_of(claims, settle=lambda *_: hit() or ())),
+           patch=_of(leases, settle=lambda *_: hit() or ())),
     Mutant("leases not read before the trash is emptied", ("leased, replaced, emptied",),
-           patch=_of(claims, find_leased=lambda *_, **__: hit() or {})),
+           patch=_of(leases, find_leased=lambda *_, **__: hit() or {})),
 )  # fmt: skip
 sites()  # now: the lines of what was just imported
 MUTANTS = (*_FLUSHES, *_ORDERS, *_RECOVERIES, *_RACES)

@@ -14,7 +14,7 @@ from ckptdb.disk import journal, lock, manifest
 from ckptdb.disk.evaluator import Evaluator
 from ckptdb.disk.journal import Fact
 from ckptdb.disk.publish import Publisher
-from ckptdb.disk.retiring import Doomed
+from ckptdb.disk.retire import Deletion
 from ckptdb.errors import CkptdbError, RunInUse, StepInUse
 from lab import loop
 
@@ -25,7 +25,7 @@ def judged_then_replaced(run: Path) -> str | None:
     """A checkpoint is judged, and replaced before it goes."""
     old = _uuid(run)
     new = _save(run)
-    Publisher(run).retire([Doomed(_STEP, old, "judged")])
+    Publisher(run).retire([Deletion(_STEP, old, "judged")])
     return None if _uuid(run) == new else "what took the place of what was judged is gone"
 
 
@@ -40,7 +40,7 @@ def replaced_by_hand(run: Path) -> str | None:
         (run / "step_10" / "manifest.json").write_text(json.dumps(listed))
 
     with patch.object(journal, "append", append):
-        Publisher(run).retire([Doomed(_STEP, old, "judged")])
+        Publisher(run).retire([Deletion(_STEP, old, "judged")])
     return None if (run / "step_10").exists() else "what was put there by hand is gone"
 
 
@@ -78,7 +78,7 @@ def replaced_while_retired(run: Path) -> str | None:
         patch.object(lock, "TIMEOUT_SECONDS", 0.02),
         patch.object(Publisher, "_to_trash", to_trash),
     ):
-        Publisher(run).retire([Doomed(_STEP, _uuid(run), "judged")])
+        Publisher(run).retire([Deletion(_STEP, _uuid(run), "judged")])
     if told[0] and not (run / "step_10").exists():
         return "what was saved meanwhile is gone"
     return None
@@ -128,7 +128,7 @@ def pinned_replaced_emptied(run: Path) -> str | None:
 
 def judged_then_leased(run: Path) -> str | None:
     """A checkpoint is judged, and an evaluator leases it before it goes."""
-    judged = Doomed(_STEP, _uuid(run), "judged")
+    judged = Deletion(_STEP, _uuid(run), "judged")
     turn = Evaluator(run, "mmlu").take(_STEP, judged.uuid)
     Publisher(run).retire([judged])
     left = (run / f"step_{_STEP}").exists()

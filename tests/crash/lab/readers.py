@@ -24,7 +24,7 @@ from pathlib import Path
 from typing import Any
 
 from ckptdb import CheckpointManager, Registry
-from ckptdb.disk import durable, identity, names
+from ckptdb.disk import fsutil, identity, names
 from lab import control, payload
 from lab.payload import METRIC
 from lab.report import Row, Size
@@ -185,7 +185,7 @@ def _saver(way: str, directory: Path) -> Callable[[int], None]:
     if way == "control":
         return partial(_control_save, directory)
     if way == "fallback":
-        durable._renameat2 = _refuse
+        fsutil._renameat2 = _refuse
     manager = CheckpointManager(
         {"checkpoint_dir": directory, "metric_name": METRIC, "higher_is_better": False}
     )
@@ -199,7 +199,7 @@ def _saver(way: str, directory: Path) -> Callable[[int], None]:
 
 
 def _refuse(*_: object) -> None:
-    raise durable.ExchangeUnsupported
+    raise fsutil.ExchangeUnsupported
 
 
 def _control_save(directory: Path, number: int) -> None:

@@ -24,16 +24,23 @@ from pathlib import Path
 from typing import Any, Literal
 from unittest.mock import patch
 
-from ckptdb.background import Background
 from ckptdb.catalog.catalog import Catalog
 from ckptdb.catalog.engine import Database
-from ckptdb.disk import checksums, durable, identity, journal, manifest, names
+from ckptdb.core.records import RankedBy
+from ckptdb.disk import (
+    checksums,
+    fsutil,
+    identity,
+    journal,
+    manifest,
+    names,
+)
+from ckptdb.disk.pending_index import Notes
 from ckptdb.disk.publish import Publisher
-from ckptdb.disk.retiring import Doomed
-from ckptdb.disk.unindexed import Notes
+from ckptdb.disk.retire import Deletion
 from ckptdb.errors import CkptdbError, SaveFailed
 from ckptdb.reconcile import reconcile_run
-from ckptdb.records import RankedBy
+from ckptdb.training.background import Background
 from lab import check, loop, power, races, replay, shim
 from lab.check import Verdict
 from lab.ledger import METRIC, OPERATIONS, Ledger
@@ -198,7 +205,7 @@ class Actor(loop.Loop):
         listed = manifest.find(self._run / names.final_name(step))
         assert listed
         publisher = Publisher(self._run, metric=(METRIC, False), **options)
-        publisher.retire([Doomed(step, listed.uuid, "by hand")])
+        publisher.retire([Deletion(step, listed.uuid, "by hand")])
 
     def _retire_for_a_time(self) -> None:
         self._retire_newest(trash_ttl_seconds=1e6)
@@ -210,7 +217,7 @@ class Actor(loop.Loop):
     def _die_naming(self) -> None:
         """Die after making the run's own files, before their names are flushed."""
         with (
-            patch.object(durable, "fsync", lambda _: None),
+            patch.object(fsutil, "fsync", lambda _: None),
             self._publisher()._changing(first=True),
         ):
             pass
@@ -234,14 +241,14 @@ class Actor(loop.Loop):
 
     def _free_in_place(self) -> None:
         """Retire on a disk that has no space for moving it either."""
-        real = durable.rename_new
+        real = fsutil.rename_new
 
         def rename_new(source: Path, target: Path) -> None:
             if target.parent.name == names.TRASH:
                 raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
             real(source, target)
 
-        with patch.object(durable, "rename_new", rename_new):
+        with patch.object(fsutil, "rename_new", rename_new):
             self._free()
 
     def _die_freeing(self) -> None:
@@ -721,7 +728,7 @@ class Refusal:
         """Let it happen in this process."""
         with (
             patch.object(os, "fsync", self._refusing(os.fsync, armed)),
-            patch.object(durable, "_renameat2", self._refusing(durable._renameat2, armed)),
+            patch.object(fsutil, "_renameat2", self._refusing(fsutil._renameat2, armed)),
         ):
             yield
 
@@ -758,7 +765,7 @@ def _in_order() -> Iterator[list[Callable[[], None]]]:
     later: list[Callable[[], None]] = []
     with (
         patch.object(Background, "submit", lambda _, work: later.append(work)),
-        patch.object(durable, "tasks_at", _here),
+        patch.object(fsutil, "tasks_at", _here),
     ):
         yield later
 

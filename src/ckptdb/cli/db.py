@@ -1,0 +1,66 @@
+"""Commands about the catalog itself: db path, db status, db upgrade."""
+
+from __future__ import annotations
+
+import click
+
+from ckptdb.cli.ls import Session
+from ckptdb.cli.printing import (
+    echo_json,
+    echo_path,
+    output_option,
+    print_table,
+    say,
+)
+from ckptdb.core.units import human_bytes
+
+
+@click.group()
+def db() -> None:
+    """Look after the catalog itself."""
+
+
+@db.command()
+@click.pass_obj
+def path(session: Session) -> None:
+    """Print where the catalog is, alone; standard error says why it is that one."""
+    with session.open() as registry:
+        for line in registry.explain_location():
+            say(line, err=True)
+        if not registry.status().exists:
+            raise registry.explain_missing()
+        echo_path(registry.location)
+
+
+@db.command()
+@output_option("table", "json")
+@click.pass_obj
+def status(session: Session, form: str) -> int:
+    """Show revision, size and integrity of the catalog. Exits 1 when it is not sound."""
+    with session.open() as registry:
+        found = registry.status()
+        if not found.exists:
+            raise registry.explain_missing()
+    if form == "json":
+        echo_json(found.as_dict())
+    else:
+        shown = found.as_dict() | {"size_bytes": human_bytes(found.size_bytes)}
+        print_table(["", ""], ([name, str(value)] for name, value in shown.items()))
+    return 0 if found.integrity == "ok" else 1
+
+
+@db.command()
+@click.pass_obj
+def upgrade(session: Session) -> None:
+    """Bring an older catalog to this version's schema; a copy is kept beside it."""
+    with session.open() as registry:
+        if not registry.status().exists:
+            raise registry.explain_missing()
+        before, after, copy = registry.upgrade()
+    if before == after:
+        say(f"The catalog is at revision {after} already.")
+    else:
+        say(f"Upgraded from revision {before} to {after}; the old one is {copy}.")
+
+
+COMMANDS = (db,)

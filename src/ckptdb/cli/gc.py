@@ -1,0 +1,342 @@
+"""Commands that delete, say first what would go, and bring it back: gc, rm, undelete."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from functools import partial
+from typing import Any
+
+import click
+
+from ckptdb.cli.ls import (
+    Session,
+    metric_option,
+    mode_option,
+    run_option,
+)
+from ckptdb.cli.printing import (
+    echo_json,
+    output_option,
+    print_table,
+    say,
+)
+from ckptdb.core import units
+from ckptdb.core.records import Mode
+from ckptdb.core.units import human_bytes
+from ckptdb.errors import DeletionIncomplete, DeletionNotConfirmed
+from ckptdb.registry.gc import GcResult
+from ckptdb.retention import Policy, Replay
+
+_SHOWN = 10
+
+
+class _Time(click.ParamType):  # type: ignore[type-arg]  # generic in the newest click only
+    """A time such as ``2 days``, in seconds."""
+
+    name = "time"
+
+    def convert(
+        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
+    ) -> float:
+        hours = units.find_hours(str(value))
+        if hours is None:
+            self.fail(f"{value!r} is not a time such as '2 days' or '12 hours'", param, ctx)
+        return hours * 3600
+
+
+trash_ttl_option = click.option(
+    "--trash-ttl",
+    type=_Time(),
+    metavar="TIME",
+    help='Keep the bytes of what goes for so long, e.g. "2 days"; until then undelete works.',
+)
+dry_run_option = click.option("--dry-run", is_flag=True, help="Only say what would go.")
+
+
+@click.command()
+@click.argument("steps", type=click.IntRange(0), nargs=-1, required=True, metavar="STEP...")
+@run_option
+@click.option("--force", is_flag=True, help="Also pinned ones.")
+@dry_run_option
+@trash_ttl_option
+@output_option("table", "json")
+@click.pass_obj
+def rm(
+    session: Session,
+    steps: tuple[int, ...],
+    run: str | None,
+    trash_ttl: float | None,
+    form: str,
+    *,
+    force: bool,
+    dry_run: bool,
+) -> None:
+    """Delete the checkpoints at the given steps: all of them, or none."""
+    with session.open() as registry:
+        try:
+            removed = registry.remove(
+                steps, run=run, force=force, dry_run=dry_run, trash_ttl_seconds=trash_ttl or 0.0
+            )
+        except DeletionIncomplete as error:
+            _print_plans([error.done], form)
+            raise
+        _print_plans([removed], form)
+
+
+@click.command()
+@click.argument("step", type=click.IntRange(0))
+@run_option
+@click.pass_obj
+def undelete(session: Session, step: int, run: str | None) -> None:
+    """Bring back the deleted checkpoint at STEP, as long as its bytes are kept (--trash-ttl)."""
+    with session.open() as registry:
+        found = registry.undelete(step, run=run)
+    say(f"{found.run} step {found.step}: back. Pin it, or retention may take it again.")
+
+
+@click.command()
+@click.option(
+    "--run",
+    "runs",
+    metavar="RUN",
+    multiple=True,
+    help="Only this one: name, path or uuid prefix; may be repeated. Default: at or below here.",
+)
+@click.option("--all-runs", is_flag=True, help="All runs at or below here, should they be several.")
+@click.option("--yes", is_flag=True, help="Delete in several runs without asking.")
+@click.option("--keep-top-k", type=click.IntRange(0), help="Keep so many of the best.")
+@click.option(
+    "--keep-latest",
+    type=click.IntRange(0),
+    help="Keep so many of the newest; alone, only these.",
+)
+@click.option(
+    "--save-period",
+    type=click.IntRange(1),
+    help="Rank only steps divisible by this; without --keep-top-k keep all of them.",
+)
+@click.option(
+    "--keep",
+    "rules",
+    multiple=True,
+    metavar="RULE",
+    help='What else to keep, e.g. "every 6 hours"; may be repeated.',
+)
+@metric_option
+@mode_option
+@dry_run_option
+@click.option(
+    "--replay", is_flag=True, help="Only say what the rules would have made of the run so far."
+)
+@click.option(
+    "--plan",
+    "plans",
+    multiple=True,
+    metavar="ID",
+    help="Do what --dry-run has shown under this id, or nothing; one for each run.",
+)
+@trash_ttl_option
+@click.option(
+    "--empty-trash", is_flag=True, help="Also remove what went before and could still be undeleted."
+)
+@output_option("table", "json")
+@click.pass_obj
+def gc(  # noqa: PLR0917  # one parameter an option
+    session: Session,
+    runs: tuple[str, ...],
+    keep_top_k: int | None,
+    keep_latest: int | None,
+    save_period: int | None,
+    rules: tuple[str, ...],
+    metric: str | None,
+    mode: Mode | None,
+    plans: tuple[str, ...],
+    trash_ttl: float | None,
+    form: str,
+    *,
+    all_runs: bool,
+    yes: bool,
+    dry_run: bool,
+    replay: bool,
+    empty_trash: bool,
+) -> None:
+    """Remove what crashes left, and what the given limits do not keep.
+
+    Of the run that we are in, or of the one at or below here. Several have to be named, by --run,
+    by --plan or with --all-runs; before anything goes from them a terminal is asked, and a script
+    says --yes.
+
+    Without any of them no published checkpoint goes. What one of them keeps stays; the latest
+    and pinned ones always do. The best are ranked by the run's own metric, or by --metric with
+    --mode, and gc refuses when there is none.
+
+    \b
+    A RULE is one of
+      best K [by METRIC min|max] [of every N steps]
+      latest K [of every N steps]
+      every N steps
+      every N hours
+      newer than N hours
+      awaiting METRIC for N hours
+      steps N,N,...
+      tagged [NAME]
+      ancestors
+      where CONDITION
+      at most N GB
+    """  # noqa: D301  # the backspace is click's sign for lines that stay as they are
+    policy = _policy(keep_top_k, keep_latest, save_period, rules, metric, mode)
+    if replay and not policy.has_limit:
+        raise click.UsageError("--replay needs rules to replay: --keep RULE.")
+    if all_runs and runs:
+        raise click.UsageError("--all-runs and --run exclude each other.")
+    with session.open() as registry:
+        if replay:
+            _print_replays(registry.replay(policy, run=runs or None), form)
+            return
+        collect = partial(
+            registry.gc,
+            policy,
+            run=runs or None,
+            all_runs=all_runs,
+            trash_ttl_seconds=trash_ttl or 0.0,
+            empty_trash=empty_trash,
+        )
+        if (all_runs or len(runs) > 1) and not (dry_run or plans or yes):
+            plans = _confirmed(collect(dry_run=True))
+        try:
+            found = collect(dry_run=dry_run, plans=plans or None)
+        except DeletionIncomplete as error:
+            _print_plans(error.done, form)
+            raise
+        _print_plans(found, form)
+        if dry_run and form == "table" and found:
+            ids = " ".join(f"--plan {plan.plan}" for plan in found)
+            say(f"To do exactly this or nothing: {ids}")
+
+
+COMMANDS = (rm, undelete, gc)
+
+
+def _policy(  # noqa: PLR0917  # one parameter an option
+    keep_top_k: int | None,
+    keep_latest: int | None,
+    save_period: int | None,
+    rules: tuple[str, ...],
+    metric: str | None,
+    mode: Mode | None,
+) -> Policy:
+    """Return what the options say, or what is wrong with them."""
+    if keep_top_k is None and keep_latest is None and save_period is not None:
+        raise click.UsageError("--save-period needs --keep-top-k or --keep-latest.")
+    if keep_top_k is None and metric is not None and not rules:
+        raise click.UsageError("--metric needs --keep-top-k: it says which are the best.")
+    if metric is not None and mode is None:
+        raise click.UsageError("--metric needs --mode min or --mode max.")
+    if mode is not None and metric is None:
+        raise click.UsageError("--mode needs --metric: a run's own has its direction.")
+    if keep_latest is not None and save_period is None:
+        # In a training config a missing keep_top_k means all; here nobody has asked for those.
+        keep_top_k = keep_top_k or 0
+    return Policy(save_period or 1, keep_top_k, keep_latest, metric, mode, rules)
+
+
+def _confirmed(found: Sequence[GcResult]) -> tuple[str, ...]:
+    """Return the ids of what would go, once somebody has said yes to it."""
+    if len(found) > 1 and not sys.stdin.isatty():
+        raise DeletionNotConfirmed([plan.directory for plan in found])
+    losing = [plan for plan in found if plan.retention.gone or plan.leftovers]
+    if len(losing) > 1:
+        for plan in losing:
+            say(f"{plan.run} ({plan.directory}): {_counted(plan)}", err=True)
+        click.confirm(f"Delete in these {len(losing)} runs?", abort=True, err=True)
+    return tuple(plan.plan for plan in found)
+
+
+def _counted(plan: GcResult) -> str:
+    gone = [f"{len(plan.retention.gone)} checkpoint(s)"] if plan.retention.gone else []
+    left = [f"{len(plan.leftovers)} leftover(s)"] if plan.leftovers else []
+    return f"{' and '.join([*gone, *left])}, {human_bytes(plan.freed_bytes)}"
+
+
+def _print_plans(plans: Sequence[GcResult], form: str) -> None:
+    if form == "json":
+        echo_json([plan.as_dict() for plan in plans])
+        return
+    for plan in plans:
+        _print_plan(plan, where=f" ({plan.directory})" if len(plans) > 1 else "")
+
+
+def _print_plan(plan: GcResult, *, where: str) -> None:
+    gone = "gone" if plan.applied else "would go"
+    rows = [
+        [
+            str(d.step),
+            "keep" if d.keep else "left" if plan.is_left(d) else gone,
+            human_bytes(d.size_bytes),
+            d.reason,
+        ]
+        for d in plan.decisions
+    ]
+    rows += [[str(left.step), "left" if plan.is_left(left) else gone,
+              human_bytes(left.size_bytes), left.kind] for left in plan.leftovers]  # fmt: skip
+    if rows:
+        print_table(["step", "", "size", "why"], rows)
+    verb = "freed" if plan.applied else "would be freed"
+    later = ""
+    if plan.trash_ttl_seconds and plan.retention.gone:
+        hours = plan.trash_ttl_seconds / 3600
+        later = f" now, {human_bytes(plan.retention.freed_bytes)} after {units.duration(hours)}"
+    say(f"{plan.run}{where}: {human_bytes(plan.freed_bytes)} {verb}{later}.{_becomes(plan)}")
+    for spared in plan.spared:
+        say(f"{plan.run}{where}: {spared.path.name} kept: {spared.why}.")
+    if plan.waiting:
+        held = human_bytes(sum(left.size_bytes for left in plan.waiting))
+        steps = _listed([left.step for left in plan.waiting])
+        say(f"{held} can still be undeleted (steps {steps}); --empty-trash removes them.")
+
+
+def _becomes(plan: GcResult) -> str:
+    """Say what a plan makes of best, latest and top."""
+    before, after = plan.retention.before, plan.retention.after
+    if before is None or after is None or before.latest is None:
+        return ""
+    told = [
+        _becomes_of("Best", before.best, after.best),
+        _becomes_of("latest", before.latest, after.latest),
+    ]
+    if len(after.top) > 1:
+        told.append(f"top {len(after.top)}: {', '.join(map(str, after.top))}")
+    return f" {'; '.join(told)}."
+
+
+def _becomes_of(what: str, was: int | None, now: int | None) -> str:
+    if was == now:
+        return f"{what} stays step {now}"
+    return f"{what} was step {was} and becomes {'none' if now is None else f'step {now}'}"
+
+
+def _print_replays(replays: Sequence[Replay], form: str) -> None:
+    if form == "json":
+        echo_json([replayed.as_dict() for replayed in replays])
+        return
+    for found in replays:
+        steps = f" (steps {_listed(found.kept)})" if found.kept else ""
+        say(
+            f"{found.run}: of {found.saved} saved, {len(found.kept)} would be left{steps}, "
+            f"{human_bytes(found.end_bytes)}; at most {human_bytes(found.peak_bytes)} at once, "
+            f"where {human_bytes(found.recorded_peak_bytes)} is recorded."
+        )
+        if found.best_ever is not None and not found.lost:
+            say(f"  The best ever, step {found.best_ever}, would still be there.")
+        for lost in found.lost[:_SHOWN]:
+            say(
+                f"  Step {lost.step} ({lost.value:.6g}) is better than all that would be left, and "
+                f"would have gone after step {lost.after_step}: {lost.reason}"
+            )
+        if len(found.lost) > _SHOWN:
+            say(f"  And {len(found.lost) - _SHOWN} more.")
+
+
+def _listed(steps: Sequence[int]) -> str:
+    return ", ".join(map(str, steps[:_SHOWN])) + (", …" if len(steps) > _SHOWN else "")

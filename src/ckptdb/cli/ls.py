@@ -1,0 +1,158 @@
+"""Commands that answer questions about what there is: ls, show."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, Protocol
+
+import click
+
+from ckptdb.cli.printing import (
+    FORMATS,
+    describe,
+    echo_json,
+    output_option,
+    print_checkpoints,
+    print_lineage,
+    print_rows,
+    print_table,
+    say,
+    short_time,
+)
+from ckptdb.core.records import Checkpoint, Rows, Status
+from ckptdb.core.text import number
+from ckptdb.core.units import human_bytes
+from ckptdb.registry import Registry
+
+run_option = click.option(
+    "--run",
+    metavar="RUN",
+    help="Name, path or uuid prefix of a run, wherever it lies; default: at or below here.",
+)
+mode_option = click.option(
+    "--mode", type=click.Choice(["min", "max"]), help="Whether low or high is better."
+)
+metric_option = click.option(
+    "--metric", metavar="NAME", help="Rank by this metric; default: the run's own."
+)
+metric_argument = click.argument("metric", required=False)
+
+
+class Session(Protocol):
+    """What was chosen before the subcommand."""
+
+    directory: str
+
+    def open(self, path: str = "") -> Registry:
+        """Open the registry that the command is about, or another one as seen from there."""
+
+
+@click.command()
+@click.argument("run", required=False)
+@click.option("--all", "everything", is_flag=True, help="Also deleted and unfinished ones.")
+@click.option("--status", type=click.Choice(["tmp", "final", "deleted"]), help="Only these.")
+@click.option("--limit", type=click.IntRange(1), help="Only the newest so many.")
+@output_option(*FORMATS)
+@click.pass_obj
+def ls(
+    session: Session,
+    run: str | None,
+    status: Status | None,
+    limit: int | None,
+    form: str,
+    *,
+    everything: bool,
+) -> None:
+    """List the runs at or below here, or the checkpoints of RUN.
+
+    Inside a run, its checkpoints; --all and --status list checkpoints of all these runs.
+    """
+    with session.open() as registry:
+        if run is None and registry.run is None and not everything and status is None:
+            _print_runs(registry, form)
+            return
+        wanted = status or (None if everything else "final")
+        found = registry.checkpoints(run=run, status=wanted, limit=limit)
+        runs = {checkpoint.run_uuid: checkpoint.run for checkpoint in found}
+        where = registry.whereabouts(runs)
+        names = {uuid: called(runs[uuid], uuid, place) for uuid, place in where.items()}
+        print_checkpoints(found, form, metrics=metric_of(registry, found), names=names)
+        say_passed_over(registry, found, run)
+
+
+@click.command()
+@click.argument("step", type=click.IntRange(0))
+@run_option
+@click.option("--lineage", is_flag=True, help="What training came from, back to the first.")
+@output_option("table", "json")
+@click.pass_obj
+def show(session: Session, step: int, run: str | None, form: str, *, lineage: bool) -> None:
+    """Show everything known about the checkpoint at STEP, deleted ones too."""
+    with session.open() as registry:
+        if lineage:
+            print_lineage(registry.lineage(step, run=run), form)
+            return
+        checkpoint = registry.get(step, run=run)
+    if form == "json":
+        echo_json(checkpoint.as_dict())
+        return
+    print_table(["", ""], describe(checkpoint))
+
+
+COMMANDS = (ls, show)
+
+
+def say_passed_over(registry: Registry, answer: Sequence[Checkpoint], run: str | None) -> None:
+    """Name what would be newer than an answer, and cannot be read as a checkpoint."""
+    for path, why in registry.passed_over(answer, run=run):
+        say(f"{path} is passed over: {why}.", err=True)
+
+
+def _print_runs(registry: Registry, form: str) -> None:
+    rows = registry.summary()
+    at = rows.columns.index("uuid")
+    where = registry.whereabouts(row[at] for row in rows)
+    # Of the answer, not of the view: only the disk can tell.
+    told = (*rows.columns, "whereabouts")
+    rows = Rows(told, tuple((*row, where.get(row[at])) for row in rows))
+    if form != "table":
+        print_rows(rows.columns, rows.rows, form)
+        return
+    found = rows.as_dicts()
+    metrics = {row["metric_name"] for row in found}
+    # What is the same in all rows is told once.
+    common = metrics.pop() if len(metrics) == 1 else None
+    best = [common] if common else ["metric", "best"]
+    print_table(
+        ["run", "live", "deleted", "on disk", *best, "at step", "latest", "last active"],
+        (_run_row(row, common=common) for row in found),
+    )
+
+
+def _run_row(row: dict[str, Any], *, common: str | None) -> list[str]:
+    live = str(row["final"])
+    extras = [f"{row[name]} {name}" for name in ("tmp", "problems") if row[name]]
+    return [
+        called(row["run"], row["uuid"], row["whereabouts"]),
+        live + (f" (+ {', '.join(extras)})" if extras else ""),
+        str(row["deleted"]),
+        human_bytes(row["bytes_on_disk"]),
+        *([] if common else [row["metric_name"] or ""]),
+        number(row["best_value"]),
+        number(row["best_step"]),
+        number(row["latest_step"]),
+        short_time(row["last_activity"]),
+    ]
+
+
+def called(name: str, uuid: str, whereabouts: str | None) -> str:
+    """Return what a list calls a run: with what else to call it by when it is only history."""
+    if whereabouts == "replaced":
+        return f"{name} (gone, {uuid[:8]})"
+    return f"{name} (not there)" if whereabouts == "missing" else name
+
+
+def metric_of(registry: Registry, found: Sequence[Checkpoint]) -> tuple[str, ...]:
+    """Return the one metric that the runs of these checkpoints are judged by, if there is one."""
+    name = registry.own_metric(found)
+    return () if name is None else (name,)

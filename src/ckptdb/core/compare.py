@@ -1,0 +1,212 @@
+"""How two checkpoints differ: configuration, metrics, files. Pure."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from enum import Enum
+from typing import Any, Final, Literal
+
+from ckptdb.core.records import Checkpoint
+
+ChangeKind = Literal["changed", "added", "removed"]
+_KINDS: Final[tuple[ChangeKind, ...]] = ("changed", "added", "removed")
+
+
+class _Absent(Enum):
+    ABSENT = "absent"
+
+
+_ABSENT: Final = _Absent.ABSENT
+
+
+@dataclass(frozen=True, slots=True)
+class ConfigChange:
+    """A key, as a dotted path, whose value differs; None where there is no such key."""
+
+    key: str
+    kind: ChangeKind
+    a: Any
+    b: Any
+
+
+@dataclass(frozen=True, slots=True)
+class MetricChange:
+    """A metric that differs; None where it is not finite, or, as the kind tells, missing."""
+
+    name: str
+    kind: ChangeKind
+    a: float | None
+    b: float | None
+
+    @property
+    def relative(self) -> float | None:
+        """Change as a part of what it was, infinite from zero; None where one is None."""
+        if self.a is None or self.b is None:
+            return None
+        return (self.b - self.a) / abs(self.a) if self.a else math.copysign(math.inf, self.b)
+
+
+@dataclass(frozen=True, slots=True)
+class FileChange:
+    """A file whose size in bytes differs; None where there is none."""
+
+    path: str
+    kind: ChangeKind
+    a: int | None
+    b: int | None
+
+    @property
+    def grown_bytes(self) -> int:
+        """How much larger it is in the second one."""
+        return (self.b or 0) - (self.a or 0)
+
+
+@dataclass(frozen=True, slots=True)
+class Side:
+    """One of the two.
+
+    Attributes:
+        config: As it was stored, plain JSON values; None when it is not known.
+        files: Sizes in bytes by path below the checkpoint; None when it is not there any more.
+    """
+
+    checkpoint: Checkpoint
+    config: Mapping[str, Any] | None
+    files: Mapping[str, int] | None
+
+
+@dataclass(frozen=True, slots=True)
+class Difference:
+    """What differs between two checkpoints, what matters most first.
+
+    Attributes:
+        metrics: By relative change; those that only one has come last.
+        config: None when the configuration of one of them is not known.
+        files: Neither contents nor times are compared. None when one of them is deleted.
+    """
+
+    a: Checkpoint
+    b: Checkpoint
+    metrics: tuple[MetricChange, ...]
+    config: tuple[ConfigChange, ...] | None
+    files: tuple[FileChange, ...] | None
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return it for JSON."""
+
+        def number(value: float | None) -> float | None:
+            return value if value is not None and math.isfinite(value) else None
+
+        config, files = self.config, self.files
+        return {
+            "a": _name(self.a),
+            "b": _name(self.b),
+            "metrics": [
+                {
+                    "name": m.name,
+                    "kind": m.kind,
+                    "a": m.a,
+                    "b": m.b,
+                    "relative": number(m.relative),
+                }
+                for m in self.metrics
+            ],
+            "config": None
+            if config is None
+            else [{"key": c.key, "kind": c.kind, "a": c.a, "b": c.b} for c in config],
+            "files": None
+            if files is None
+            else [{"path": f.path, "kind": f.kind, "a": f.a, "b": f.b} for f in files],
+            "size_bytes": {"a": self.a.size_bytes, "b": self.b.size_bytes},
+        }
+
+
+def compare(a: Side, b: Side) -> Difference:
+    """Return what differs between two checkpoints."""
+    known = a.config is not None and b.config is not None
+    there = a.files is not None and b.files is not None
+    return Difference(
+        a.checkpoint,
+        b.checkpoint,
+        metric_changes(a.checkpoint.metrics, b.checkpoint.metrics),
+        config_changes(a.config or {}, b.config or {}) if known else None,
+        file_changes(a.files or {}, b.files or {}) if there else None,
+    )
+
+
+def metric_changes(
+    a: Mapping[str, float | None], b: Mapping[str, float | None]
+) -> tuple[MetricChange, ...]:
+    """Return the metrics that differ, by relative change."""
+    changes = (
+        MetricChange(name, _kind(name in a, name in b), a.get(name), b.get(name))
+        for name in {*a, *b}
+    )
+
+    def rank(change: MetricChange) -> tuple[bool, float, str]:
+        relative = change.relative
+        return (relative is None, -abs(relative or 0.0), change.name)
+
+    differing = (one for one in changes if one.kind != "changed" or one.a != one.b)
+    return tuple(sorted(differing, key=rank))
+
+
+def config_changes(a: Mapping[str, Any], b: Mapping[str, Any]) -> tuple[ConfigChange, ...]:
+    """Return the keys whose values differ: changed ones, then added, then removed ones."""
+    changes = _config_changes(a, b, "")
+    return tuple(sorted(changes, key=lambda change: (_KINDS.index(change.kind), change.key)))
+
+
+def file_changes(a: Mapping[str, int], b: Mapping[str, int]) -> tuple[FileChange, ...]:
+    """Return the files that are in one only or differ in size, by how many bytes that is."""
+    changes = (
+        FileChange(path, _kind(path in a, path in b), a.get(path), b.get(path))
+        for path in {*a, *b}
+        if a.get(path) != b.get(path)
+    )
+    return tuple(sorted(changes, key=lambda change: (-abs(change.grown_bytes), change.path)))
+
+
+def _config_changes(
+    a: Mapping[str, Any], b: Mapping[str, Any], above: str
+) -> Iterator[ConfigChange]:
+    for key in {*a, *b}:
+        # A dot within a key is no path.
+        path = above + (key if "." not in key else json.dumps(key, ensure_ascii=False))
+        before, after = a.get(key, _ABSENT), b.get(key, _ABSENT)
+        if isinstance(before, Mapping) and isinstance(after, Mapping):
+            yield from _config_changes(before, after, f"{path}.")
+        elif not _is_same(before, after):
+            kind = _kind(before is not _ABSENT, after is not _ABSENT)
+            yield ConfigChange(path, kind, _value(before), _value(after))
+
+
+def _is_same(one: object, other: object) -> bool:
+    """Whether two values are equal; 1 and 1.0 are, 1 and true are not."""
+    if isinstance(one, bool) or isinstance(other, bool):
+        return one is other
+    if isinstance(one, list) and isinstance(other, list):
+        return len(one) == len(other) and all(map(_is_same, one, other))
+    if isinstance(one, Mapping) and isinstance(other, Mapping):
+        return one.keys() == other.keys() and all(_is_same(one[key], other[key]) for key in one)
+    return one == other
+
+
+def _kind(before: bool, after: bool) -> ChangeKind:  # noqa: FBT001  # a table of three
+    return "changed" if before and after else "added" if after else "removed"
+
+
+def _value(value: Any) -> Any:
+    return None if value is _ABSENT else value
+
+
+def _name(checkpoint: Checkpoint) -> dict[str, Any]:
+    return {
+        "run": checkpoint.run,
+        "step": checkpoint.step,
+        "status": checkpoint.status,
+        "path": str(checkpoint.path),
+    }

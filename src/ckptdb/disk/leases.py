@@ -1,0 +1,262 @@
+"""Evaluators' leases: files ``.ckptdb/leases/<uuid>.<evaluation>``, and which of them hold.
+
+As long as one holds, nobody else begins that evaluation of that checkpoint, and nobody deletes
+the checkpoint. It ends when its holder has died on this machine, or when nobody has touched the
+file for as long as it says. How long that is, is told by the file system, whose clock wrote the
+mtime too: those of two machines are not compared. (A run's one trainer has a lease of another
+kind; see `lease`.)
+"""
+
+from __future__ import annotations
+
+import math
+import time
+import uuid
+from collections.abc import Iterator
+from contextlib import suppress
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from ckptdb.disk import (
+    fs_clock,
+    fsutil,
+    names,
+    paths,
+    process,
+)
+from ckptdb.disk.safe_path import hold
+from ckptdb.disk.trainer_lock import Holder
+from ckptdb.disk.training_info import (
+    RECORD_BYTES,
+    parse_object,
+    raise_if_unknown,
+    read_with_status,
+)
+from ckptdb.errors import UnreadableInfo
+
+SECONDS = 300.0
+"""How long a lease holds that is not renewed; also one that does not say how long it does."""
+_FOLDER = "leases"
+_NAMED = 5
+"""How many leases on one checkpoint are told one by one."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Lease:
+    """One evaluator's lease on one checkpoint.
+
+    Attributes:
+        evaluation: What is measured; two different ones may go on at the same time.
+        holder: None when that is not legible.
+        seconds: How long it holds after it was touched.
+        token: Tells it apart from one that was taken later.
+        touched: The file's mtime.
+    """
+
+    path: Path
+    uuid: str
+    evaluation: str
+    holder: Holder | None
+    seconds: float
+    token: str
+    touched: float
+
+    def __str__(self) -> str:
+        return f"{self.evaluation!r} by {self.holder or 'somebody'}"
+
+    def has_ended(self, now: float) -> bool:
+        """Whether it holds no longer.
+
+        Args:
+            now: By the clock that has written ``touched``.
+        """
+        # One from the future was copied from elsewhere, or the clock was set back: `settle` gives
+        # it the time that it is.
+        return now - self.touched > self.seconds or (
+            self.holder is not None and self.holder.life == "dead"
+        )
+
+
+def find(hidden: Path, *, now: float | None = None) -> tuple[Lease, ...]:
+    """Return the leases of a run that hold; writes nothing.
+
+    Args:
+        hidden: The run's ``.ckptdb`` folder.
+        now: From `tell_time`; None asks without writing, and takes this machine's clock where that
+            is not possible, which is good enough for telling people.
+
+    Raises:
+        OSError: There may be some, and it cannot be told now.
+    """
+    found = _load(hidden)
+    if now is None and found:
+        now = fs_clock.find_time(hidden, may_touch=False)
+    at = time.time() if now is None else now
+    return tuple(claim for claim in found if not claim.has_ended(at))
+
+
+def find_leased(hidden: Path, *, now: float | None = None) -> dict[str, str]:
+    """Return which checkpoints are leased, by uuid, and in words for what and by whom.
+
+    Args and errors are those of `find`.
+    """
+    who: dict[str, list[Lease]] = {}
+    for claim in find(hidden, now=now):
+        who.setdefault(claim.uuid, []).append(claim)
+    return {uuid: _name(held) for uuid, held in who.items()}
+
+
+def _name(held: list[Lease]) -> str:
+    more = f" and {len(held) - _NAMED} more" if len(held) > _NAMED else ""
+    return ", ".join(map(str, held[:_NAMED])) + more
+
+
+def settle(hidden: Path) -> tuple[Lease, ...]:
+    """Remove the leases that have ended; return those that hold. The caller has the run's lock.
+
+    Raises:
+        OSError: There may be some, and it cannot be told now.
+    """
+    found = _load(hidden)
+    now = tell_time(hidden) if found else 0.0
+    held = []
+    for claim in found:
+        if claim.has_ended(now):
+            with suppress(OSError):  # it protects nothing, and will be found again
+                remove(claim)
+            continue
+        held.append(claim)
+        if claim.touched - now > claim.seconds:
+            # Its holder renews it again, or nobody does: then it ends after its time from now on.
+            with suppress(OSError):
+                paths.touch(claim.path)
+    return tuple(held)
+
+
+def tell_time(hidden: Path) -> float:
+    """Return what time it is for the file system that has a run's leases."""
+    now = fs_clock.find_time(hidden, may_touch=True)
+    return time.time() if now is None else now  # nothing can be written there anyway
+
+
+def write(hidden: Path, uuid_: str, evaluation: str, *, seconds: float, since: str) -> Lease:
+    """Take a lease that nobody holds; the caller has the run's lock."""
+    fsutil.make_folder(hidden / _FOLDER, durable=False)
+    path = hidden / _FOLDER / names.lease_name(uuid_, evaluation)
+    holder = Holder.this_process(since)
+    content = {**asdict(holder), "seconds": seconds, "token": str(uuid.uuid4())}
+    # Not flushed: after a power cut its holder is gone, too.
+    fsutil.write_json(path, content, durable=False)
+    return Lease(
+        path=path,
+        uuid=uuid_,
+        evaluation=evaluation,
+        holder=holder,
+        seconds=seconds,
+        token=content["token"],
+        touched=paths.get_status(path).st_mtime,
+    )
+
+
+def find_current(claim: Lease) -> Lease | None:
+    """Return the lease that is there now in the place of one taken before, None when none is.
+
+    Raises:
+        OSError: It cannot be told now.
+    """
+    return _read(claim.path, claim.uuid, claim.evaluation)
+
+
+def renew(claim: Lease) -> bool:
+    """Let a lease hold on from now; tell whether it is still that one.
+
+    Without the lock: should it be taken over at this moment, the new holder's is renewed once.
+
+    Raises:
+        OSError: It cannot be told now.
+    """
+    current = find_current(claim)
+    if current is None or current.token != claim.token:
+        return False
+    with suppress(FileNotFoundError):
+        paths.touch(claim.path)
+    return True
+
+
+def remove(claim: Lease) -> None:
+    """End a lease; the caller has the run's lock."""
+    paths.unlink(claim.path, missing_ok=True)
+
+
+def _load(hidden: Path) -> list[Lease]:
+    try:
+        entries = paths.list_names(hidden / _FOLDER)
+        if not entries:
+            return []
+        # There may be very many: the folder is not looked for again for each of them.
+        with hold(hidden.parent):
+            return list(_read_all(hidden, entries))
+    except (FileNotFoundError, NotADirectoryError):
+        return []
+
+
+def _read_all(hidden: Path, entries: list[str]) -> Iterator[Lease]:
+    for name in entries:
+        named = names.find_lease(name)
+        if named is None:
+            continue
+        path = hidden / _FOLDER / name
+        try:
+            claim = _read(path, *named)
+        except OSError:
+            claim = _unknown(path, *named)
+        if claim is not None:
+            yield claim
+
+
+def _read(path: Path, uuid_: str, evaluation: str) -> Lease | None:
+    try:
+        # Opening it asks a network file system again how old it is.
+        raw, status = read_with_status(path, RECORD_BYTES)
+        content = parse_object(path, raw)
+        return Lease(
+            path=path,
+            uuid=uuid_,
+            evaluation=evaluation,
+            holder=Holder(
+                since=process.legible_text(content["since"]), **process.legible_process(content)
+            ),
+            seconds=_legible_seconds(content["seconds"]),
+            token=process.legible_text(content["token"]),
+            touched=status.st_mtime,
+        )
+    except UnreadableInfo as error:
+        raise_if_unknown(error)
+    except (KeyError, TypeError, ValueError, OverflowError):
+        pass
+    return _unknown(path, uuid_, evaluation)
+
+
+def _unknown(path: Path, uuid_: str, evaluation: str) -> Lease | None:
+    """Return a lease that is not legible: it may be anybody's, and gets the usual time."""
+    try:
+        touched = paths.get_status(path).st_mtime
+    except FileNotFoundError:
+        return None
+    return Lease(
+        path=path,
+        uuid=uuid_,
+        evaluation=evaluation,
+        holder=None,
+        seconds=SECONDS,
+        token="",
+        touched=touched,
+    )
+
+
+def _legible_seconds(value: Any) -> float:
+    seconds = float(value)
+    if not (math.isfinite(seconds) and seconds > 0):
+        raise ValueError(value)
+    return seconds

@@ -1,0 +1,189 @@
+"""The trainer's lease: which process saves into a run.
+
+It is `flock` on ``.ckptdb/trainer``, held from the first save of a process until its last
+manager of that run lets go, and gone with the process however that ends. What the file says is
+there for the error that a second trainer gets, and decides nothing.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+import threading
+import time
+import weakref
+from contextlib import suppress
+from dataclasses import asdict, dataclass
+from io import FileIO
+from pathlib import Path
+from typing import Final, Self
+
+from ckptdb.disk import lock, paths, process
+from ckptdb.disk.process import Process
+from ckptdb.disk.training_info import RECORD_BYTES, load_json
+from ckptdb.errors import RunInUse, UnreadableInfo
+
+PATIENCE_SECONDS = 0.2
+"""How long a lease that is taken, and does not say by whom, is looked at again."""
+_PAUSE_SECONDS = 0.01
+_NAME: Final = "trainer"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Holder(Process):
+    """The process that holds a lease, and since when."""
+
+    since: str
+
+    @classmethod
+    def this_process(cls, since: str) -> Self:
+        """Describe the calling process."""
+        return cls(since=since, **process.this_process())
+
+    def __str__(self) -> str:
+        return f"process {self.pid} on {self.host} since {self.since}"
+
+
+class TrainerLock:
+    """Held as long as somebody keeps this object, in the process that took it."""
+
+    def __init__(self, file: FileIO) -> None:
+        self._file = file
+        self._end = weakref.finalize(self, _release, file)
+
+    def abandon(self) -> None:
+        """Close a forked child's copy; the lease stays with the parent."""
+        self._end.detach()
+        self._file.close()
+
+
+_taken: Final[weakref.WeakValueDictionary[tuple[int, int], TrainerLock]] = (
+    weakref.WeakValueDictionary()
+)
+"""What this process holds, by device and inode of the file."""
+_guard: Final = threading.RLock()
+
+
+def take(hidden: Path, *, since: str) -> TrainerLock:
+    """Hold the lease of a run, given its ``.ckptdb`` folder; again is the same one.
+
+    Args:
+        hidden: Must exist.
+        since: What a second trainer is told, in UTC.
+
+    Raises:
+        RunInUse: Another process holds it.
+    """
+    path = hidden / _NAME
+    deadline = time.monotonic() + PATIENCE_SECONDS
+    while True:
+        with _guard:
+            lease = _find_taken(path) or _try(path, since)
+        if lease is not None:
+            return lease
+        holder = find_holder(hidden)
+        # A name that is no living process's is of the one before: it is being rewritten now, or
+        # was never written. One of our own is of a manager that is letting go in another thread.
+        life = "dead" if holder is None or holder.is_me else holder.life
+        if life == "alive":
+            raise RunInUse(hidden.parent, str(holder))
+        if time.monotonic() >= deadline:
+            last = f" (the last one to say so was {holder})" if life == "unknown" else ""
+            raise RunInUse(hidden.parent, f"another process{last}")
+        time.sleep(_PAUSE_SECONDS)
+
+
+def is_held(hidden: Path) -> bool:
+    """Tell whether this process holds the lease of a run, given its ``.ckptdb`` folder."""
+    return _find_taken(hidden / _NAME) is not None
+
+
+def find_holder(hidden: Path) -> Holder | None:
+    """Return who wrote last that it holds the lease, or None when that is not legible."""
+    try:
+        content, _ = load_json(hidden / _NAME, RECORD_BYTES)
+        return Holder(
+            since=process.legible_text(content["since"]), **process.legible_process(content)
+        )
+    except (UnreadableInfo, KeyError, TypeError, ValueError, OverflowError):
+        return None
+
+
+def _find_taken(path: Path) -> TrainerLock | None:
+    key = _find_key(path)
+    return None if key is None else _taken.get(key)
+
+
+def _try(path: Path, since: str) -> TrainerLock | None:
+    # A file object, which can be closed twice: a signal's exception may come when the lease has
+    # it already, and a number that is closed twice may be somebody else's by then.
+    file = open(path, "rb", buffering=0, opener=_open)  # noqa: SIM115  # the lease keeps it
+    try:
+        # Looked at again: a lock on a file that was removed meanwhile keeps nobody out.
+        if _lock(file, path) and _find_key(path) == (key := _key(os.fstat(file.fileno()))):
+            _write(file, Holder.this_process(since))
+            lease = _taken[key] = TrainerLock(file)
+            return lease
+    except BaseException:
+        file.close()
+        raise
+    file.close()
+    return None
+
+
+def _open(path: str, _: int) -> int:
+    return lock.open_lock(Path(path))  # as `open` hands it on
+
+
+def _lock(file: FileIO, path: Path) -> bool:
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    except OSError as error:
+        if error.errno not in lock.NO_LOCKS:
+            raise
+        lock.warn_of_no_locks(path.parent)
+    return True
+
+
+def _write(file: FileIO, holder: Holder) -> None:
+    # The lease is the lock. That it could not be named, on a full disk, must not fail a save; and
+    # nobody's name is better than that of the one before.
+    with suppress(OSError):
+        os.ftruncate(file.fileno(), 0)
+        os.pwrite(file.fileno(), json.dumps(asdict(holder)).encode() + b"\n", 0)
+
+
+def _release(file: FileIO) -> None:
+    if file.closed:
+        return
+    with file:
+        with suppress(OSError):
+            os.ftruncate(file.fileno(), 0)
+        with suppress(OSError):
+            # By name: a child that is being forked at this moment may hold a copy.
+            fcntl.flock(file, fcntl.LOCK_UN)
+
+
+def _find_key(path: Path) -> tuple[int, int] | None:
+    found = paths.find_status(path)
+    return None if found is None else _key(found)
+
+
+def _key(found: os.stat_result) -> tuple[int, int]:
+    return found.st_dev, found.st_ino
+
+
+def _abandon_inherited() -> None:
+    for lease in list(_taken.values()):
+        lease.abandon()
+    _taken.clear()
+    _guard.release()
+
+
+# The guard is taken for the fork: a handle that another thread is about to enter would be missed.
+os.register_at_fork(
+    before=_guard.acquire, after_in_parent=_guard.release, after_in_child=_abandon_inherited
+)

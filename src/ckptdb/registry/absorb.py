@@ -1,0 +1,145 @@
+"""Runs that have a catalog of their own, and the catalog of the root that takes them over."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import closing, contextmanager, suppress
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+from ckptdb.catalog.catalog import Catalog
+from ckptdb.catalog.engine import Database
+from ckptdb.catalog.location import FILE, Location, locate
+from ckptdb.core import warnings
+from ckptdb.disk import identity, paths
+from ckptdb.errors import (
+    CatalogBroken,
+    CatalogError,
+    CatalogMissing,
+    CatalogOutdated,
+    CatalogTampered,
+)
+from ckptdb.reconcile import ReconcileReport, RunReport, reconcile_run
+from ckptdb.reconcile.plan import OF_THE_JOURNAL
+
+
+@dataclass(slots=True)
+class Gathering:
+    """What a root takes over from the runs below it.
+
+    Attributes:
+        gathered: Runs whose own catalog is to go.
+        own: By run, how it differed from its own catalog.
+    """
+
+    root: Path | None
+    gathered: list[Path] = field(default_factory=list)
+    own: dict[Path, RunReport] = field(default_factory=dict)
+
+    def compare(self, run: Path) -> None:
+        """Say how a run differs from its own catalog; changes nothing."""
+        if self.has_own(run):
+            with suppress(CatalogError, OSError):  # then it is not taken over either
+                self._reconcile_own(run, dry_run=True)
+
+    def take(self, run: Path) -> None:
+        """Let a run that has its own be the root's, before it is indexed in the root's catalog."""
+        try:
+            why = self._reconcile_own(run, dry_run=False)
+            if why is None:
+                identity.unmark_root(run)
+                self.gathered.append(run)
+        except CatalogError as error:
+            why = str(error)
+        except OSError as error:
+            why = error.strerror or str(error)
+        if why is not None:
+            warnings.warn(f"{run} keeps a catalog of its own: {why}")
+
+    def remove_own(self) -> None:
+        """Remove the catalogs whose content is in the root's now."""
+        for run in self.gathered:
+            # Both were only ever an index.
+            for name in (f"{FILE}-journal", FILE):
+                with suppress(FileNotFoundError):
+                    paths.unlink(identity.hidden(run) / name)
+
+    def complete(self, report: ReconcileReport) -> ReconcileReport:
+        """Return a report of the root with what differed from the runs' own catalogs."""
+        return replace(report, runs=tuple(_joined(run, self.own) for run in report.runs))
+
+    def has_own(self, run: Path) -> bool:
+        """Tell whether a run below the root is a root of its own."""
+        root = self.root
+        return root is not None and root in run.parents and identity.is_root(run)
+
+    def _reconcile_own(self, run: Path, *, dry_run: bool) -> str | None:
+        """Compare a run with its own catalog; return why that one cannot go yet.
+
+        What only that one knows, since the journal has lost lines, goes back into the journal:
+        from there every other catalog learns it.
+        """
+        try:
+            database = Database.open(
+                locate(identity.hidden(run) / FILE), create=False, upgrade=not dry_run
+            )
+        except CatalogTampered:
+            raise  # it may tell what nothing else does, and cannot be asked
+        except (CatalogMissing, CatalogBroken, CatalogOutdated):
+            return None  # it tells nothing, or nothing before it is upgraded
+        with closing(database):
+            try:
+                report = reconcile_run(Catalog(database), run, dry_run=dry_run, settle=True)
+            except CatalogBroken:
+                return None
+        self.own[run] = report
+        return report.blocked or report.doubt
+
+
+def find_own_doubt(run: Path, used: Location) -> str | None:
+    """Return why nothing may be deleted in a run by what its own catalog knows; changes nothing.
+
+    Args:
+        run: Its directory.
+        used: The catalog that is asked already; nothing is said of that one.
+    """
+    own = locate(identity.hidden(identity.find_root(run) or run) / FILE)
+    if own.file == used.file:
+        return None
+    try:
+        with closing(Database.open(own, create=False, upgrade=False)) as database:
+            return reconcile_run(Catalog(database), run, dry_run=True).doubt
+    except (CatalogError, OSError):
+        return None  # it says nothing now
+
+
+@contextmanager
+def gathering(
+    root: Path | None, database: Database
+) -> Iterator[tuple[Gathering, Callable[[Path], None]]]:
+    """Let a root take over the runs below it that were roots of their own.
+
+    Yields what was taken, and what to call before each run is indexed in the root's catalog.
+    """
+    found = Gathering(root)
+
+    def take(run: Path) -> None:
+        if found.has_own(run):
+            database.ensure_sound()
+            found.take(run)
+
+    yield found, take
+    found.remove_own()
+
+
+def _joined(run: RunReport, own: Mapping[Path, RunReport]) -> RunReport:
+    before = own.get(run.directory)
+    if before is None:
+        return run
+    actions = tuple(action for action in before.actions if action.kind in OF_THE_JOURNAL)
+    return replace(
+        run,
+        actions=(*actions, *run.actions),
+        journal_aside=run.journal_aside or before.journal_aside,
+        doubt=run.doubt or before.doubt,
+    )

@@ -1,0 +1,71 @@
+"""Two checkpoints side by side."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Final
+
+from ckptdb.core.compare import Difference, Side, compare
+from ckptdb.core.records import Checkpoint
+from ckptdb.disk import manifest, names, training_info
+from ckptdb.errors import NotACheckpoint, UnknownRun
+from ckptdb.registry.tree import PathLike, Tree
+
+_LONGEST_STEP: Final = 100
+"""Digits, leading zeros among them."""
+
+
+class Comparing(Tree):
+    """How checkpoints differ."""
+
+    def diff(
+        self, a: int | PathLike, b: int | PathLike, *, run: PathLike | None = None
+    ) -> Difference:
+        """Return how two checkpoints differ: configuration, metrics, files and their sizes.
+
+        Args:
+            a: A step, ``"RUN:STEP"``, or the path of a checkpoint, which may lie elsewhere.
+            b: Likewise; what is told is what became of ``a`` in it.
+            run: Whose steps are meant; None for the run that was opened.
+
+        Raises:
+            NotACheckpoint: It is none of these.
+            UnknownCheckpoint: There never was one at that step.
+            UnknownRun: No run is called so.
+        """
+        return compare(self._side(a, run), self._side(b, run))
+
+    def _side(self, which: int | PathLike, run: PathLike | None) -> Side:
+        checkpoint = self._find_named(which, run)
+        # What is deleted has no files; its configuration went with them.
+        if not checkpoint.path.is_dir():
+            return Side(checkpoint, None, None)
+        config = training_info.find_config(checkpoint.path)
+        return Side(checkpoint, config, manifest.list_files(checkpoint.path))
+
+    def _find_named(self, which: int | PathLike, run: PathLike | None) -> Checkpoint:
+        text = os.fspath(which) if not isinstance(which, int) else str(which)
+        if _is_step(text):
+            return self._get_at(self._get_run(run), int(text))
+        path = Path(os.path.abspath(text))
+        step = names.find_final_step(path.name)
+        if step is not None and path.is_dir():
+            return self._find_at_path(path, step)
+        name, colon, last = text.rpartition(":")
+        if not colon or not _is_step(last):
+            raise NotACheckpoint(text)
+        return self._get_at(self._get_run(name), int(last))
+
+    def _find_at_path(self, path: Path, step: int) -> Checkpoint:
+        try:
+            return self._get_at(self._get_run(path.parent), step)
+        except UnknownRun:
+            # It belongs to somebody else's root.
+            with type(self).open(path.parent) as other:
+                return other._get_at(other._get_run(path.parent), step)  # noqa: SLF001  # a twin's
+
+
+def _is_step(text: str) -> bool:
+    # Python makes no number of very many digits; what is too large for a step, its own error says.
+    return text.isascii() and text.isdigit() and len(text) <= _LONGEST_STEP

@@ -1,0 +1,379 @@
+"""The index itself: beginning, reconciling, checking and upgrading it."""
+
+from __future__ import annotations
+
+import errno
+import os
+from collections.abc import Callable, Sequence
+from contextlib import closing
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+from typing import Any, Self
+
+from ckptdb.catalog import engine
+from ckptdb.catalog.catalog import Catalog, IndexedRun
+from ckptdb.catalog.engine import Database
+from ckptdb.catalog.files import look_at
+from ckptdb.catalog.schema import HEAD
+from ckptdb.core import warnings
+from ckptdb.core.records import Run
+from ckptdb.disk import identity, scan
+from ckptdb.disk.verified import DEPTHS, VerifyDepth
+from ckptdb.errors import (
+    CatalogBroken,
+    CatalogError,
+    CatalogForeign,
+    CatalogMissing,
+    CatalogNotBegun,
+    CatalogReadOnly,
+    CatalogTampered,
+    CatalogUnusable,
+    DirectoryMissing,
+    InvalidChoice,
+    RootsBelow,
+    UnknownRun,
+)
+from ckptdb.reconcile import ReconcileReport, index_run, reconcile_tree
+from ckptdb.reconcile.run_location import find_there
+from ckptdb.registry.absorb import Gathering, gathering
+from ckptdb.registry.tree import PathLike, Tree, enclosing_run, is_ours
+from ckptdb.registry.verification import Verification, Verifier
+from ckptdb.training.index import find_location
+
+_FORBIDDEN = frozenset({errno.EACCES, errno.EPERM, errno.EROFS})
+
+
+@dataclass(frozen=True, slots=True)
+class CatalogStatus:
+    """What `Registry.status` tells about the catalog itself.
+
+    Attributes:
+        revision: Of its schema; None when it does not exist.
+        integrity: ``"ok"``, ``"missing"``, ``"empty"`` (a file of 0 bytes), or what is wrong.
+    """
+
+    location: str
+    exists: bool
+    revision: str | None
+    head: str
+    size_bytes: int | None
+    integrity: str
+    runs: int
+    checkpoints: int
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return the status for JSON."""
+        return {name: getattr(self, name) for name in self.__slots__}
+
+
+class Indexing(Tree):
+    """Brings the catalog of a tree to what is on disk."""
+
+    @classmethod
+    def init(cls, directory: PathLike) -> tuple[Self, ReconcileReport]:
+        """Mark a directory as a root, index what is below it, absorb catalogs of single runs.
+
+        Raises:
+            CatalogMissing: There is no such directory.
+        """
+        root = Path(os.path.abspath(directory))
+        if not root.is_dir():
+            raise DirectoryMissing(root)
+        identity.mark_root(root)
+        registry = cls(find_location(root), root, None)
+        return registry, registry.reconcile()
+
+    def reconcile(
+        self,
+        path: PathLike | None = None,
+        *,
+        dry_run: bool = False,
+        full: bool = False,
+        on_run: Callable[[Path], None] | None = None,
+        on_checkpoint: Callable[[], None] | None = None,
+    ) -> ReconcileReport:
+        """Bring the index to what is on disk, and finish what crashes interrupted.
+
+        A catalog that is broken is set aside and built anew. A directory with runs that is in no
+        root becomes one, as by `init`, and runs that were roots of their own become part of it.
+
+        Args:
+            path: A run or a tree; None for what was opened. What lies in another root is compared
+                with the catalog of that one.
+            dry_run: Only say what would be done.
+            full: Read everything again and compare every file with its manifest.
+            on_run: Called before each run.
+            on_checkpoint: Called after each checkpoint.
+
+        Raises:
+            CatalogMissing: There is no catalog, and nothing to make one of.
+        """
+        top = self._top(path)
+        look = partial(
+            reconcile_tree,
+            top=top,
+            depth="full" if full else "files",
+            on_checkpoint=on_checkpoint,
+        )
+        on_run = on_run or (lambda _: None)
+        if self._answers_for(top):
+            return self._reconcile(top, look, on_run, dry_run=dry_run, full=full)
+        with type(self).open(top) as other:
+            return other._reconcile(top, look, on_run, dry_run=dry_run, full=full)  # noqa: SLF001  # one of us
+
+    def verify(
+        self,
+        *,
+        run: PathLike | None = None,
+        depth: VerifyDepth = "contents",
+        max_seconds: float | None = None,
+        on_checkpoint: Callable[[], None] | None = None,
+    ) -> Verification:
+        """Compare every file with its manifest; return the live checkpoints, problems included.
+
+        What was written without a manifest cannot be compared, and is counted apart. Where the
+        catalog may only be read, all that is to be known comes from the files.
+
+        Args:
+            run: Name, path or uuid prefix; None for those at or below what was opened.
+            depth: ``"contents"`` reads the files that have checksums, ``"sizes"`` none.
+            max_seconds: When to stop; the next time goes on with what was verified longest ago.
+            on_checkpoint: Called after each checkpoint.
+
+        Raises:
+            InvalidChoice: There is no such depth.
+        """
+        if depth not in DEPTHS:
+            raise InvalidChoice("depth", depth, DEPTHS)
+        scope = self._find_scope(run)
+        look = partial(
+            self._verify,
+            [scope.seen] if scope.seen else self._runs_there(),
+            depth=depth,
+            max_seconds=max_seconds,
+            on_checkpoint=on_checkpoint or (lambda: None),
+        )
+        try:
+            return look(self._catalog())
+        except (CatalogUnusable, OSError) as error:
+            if not _is_forbidden(error):
+                raise
+            why = str(error).removesuffix(".")
+        with closing(Database.in_memory(self.location.base)) as database:
+            found = look(Catalog(database), only_read=True)
+        return replace(found, unrecorded=why)
+
+    def _verify(
+        self,
+        wanted: Sequence[IndexedRun],
+        catalog: Catalog,
+        *,
+        depth: VerifyDepth,
+        max_seconds: float | None,
+        on_checkpoint: Callable[[], None],
+        only_read: bool = False,
+    ) -> Verification:
+        runs, ours, not_seen = list[IndexedRun](), list[IndexedRun](), dict[Path, str]()
+        for seen in wanted:
+            directory = seen.run.directory
+            try:
+                found = self._index_to_verify(catalog, seen)
+                if isinstance(found, str):
+                    not_seen[directory] = found
+                    continue
+                runs.append(found)
+                # One that may not be written to has to say that it could not.
+                ours += [found] if is_ours(directory) and not only_read else []
+            except OSError as error:
+                not_seen[directory] = f"cannot be read ({error.strerror})"
+        verifier = Verifier(catalog, depth, max_seconds=max_seconds, on_checkpoint=on_checkpoint)
+        return replace(verifier.verify(runs, ours=ours), not_seen=not_seen)
+
+    def _index_to_verify(self, catalog: Catalog, seen: IndexedRun) -> IndexedRun | str:
+        """Bring the index to what is in a run; return that run, or why it cannot be looked at."""
+        directory = seen.run.directory
+        where = self._find_whereabouts(seen)
+        if where in ("missing", "replaced"):
+            return "is not there" if where == "missing" else "is another run's by now"
+        report = index_run(catalog, directory)
+        # Perhaps under another identity: it may have been a copy.
+        found = find_there(catalog, directory)
+        if found is None and report.blocked:
+            return f"cannot be indexed: {report.blocked}"
+        return found or seen
+
+    def forget(self, run: PathLike) -> Run:
+        """Drop a run from the index; its directory is not touched. Returns what was dropped."""
+        seen = self._match(run)
+        self._catalog_to_write().forget(seen.id)
+        return seen.run
+
+    def status(self) -> CatalogStatus:
+        """Return where the catalog is and how it does; never raises because of its state."""
+        location = self.location
+        file = location.file
+        look = None if file is None else look_at(file)
+        exists = self._refused is None and (file is None or look is not None)
+        size = look.size_bytes if look is not None and exists else None
+        revision, integrity, counts = None, "missing", (0, 0)
+        if exists:
+            try:
+                database = Database.open(location)
+                revision, integrity = database.revision(), database.integrity()
+                counts = Catalog(database).counts()
+                database.close()
+            except CatalogMissing:
+                integrity = "empty"
+            except CatalogError as error:
+                integrity = str(error)
+        return CatalogStatus(str(location), exists, revision, HEAD, size, integrity, *counts)
+
+    def explain_location(self) -> tuple[str, ...]:
+        """Return why this is the catalog: which marks of roots there are, and which counts."""
+        if self._chosen or self._directory is None:
+            return (f"{self.location} was named.",)
+        found = []
+        for marker in identity.find_markers(self._directory):
+            found.append(f"{marker}: " + ("used." if marker.counts else "not used."))
+            if marker.counts:
+                break
+        return tuple(found)
+
+    def explain_missing(self) -> CatalogError:
+        """Return the error that says why there is no catalog, for when there is none."""
+        if self._refused is not None:
+            return self._refused
+        where = self._directory or Path(str(self.location))
+        if any(scan.find_runs(where)):
+            return CatalogNotBegun(self.location.base or where)
+        return _nothing_at(where)
+
+    def upgrade(self) -> tuple[str, str, Path | None]:
+        """Bring the catalog to this version's schema; return revisions before and after, copy."""
+        self.close()
+        return engine.upgrade(self.location)
+
+    def _reconcile(
+        self,
+        top: Path,
+        look: Callable[..., ReconcileReport],
+        on_run: Callable[[Path], None],
+        *,
+        dry_run: bool,
+        full: bool,
+    ) -> ReconcileReport:
+        if not self._has_begun() and not any(scan.find_runs(top)):
+            raise _nothing_at(top)
+        if dry_run:
+            own = Gathering(self.location.base)
+
+            def compare(run: Path) -> None:
+                own.compare(run)
+                on_run(run)
+
+            return own.complete(look(self._catalog_or_empty(), on_run=compare, dry_run=True))
+        notes = self._claim_notes(top)
+        aside = self._make_usable()
+        try:
+            report = self._look(look, on_run, quick=not full)
+        except CatalogBroken:
+            # As a database, which its check says, or only as a catalog, which reading it has shown.
+            self.close()
+            aside = engine.set_aside(self.location)
+            report = self._look(look, on_run, quick=not full)
+        if self._is_whole(top):
+            self._catalog().database.set_complete()
+        blocked = {run.directory for run in report.runs if run.blocked}
+        for note in notes:
+            if note.directory not in blocked:
+                note.remove()
+        return replace(report, set_aside=aside)
+
+    def _is_whole(self, top: Path) -> bool:
+        """Whether this is all that the catalog is to know."""
+        base = self.location.base
+        return top == base if base is not None else not scan.is_run(top)
+
+    def _look(
+        self,
+        look: Callable[..., ReconcileReport],
+        on_run: Callable[[Path], None],
+        *,
+        quick: bool,
+    ) -> ReconcileReport:
+        catalog = self._catalog(create=True)
+        database = catalog.database
+        with (
+            gathering(self.location.base, database) as (own, take),
+            database.checked(quick=quick),
+        ):
+
+            def begin(run: Path) -> None:
+                take(run)
+                on_run(run)
+
+            return own.complete(look(catalog, on_run=begin))
+
+    def _catalog_or_empty(self) -> Catalog:
+        try:
+            return Catalog(Database.open(self.location))
+        except CatalogMissing:
+            return Catalog(Database.in_memory(self.location.base))
+        except CatalogBroken as error:
+            warnings.warn(str(error))
+            return Catalog(Database.in_memory(self.location.base))
+
+    def _make_usable(self) -> Path | None:
+        """Set aside what cannot be opened as a catalog; return where it went."""
+        self.close()
+        try:
+            self._opened = Catalog(self._open(create=True))
+        except CatalogBroken as error:
+            if self.location.base is None and not isinstance(error, CatalogTampered):
+                # A file that somebody named may be anything, a script or weights: not ours to move.
+                raise CatalogForeign(str(self.location)) from error
+            return engine.set_aside(self.location)
+        return None
+
+    def _top(self, path: PathLike | None) -> Path:
+        if path is not None:
+            top = Path(os.path.abspath(path))
+            if not top.is_dir():
+                raise DirectoryMissing(top)
+            return enclosing_run(top) or top
+        top_here = self.directory or self.location.base
+        if top_here is None:
+            raise UnknownRun(str(self.location), ())
+        return top_here
+
+    def _answers_for(self, top: Path) -> bool:
+        """Whether a directory belongs into this catalog, and not into that of another root."""
+        return self._chosen or self.location.base in (top, _root_of(top))
+
+    def _has_begun(self) -> bool:
+        file, base = self.location.file, self.location.base
+        return file is None or file.exists() or (base is not None and identity.is_root(base))
+
+
+def _is_forbidden(error: CatalogUnusable | OSError) -> bool:
+    """Whether all that is wrong is that something may not be written by this user, or here."""
+    cause = error if isinstance(error, OSError) else error.__cause__
+    forbidden = isinstance(cause, OSError) and cause.errno in _FORBIDDEN
+    return forbidden or isinstance(error, CatalogReadOnly)
+
+
+def _nothing_at(top: Path) -> CatalogMissing:
+    others = {identity.find_root(run) for run in scan.find_runs(top, other_roots=True)}
+    return RootsBelow(top, sorted(filter(None, others))) if others else CatalogMissing(top)
+
+
+def _root_of(directory: Path) -> Path | None:
+    """Return the root that a directory belongs to.
+
+    A run that is only a root of its own belongs into the one that it lies in.
+    """
+    root = identity.find_root(directory)
+    if root is not None and scan.is_run(root):
+        return identity.find_root(root.parent) or root
+    return root

@@ -1,0 +1,261 @@
+"""Questions about runs and checkpoints."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from contextlib import AbstractContextManager
+from pathlib import Path
+
+from ckptdb.catalog import query
+from ckptdb.catalog.query import Relation
+from ckptdb.catalog.spool import Spool
+from ckptdb.core.records import (
+    MODES,
+    STATUSES,
+    Ancestor,
+    Checkpoint,
+    Curve,
+    Mode,
+    Rows,
+    Run,
+    Status,
+)
+from ckptdb.disk import names, scan
+from ckptdb.errors import InvalidChoice, MetricNotChosen, NothingFinite, UnknownMetric
+from ckptdb.reconcile.run_location import Whereabouts
+from ckptdb.registry.tree import PathLike, Tree
+
+
+class Asking(Tree):
+    """Answers from the catalog."""
+
+    def runs(self) -> tuple[Run, ...]:
+        """Return the runs at or below what was opened, by name; of a catalog all of them."""
+        self._refresh()
+        self._complete()
+        return tuple(seen.run for seen in self._runs())
+
+    def own_metric(self, found: Iterable[Checkpoint]) -> str | None:
+        """Return the metric that the runs of some checkpoints are judged by, if it is one."""
+        catalog = self._catalog()
+        runs = map(catalog.find_run, {checkpoint.run_uuid for checkpoint in found})
+        metrics = {seen.run.metric_name for seen in runs if seen}
+        return metrics.pop() if len(metrics) == 1 else None
+
+    def checkpoints(
+        self,
+        *,
+        run: PathLike | None = None,
+        status: Status | None = None,
+        limit: int | None = None,
+    ) -> tuple[Checkpoint, ...]:
+        """Return checkpoints by run and step.
+
+        Args:
+            run: Name, path or uuid prefix; None for those at or below what was opened.
+            status: Only ``tmp``, ``final`` or ``deleted`` ones.
+            limit: At most so many, those with the highest steps.
+
+        Raises:
+            InvalidChoice: There is no such status.
+        """
+        if status is not None and status not in STATUSES:
+            raise InvalidChoice("status", status, STATUSES)
+        scope = self._find_scope(run)
+        return self._catalog().checkpoints(
+            run_id=scope.run_id, among=scope.among, status=status, limit=limit
+        )
+
+    def passed_over(
+        self, answer: Iterable[Checkpoint], *, run: PathLike | None = None
+    ) -> tuple[tuple[Path, str], ...]:
+        """Return what has the name of a newer checkpoint, and cannot be read as one, and why.
+
+        That is a file, or a symlink to nothing, such as to a disk that is not mounted. The runs
+        are listed for it, and nothing else.
+
+        Args:
+            answer: What was answered; of its runs only what is newer.
+            run: As it was asked for, when nothing was answered.
+        """
+        newest: dict[Path, int] = {}
+        for checkpoint in answer:
+            directory = checkpoint.path.parent
+            newest[directory] = max(checkpoint.step, newest.get(directory, -1))
+        if not newest and (seen := self._find_scope(run).seen):
+            newest[seen.run.directory] = -1
+        found = []
+        for directory, step in newest.items():
+            for other, why in sorted(scan.find_obstructed(directory).items()):
+                if other > step:
+                    found.append((directory / names.final_name(other), why))
+        return tuple(found)
+
+    def get(self, step: int, *, run: PathLike | None = None) -> Checkpoint:
+        """Return the checkpoint at a step: the live one, else the last one that was there.
+
+        Raises:
+            UnknownCheckpoint: There never was one.
+        """
+        self._refresh()
+        return self._get_at(self._get_run(run), step)
+
+    def lineage(self, step: int, *, run: PathLike | None = None) -> tuple[Ancestor, ...]:
+        """Return the checkpoint at a step and those it descends from, the nearest first.
+
+        The first save after `CheckpointManager.resume` has the one that it returned as its
+        parent; any later one the save before it.
+
+        Raises:
+            UnknownCheckpoint: There never was one.
+        """
+        self._refresh()
+        seen = self._get_run(run)
+        return self._catalog().lineage(seen.id, self._get_at(seen, step).uuid)
+
+    def curves(
+        self,
+        metric: str | None = None,
+        *,
+        runs: Sequence[PathLike] = (),
+        mode: Mode | None = None,
+    ) -> tuple[str, tuple[Curve, ...]]:
+        """Return a metric's name and how it went in each run that has it, by the run's name.
+
+        Args:
+            metric: None for the runs' own, if that is one.
+            runs: Only these; those at or below what was opened when empty.
+            mode: Its direction where it is not the run's own metric.
+
+        Raises:
+            UnknownMetric: No run has it; the message lists those that exist.
+            NothingFinite: None of these runs has a finite value of it.
+            MetricNotChosen: The runs have several of their own, or none.
+            NoRuns: There is none.
+            InvalidChoice: The mode is neither.
+        """
+        if mode is not None and mode not in MODES:
+            raise InvalidChoice("mode", mode, MODES)
+        self._refresh()
+        chosen = list({seen.id: seen for seen in map(self._get_run, runs)}.values())
+        if not chosen and self._run is not None:
+            chosen = [self._get_run(None)]
+        if not chosen:
+            self._complete()
+        catalog = self._catalog()
+        among = None if chosen else self._find_among()
+        known = chosen or catalog.runs(among=among)
+        if not known:
+            raise self._nothing_here()
+        if metric is None:
+            own = {seen.run.metric_name for seen in known} - {None}
+            if len(own) != 1:
+                raise MetricNotChosen(own)
+            metric = str(own.pop())
+        ids = [seen.id for seen in chosen] or among
+        found = query.curves(catalog.database, metric, ids)
+        if not found:
+            names = catalog.metric_names(among=among)
+            if metric in names:
+                raise NothingFinite(metric, [seen.run.name for seen in chosen])
+            raise UnknownMetric(metric, names)
+        return metric, tuple(
+            Curve(
+                seen.run.name,
+                seen.run.uuid,
+                mode or (seen.run.mode if seen.run.metric_name == metric else None),
+                *found[seen.id],
+            )
+            for seen in known
+            if seen.id in found
+        )
+
+    def query(
+        self,
+        sql: str,
+        parameters: Mapping[str, object] | None = None,
+        *,
+        limit: int | None = 100_000,
+        timeout_seconds: float = 30.0,
+    ) -> Rows:
+        """Answer SQL over the whole catalog, read-only and bounded.
+
+        On SQLite a process of its own does it, which the system ends when it takes too much.
+
+        Args:
+            sql: ``:name`` stands for a parameter. It sees all runs, wherever the registry was
+                opened; ``runs.directory`` says where each one lies.
+            parameters: Values by name.
+            limit: Rows after which the answer is cut.
+            timeout_seconds: Bounds the whole call.
+
+        Raises:
+            QueryRefused: It would change something.
+            QueryFailed: It is wrong.
+            ParameterMissing: It names a parameter that has no value.
+            QueryTimeout: It ran for too long.
+            QueryTooLarge: It, or its answer, is larger than it may be.
+        """
+        self._refresh()
+        self._complete()
+        database = self._catalog().database
+        return query.query(
+            database,
+            sql,
+            parameters,
+            limit=limit,
+            timeout_seconds=timeout_seconds,
+            workers=self._workers,
+        )
+
+    def query_apart(
+        self,
+        sql: str,
+        parameters: Mapping[str, object] | None = None,
+        *,
+        limit: int | None = 100_000,
+        timeout_seconds: float = 30.0,
+    ) -> AbstractContextManager[Spool]:
+        """Answer SQL like `query`; enter the answer, which may be larger than memory."""
+        self._refresh()
+        self._complete()
+        return query.query_apart(
+            self._catalog().database,
+            sql,
+            parameters,
+            limit=limit,
+            timeout_seconds=timeout_seconds,
+            workers=self._workers,
+        )
+
+    def query_here(self, sql: str) -> Rows:
+        """Answer SQL of this package, whole and in this process, which it does not overtax."""
+        self._refresh()
+        self._complete()
+        return query.query(self._catalog().database, sql, limit=None)
+
+    def summary(self) -> Rows:
+        """Return one row per run: counts, bytes on disk, best, latest, last activity.
+
+        Raises:
+            NoRunsBelow: No run lies at or below the directory that was opened.
+        """
+        self._refresh()
+        self._complete()
+        among = self._find_among()
+        if among == ():
+            raise self._nothing_here()
+        return query.summary(self._catalog().database, among)
+
+    def whereabouts(self, uuids: Iterable[str]) -> dict[str, Whereabouts]:
+        """Look whether runs are where the catalog has them, by their uuids.
+
+        ``"here"``, ``"missing"`` when there is no such directory, ``"replaced"`` when it is
+        another run's by now, ``"unclear"`` when it does not tell.
+        """
+        runs = map(self._catalog().find_run, set(uuids))
+        return {seen.run.uuid: self._find_whereabouts(seen) for seen in runs if seen}
+
+    def schema(self) -> tuple[Relation, ...]:
+        """Return the tables and views that SQL can name."""
+        return query.describe(self._catalog().database)

@@ -1,0 +1,292 @@
+"""Watching runs: what evaluators are given to do."""
+
+from __future__ import annotations
+
+import logging
+import reprlib
+import threading
+import time
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import suppress
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import TypeVar
+
+from ckptdb.catalog.catalog import Catalog, IndexedRun
+from ckptdb.catalog.engine import Database
+from ckptdb.core import warnings
+from ckptdb.core.candidates import Wanted
+from ckptdb.core.records import Checkpoint
+from ckptdb.disk import (
+    identity,
+    leases,
+    names,
+    scan,
+)
+from ckptdb.disk.run_finder import Runs
+from ckptdb.disk.scan import Stamp
+from ckptdb.errors import (
+    CatalogError,
+    CatalogMissing,
+    CatalogOutdated,
+    CatalogReadOnly,
+    InvalidWatch,
+    RunLocked,
+)
+from ckptdb.reconcile import index_run
+from ckptdb.reconcile.run_location import find_there
+from ckptdb.registry.arrivals import ArrivalQueue, Arrivals, Share, Stop, Waiting
+from ckptdb.registry.tree import PathLike, Tree
+
+POLL_SECONDS = 5.0
+"""How long nobody looks after nothing has come. A look is one stamp a run."""
+_RETRY_SECONDS = 10.0
+"""How long a catalog that failed is left alone."""
+# A reader that may not write cannot bring it up to date; that is no failure to warn about.
+_QUIET = (CatalogMissing, CatalogOutdated, CatalogReadOnly)
+
+_T = TypeVar("_T")
+_Question = Callable[[Catalog, int], _T]
+"""Asks a catalog about a run, by id."""
+_logger = logging.getLogger("ckptdb")
+
+
+class Watching(Tree):
+    """Yields checkpoints as they are saved."""
+
+    def watch(
+        self,
+        run: PathLike | None = None,
+        *,
+        lease: str | None = None,
+        lease_seconds: float = leases.SECONDS,
+        poll_seconds: float | None = POLL_SECONDS,
+        existing: bool = True,
+        stop: Stop | None = None,
+    ) -> Arrivals:
+        """Yield every final, trusted checkpoint once: those that are there, and those to come.
+
+        They come by run and step, later ones as they are saved. One that is gone before its turn
+        is passed over; a step that is saved again comes again.
+
+        With a lease, each goes to one only of all processes that name the same one, on whatever
+        host, and is not deleted as long as that one has it. Asking for the next one records that
+        it is done: nobody of that name gets it again, ever. When the loop is left, or its process
+        dies, somebody else gets it.
+
+        Args:
+            run: Name, path or uuid prefix; None for those at or below what was opened, those
+                that begin later included.
+            lease: Name of the evaluation, e.g. ``"mmlu"``.
+            lease_seconds: After how long without a sign of life a lease ends whose holder is on
+                another machine. It is renewed in the background.
+            poll_seconds: How often to look; None to end when there is nothing left to do.
+            existing: Also what is there already.
+            stop: An event, or a function to ask; ends it before the next one.
+
+        Raises:
+            InvalidWatch: Lists everything that is wrong with the arguments.
+            UnknownRun: There is no such run.
+            CatalogMissing: There is no run at all, and none is waited for.
+        """
+        faults = tuple(_find_faults(lease, lease_seconds, poll_seconds, stop))
+        if faults:
+            raise InvalidWatch(faults)
+        directories = self._find_watched(run, waits=poll_seconds is not None)
+        answers = _Answers(self._catalog, partial(self._heal, strict=True), self.close)
+        looker = _Looker(answers, directories)
+        share = None if lease is None else Share(lease, lease_seconds)
+        queue = ArrivalQueue(
+            looker.look, looker.load, share=share, poll_seconds=poll_seconds, stop=stop
+        )
+        if not existing:
+            queue.pass_over()
+        return Arrivals(queue)
+
+    def _find_watched(self, run: PathLike | None, *, waits: bool) -> Callable[[], Iterable[Path]]:
+        """Return what tells at each look which directories are runs."""
+        one = self._run if run is None else self._match(run).run.directory
+        if one is not None:
+            return lambda: (one,)
+        top = self._directory if self._whole else self.directory
+        if top is None:
+            return self._find_known
+        known: set[Path] = set()
+        try:
+            # One behind a symlink is not found by looking.
+            known.update(self._find_known())
+        except CatalogMissing:
+            if not waits:
+                raise
+        except CatalogError as error:
+            _logger.info("runs are found by looking only: %s", error)
+        runs = Runs(top, other_roots=not self._chosen and not identity.is_root(top))
+        return lambda: sorted(known.union(runs.find()))
+
+    def _find_known(self) -> list[Path]:
+        return [seen.run.directory for seen in self._runs()]
+
+
+class _Answers:
+    """Answers about runs as they are on disk, from the catalog or, when that fails, from memory.
+
+    Args:
+        open_catalog: Returns the catalog.
+        heal: Brings it to what is on disk in a run, or raises why not.
+        close: Closes it; it is opened again when it is asked for.
+    """
+
+    def __init__(
+        self,
+        open_catalog: Callable[[], Catalog],
+        heal: Callable[[Path], object],
+        close: Callable[[], None],
+    ) -> None:
+        self._open = open_catalog
+        self._heal = heal
+        self._close = close
+        self._memory: Catalog | None = None
+        self._retry_at = 0.0
+
+    def ask(self, directory: Path, question: _Question[_T]) -> tuple[IndexedRun, _T] | None:
+        """Return where a run stands in the index, and the answer; None when it is not there."""
+        try:
+            if time.monotonic() >= self._retry_at:
+                stored = self._open_current()
+                self._heal(directory)
+                if answer := _put(question, stored, directory):
+                    return answer
+        except (CatalogError, RunLocked, OSError) as error:
+            self._give_up(error)
+        if self._memory is None:
+            self._memory = Catalog(Database.in_memory())
+        try:
+            index_run(self._memory, directory, depth="changes")
+        except OSError as error:
+            _logger.info("%s cannot be looked at now: %s", directory, error)
+            return None
+        return _put(question, self._memory, directory)
+
+    def recall(self, directory: Path, question: _Question[_T]) -> _T | None:
+        """Return the answer as it was when somebody looked last."""
+        try:
+            usable = time.monotonic() >= self._retry_at
+            catalog = self._open_current() if usable else self._memory
+            answer = None if catalog is None else _put(question, catalog, directory)
+        except CatalogError as error:
+            self._give_up(error)
+            return None
+        return answer[1] if answer else None
+
+    def _open_current(self) -> Catalog:
+        opened = self._open()
+        if not opened.database.replaced():
+            return opened
+        self._close()
+        return self._open()
+
+    def _give_up(self, error: Exception) -> None:
+        self._retry_at = time.monotonic() + _RETRY_SECONDS
+        with suppress(CatalogError):
+            self._close()
+        _logger.info("the catalog is given up for now: %s", error)
+        if self._memory is None and not isinstance(error, _QUIET):
+            warnings.warn(f"{error} Checkpoints are found by looking at the directories.")
+
+
+def _put(question: _Question[_T], to: Catalog, directory: Path) -> tuple[IndexedRun, _T] | None:
+    seen = find_there(to, directory)
+    return None if seen is None else (seen, question(to, seen.id))
+
+
+@dataclass(frozen=True, slots=True)
+class _Looked:
+    """What a run held, and whether an equal stamp means that it still does."""
+
+    stamp: Stamp
+    is_sure: bool
+    here: tuple[Waiting, ...]
+
+
+class _Looker:
+    """Looks at runs again and again, closely only at those that have changed.
+
+    Args:
+        answers: About the runs.
+        directories: Returns them.
+    """
+
+    def __init__(self, answers: _Answers, directories: Callable[[], Iterable[Path]]) -> None:
+        self._answers = answers
+        self._directories = directories
+        self._looked: dict[Path, _Looked] = {}
+
+    def look(self) -> Iterator[tuple[Waiting, ...]]:
+        """Return what is published and trusted, run by run, by step."""
+        for directory in self._directories():
+            here = self._look_at(directory)
+            if here:
+                yield here
+
+    def load(self, one: Waiting) -> Checkpoint | None:
+        """Return the record of a checkpoint, None when it is not there any more."""
+
+        def find(catalog: Catalog, run_id: int) -> Checkpoint | None:
+            found = catalog.checkpoints(run_id=run_id, status="final", steps=[one.step])
+            return next((cp for cp in found if cp.uuid == one.uuid and cp.is_trusted), None)
+
+        found = self._answers.recall(one.directory, find)
+        if found is None and (answer := self._answers.ask(one.directory, find)):
+            found = answer[1]
+        return found if _is_there(one) else None
+
+    def _look_at(self, directory: Path) -> tuple[Waiting, ...]:
+        stamp = scan.find_stamp(directory)
+        if stamp is None:
+            return ()
+        before = self._looked.get(directory)
+        if before is not None and before.is_sure and stamp.is_same(before.stamp):
+            return before.here
+        is_settled = stamp.is_settled()
+        answer = self._answers.ask(
+            directory, lambda catalog, run_id: catalog.candidates(run_id, Wanted())
+        )
+        if answer is None:
+            return ()
+        seen, found = answer
+        here = tuple(Waiting(directory, seen.run.uuid, cp.step, cp.uuid) for cp in found)
+        is_sure = is_settled and seen.verified and seen.stamp == str(stamp)
+        self._looked[directory] = _Looked(stamp, is_sure, here)
+        return here
+
+
+def _is_there(one: Waiting) -> bool:
+    path = one.directory / names.final_name(one.step)
+    try:
+        if not scan.is_published(path):
+            return False
+        who = identity.identify(one.directory)
+        return scan.find_uuid(who, path, one.step, through_link=True) == one.uuid
+    except OSError:
+        return False
+
+
+def _find_faults(
+    lease: object, lease_seconds: object, poll_seconds: object, stop: object
+) -> Iterator[str]:
+    if lease is not None and not names.can_name_a_lease(lease):
+        text = reprlib.repr(lease)
+        yield f"lease must be a short line of printable text, not {text}"
+    if not _is_time(lease_seconds):
+        yield f"lease_seconds must be a number above 0, not {lease_seconds!r}"
+    if poll_seconds is not None and not _is_time(poll_seconds):
+        yield f"poll_seconds must be a number above 0 or None, not {poll_seconds!r}"
+    if stop is not None and not callable(stop) and not hasattr(stop, "is_set"):
+        yield f"stop must be an event or a function, not {stop!r}"
+
+
+def _is_time(seconds: object) -> bool:
+    if isinstance(seconds, bool) or not isinstance(seconds, int | float):
+        return False
+    return 0 < seconds <= threading.TIMEOUT_MAX

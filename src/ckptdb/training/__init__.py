@@ -1,0 +1,1 @@
+"""One run inside a training loop: saving, pruning, resuming, and its index."""

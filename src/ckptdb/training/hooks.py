@@ -1,0 +1,65 @@
+"""What a training loop is told of as it happens: checkpoints published and deleted, and problems.
+
+Hooks are called in a thread of their own, in order, after what they are told of is durable. One
+that is slow delays the others and `shutdown`, and neither a save nor a deletion; one that fails
+is logged.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from typing import TypeVar
+
+from ckptdb.core.records import Checkpoint, Problem
+from ckptdb.training.background import WorkQueue
+
+_T = TypeVar("_T")
+_logger = logging.getLogger("ckptdb")
+
+
+@dataclass(frozen=True, slots=True)
+class Hooks:
+    """The functions of a loop; None is not called."""
+
+    on_published: Callable[[Checkpoint], object] | None = None
+    on_deleted: Callable[[Checkpoint], object] | None = None
+    on_problem: Callable[[Problem], object] | None = None
+
+
+class HookDispatcher:
+    """Tells a loop, by its hooks, one thing after the other."""
+
+    def __init__(self, hooks: Hooks) -> None:
+        self._hooks = hooks
+        self._queue = WorkQueue()
+
+    def published(self, checkpoints: Iterable[Checkpoint]) -> None:
+        """Tell of checkpoints that have their final name."""
+        for checkpoint in checkpoints:
+            self._call(self._hooks.on_published, checkpoint)
+
+    def deleted(self, checkpoints: Iterable[Checkpoint]) -> None:
+        """Tell of checkpoints whose end is recorded."""
+        for checkpoint in checkpoints:
+            self._call(self._hooks.on_deleted, checkpoint)
+
+    def problem(self, problem: Problem) -> None:
+        """Tell of something that went wrong behind the loop."""
+        self._call(self._hooks.on_problem, problem)
+
+    def drain(self) -> bool:
+        """Wait for the hooks that are still to be called, as `WorkQueue.drain` does."""
+        return self._queue.drain()
+
+    def _call(self, hook: Callable[[_T], object] | None, told: _T) -> None:
+        if hook is not None:
+            self._queue.submit(lambda: _try(hook, told))
+
+
+def _try(hook: Callable[[_T], object], told: _T) -> None:
+    try:
+        hook(told)
+    except (Exception, SystemExit):
+        _logger.exception("the hook %r failed, told of %r", hook, told)

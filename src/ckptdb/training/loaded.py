@@ -1,0 +1,200 @@
+"""What this process has loaded of each run, and whether it has looked at it or saved into it.
+
+A loop may load by hand and save with a manager that it makes later, from another thread or after a
+fork: what was loaded belongs to the process. A run is known by its directory's inode, so that it is
+the same one by whatever path.
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Final
+
+from ckptdb.core import fork
+from ckptdb.disk import manifest, names
+from ckptdb.errors import UnreadableInfo
+
+MOST_RUNS: Final = 256
+"""And so many directories that were given relative."""
+MOST_LOADED: Final = 8
+"""Of how many loads of one run is known what they loaded: the last ones."""
+
+_Key = tuple[int, int]
+
+
+@dataclass(frozen=True, slots=True)
+class Loaded:
+    """A checkpoint that was loaded.
+
+    Attributes:
+        inode: Of its directory.
+        uuid: What its manifest said then; None when it had none.
+        has_weights: Its weights were asked for, not only its training_info.
+    """
+
+    step: int
+    inode: int
+    uuid: str | None
+    has_weights: bool
+
+
+@dataclass(frozen=True, slots=True)
+class LoadedRun:
+    """What this process has done with a run.
+
+    Attributes:
+        base: What it had loaded when it began to save: what training continues from is among them.
+        weights: What it has loaded last with its weights, at whatever time.
+        loaded: What it has loaded since its last save, the latest last.
+        pending: Of those, what the next save continues from, if it does.
+        has_looked: It has asked what there is.
+        has_saved: It has saved into it.
+    """
+
+    base: tuple[Loaded, ...] = ()
+    weights: Loaded | None = None
+    loaded: tuple[Loaded, ...] = ()
+    pending: Loaded | None = None
+    has_looked: bool = False
+    has_saved: bool = False
+
+
+_NOTHING: Final = LoadedRun()
+
+
+class _Runs:
+    """By run, what is known; safe in threads and forked children."""
+
+    def __init__(self) -> None:
+        self._known: dict[_Key, LoadedRun] = {}
+        self._guard = threading.Lock()
+        fork.HEIRS.add(self)
+
+    def after_fork(self) -> None:
+        """Keep what is known: a child goes on with what its parent has loaded."""
+        self._guard = threading.Lock()
+
+    def find(self, key: _Key) -> LoadedRun:
+        return self._known.get(key, _NOTHING)
+
+    def change(self, key: _Key, change: Callable[[LoadedRun], LoadedRun]) -> None:
+        with self._guard:
+            known = change(self._known.pop(key, _NOTHING))
+            while len(self._known) >= MOST_RUNS:
+                del self._known[next(iter(self._known))]
+            self._known[key] = known
+
+
+_runs = _Runs()
+_relative: dict[str, Path] = {}
+
+
+def find(run: Path) -> LoadedRun:
+    """Return what this process has done with a run."""
+    key = _find_key(run)
+    return _NOTHING if key is None else _runs.find(key)
+
+
+def note_look(run: Path) -> None:
+    """Note that this process has asked what there is of a run."""
+    key = _find_key(run)
+    if key is not None and not _runs.find(key).has_looked:
+        _runs.change(key, lambda known: replace(known, has_looked=True))
+
+
+def note_save(run: Path, *, has_gone_back: bool) -> None:
+    """Note that this process saves into a run.
+
+    Args:
+        run: Its directory.
+        has_gone_back: The save continues from what was loaded last, not from the save before.
+    """
+    key = _find_key(run)
+    if key is not None and (_runs.find(key).loaded or not _runs.find(key).has_saved):
+        _runs.change(key, lambda known: _saved(known, has_gone_back=has_gone_back))
+
+
+def note_load(folder: Path, *, has_weights: bool) -> None:
+    """Note that this process loads a checkpoint; nothing, when it is none.
+
+    Args:
+        folder: Its directory.
+        has_weights: Its weights were asked for: one whose training_info was read afterwards is
+            not what training continues from.
+    """
+    with suppress(OSError, UnreadableInfo):
+        path = Path(os.path.abspath(folder))
+        if names.find_final_step(path.name) is None:
+            path = Path(os.path.realpath(path))  # e.g. a link of somebody's, called "latest"
+        step, key = names.find_final_step(path.name), _find_key(path.parent)
+        if step is None or key is None:
+            return
+        inode = os.lstat(path).st_ino
+        found = manifest.find(path)
+        uuid = None if found is None or found.step != step else found.uuid
+        one = Loaded(step, inode, uuid, has_weights)
+        _runs.change(key, lambda known: _with(known, one))
+
+
+def note_relative(given: Path, run: Path) -> None:
+    """Note where a directory was that was given relative, for when the working directory moves."""
+    while len(_relative) >= MOST_RUNS:
+        _relative.pop(next(iter(_relative), ""), None)
+    _relative[os.path.normpath(given)] = run
+
+
+def find_absolute(folder: Path) -> Path:
+    """Return a path as it is, or, where it leads nowhere, as it was meant before a chdir."""
+    if folder.is_absolute() or folder.exists():
+        return folder
+    run = _relative.get(os.path.normpath(folder.parent))
+    return folder if run is None else run / folder.name
+
+
+def forget(run: Path, uuid: str) -> None:
+    """Note that training does not continue from what was loaded."""
+    key = _find_key(run)
+    if key is not None and _runs.find(key) is not _NOTHING:
+        _runs.change(key, lambda known: _without(known, uuid))
+
+
+def _with(known: LoadedRun, one: Loaded) -> LoadedRun:
+    others = [other for other in known.loaded if (other.inode, other.uuid) != (one.inode, one.uuid)]
+    pending = known.pending
+    keeps = pending is not None and pending.has_weights and not one.has_weights
+    return replace(
+        known,
+        weights=one if one.has_weights else known.weights,
+        loaded=(*others, one)[-MOST_LOADED:],
+        pending=pending if keeps else one,
+        has_looked=True,
+    )
+
+
+def _without(known: LoadedRun, uuid: str) -> LoadedRun:
+    pending = known.pending
+    return replace(
+        known,
+        base=tuple(one for one in known.base if one.uuid != uuid),
+        weights=None if known.weights is not None and known.weights.uuid == uuid else known.weights,
+        loaded=tuple(one for one in known.loaded if one.uuid != uuid),
+        pending=None if pending is not None and pending.uuid == uuid else pending,
+    )
+
+
+def _saved(known: LoadedRun, *, has_gone_back: bool) -> LoadedRun:
+    base = known.loaded if has_gone_back and known.loaded else known.base
+    return replace(known, base=base, loaded=(), pending=None, has_saved=True)
+
+
+def _find_key(run: Path) -> _Key | None:
+    try:
+        found = os.stat(run)
+    except (OSError, ValueError):
+        return None
+    return found.st_dev, found.st_ino

@@ -1,0 +1,188 @@
+"""What a manager's saves continue from, what its prunes leave alone for that, and what it tells.
+
+A loop goes on from what `resume` has returned, or from what it has loaded by hand. The prune that
+follows a save must take neither that nor the save itself, whatever their rank: where higher steps
+lie there already, a rule that keeps the newest or the best would take them at once.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from contextlib import suppress
+from pathlib import Path
+from typing import Final
+
+from ckptdb.catalog.catalog import Catalog
+from ckptdb.core import warnings
+from ckptdb.core.text import some_steps
+from ckptdb.disk import identity, names, scan
+from ckptdb.training import loaded
+from ckptdb.training.index import RunIndex
+from ckptdb.training.loaded import Loaded
+
+_JUST_SAVED: Final = "just saved"
+_CONTINUED: Final = "this process continues from it"
+_MOST_ABOVE: Final = 100_000
+
+
+class ParentTracker:
+    """Follows the line of training of one manager.
+
+    Args:
+        directory: The run.
+        index: Of the run.
+    """
+
+    def __init__(self, directory: Path, index: RunIndex) -> None:
+        self._directory = directory
+        self._index = index
+        self._parent: str | None = None
+        self._begun = self._went_back_at = 0
+        self._open: dict[Path, int] = {}
+        self._parents: dict[Path, str | None] = {}
+        self._saved: str | None = None
+        self._resumed: str | None = None
+        self._last_step: int | None = None
+        self._highest: int | None = None
+        self._has_warned = self._has_looked = False
+
+    def note_look(self) -> None:
+        """Note that the loop asks what there is, or what of it."""
+        if not self._has_looked:
+            self._has_looked = True
+            loaded.note_look(self._directory)
+
+    # --- what it is told ----------------------------------------------------------------
+
+    def resume_from(self, uuid: str | None) -> None:
+        """Note what training continues from; None for nothing."""
+        self._parent = self._resumed = uuid
+
+    def begin(self, path: Path, step: int) -> None:
+        """Note that a save is staged: it continues from what was loaded last, if anything was."""
+        self._begun += 1
+        # A later load is what training continues from only where the steps have gone back.
+        goes_back = self._last_step is None or step <= self._last_step
+        pending = loaded.find(self._directory).pending
+        if pending is not None and goes_back:
+            # What is still being finalized keeps the parent that it has.
+            self._parents |= dict.fromkeys(self._open.keys() - self._parents.keys(), self._parent)
+            self._parent, self._went_back_at = self._find_uuid(pending), self._begun
+        loaded.note_save(self._directory, has_gone_back=goes_back)
+        self._open[path] = self._begun
+        self._last_step = step
+        self._highest = max(step, -1 if self._highest is None else self._highest)
+
+    def find_parent(self, path: Path) -> str | None:
+        """Return the uuid of what a staged checkpoint continues from."""
+        return self._parents.get(path, self._parent)
+
+    def publish(self, path: Path, uuid: str) -> None:
+        """Note that a save is published: the next one continues from it."""
+        self._saved = uuid
+        if self._open.get(path, self._begun) >= self._went_back_at:
+            self._parent = uuid
+        self.discard(path)
+
+    def discard(self, path: Path) -> None:
+        """Note that a save has ended."""
+        self._open.pop(path, None)
+        self._parents.pop(path, None)
+
+    # --- what stays ---------------------------------------------------------------------
+
+    def find_in_use(self, *, with_saved: bool) -> dict[str, str]:
+        """Return by uuid what a prune of this manager leaves alone, and why.
+
+        Args:
+            with_saved: Also what it has just saved.
+        """
+        known = loaded.find(self._directory)
+        ones = [*known.base, *(known.loaded if self._last_step is None else known.loaded[-1:])]
+        ones += [] if known.weights is None else [known.weights]
+        uuids = [self._find_uuid(one) for one in ones]
+        in_use = {uuid: _CONTINUED for uuid in (*uuids, self._resumed) if uuid is not None}
+        if with_saved and self._saved is not None:
+            in_use[self._saved] = _JUST_SAVED
+        return in_use
+
+    def _find_uuid(self, one: Loaded) -> str | None:
+        if one.uuid is not None:
+            return one.uuid
+        # Without a manifest its uuid is derived from the run's, as that is by now.
+        with suppress(OSError):
+            path = self._directory / names.final_name(one.step)
+            if path.lstat().st_ino == one.inode:
+                return scan.find_uuid(identity.identify(self._directory), path, one.step)
+        return None
+
+    # --- what it tells ------------------------------------------------------------------
+
+    def warn_before(self, step: int) -> None:
+        """Warn, once, of what a save that is about to begin may not know of.
+
+        That is a run of another process that this one has not looked at, at the first save; and
+        steps above the one that is saved.
+        """
+        others: Sequence[int] = ()
+        if self._highest is None:
+            with suppress(OSError):
+                listed = scan.list_finals(self._directory)
+                self._highest = max((step for step, _ in listed), default=-1)
+                # A directory of somebody's that is called so is no checkpoint.
+                others = [] if self._is_known() else [
+                    step for step, path in listed if os.path.lexists(f"{path}/{names.INFO}")
+                ]  # fmt: skip
+        is_below = self._highest is not None and step < self._highest
+        above = self._find_above(step) if is_below and not self._has_warned else ()
+        if is_below and not self._has_warned:
+            self._highest = max(above, default=step)
+        self._has_warned = self._has_warned or bool(above)
+        if others or above:
+            warnings.warn(_warning(self._directory, step, others, above))
+
+    def _is_known(self) -> bool:
+        known = loaded.find(self._directory)
+        return self._has_looked or known.has_looked or known.has_saved
+
+    def _find_above(self, step: int) -> list[int]:
+        """Return the steps above that count: what is rejected or damaged does not."""
+
+        def find(catalog: Catalog, run_id: int, _: object) -> tuple[int, ...]:
+            return catalog.newest_steps(run_id, _MOST_ABOVE)
+
+        nothing: tuple[int, ...] = ()
+        newest = self._index.ask(find, nothing=nothing, trust_own=True)
+        return sorted(other for other in newest if other > step)
+
+
+def _warning(run: Path, step: int, others: Sequence[int], above: Sequence[int]) -> str:
+    """Return a warning.
+
+    Args:
+        run: The directory.
+        step: What is saved.
+        others: What is there of another process.
+        above: What of it is above that step.
+    """
+    facts, ways = [], []
+    if others:
+        count = "a checkpoint" if len(others) == 1 else f"{len(others)} checkpoints"
+        facts.append(
+            f"{run} holds {count} of another process ({some_steps(others)}), and this one has not "
+            "asked for any: what it saves replaces what is there of the same step."
+        )
+        ways.append("to go on with that training, begin with resume()")
+    if above:
+        them = "it" if len(above) == 1 else "them"
+        facts.append(
+            f"Step {step} is saved below {some_steps(above)}{'' if others else f' of {run}'}: the "
+            f"latest is still step {above[-1]}, and retention counts {them}, too."
+        )
+        ways.append(
+            f"to go on from here, put {them} aside (`ckptdb reject STEP REASON`, or reject() of "
+            "the manager)"
+        )
+    advice = "; ".join([*ways, "to start afresh, use another checkpoint_dir."])
+    return " ".join([*facts, advice[0].upper() + advice[1:]])
