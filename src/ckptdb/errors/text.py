@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Final
 
 _UNITS: Final = ("B", "kB", "MB", "GB", "TB", "PB")
@@ -25,3 +26,10 @@ def human_bytes(size: float | None) -> str:
     while size >= 1000 and unit < len(_UNITS) - 1:  # noqa: PLR2004  # decimal units
         size, unit = size / 1000, unit + 1
     return f"{size:.0f} B" if unit == 0 else f"{size:.1f} {_UNITS[unit]}"
+
+
+def listed(texts: Iterable[str], *, most: int = 10) -> str:
+    """Return texts separated by commas: the first ``most``, and how many more there are."""
+    found = list(texts)
+    more = f" and {len(found) - most} more" if len(found) > most else ""
+    return ", ".join(found[:most]) + more
