@@ -7,7 +7,6 @@ import shutil
 import subprocess
 import sys
 import warnings
-from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
 
@@ -18,7 +17,7 @@ from alembic.config import Config
 from tests.support import tracing
 from tests.support.tracing import find_changes, take_picture
 
-from ckptdb import CheckpointManager, CkptdbError, Registry
+from ckptdb import CheckpointManager, Registry
 from ckptdb.catalog.engine import Database, script_location
 from ckptdb.catalog.location import locate
 from ckptdb.cli.main import cli
@@ -396,8 +395,12 @@ def test_no_reading_method_of_a_registry_changes_anything(tree):
     for name, ask in REGISTRY_READS.items():
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            with Registry.open(tree) as registry, suppress(CkptdbError):
-                ask(registry)
+            with Registry.open(tree) as registry:
+                try:
+                    ask(registry)
+                except Exception as error:
+                    if type(error).__module__ != "ckptdb.errors":
+                        raise
         assert find_changes(before, take_picture(tree.parent)) == [], name
 
 
@@ -450,8 +453,12 @@ def test_a_manager_that_is_asked_removes_nothing(tree):
         for run in ("alpha", "beta", "nemo", "nowhere"):
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")
-                with manager_of(tree / run, keep_top_k=1) as manager, suppress(CkptdbError):
-                    ask(manager)
+                with manager_of(tree / run, keep_top_k=1) as manager:
+                    try:
+                        ask(manager)
+                    except Exception as error:
+                        if type(error).__module__ != "ckptdb.errors":
+                            raise
         gone = before.keys() - list_bytes(tree.parent).keys()
         # A file of ours that is written anew is another one.
         assert [str(before[one]) for one in gone if before[one].name != "run.json"] == [], name

@@ -1,4 +1,4 @@
-"""Take the pictures of README.md again: ``python -m tests.support.pictures``."""
+"""Take the pictures of README.md and docs/ again: ``python -m tests.support.pictures``."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ from ckptdb.web.data import take_snapshot
 from ckptdb.web.report import write_report
 
 SHOWN = "/data/results"
-FOLDER = Path(__file__).parents[2] / ".github"
+FOLDER = Path(__file__).parents[2] / "docs/pictures"
 _BEGIN = 1_795_000_000.0
 _STEP_SECONDS = 5_400
 _COLUMNS = 96
