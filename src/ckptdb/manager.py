@@ -21,8 +21,9 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Literal, Self
 
-from ckptdb.catalog.catalog import Catalog, Unranked
+from ckptdb.catalog.catalog import Catalog
 from ckptdb.core import warnings
+from ckptdb.core.recorded import Unranked
 from ckptdb.core.records import (
     Checkpoint,
     Mode,

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from ckptdb.catalog.catalog import IndexedRun, RecordedRun
+from ckptdb.core.recorded import IndexedRun, RecordedRun
 from ckptdb.core.records import (
     Annotations,
     Checkpoint,
@@ -69,11 +69,11 @@ def observed(*finals: Checkpoint, known: tuple[int, ...] = (), **more: object) -
 def recorded(*live: Checkpoint, **more: object) -> RecordedRun:
     finals = [c for c in live if c.status == "final"]
     values: dict[str, object] = {
-        "seen": SEEN,
+        "indexed": SEEN,
         "finals": {c.step: (c.uuid, "fingerprint") for c in finals},
         "problems": {c.uuid: c.problem for c in finals if c.problem},
         "tmps": {c.uuid: c.step for c in live if c.status == "tmp"},
-        "contents": {c.uuid: c for c in live},
+        "records": {c.uuid: c for c in live},
     }
     return RecordedRun(**{**values, **more})
 
@@ -93,7 +93,7 @@ ONE = checkpoint(1)
         (observed(ONE), recorded(ONE), []),
         (observed(known=(1,)), recorded(ONE), []),
         (observed(ONE), recorded(), [("added", 1)]),
-        (observed(ONE), RecordedRun(seen=None), [("new run", None), ("added", 1)]),
+        (observed(ONE), RecordedRun(indexed=None), [("new run", None), ("added", 1)]),
         (observed(checkpoint(1, info={"a": 1})), recorded(ONE), [("changed", 1)]),
         (observed(checkpoint(1, metrics={})), recorded(ONE), [("changed", 1)]),
         (observed(checkpoint(1, size_bytes=1)), recorded(ONE), [("changed", 1)]),
@@ -225,7 +225,7 @@ def test_tmps_are_told_apart(disk, index, expected):
     ids=["same", "config is not part of it", "moved", "changed"],
 )
 def test_the_run_itself_is_compared(run, expected):
-    assert kinds(plan(observed(), recorded(seen=replace(SEEN, run=run)))) == expected
+    assert kinds(plan(observed(), recorded(indexed=replace(SEEN, run=run)))) == expected
 
 
 @pytest.mark.parametrize(
@@ -242,7 +242,7 @@ def test_the_run_itself_is_compared(run, expected):
     ids=["marked", "an empty directory", "a final", "a tmp"],
 )
 def test_a_directory_is_a_new_run_when_it_holds_something_of_one(disk, is_new):
-    found = kinds(plan(disk, RecordedRun(seen=None)))
+    found = kinds(plan(disk, RecordedRun(indexed=None)))
     assert (("new run", None) in found) is is_new
 
 
@@ -374,7 +374,7 @@ def test_an_empty_directory_without_a_run_json_may_be_a_mount_point():
 )
 def test_what_only_the_index_has_seen_vanish_is_still_to_be_written_down(disk, expected):
     ended = gone(1, "x", "vanished: y")
-    index = recorded(gone={"x": ("2027", "vanished: y", None)}, contents={"x": ended})
+    index = recorded(gone={"x": ("2027", "vanished: y", None)}, records={"x": ended})
     assert kinds(plan(disk, index)) == expected
     unread = recorded(gone={"x": ("2027", "vanished: y", None)})
     assert kinds(plan(observed(), unread)) == []
@@ -399,4 +399,4 @@ def test_what_has_another_in_its_place_is_gone_whatever_cannot_be_read():
 )
 def test_a_config_is_learnt_when_it_is_another(known, config, learnt):
     seen = replace(SEEN, run=replace(RUN, config=known))
-    assert plan(observed(config=config), recorded(seen=seen)).config == learnt
+    assert plan(observed(config=config), recorded(indexed=seen)).config == learnt

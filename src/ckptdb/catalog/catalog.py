@@ -9,7 +9,6 @@ from __future__ import annotations
 import json
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, cast
 
@@ -76,6 +75,7 @@ from ckptdb.catalog.store import Changes
 from ckptdb.catalog.stored_paths import Paths, readable, storable
 from ckptdb.core import conditions
 from ckptdb.core.candidates import Candidate, Wanted
+from ckptdb.core.recorded import IndexedRun, RecordedRun, Unranked
 from ckptdb.core.records import (
     REPLACED,
     STATUSES,
@@ -98,59 +98,6 @@ _Said = tuple[bool, str | None, str | None]
 """Whether a checkpoint is pinned, its notes, and why it was rejected."""
 _Value = tuple[str, float | None, str, str]
 """A metric's name, value, source and when it was reported."""
-
-
-@dataclass(frozen=True, slots=True)
-class IndexedRun:
-    """Where a run stands in the index.
-
-    Attributes:
-        stamp: What its directory looked like when it was last indexed.
-        verified: False when a writer advanced the stamp and no listing confirmed it yet.
-    """
-
-    id: int
-    run: Run
-    stamp: str | None
-    verified: bool
-
-
-@dataclass(frozen=True, slots=True)
-class Unranked:
-    """Live, trusted checkpoints of a run that have no finite value of a metric, by step.
-
-    Attributes:
-        lacking: Steps of those that do not have it at all.
-        not_finite: Steps of those whose value is NaN or infinite.
-    """
-
-    lacking: tuple[int, ...] = ()
-    not_finite: tuple[int, ...] = ()
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class RecordedRun:
-    """What the index holds of one run, as far as reconciling needs it.
-
-    Attributes:
-        finals: By step, uuid and fingerprint.
-        problems: By uuid, of published checkpoints that have one.
-        tmps: By uuid, the step.
-        gone: By uuid, when and why it went, and its parent.
-        annotations: By uuid, only where there are any.
-        contents: By uuid, the whole record of those that have to be compared.
-        mistaken: By uuid, the step of those whose metrics or resumptions are stored as those of
-            another one, or are ranked though it is not, or the reverse; where that was asked.
-    """
-
-    seen: IndexedRun | None
-    finals: Mapping[int, tuple[str, str | None]] = field(default_factory=dict)
-    problems: Mapping[str, str] = field(default_factory=dict)
-    tmps: Mapping[str, int] = field(default_factory=dict)
-    gone: Mapping[str, tuple[str | None, str | None, str | None]] = field(default_factory=dict)
-    annotations: Mapping[str, Annotations] = field(default_factory=dict)
-    contents: Mapping[str, Checkpoint] = field(default_factory=dict)
-    mistaken: Mapping[str, int] = field(default_factory=dict)
 
 
 class Catalog:
@@ -450,7 +397,7 @@ class Catalog:
             history: Also what is gone, and annotations; needed when the journal has grown.
         """
         if seen is None:
-            return RecordedRun(seen=None)
+            return RecordedRun(indexed=None)
         of_run = {"run_id": seen.id}
         finals: dict[int, tuple[str, str | None]] = {}
         problems: dict[str, str] = {}
@@ -484,7 +431,7 @@ class Catalog:
         ):
             raise self._broken("a number that is none")
         return RecordedRun(
-            seen=seen,
+            indexed=seen,
             finals=finals,
             problems=problems,
             tmps=tmps,
@@ -492,8 +439,8 @@ class Catalog:
             annotations=_annotations(said, added),
         )
 
-    def find_mistaken(self, run_id: int) -> dict[str, int]:
-        """Return uuid and step of what `RecordedRun.mistaken` is about."""
+    def find_inconsistent(self, run_id: int) -> dict[str, int]:
+        """Return uuid and step of what `RecordedRun.inconsistent`."""
         return {row.uuid: row.step for row in self._rows(MISTAKEN, {"run_id": run_id})}
 
     def contents(

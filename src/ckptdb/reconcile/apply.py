@@ -11,9 +11,10 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
-from ckptdb.catalog.catalog import Catalog, IndexedRun, RecordedRun
+from ckptdb.catalog.catalog import Catalog
 from ckptdb.catalog.statements import TAKEN
 from ckptdb.catalog.store import Changes, Child
+from ckptdb.core.recorded import IndexedRun, RecordedRun
 from ckptdb.core.records import Checkpoint, Run
 from ckptdb.disk import identity, scan
 from ckptdb.disk.publish import Publisher
@@ -479,15 +480,15 @@ def _look(
         observed = _completed(observed, before)
     if observed.facts is not None and not history:
         # What is live stays as the observation was told.
-        told = catalog.recorded(recorded.seen, history=True)
+        told = catalog.recorded(recorded.indexed, history=True)
         recorded = replace(recorded, gone=told.gone, annotations=told.annotations)
         if find_missing(observed, recorded):
             # Perhaps only because somebody has written it down since, and told the index.
             with suppress(OSError):
                 observed = replace(observed, facts=scan.read_facts(who))
-    recorded = replace(recorded, contents=_contents(catalog, observed, recorded, how.depth))
-    if how.depth != "changes" and recorded.seen is not None:
-        recorded = replace(recorded, mistaken=catalog.find_mistaken(recorded.seen.id))
+    recorded = replace(recorded, records=_contents(catalog, observed, recorded, how.depth))
+    if how.depth != "changes" and recorded.indexed is not None:
+        recorded = replace(recorded, inconsistent=catalog.find_inconsistent(recorded.indexed.id))
     if recorded.problems:
         full = how.depth == "full"
         kept = {
@@ -537,7 +538,7 @@ def _known(recorded: RecordedRun, how: _How, before: Observation | None) -> Know
             if checkpoint
         }
         return KnownFingerprints({**recorded.finals, **read}, config=True)
-    seen = recorded.seen
+    seen = recorded.indexed
     if how.depth != "changes" or seen is None:
         return (
             KnownFingerprints()
@@ -566,7 +567,7 @@ def _completed(observed: Observation, before: Observation) -> Observation:
 def _contents(
     catalog: Catalog, observed: Observation, recorded: RecordedRun, depth: ReconcileDepth
 ) -> dict[str, Checkpoint]:
-    if recorded.seen is None:
+    if recorded.indexed is None:
         return {}
     read = {step for step, checkpoint in observed.finals.items() if checkpoint}
     missing = {step for step in recorded.finals if step not in observed.finals}
@@ -576,11 +577,11 @@ def _contents(
     lost.update(uuid for uuid in find_missing(observed, recorded) if uuid in recorded.gone)
     if depth != "changes" and observed.facts:
         lost.update(observed.facts.gone.keys() & recorded.gone.keys())
-    return catalog.contents(recorded.seen.id, steps=steps, gone=sorted(lost))
+    return catalog.contents(recorded.indexed.id, steps=steps, gone=sorted(lost))
 
 
 def _worth_it(look: _Look, how: _How) -> bool:
-    seen, config = look.recorded.seen, look.plan.config
+    seen, config = look.recorded.indexed, look.plan.config
     if look.plan.doubt is not None:
         # It is looked at again as long as that is not settled: there is no more to store.
         return look.has_changes or (how.writes and _is_to_be_told(look))
@@ -606,7 +607,7 @@ def _is_new_copy(look: _Look, how: _How) -> bool:
 
 
 def _report(directory: Path, look: _Look) -> RunReport:
-    seen, stamp = look.recorded.seen, look.observation.stamp
+    seen, stamp = look.recorded.indexed, look.observation.stamp
     exact = seen and seen.verified and seen.stamp == str(stamp) and not look.has_changes
     return RunReport(
         directory,
@@ -739,7 +740,7 @@ def _index(
             },
             config=look.plan.config,
             without_parent=_find_parentless(look, stored) if how.depth != "changes" else (),
-            correct=bool(look.recorded.mistaken),
+            correct=bool(look.recorded.inconsistent),
         )
         unsettled = blocked or look.plan.blocked or look.plan.doubt
         stamp = None if unsettled else _find_seen_stamp(directory, look)
@@ -771,7 +772,7 @@ def _hold(directory: Path, how: _How) -> AbstractContextManager[None]:
 
 
 def _find_parentless(look: _Look, stored: Sequence[Checkpoint]) -> list[str]:
-    known = look.recorded.contents
+    known = look.recorded.records
     return [
         cp.uuid
         for cp in stored
@@ -799,7 +800,7 @@ def _is_still_true(catalog: Catalog, look: _Look) -> bool:
     return (
         scan.find_stamp(directory) == observed.stamp
         and identity.identify(directory) == observed.identity
-        and catalog.find_run(observed.identity.run.uuid) == look.recorded.seen
+        and catalog.find_run(observed.identity.run.uuid) == look.recorded.indexed
     )
 
 
@@ -835,7 +836,7 @@ def _with_stamp(changes: Changes, look: _Look, how: _How, stamp: Stamp | None) -
     # shorter has lost what the index knows.
     before = Stamp(0, 0, 0)
     with suppress(ValueError):  # SQLite has no checksums
-        before = Stamp.parse((look.recorded.seen and look.recorded.seen.stamp) or str(before))
+        before = Stamp.parse((look.recorded.indexed and look.recorded.indexed.stamp) or str(before))
     known = replace(before, journal_bytes=stamp.journal_bytes)
     return replace(changes, seen=str(known), verified=False)
 

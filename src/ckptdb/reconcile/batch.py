@@ -13,8 +13,9 @@ from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 
-from ckptdb.catalog.catalog import Catalog, RecordedRun
+from ckptdb.catalog.catalog import Catalog
 from ckptdb.catalog.store import Changes, Child
+from ckptdb.core.recorded import RecordedRun
 from ckptdb.core.records import Checkpoint
 from ckptdb.disk import identity, scan
 from ckptdb.disk.identity import Identity
@@ -69,7 +70,7 @@ class BatchReader:
         if self.store:
             self.catalog.database.ensure_sound()
         if not self.history:
-            told = self.catalog.recorded(self.recorded.seen, history=True)
+            told = self.catalog.recorded(self.recorded.indexed, history=True)
             self.recorded, self.history = replace(self.recorded, gone=told.gone), True
         with self._held(directory) if self.store else nullcontext():
             known = self.recorded.finals
@@ -96,7 +97,7 @@ class BatchReader:
         undisturbed = seen is not None and seen.stamp == _UNSEEN
         return replace(
             self.recorded,
-            seen=seen if undisturbed and not self._refused else self.recorded.seen,
+            indexed=seen if undisturbed and not self._refused else self.recorded.indexed,
             finals={**self.recorded.finals, **self.finals},
             problems={**self.recorded.problems, **self.problems},
         )
@@ -124,10 +125,10 @@ class BatchReader:
         return here
 
     def _compare(self, found: Sequence[Checkpoint]) -> list[tuple[Checkpoint, Action | None]]:
-        seen, known = self.recorded.seen, self.recorded.finals
+        seen, known = self.recorded.indexed, self.recorded.finals
         steps = [cp.step for cp in found if cp.step in known]
         contents = self.catalog.contents(seen.id, steps=steps, gone=()) if seen and steps else {}
-        recorded = replace(self.recorded, contents=contents)
+        recorded = replace(self.recorded, records=contents)
         found = [keep_damage(cp, recorded, sizes_verified=self.verify) for cp in found]
         parents = self._uuids | {checkpoint.uuid for checkpoint in found}
         return [(cp, compare(cp, recorded, lambda: parents)) for cp in found]
@@ -151,7 +152,7 @@ class BatchReader:
             self._refused = True  # and made good then
             return False
         if not self.actions:
-            self.actions += compare_run(self.who, self.recorded.seen)
+            self.actions += compare_run(self.who, self.recorded.indexed)
         return True
 
     def _remember(self, checkpoint: Checkpoint, action: Action | None) -> None:

@@ -5,9 +5,10 @@ from __future__ import annotations
 from contextlib import closing
 from pathlib import Path
 
-from ckptdb.catalog.catalog import Catalog, IndexedRun
+from ckptdb.catalog.catalog import Catalog
 from ckptdb.catalog.engine import Database
 from ckptdb.core.candidates import Candidate, Wanted
+from ckptdb.core.recorded import IndexedRun
 from ckptdb.core.records import (
     NO_ANNOTATIONS,
     Annotations,

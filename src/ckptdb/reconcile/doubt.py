@@ -13,7 +13,7 @@ from contextlib import suppress
 from dataclasses import dataclass, replace
 from typing import Final
 
-from ckptdb.catalog.catalog import RecordedRun
+from ckptdb.core.recorded import RecordedRun
 from ckptdb.core.records import NO_ANNOTATIONS, Annotations, seconds
 from ckptdb.disk.scan import Observation, Stamp
 
@@ -103,7 +103,7 @@ def _find_untold(known: Annotations, told: Annotations, lines: Collection[str]) 
 
 def is_short(observed: Observation, recorded: RecordedRun) -> bool:
     """Whether the index has seen a journal that was longer, and that nobody has settled."""
-    facts, seen = observed.facts, recorded.seen
+    facts, seen = observed.facts, recorded.indexed
     if facts is None or seen is None or _is_begun_anew(observed, recorded):
         return False
     if facts.is_short:
@@ -124,13 +124,13 @@ def _is_older(stamp: str | None, created_at: str | None) -> bool:
 
 def _is_begun_anew(observed: Observation, recorded: RecordedRun) -> bool:
     """Whether the run was removed with all that was ours, and begun again in its place."""
-    seen = recorded.seen
+    seen = recorded.indexed
     return seen is not None and seen.run.created_at != observed.identity.run.created_at
 
 
 def find_longest_bytes(observed: Observation, recorded: RecordedRun) -> int:
     """Return how long the journal was at most, as far as anybody here knows."""
-    known = _find_bytes(recorded.seen.stamp) if recorded.seen else 0
+    known = _find_bytes(recorded.indexed.stamp) if recorded.indexed else 0
     settled = observed.facts.settled_bytes if observed.facts else 0
     return max(known, settled, observed.stamp.journal_bytes)
 
@@ -168,7 +168,7 @@ def find_steps(observed: Observation, recorded: RecordedRun) -> dict[str, int]:
     gone = observed.facts.gone.values() if observed.facts else ()
     return {
         **{checkpoint.uuid: checkpoint.step for checkpoint in gone},
-        **{checkpoint.uuid: checkpoint.step for checkpoint in recorded.contents.values()},
+        **{checkpoint.uuid: checkpoint.step for checkpoint in recorded.records.values()},
         **recorded.tmps,
         **{uuid: step for step, (uuid, _) in recorded.finals.items()},
     }

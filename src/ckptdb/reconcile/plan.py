@@ -8,7 +8,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, Final, Literal
 
-from ckptdb.catalog.catalog import IndexedRun, RecordedRun
+from ckptdb.core.recorded import IndexedRun, RecordedRun
 from ckptdb.core.records import NO_ANNOTATIONS, Annotations, Checkpoint
 from ckptdb.disk import identity, manifest, names
 from ckptdb.disk.identity import Identity
@@ -156,7 +156,7 @@ def plan(observed: Observation, recorded: RecordedRun) -> ReconcilePlan:
         *_lost(both),
         *_unwritten(both),
         *_history(both),
-        *_mistaken(recorded),
+        *_inconsistent(recorded),
         *_annotations(both),
         *_leftovers(both),
         *(Action("foreign", f"{name} is no checkpoint; left alone") for name in observed.foreign),
@@ -170,7 +170,7 @@ def plan(observed: Observation, recorded: RecordedRun) -> ReconcilePlan:
         for a in actions
         if a.kind not in OF_THE_JOURNAL
     )
-    known = recorded.seen.run.config if recorded.seen else None
+    known = recorded.indexed.run.config if recorded.indexed else None
     if any(ended):
         # With what ended the index forgets the configuration, should it have come from there.
         config = known if config is None else config
@@ -248,8 +248,8 @@ def _blocked(observed: Observation, recorded: RecordedRun) -> str | None:
 
 
 def _run(observed: Observation, recorded: RecordedRun) -> Iterator[Action]:
-    if recorded.seen or observed.identity.marked or observed.finals or observed.tmps:
-        yield from compare_run(observed.identity, recorded.seen)
+    if recorded.indexed or observed.identity.marked or observed.finals or observed.tmps:
+        yield from compare_run(observed.identity, recorded.indexed)
 
 
 def compare_run(who: Identity, seen: IndexedRun | None) -> Iterator[Action]:
@@ -285,7 +285,7 @@ def _journal(both: _Both) -> Iterator[Action]:
     for uuid, missing in sorted(both.missing.items(), key=lambda item: steps.get(item[0], -1)):
         named = ", ".join(missing.names())
         what = f"the catalog knows {named} that its journal does not; written to the journal"
-        ended = recorded.contents.get(uuid) if missing.ended else None
+        ended = recorded.records.get(uuid) if missing.ended else None
         yield Action("contradicted", what, steps.get(uuid), ended, uuid, missing=missing)
 
 
@@ -311,7 +311,7 @@ def _unreadable(observed: Observation, recorded: RecordedRun) -> Iterator[Action
     for name, why in observed.unreadable.items():
         step, problem = names.find_final_step(name), f"{name} cannot be read ({why})"
         uuid = None if step is None else recorded.finals.get(step, ("",))[0]
-        known = recorded.contents.get(uuid or "")
+        known = recorded.records.get(uuid or "")
         if known and known.problem is None:
             marked = replace(known, problem=problem, fingerprint=None)
             yield Action("changed", "cannot be read any more", step, marked, known.uuid)
@@ -351,7 +351,7 @@ def compare(
         parents: Returns what the index will have a row of.
     """
     step, uuid = checkpoint.step, checkpoint.uuid
-    known = recorded.contents.get(uuid)
+    known = recorded.records.get(uuid)
     if known is None or known.status != "final":
         if uuid in recorded.gone:
             return Action("reappeared", "is back on disk", step, checkpoint, uuid)
@@ -361,9 +361,9 @@ def compare(
         known.parent is None and checkpoint.parent not in parents()
     )
     # A late value hides the one that came with the checkpoint.
-    if known.path != checkpoint.path and recorded.seen:
+    if known.path != checkpoint.path and recorded.indexed:
         # That the run has moved is told of the run, and moves all paths with it.
-        known = _as_if_moved(known, recorded.seen.run.directory, checkpoint.path.parent)
+        known = _as_if_moved(known, recorded.indexed.run.directory, checkpoint.path.parent)
     if same_parent and _content(known, known.late) == _content(checkpoint, known.late):
         return None
     return Action("changed", "differs from the catalog", step, checkpoint, uuid)
@@ -444,11 +444,11 @@ def _tmp(step: int, tmp: Tmp) -> Action:
 
 
 def _same_tmp(checkpoint: Checkpoint, recorded: RecordedRun) -> bool:
-    known = recorded.contents.get(checkpoint.uuid)
+    known = recorded.records.get(checkpoint.uuid)
     if known is None or known.status != "tmp":
         return False
-    if known.path != checkpoint.path and recorded.seen:
-        known = _as_if_moved(known, recorded.seen.run.directory, checkpoint.path.parent)
+    if known.path != checkpoint.path and recorded.indexed:
+        known = _as_if_moved(known, recorded.indexed.run.directory, checkpoint.path.parent)
     return _content(known, known.late) == _content(checkpoint, known.late)
 
 
@@ -475,12 +475,12 @@ def _missing(both: _Both) -> Iterator[Action]:
                 "replaced" if "replaced" in (ended.deleted_reason or "") else "deleted"
             )
             yield Action(kind, ended.deleted_reason or "deleted", step, ended, uuid)
-        elif uuid in recorded.contents:
+        elif uuid in recorded.records:
             is_lost = uuid not in recorded.tmps and not _is_edited(both, uuid, step)
             what = "is in the catalog, not on disk; recorded as vanished"
             if is_lost:
                 what = f"{what}; {_to_settle(observed, step)}"
-            yield Action("vanished", what, step, recorded.contents[uuid], uuid, is_lost=is_lost)
+            yield Action("vanished", what, step, recorded.records[uuid], uuid, is_lost=is_lost)
 
 
 def _lost(both: _Both) -> Iterator[Action]:
@@ -516,7 +516,7 @@ def _unwritten(both: _Both) -> Iterator[Action]:
     observed, recorded = both.observed, both.recorded
     lost = unwritten(recorded, observed.facts) if observed.facts else ()
     for uuid in sorted(lost):
-        ended = None if uuid in both.here else recorded.contents.get(uuid)
+        ended = None if uuid in both.here else recorded.records.get(uuid)
         if ended and ended.step not in _unjudged(observed):
             what = "has vanished; known to the catalog, not to the journal"
             is_lost = ended.finalized_at is not None and not _is_edited(both, uuid, ended.step)
@@ -546,20 +546,20 @@ def _history(both: _Both) -> Iterator[Action]:
         if recorded.gone.get(uuid) != (ended.deleted_at, ended.deleted_reason, parent):
             what = f"{ended.deleted_reason}; known to the journal, not to the catalog"
             yield Action("deleted", what, ended.step, ended, uuid)
-        elif (known := recorded.contents.get(uuid)) and not _is_same_end(known, ended, recorded):
+        elif (known := recorded.records.get(uuid)) and not _is_same_end(known, ended, recorded):
             what = "what it was before it went differs from the journal"
             yield Action("deleted", what, ended.step, ended, uuid)
 
 
 def _is_same_end(known: Checkpoint, ended: Checkpoint, recorded: RecordedRun) -> bool:
-    if recorded.seen and known.path != ended.path:
-        known = _as_if_moved(known, recorded.seen.run.directory, ended.path.parent)
+    if recorded.indexed and known.path != ended.path:
+        known = _as_if_moved(known, recorded.indexed.run.directory, ended.path.parent)
     return _content(known, known.late) == _content(ended, known.late)
 
 
-def _mistaken(recorded: RecordedRun) -> Iterator[Action]:
+def _inconsistent(recorded: RecordedRun) -> Iterator[Action]:
     """What the index says twice, and not the same."""
-    for uuid, step in recorded.mistaken.items():
+    for uuid, step in recorded.inconsistent.items():
         yield Action("changed", "the catalog ranks it by what is not its own", step, uuid=uuid)
 
 

@@ -6,7 +6,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Literal
 
-from ckptdb.catalog.catalog import Catalog, IndexedRun
+from ckptdb.catalog.catalog import Catalog
+from ckptdb.core.recorded import IndexedRun
 from ckptdb.disk import identity
 from ckptdb.disk.identity import Identity
 

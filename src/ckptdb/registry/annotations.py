@@ -6,8 +6,8 @@ import time
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from ckptdb.catalog.catalog import IndexedRun
 from ckptdb.core import warnings
+from ckptdb.core.recorded import IndexedRun
 from ckptdb.core.records import (
     TRAINING_INFO,
     Checkpoint,

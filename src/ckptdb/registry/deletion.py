@@ -8,10 +8,11 @@ from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
-from ckptdb.catalog.catalog import Catalog, IndexedRun
+from ckptdb.catalog.catalog import Catalog
 from ckptdb.catalog.engine import Database
 from ckptdb.catalog.location import Location
 from ckptdb.core import warnings
+from ckptdb.core.recorded import IndexedRun
 from ckptdb.core.records import Checkpoint
 from ckptdb.disk import names, scan
 from ckptdb.disk.paths import find_place

@@ -12,8 +12,9 @@ from pathlib import Path
 from typing import Any
 
 from ckptdb import retention
-from ckptdb.catalog.catalog import Catalog, IndexedRun
+from ckptdb.catalog.catalog import Catalog
 from ckptdb.core.candidates import Candidate
+from ckptdb.core.recorded import IndexedRun
 from ckptdb.core.records import Run
 from ckptdb.disk import (
     fs_clock,

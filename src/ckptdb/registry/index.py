@@ -12,11 +12,12 @@ from pathlib import Path
 from typing import Any, Self
 
 from ckptdb.catalog import engine
-from ckptdb.catalog.catalog import Catalog, IndexedRun
+from ckptdb.catalog.catalog import Catalog
 from ckptdb.catalog.engine import Database
 from ckptdb.catalog.files import look_at
 from ckptdb.catalog.schema import HEAD
 from ckptdb.core import warnings
+from ckptdb.core.recorded import IndexedRun
 from ckptdb.core.records import Run
 from ckptdb.disk import identity, scan
 from ckptdb.disk.verified import DEPTHS, VerifyDepth

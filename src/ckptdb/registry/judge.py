@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Collection, Sequence
 from dataclasses import replace
 
-from ckptdb.catalog.catalog import Catalog, IndexedRun
+from ckptdb.catalog.catalog import Catalog
 from ckptdb.core.candidates import Candidate, Wanted
+from ckptdb.core.recorded import IndexedRun
 from ckptdb.core.records import (
     Run,
 )

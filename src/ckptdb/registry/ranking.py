@@ -7,7 +7,6 @@ from collections.abc import Sequence
 from datetime import datetime
 from pathlib import Path
 
-from ckptdb.catalog.catalog import IndexedRun
 from ckptdb.catalog.selection import By, Selection, pareto_front, ranked
 from ckptdb.core.conditions import (
     COLUMNS,
@@ -15,6 +14,7 @@ from ckptdb.core.conditions import (
     parse,
     written,
 )
+from ckptdb.core.recorded import IndexedRun
 from ckptdb.core.records import (
     MODES,
     Checkpoint,

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from ckptdb.catalog.catalog import IndexedRun
+from ckptdb.core.recorded import IndexedRun
 
 
 @dataclass(frozen=True, slots=True)

@@ -12,12 +12,13 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self
 
-from ckptdb.catalog.catalog import Catalog, IndexedRun
+from ckptdb.catalog.catalog import Catalog
 from ckptdb.catalog.engine import Database
 from ckptdb.catalog.files import Look, look_at
 from ckptdb.catalog.location import Location, locate
 from ckptdb.catalog.worker import Workers
 from ckptdb.core import warnings
+from ckptdb.core.recorded import IndexedRun
 from ckptdb.core.records import Checkpoint
 from ckptdb.disk import (
     fsutil,

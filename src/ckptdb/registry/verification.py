@@ -8,9 +8,10 @@ from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from ckptdb.catalog.catalog import Catalog, IndexedRun, RecordedRun
+from ckptdb.catalog.catalog import Catalog
 from ckptdb.catalog.store import Changes
 from ckptdb.core import warnings
+from ckptdb.core.recorded import IndexedRun, RecordedRun
 from ckptdb.core.records import Checkpoint, utc
 from ckptdb.core.units import human_bytes
 from ckptdb.disk import (
@@ -248,7 +249,7 @@ class Verifier:
 
     def _tell(self, seen: IndexedRun, known: Checkpoint, found: Checkpoint, *, read: bool) -> None:
         problems = {known.uuid: known.problem} if known.problem else {}
-        recorded = RecordedRun(seen=seen, contents={known.uuid: known}, problems=problems)
+        recorded = RecordedRun(indexed=seen, records={known.uuid: known}, problems=problems)
         if not read or known.uuid in self._doubts:
             certain = known.uuid not in self._doubts
             found = keep_damage(found, recorded, sizes_verified=certain)

@@ -13,10 +13,11 @@ from functools import partial
 from pathlib import Path
 from typing import TypeVar
 
-from ckptdb.catalog.catalog import Catalog, IndexedRun
+from ckptdb.catalog.catalog import Catalog
 from ckptdb.catalog.engine import Database
 from ckptdb.core import warnings
 from ckptdb.core.candidates import Wanted
+from ckptdb.core.recorded import IndexedRun
 from ckptdb.core.records import Checkpoint
 from ckptdb.disk import (
     identity,
