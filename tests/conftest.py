@@ -1,10 +1,33 @@
-"""What every test may need, and the way to the fault laboratory."""
+"""Fixtures and options of all tests."""
 
 import os
-import shutil
 
 import pytest
 from lab.dump import dump_catalog
+from tests.support import requirements, selection
+
+
+def pytest_addoption(parser):
+    selection.add_options(parser)
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_cmdline_main(config):
+    selection.choose(config)
+
+
+def pytest_configure(config):
+    if config.option.no_skips and not hasattr(config, "workerinput"):
+        config.pluginmanager.register(selection.NoSkips())
+
+
+def pytest_report_header(config):
+    left_out = config.option.markexpr == selection.QUICK
+    return [f"left out without --all: {selection.QUICK}"] if left_out else []
+
+
+def pytest_itemcollected(item):
+    selection.mark(item)
 
 
 @pytest.fixture
@@ -13,22 +36,27 @@ def dump():
     return dump_catalog
 
 
+@pytest.fixture(scope="session")
+def _home(tmp_path_factory):
+    return tmp_path_factory.mktemp("home")
+
+
 @pytest.fixture(autouse=True)
-def _nothing_outside(monkeypatch, tmp_path_factory):
+def _nothing_outside(monkeypatch, _home):
     """No test sees or leaves anything under the home directory."""
-    home = tmp_path_factory.mktemp("home")
-    monkeypatch.setenv("HOME", str(home))
+    before = os.listdir(_home)
+    monkeypatch.setenv("HOME", str(_home))
     monkeypatch.delenv("CKPTDB_CATALOG", raising=False)
     yield
-    assert list(home.iterdir()) == []
+    assert os.listdir(_home) == before
 
 
 @pytest.fixture(scope="session")
 def chromium(tmp_path_factory):
-    """The system's Chromium, without a window."""
-    found = next(filter(None, map(shutil.which, ("chromium", "chromium-browser"))), None)
+    """Start the system's Chromium, without a window."""
+    found = requirements.find_chromium()
     if found is None:
-        pytest.fail("There is no Chromium: `apt-get install chromium` (or what it is called here).")
+        requirements.skip(requirements.CHROMIUM)
     from playwright.sync_api import sync_playwright
 
     home = tmp_path_factory.mktemp("chromium")

@@ -6,6 +6,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from tests.support.requirements import needs_compiler
 
 TOP = Path(__file__).parents[2]
 
@@ -33,9 +34,8 @@ def test_a_durable_save_that_prunes_one_flushes_and_commits_a_bounded_number_of_
     assert {"durable save: journal", "durable save: manifest", "durable save: run"} <= set(counts)
 
 
+@needs_compiler
 def test_reconciling_makes_a_bounded_number_of_calls_for_each_checkpoint(counted):
     counts = counted["slow"]
-    if not counts:
-        pytest.skip("there is no C compiler to slow down a file system with")
     assert counts["calls a checkpoint, one call at a time"] == 8
     assert counts["calls a checkpoint, ckptdb"] <= 18

@@ -8,6 +8,7 @@ from contextlib import closing
 
 import pytest
 from sqlalchemy import create_engine, make_url
+from tests.support import requirements
 
 from ckptdb.catalog.catalog import Catalog
 from ckptdb.catalog.engine import Database
@@ -29,7 +30,7 @@ def _start(pgserver, data):
 @pytest.fixture(scope="session")
 def postgres_server(tmp_path_factory):
     """A real PostgreSQL server that a wheel of the test dependencies brings along."""
-    pgserver = pytest.importorskip("pgserver", reason="no PostgreSQL wheel for this platform")
+    pgserver = pytest.importorskip("pgserver", reason=requirements.POSTGRES)
     runtime = tmp_path_factory.mktemp("runtime")
     os.environ.setdefault("XDG_RUNTIME_DIR", str(runtime))
     # Not below pytest's own directory: the server's user must be able to enter it as well.
@@ -50,7 +51,7 @@ def postgres_url(postgres_server):
     return url.render_as_string(hide_password=False)
 
 
-@pytest.fixture(params=["sqlite", "memory", "postgresql"])
+@pytest.fixture(params=["sqlite", "memory", pytest.param("postgresql", marks=pytest.mark.postgres)])
 def catalog(request, tmp_path):
     """An empty catalog in each kind of database."""
     if request.param == "memory":

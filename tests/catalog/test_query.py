@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 from sqlalchemy import text
+from tests.support import requirements
 
 from ckptdb.catalog import query as user_query
 from ckptdb.catalog import sandbox, views
@@ -293,7 +294,7 @@ def test_a_growing_string_stays_bounded(database: Database):
 def test_nothing_stays_open_when_it_returns(on_file: Database, sql: str):
     links = Path("/proc/self/fd")
     if not links.is_dir():
-        pytest.skip("the system does not list open files")
+        requirements.skip(requirements.NO_OPEN_FILES)
 
     def opened() -> int:
         file = str(on_file.location.file)

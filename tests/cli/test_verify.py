@@ -10,6 +10,7 @@ import tempfile
 from pathlib import Path
 
 import pytest
+from tests.support.requirements import needs_root
 
 from ckptdb import CheckpointManager, Registry
 
@@ -204,7 +205,7 @@ def test_who_may_only_read_is_told_of_damage_that_the_catalog_does_not_know(tree
     }
 
 
-@pytest.mark.skipif(os.geteuid() != 0, reason="root alone may be somebody else")
+@needs_root
 def test_a_file_that_a_reader_may_not_read_is_not_damage(public, warm):
     save(public / "run", 1, {"val:loss": 1}, checksums=True)
     protect(public)
@@ -215,7 +216,7 @@ def test_a_file_that_a_reader_may_not_read_is_not_damage(public, warm):
     assert done.stderr.startswith("0 checkpoint(s) verified; 1 not verifiable in every file.")
 
 
-@pytest.mark.skipif(os.geteuid() != 0, reason="root alone may be somebody else")
+@needs_root
 def test_a_run_that_a_reader_may_not_look_into_keeps_no_other_from_being_verified(public, warm):
     Registry.init(public)[0].close()
     for run in ("mine", "shared"):

@@ -16,6 +16,7 @@ from pathlib import Path
 import pytest
 from lab import scene
 from lab.scene import BAD, BEST, GOOD, LATEST, LOSS, ckptdb
+from tests.support.requirements import needs_root
 
 from ckptdb import Registry
 from ckptdb.disk import paths, training_info
@@ -23,7 +24,6 @@ from ckptdb.disk.journal import Fact, append
 from ckptdb.errors import InvalidStep, UnreadableInfo
 
 HUGE_BYTES = 200 * 1024 * 1024
-AS_ROOT = pytest.mark.skipif(os.geteuid() != 0, reason="only root can do this")
 
 
 @pytest.fixture
@@ -91,7 +91,7 @@ UNTRUSTED = {
 @pytest.mark.parametrize(
     ("spoil", "problem"),
     [
-        pytest.param(*case, id=name, marks=AS_ROOT if name == "device" else ())
+        pytest.param(*case, id=name, marks=needs_root if name == "device" else ())
         for name, case in UNTRUSTED.items()
     ],
 )
@@ -414,10 +414,11 @@ def test_a_step_that_is_none_is_refused_before_anything_is_written(run, step):
 
 
 def test_a_step_of_numpy_is_a_step(run):
-    numpy = pytest.importorskip("numpy")
-    scene.save(run, numpy.int64(12), 0.01)
+    import numpy as np
+
+    scene.save(run, np.int64(12), 0.01)
     scene.check_answers(run, best=12, latest=12)
-    scene.save(run, numpy.uint64(2**63 - 1), 0.02)
+    scene.save(run, np.uint64(2**63 - 1), 0.02)
     scene.check_answers(run, best=12, latest=2**63 - 1)
 
 

@@ -5,7 +5,6 @@ import json
 import os
 import resource
 import shutil
-import subprocess
 import time
 import warnings
 from contextlib import contextmanager
@@ -14,12 +13,12 @@ from pathlib import Path
 import pytest
 from lab import scene
 from lab.scene import BAD, BEST, GOOD, LATEST, LOSS, ckptdb
+from tests.support.mounts import immutable, mounted
+from tests.support.requirements import needs_root
 
 from ckptdb import Registry
 from ckptdb.disk import fsutil, identity, journal
 from ckptdb.errors import SaveFailed
-
-AS_ROOT = pytest.mark.skipif(os.geteuid() != 0, reason="only root can do this")
 
 
 @pytest.fixture
@@ -226,7 +225,7 @@ def test_what_may_only_be_read_is_answered_from(run, what):
     scene.check_answers(run, best=21, latest=21)
 
 
-@AS_ROOT
+@needs_root
 def test_a_foreign_owner_changes_nothing_that_may_be_read(run):
     for path in (run / f"step_{BEST}", *(run / f"step_{BEST}").iterdir()):
         os.chown(path, 12345, 12345)
@@ -242,20 +241,14 @@ def test_a_foreign_owner_changes_nothing_that_may_be_read(run):
         assert {cp.step for cp in registry.checkpoints(status="deleted")} == {2, 6}
 
 
-@AS_ROOT
 def test_an_immutable_file_stays_in_the_trash_and_training_goes_on(run):
     victim = run / "step_2" / "model.bin"
-    if subprocess.run(["chattr", "+i", victim], check=False, capture_output=True).returncode:
-        pytest.skip("this file system has no immutable files")
-    try:
+    with immutable(victim, below=run):
         with pytest.warns(UserWarning, match="Failed to prune old checkpoints"):
             scene.save(run, 20, 0.01, keep_top_k=1)
         scene.check_answers(run, best=20, latest=20)
         said = ckptdb("-C", run, "reconcile")
         assert (said.code, "not permitted" in said.err) == (4, True)
-    finally:
-        for left in run.rglob("model.bin"):
-            subprocess.run(["chattr", "-i", left], check=True)
     assert ckptdb("-C", run, "gc").code == 0
     assert list((run / ".ckptdb" / "trash").iterdir()) == []
 
@@ -295,13 +288,8 @@ def emptied(run: Path):
             path.rename(run.parent / path.name)
 
 
-@contextmanager
 def mounted_over(run: Path):
-    subprocess.run(["mount", "-t", "tmpfs", "none", run], check=True)
-    try:
-        yield
-    finally:
-        subprocess.run(["umount", run], check=True)
+    return mounted(run, "-t", "tmpfs", "none")
 
 
 @contextmanager
@@ -337,7 +325,7 @@ NOT_A_DELETION = {
 @pytest.mark.parametrize(
     ("hide", "sentence"),
     [
-        pytest.param(*case, id=name, marks=AS_ROOT if case[0] is mounted_over else ())
+        pytest.param(*case, id=name, marks=needs_root if case[0] is mounted_over else ())
         for name, case in NOT_A_DELETION.items()
     ],
 )
@@ -416,12 +404,9 @@ def test_a_clock_that_goes_back_hides_no_change(run):
     assert "no drift" in ckptdb("-C", run, "check").out
 
 
-@AS_ROOT
 def test_a_trash_on_another_file_system_is_done_without(run, tmp_path):
     trash = run / ".ckptdb" / "trash"
-    trash.mkdir(exist_ok=True)
-    subprocess.run(["mount", "-t", "tmpfs", "none", trash], check=True)
-    try:
+    with mounted(trash, "-t", "tmpfs", "none"):
         with pytest.warns(UserWarning, match=r"Failed to prune .*cross-device.*undelete"):
             scene.save(run, 19, 0.01, keep_top_k=1, trash_ttl="1 day")
         assert {p.name for p in run.glob("step_*")} == {f"step_{s}" for s in (*GOOD, 19)}
@@ -431,8 +416,6 @@ def test_a_trash_on_another_file_system_is_done_without(run, tmp_path):
         assert "no drift" in ckptdb("-C", run, "check").out
         check = {row["step"] for row in json.loads(ckptdb("-C", run, "ls", "-o", "json").out)}
         assert check == {20}
-    finally:
-        subprocess.run(["umount", trash], check=True)
     scene.save(run, 21, 0.02, keep_top_k=1)
     assert {p.name for p in run.glob("step_*")} == {"step_20", "step_21"}
 

@@ -10,10 +10,16 @@ from pathlib import Path
 import pytest
 from lab import cuts, mounts, outage, shim
 from lab.report import NOT_TRIED, Row
+from tests.support import requirements
+from tests.support.requirements import needs_compiler, needs_root
 
 CRASH = Path(__file__).parent
 
-as_root = pytest.mark.skipif(os.geteuid() != 0, reason="only root can mount file systems")
+
+def skip(reason):
+    requirements.skip(
+        requirements.MKFS if "there is no mkfs" in reason else requirements.MOUNTING, reason
+    )
 
 
 @pytest.fixture(scope="module")
@@ -23,11 +29,12 @@ def rows():
         command, env=shim.environment(), capture_output=True, text=True, check=True
     )
     if NOT_TRIED in done.stderr:
-        pytest.skip(done.stderr)
+        skip(done.stderr)
     return [Row.from_json(line) for line in done.stdout.splitlines()]
 
 
-@as_root
+@needs_root
+@needs_compiler
 def test_every_cut_strikes_and_nothing_is_lost(rows):
     found = [row for row in rows if not row.is_control]
     assert [row.harness for row in found] == [f"cuts {kind.name}" for kind in mounts.KINDS]
@@ -36,7 +43,8 @@ def test_every_cut_strikes_and_nothing_is_lost(rows):
     assert all(row.holds for row in found)
 
 
-@as_root
+@needs_root
+@needs_compiler
 def test_the_plain_way_loses_its_checkpoints_under_the_same_cuts(rows):
     (plain,) = (row for row in rows if row.is_control)
     assert plain.struck == plain.points
@@ -51,7 +59,7 @@ def disk(request, tmp_path):
         with mounts.mounted(request.param, tmp_path) as disk:
             yield disk
     except mounts.CannotMount as reason:
-        pytest.skip(str(reason))
+        skip(str(reason))
 
 
 def cut_after(disk, work, *, foreign):
@@ -61,7 +69,7 @@ def cut_after(disk, work, *, foreign):
     return told
 
 
-@as_root
+@needs_root
 def test_only_what_was_flushed_outlives_a_cut(disk):
     def work(tell):
         for name in ("flushed", "unflushed"):
@@ -77,13 +85,13 @@ def test_only_what_was_flushed_outlives_a_cut(disk):
     assert not (disk.path / "unflushed").exists()
 
 
-@as_root
+@needs_root
 def test_the_flush_of_another_keeps_names_and_not_their_bytes(disk):
     cut_after(disk, lambda _: (disk.path / "file").write_bytes(b"content"), foreign=True)
     assert (disk.path / "file").read_bytes() == b""
 
 
-@as_root
+@needs_root
 def test_a_process_that_ends_before_the_cut_counts_as_not_struck(disk):
     row = Row("a cut")
     assert outage.cut(disk, row, "here", lambda _: os._exit(3), foreign=False) is None
@@ -125,6 +133,7 @@ def laboratory():
     return module
 
 
+@needs_compiler
 @pytest.mark.parametrize(
     ("reasons", "code", "said"),
     [(["cuts of xfs: there is no mkfs.xfs."], 0, "\nNot tried: cuts of xfs"), ([], 1, "cuts")],

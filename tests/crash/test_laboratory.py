@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 from lab import replay, report, shim
 from lab.report import Row
+from tests.support.requirements import needs_compiler
 
 HERE = Path(__file__).parent
 
@@ -19,6 +20,7 @@ def laboratory(*arguments):
     )
 
 
+@needs_compiler
 @pytest.mark.parametrize("harness", ["kills", "faults", "power"])
 def test_a_few_points_of_each_harness_hold(harness):
     done = laboratory("--smoke", "--only", harness, "--seed", "3")
@@ -49,6 +51,7 @@ def with_shim(code: str, root: Path) -> subprocess.CompletedProcess[str]:
     )  # fmt: skip
 
 
+@needs_compiler
 def test_the_shim_kills_before_the_operation_it_was_told(tmp_path):
     done = with_shim(
         "with shim.armed(root, Strike(action=shim.KILL, at=3)):\n"
@@ -59,6 +62,7 @@ def test_the_shim_kills_before_the_operation_it_was_told(tmp_path):
     assert sorted(os.listdir(tmp_path)) == ["a", "b"]
 
 
+@needs_compiler
 def test_the_shim_sees_what_sqlite_does(tmp_path):
     done = with_shim(
         "import sqlite3\n"
@@ -71,6 +75,7 @@ def test_the_shim_sees_what_sqlite_does(tmp_path):
     assert done.stdout == "unable to open database file True\n", done.stderr
 
 
+@needs_compiler
 def test_the_shim_fails_only_what_it_watches(tmp_path):
     (tmp_path / "in").mkdir()
     done = with_shim(
@@ -111,11 +116,13 @@ REPLACED = """
 """
 
 
+@needs_compiler
 def test_a_rename_may_come_before_the_bytes(tmp_path):
     possible = states(tmp_path, REPLACED.format(flush="pass"))
     assert frozenset({("old", b"")}) in possible
 
 
+@needs_compiler
 def test_a_flush_before_the_rename_rules_that_out(tmp_path):
     possible = states(tmp_path, REPLACED.format(flush="file.flush(); os.fsync(file.fileno())"))
     assert frozenset({("old", b"")}) not in possible

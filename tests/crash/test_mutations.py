@@ -8,10 +8,12 @@ import pytest
 from lab import mutants
 from lab.mutants import MUTANTS
 from lab.stories import STORIES
+from tests.support.requirements import needs_compiler
 
 HERE = Path(__file__).parent
 
 
+@needs_compiler
 def test_a_few_mutants_are_caught_and_the_product_is_not():
     done = subprocess.run(
         [sys.executable, str(HERE), "--smoke", "--only", "mutations"],

@@ -9,6 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from tests.support.requirements import needs_root
 
 from ckptdb.disk import identity
 
@@ -217,7 +218,7 @@ def test_marking_again_changes_nothing(tmp_path: Path):
         (0o1777, 0, True),
     ],
 )
-@pytest.mark.skipif(os.getuid() != 0, reason="only root may give files away")
+@needs_root
 def test_a_mark_counts_by_who_may_write_there(tmp_path: Path, mode, owner, counts):
     """With real users in test_other_users.py."""
     identity.mark_root(tmp_path)

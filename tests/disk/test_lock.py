@@ -12,10 +12,10 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
+from tests.support.requirements import needs_root
 from tests.support.users import (
     ANN,
     as_user,
-    only_as_root,
     shared_place,
 )
 
@@ -175,7 +175,7 @@ def test_a_lock_that_is_a_symlink_is_refused(tmp_path: Path):
         pass
 
 
-@only_as_root
+@needs_root
 def test_whose_lock_is_not_to_be_seen_has_changed_a_run_only_just_before():
     with shared_place() as top:
         hidden = top / "run" / ".ckptdb"

@@ -4,6 +4,7 @@ import os
 import stat
 
 import pytest
+from tests.support.requirements import needs_root
 from tests.support.users import (
     ANN,
     BOB,
@@ -12,7 +13,6 @@ from tests.support.users import (
     acl,
     as_user,
     make,
-    only_as_root,
     set_acl,
     shared_place,
 )
@@ -126,7 +126,7 @@ def test_with_an_acl_it_is_for_those_whom_that_lets_write():
     )
 
 
-@only_as_root
+@needs_root
 @pytest.mark.parametrize("inherited", [False, True])
 def test_the_acl_of_a_directory_decides_who_may_open_its_lock(inherited):
     with shared_place() as top:
@@ -160,7 +160,7 @@ def test_the_acl_of_a_directory_decides_who_may_open_its_lock(inherited):
         assert as_user(ANN, may_open)
 
 
-@only_as_root
+@needs_root
 def test_what_a_group_was_to_see_is_not_for_another():
     with shared_place() as top:
         folder = make(top / "run", ANN, mode=0o777, group=GROUP)

@@ -13,6 +13,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from tests.support import requirements
 
 from ckptdb.disk import lock, process, writer
 from ckptdb.disk.writer import Writer
@@ -230,7 +231,7 @@ def test_a_free_lock_proves_something_where_locks_reach(folder: Path, change, se
     found = write(folder)
     writer.release(folder)
     if found.lock.system not in lock.LOCAL:
-        pytest.skip("the temporary directory is on a file system that several machines may have")
+        requirements.skip(requirements.SHARED)
     taken = found.lock._replace(**{k: v for k, v in change.items() if k != "boot"})
     other = replace(found, lock=taken, boot=change.get("boot", found.boot))
     assert writer.look_at_lock(folder, other) == seen

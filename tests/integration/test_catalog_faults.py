@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 from sqlalchemy import Engine, event
+from tests.support import mounts
 
 from ckptdb.catalog.schema import APPLICATION_ID
 from ckptdb.core.fork import FileConnection
@@ -544,17 +545,8 @@ def test_a_read_only_catalog_stops_nothing(root, what):
 @pytest.fixture
 def small_disk(tmp_path):
     """Mount a file system of 512 KiB."""
-    mount = tmp_path / "small"
-    mount.mkdir()
-    command = ["mount", "-t", "tmpfs", "-o", "size=512k", "ckptdb-test", mount]
-    if os.geteuid() != 0 or subprocess.run(command, check=False, capture_output=True).returncode:
-        pytest.skip("only root may mount")
-    try:
+    with mounts.small_disk(tmp_path / "small", "512k") as mount:
         yield mount
-    finally:
-        if subprocess.run(["umount", mount], check=False).returncode:
-            subprocess.run(["umount", "--lazy", mount], check=True)
-            pytest.fail("somebody still has the catalog open")
 
 
 @pytest.mark.parametrize("when", ["before", "while open", "before there is one"])

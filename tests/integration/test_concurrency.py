@@ -15,6 +15,7 @@ import warnings
 from contextlib import contextmanager
 
 import pytest
+from tests.support import requirements
 
 from ckptdb.catalog.catalog import Catalog
 from ckptdb.disk import (
@@ -552,7 +553,7 @@ def exchange(tmp_path):
     try:
         fsutil.exchange(one, other)
     except fsutil.ExchangeUnsupported:
-        pytest.skip("this file system cannot exchange two names")
+        requirements.skip(requirements.NO_EXCHANGE)
 
 
 def test_readers_never_see_a_checkpoint_missing_or_half_replaced(tmp_path, exchange):

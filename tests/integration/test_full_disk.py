@@ -11,6 +11,7 @@ import warnings
 from contextlib import closing, contextmanager, suppress
 
 import pytest
+from tests.support import mounts
 
 from ckptdb import CheckpointManager, Registry
 from ckptdb.catalog import engine
@@ -29,17 +30,8 @@ LOSSES = {1: 0.5, 2: 0.1, 3: 0.9, 4: 0.3}
 @pytest.fixture
 def small_disk(tmp_path):
     """Mount a file system of 3 MiB."""
-    mount = tmp_path / "small"
-    mount.mkdir()
-    command = ["mount", "-t", "tmpfs", "-o", "size=3m", "ckptdb-test", mount]
-    if os.geteuid() != 0 or subprocess.run(command, check=False, capture_output=True).returncode:
-        pytest.skip("only root may mount")
-    try:
+    with mounts.small_disk(tmp_path / "small", "3m") as mount:
         yield mount
-    finally:
-        if subprocess.run(["umount", mount], check=False).returncode:
-            subprocess.run(["umount", "--lazy", mount], check=True)
-            pytest.fail("somebody still has a file open")
 
 
 def open_manager(run, **options):

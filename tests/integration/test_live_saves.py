@@ -15,6 +15,8 @@ from contextlib import contextmanager
 from dataclasses import asdict, replace
 
 import pytest
+from tests.support import requirements
+from tests.support.requirements import needs_namespaces
 
 from ckptdb import CheckpointManager, Registry
 from ckptdb.disk import (
@@ -69,22 +71,6 @@ ELSEWHERE = {
     ],
 }  # fmt: skip
 HIDDEN = 'mount -t proc -o hidepid=2 proc /proc && exec "$@"'
-
-
-def _why_not():
-    """Why this machine cannot play several, or None."""
-    if os.geteuid() != 0:
-        return "namespaces are for root"
-    prefix = [*ELSEWHERE["another container"], "unshare", "--mount", "--uts", "true"]
-    try:
-        found = subprocess.run(prefix, capture_output=True, text=True, check=False)
-    except OSError as error:
-        return f"there is no unshare ({error})"
-    return found.stderr.strip() or None if found.returncode else None
-
-
-WHY_NOT = _why_not()
-in_namespaces = pytest.mark.skipif(WHY_NOT is not None, reason=str(WHY_NOT))
 
 
 @contextmanager
@@ -174,7 +160,7 @@ def age(folder, seconds):
 # --- a writer that lives ----------------------------------------------------------------
 
 
-@in_namespaces
+@needs_namespaces
 @everywhere
 @pytest.mark.parametrize("exclusive", ["exclusive", "not exclusive"])
 def test_gc_spares_a_save_in_progress_elsewhere_and_check_does_not_advise_it(
@@ -197,7 +183,7 @@ def test_gc_spares_a_save_in_progress_elsewhere_and_check_does_not_advise_it(
     assert (run / "step_200" / "model.bin").exists()
 
 
-@in_namespaces
+@needs_namespaces
 @everywhere
 def test_a_second_container_does_not_discard_what_the_first_stages(run, elsewhere):
     with begun(elsewhere, TRAINER, run, "not exclusive", until="staged") as trainer:
@@ -210,7 +196,7 @@ def test_a_second_container_does_not_discard_what_the_first_stages(run, elsewher
         assert registry.latest().metrics == {LOSS: 0.5}
 
 
-@in_namespaces
+@needs_namespaces
 @everywhere
 def test_a_save_in_progress_is_not_discarded_for_the_space_that_it_takes(run, elsewhere):
     with begun(elsewhere, TRAINER, run, "not exclusive", until="staged") as trainer:
@@ -223,7 +209,7 @@ def test_a_save_in_progress_is_not_discarded_for_the_space_that_it_takes(run, el
         assert tell(trainer, "publish") == "published\n"
 
 
-@in_namespaces
+@needs_namespaces
 def test_a_process_that_proc_hides_is_not_taken_for_dead(run):
     with begun([], TRAINER, run, "exclusive", until="staged") as trainer:
         staged = run / "tmp_step_200"
@@ -238,7 +224,7 @@ def test_a_process_that_proc_hides_is_not_taken_for_dead(run):
         assert tell(trainer, "publish") == "published\n"
 
 
-@in_namespaces
+@needs_namespaces
 def test_a_dead_process_is_dead_also_where_proc_hides(run):
     with begun([], TRAINER, run, "exclusive", until="staged") as trainer:
         by = writer.find(run / "tmp_step_200")
@@ -247,7 +233,7 @@ def test_a_dead_process_is_dead_also_where_proc_hides(run):
         assert hidden(lambda _: by.life == "dead")
 
 
-@in_namespaces
+@needs_namespaces
 @everywhere
 def test_what_somebody_evaluates_elsewhere_is_not_handed_out(run, elsewhere):
     with manager_of(run) as manager, manager.save(100, {LOSS: 1.0}):
@@ -260,7 +246,7 @@ def test_what_somebody_evaluates_elsewhere_is_not_handed_out(run, elsewhere):
         assert list(registry.watch(lease="mmlu", poll_seconds=None)) == []
 
 
-@in_namespaces
+@needs_namespaces
 def test_what_somebody_evaluates_whom_proc_hides_is_not_handed_out(run):
     with manager_of(run) as manager, manager.save(100, {LOSS: 1.0}):
         pass
@@ -317,13 +303,13 @@ def _hide(run):
 # --- a writer that has died -------------------------------------------------------------
 
 
-@in_namespaces
+@needs_namespaces
 @everywhere
 def test_what_a_killed_writer_left_elsewhere_on_this_machine_is_recovered_at_once(run, elsewhere):
     with begun(elsewhere, TRAINER, run, "exclusive", until="staged") as trainer:
         assert tell(trainer, "die") == ""
     if writer.find(run / "tmp_step_200").lock.system not in lock.LOCAL:
-        pytest.skip("the temporary directory is on a file system that several machines may have")
+        requirements.skip(requirements.SHARED)
     assert check(run) == ["was left unfinished; `ckptdb gc` removes it"]
     with manager_of(run) as manager, manager.save(200, {LOSS: 0.1}):
         pass

@@ -3,7 +3,6 @@
 import csv
 import io
 import json
-import shutil
 import sqlite3
 import subprocess
 from contextlib import closing
@@ -12,6 +11,7 @@ from importlib.resources import files
 import duckdb
 import pandas as pd
 import pytest
+from tests.support.requirements import needs_sqlite_shell
 
 from ckptdb import CheckpointManager, Registry
 from ckptdb.catalog.views import VIEWS
@@ -81,7 +81,7 @@ def test_pandas_reads_the_same(file, relation):
     assert same(rows) == told
 
 
-@pytest.mark.skipif(shutil.which("sqlite3") is None, reason="there is no sqlite3 shell")
+@needs_sqlite_shell
 @pytest.mark.parametrize("relation", [*TABLES, *VIEWS])
 def test_the_sqlite3_shell_reads_the_same(file, relation):
     command = ["sqlite3", "-readonly", "-csv", "-header", str(file), f"SELECT * FROM {relation}"]

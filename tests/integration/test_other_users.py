@@ -7,6 +7,7 @@ import warnings
 from contextlib import closing
 
 import pytest
+from tests.support.requirements import needs_root
 from tests.support.users import (
     ANN,
     BOB,
@@ -15,7 +16,6 @@ from tests.support.users import (
     LOSS,
     as_user,
     make,
-    only_as_root,
     save,
     shared_place,
 )
@@ -26,7 +26,7 @@ from ckptdb.disk import identity
 from ckptdb.errors import RootRefused
 from ckptdb.training.index import find_location
 
-pytestmark = only_as_root
+pytestmark = needs_root
 
 
 @pytest.fixture

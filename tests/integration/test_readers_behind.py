@@ -14,13 +14,15 @@ from pathlib import Path
 
 import pytest
 from tests.integration.test_reading_only import settle
+from tests.support import requirements
+from tests.support.requirements import needs_root
 
 from ckptdb import CheckpointManager, Registry
 from ckptdb.cli.main import main
 
 from .test_other_users import ANN, BOB, as_user
 
-pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="only root may become somebody else")
+pytestmark = needs_root
 
 LOSS = "val:loss"
 
@@ -56,9 +58,10 @@ def ask(request):
                 os.chown(os.path.join(folder, name), ANN, ANN)
     else:
         command = ["mount", "--bind", root, root]
-        if subprocess.run(command, check=False, capture_output=True).returncode:
+        done = subprocess.run(command, check=False, capture_output=True, text=True)
+        if done.returncode:
             shutil.rmtree(top)
-            pytest.skip("only root may mount")
+            requirements.skip(requirements.MOUNTING, done.stderr)
         mounted = True
         subprocess.run(["mount", "-o", "remount,bind,ro", root], check=True)
 

@@ -1,16 +1,18 @@
 """Deleting where the file system refuses: what goes, what stays, and that exactly this is said."""
 
 import errno
-import gc
 import os
 import shutil
 import subprocess
 import sys
 import traceback
 import warnings
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 
 import pytest
+from tests.support import requirements
+from tests.support.mounts import immutable, mounted
+from tests.support.requirements import needs_root
 
 from ckptdb import CheckpointManager, Registry
 from ckptdb.disk import (
@@ -52,35 +54,6 @@ def run(tmp_path):
     return make_run(tmp_path / "run")
 
 
-@contextmanager
-def mounted(path, *options):
-    path.mkdir(exist_ok=True)
-    command = ["mount", *options, path]
-    if os.geteuid() != 0:
-        pytest.skip("only root may mount")
-    done = subprocess.run(command, check=False, capture_output=True, text=True)
-    if done.returncode:
-        pytest.skip(f"this cannot be mounted here: {done.stderr.strip()}")
-    try:
-        yield path
-    finally:
-        gc.collect()  # an exception may keep what was opened below
-        if subprocess.run(["umount", path], check=False).returncode:
-            subprocess.run(["umount", "--lazy", path], check=True)
-            pytest.fail("somebody still has a file open")
-
-
-@contextmanager
-def immutable(file):
-    done = subprocess.run(["chattr", "+i", file], check=False, capture_output=True, text=True)
-    if done.returncode:
-        pytest.skip(f"no file can be made immutable here: {done.stderr.strip()}")
-    try:
-        yield
-    finally:
-        subprocess.run(["chattr", "-R", "-i", file.parents[2]], check=True)
-
-
 def steps(run):
     return sorted(step for step, _ in scan.list_finals(run))
 
@@ -118,8 +91,8 @@ def check(run, live, reasons):
 @pytest.fixture(params=["quota", "full"])
 def full_btrfs(request, tmp_path):
     """Return a run on a btrfs on which nothing can be renamed any more."""
-    if shutil.which("mkfs.btrfs") is None:
-        pytest.skip("there is no mkfs.btrfs")
+    requirements.skip_without_root()
+    requirements.skip_without("mkfs.btrfs", requirements.BTRFS)
     image = tmp_path / "image"
     with image.open("wb") as file:
         file.truncate(128 << 20)
@@ -411,7 +384,7 @@ def test_a_pinned_one_of_an_image_layer_is_not_lost_by_saving_its_step_again(ove
 def test_rm_of_two_removes_none_when_a_file_of_one_is_immutable(run):
     file = run / "step_1" / "part" / "model.bin"
     with (
-        immutable(file),
+        immutable(file, below=run),
         Registry.open(run) as registry,
         pytest.raises(DeletionIncomplete) as caught,
     ):
@@ -424,7 +397,7 @@ def test_rm_of_two_removes_none_when_a_file_of_one_is_immutable(run):
 
 def test_gc_leaves_what_is_immutable_whole_and_removes_the_rest(run):
     file = run / "step_1" / "part" / "model.bin"
-    with immutable(file), Registry.open(run) as registry:
+    with immutable(file, below=run), Registry.open(run) as registry:
         with pytest.raises(DeletionIncomplete) as caught:
             registry.gc(Policy(keep_top_k=0, ft_keep_latest_k=1))
         (done,) = caught.value.done
@@ -480,7 +453,7 @@ def test_what_cannot_be_removed_from_the_trash_is_not_said_to_be_freed(run):
         registry.remove([1, 2], trash_ttl_seconds=3600)
         kept = next(left.path for left in scan.list_trash(run) if left.step == 1)
         file = next(path for path in kept.rglob("*") if path.is_file())
-        with immutable(file), pytest.raises(DeletionIncomplete) as caught:
+        with immutable(file, below=run), pytest.raises(DeletionIncomplete) as caught:
             registry.gc(empty_trash=True)
     (collected,) = caught.value.done
     assert {left.step: collected.is_left(left) for left in collected.leftovers} == {
@@ -584,11 +557,10 @@ def open_to_all(tmp_path):
         path.chmod(mode)
 
 
+@needs_root
 @pytest.mark.usefixtures("open_to_all")
 def test_in_a_sticky_directory_of_others_what_is_theirs_stays_and_is_named(tmp_path):
     """A user of a group deletes his own and another's checkpoint: none goes, and he is told why."""
-    if os.geteuid() != 0:
-        pytest.skip("only root can be two users")
     run = make_run(tmp_path / "run")
     for path in (run, *run.rglob("*")):
         path.chmod(0o777 if path.is_dir() else 0o666)

@@ -12,6 +12,7 @@ import warnings
 from contextlib import closing, contextmanager
 
 import pytest
+from tests.support import requirements
 
 from ckptdb import CheckpointManager, Registry
 from ckptdb.catalog import engine
@@ -987,7 +988,7 @@ def test_names_that_are_no_text_are_indexed_and_come_back_as_they_are(tmp_path):
     try:
         os.mkdir(raw)
     except OSError:
-        pytest.skip("this file system takes only UTF-8 names")
+        requirements.skip(requirements.ONLY_UTF8)
     identity.mark_root(tmp_path)
     save(run, 1, {LOSS: 1})
     (run / "step_1" / os.fsdecode(b"\xff.bin")).write_bytes(b"x")

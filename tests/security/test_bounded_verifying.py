@@ -12,7 +12,6 @@ from ckptdb.registry import verification
 
 HUGE_BYTES = 200 * 1024**3
 METRIC = {"metric_name": "loss", "higher_is_better": False}
-pytest.importorskip("xxhash")
 
 
 def save(run, *steps, sizes=(10, 10)):

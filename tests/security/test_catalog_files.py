@@ -15,6 +15,8 @@ from pathlib import Path
 import pytest
 from alembic import command as alembic
 from alembic.config import Config
+from tests.support import requirements
+from tests.support.requirements import needs_root
 
 from ckptdb import CheckpointManager, Registry
 from ckptdb.catalog import files
@@ -26,8 +28,6 @@ from ckptdb.errors import CatalogError, CatalogReadOnly, CatalogTampered, Catalo
 LOSS = "val:loss"
 EVE = 20666
 SUPER_MAGIC = bytes.fromhex("d9d505f920a163d7")
-
-as_root = pytest.mark.skipif(os.geteuid() != 0, reason="only root may make it")
 
 
 def save(run, step=1, loss=0.5, **options):
@@ -140,8 +140,8 @@ ENDINGS = ("", *files.BESIDE)
 
 
 def put(kind, path, victim):
-    if kind in OF_ROOT and os.geteuid() != 0:
-        pytest.skip("only root may make it")
+    if kind in OF_ROOT:
+        requirements.skip_without_root()
     path.unlink(missing_ok=True)
     OBSTACLES[kind][0](path, victim)
 
@@ -194,7 +194,7 @@ def test_a_command_says_so_in_one_sentence(root, tmp_path, kind, name, capsys):
     assert canary(tmp_path / "victim") == before
 
 
-@as_root
+@needs_root
 def test_a_link_in_the_place_of_the_folder_leads_nowhere(root, tmp_path):
     folder = root / ".ckptdb"
     folder.rename(tmp_path / "victim" / "folder")
@@ -256,7 +256,7 @@ def test_a_run_whose_own_catalog_was_tampered_with_keeps_it(tmp_path):
         assert registry.best().step == 1
 
 
-@as_root
+@needs_root
 def test_in_a_directory_of_a_group_a_colleagues_catalog_counts(root):
     os.chown(catalog_of(root), EVE, 20900)
     os.chown(root / ".ckptdb", 0, 20900)
@@ -416,7 +416,7 @@ def eves():
     shutil.rmtree(top)
 
 
-@as_root
+@needs_root
 def test_a_question_undoes_nothing_in_a_strangers_catalog_and_is_answered_from_the_files(eves):
     journal = Path(f"{catalog_of(eves)}-journal")
     before = canary(eves)
@@ -526,7 +526,7 @@ def test_the_copy_of_an_upgrade_is_written_through_no_link(root, tmp_path):
     assert canary(victim) == before
 
 
-@as_root
+@needs_root
 def test_what_root_makes_in_a_users_tree_belongs_to_that_user(tmp_path):
     tmp_path.chmod(0o755)
     folder = tmp_path / "results" / ".ckptdb"

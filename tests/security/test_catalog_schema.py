@@ -12,6 +12,7 @@ from contextlib import closing, contextmanager
 import pytest
 from alembic import command
 from alembic.config import Config
+from tests.support import requirements
 
 from ckptdb import CheckpointManager, Registry
 from ckptdb.catalog import engine, schema
@@ -194,7 +195,7 @@ def plant_or_skip(root, sql):
     try:
         plant(root, sql)
     except sqlite3.OperationalError as error:
-        pytest.skip(f"this SQLite cannot make it: {error}")
+        requirements.skip(requirements.OLD_SQLITE, str(error))
 
 
 @pytest.mark.parametrize(("sql", "what"), HOSTILE.values(), ids=HOSTILE)

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 from tests.support.canary import take_picture
+from tests.support.requirements import needs_root
 
 from ckptdb import CheckpointManager, Registry
 from ckptdb.cli.main import main
@@ -194,10 +195,9 @@ def put_directory(path: Path, _: Path) -> None:
     path.mkdir()
 
 
-AS_ROOT = pytest.mark.skipif(os.geteuid() != 0, reason="only root makes devices")
 PUT = [
     put_symlink, put_dangling, put_hard_link, put_pipe,
-    pytest.param(put_device, marks=AS_ROOT), put_directory,
+    pytest.param(put_device, marks=needs_root), put_directory,
 ]  # fmt: skip
 
 

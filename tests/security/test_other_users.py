@@ -14,6 +14,7 @@ import warnings
 from pathlib import Path
 
 import pytest
+from tests.support.requirements import needs_root
 from tests.support.users import (
     ANN,
     BOB,
@@ -22,7 +23,6 @@ from tests.support.users import (
     LOSS,
     as_user,
     make,
-    only_as_root,
     save,
     set_acl,
     shared_place,
@@ -34,7 +34,7 @@ from ckptdb.disk import lock
 from ckptdb.errors import CkptdbError
 from ckptdb.retention import Policy
 
-pytestmark = only_as_root
+pytestmark = needs_root
 
 # What a training loop writes itself belongs to whoever runs it.
 THEIRS = {"model.bin", "rank0.bin", "shards"}

@@ -7,6 +7,7 @@ import threading
 import uuid
 
 import pytest
+from tests.support.requirements import needs_root
 from tests.support.users import (
     ANN,
     BOB,
@@ -14,7 +15,6 @@ from tests.support.users import (
     GROUP,
     as_user,
     make,
-    only_as_root,
     shared_place,
 )
 
@@ -71,7 +71,7 @@ MAKERS = {
 }
 
 
-@only_as_root
+@needs_root
 @pytest.mark.parametrize("what", MAKERS)
 def test_what_root_makes_in_the_tree_of_a_user_is_the_users(hidden, what):
     as_user(0, lambda: MAKERS[what](hidden) and None, umask=0o077)
@@ -85,7 +85,7 @@ def test_what_root_makes_in_the_tree_of_a_user_is_the_users(hidden, what):
         assert not path.name.startswith(".")
 
 
-@only_as_root
+@needs_root
 def test_a_folder_that_root_makes_is_never_seen_as_roots(shared, monkeypatch):
     top = make(shared / "results", ANN)
     real, seen = fsutil.rename_new, []
@@ -142,7 +142,7 @@ def test_all_who_make_a_lock_at_once_get_the_same_file(tmp_path):
     assert len(os.listdir(tmp_path)) == 20
 
 
-@only_as_root
+@needs_root
 def test_a_lock_that_is_not_open_to_a_new_colleague_says_what_opens_it(hidden):
     as_user(ANN, take_run_lock, hidden, groups=[GROUP])
     (hidden / "lock").chmod(0o600)
@@ -161,7 +161,7 @@ def test_a_lock_that_is_not_open_to_a_new_colleague_says_what_opens_it(hidden):
     as_user(BOB, take_run_lock, hidden, groups=[GROUP])
 
 
-@only_as_root
+@needs_root
 @pytest.mark.parametrize("name", ["journal.jsonl", "lock", "trainer"])
 def test_a_secret_of_roots_that_a_user_calls_one_of_our_files_stays_roots(hidden, name):
     secret = hidden.parent / "secret"
@@ -173,7 +173,7 @@ def test_a_secret_of_roots_that_a_user_calls_one_of_our_files_stays_roots(hidden
     assert (found.st_uid, stat.S_IMODE(found.st_mode)) == (0, 0o600)
 
 
-@only_as_root
+@needs_root
 def test_a_folder_that_only_root_may_read_stays_roots(hidden):
     (hidden / "secrets").mkdir(mode=0o700)
     as_user(ANN, os.rename, hidden / "secrets", hidden / "trash")
@@ -206,14 +206,14 @@ def remove(path):
     return None
 
 
-@only_as_root
+@needs_root
 def test_what_a_group_may_remove_is_removed_whoever_it_is_of(theirs):
     (theirs / "empty").chmod(0o2755)  # an empty directory asks for nothing of its own
     assert as_user(BOB, remove, theirs, groups=[GROUP]) is None
     assert not theirs.exists()
 
 
-@only_as_root
+@needs_root
 @pytest.mark.parametrize("mode", [0o2755, 0o2771, 0o3775], ids=oct)
 def test_what_may_not_be_removed_is_named_by_its_path(theirs, mode):
     (theirs / "inner").chmod(mode)
@@ -228,7 +228,7 @@ def test_what_may_not_be_removed_is_named_by_its_path(theirs, mode):
     assert stat.S_IMODE((theirs / "inner").stat().st_mode) == mode
 
 
-@only_as_root
+@needs_root
 def test_a_directory_of_ones_own_is_made_writable_to_be_removed(theirs):
     (theirs / "inner").chmod(0o500)
     (theirs / "empty").chmod(0)

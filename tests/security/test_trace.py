@@ -15,6 +15,7 @@ import pytest
 from alembic import command
 from alembic.config import Config
 from tests.support import tracing
+from tests.support.requirements import needs_strace
 from tests.support.tracing import find_changes, take_picture
 
 from ckptdb import CheckpointManager, Registry
@@ -531,16 +532,7 @@ _CALL = re.compile(r"(?:^|\] |\d )(\w+)\((.*)$")
 _READS_ONLY = re.compile(r"O_(WRONLY|RDWR|CREAT|TRUNC|APPEND|TMPFILE)")
 
 
-def _can_trace():
-    if shutil.which("strace") is None:
-        return False
-    done = subprocess.run(
-        ["strace", "-f", "-o", os.devnull, "true"], check=False, capture_output=True
-    )
-    return done.returncode == 0
-
-
-@pytest.mark.skipif(not _can_trace(), reason="strace is not here, or may not trace")
+@needs_strace
 @pytest.mark.parametrize("tree", ["half removed", "hostile", "stale"], indirect=True)
 def test_the_kernel_is_asked_for_no_change_by_any_question(tree, tmp_path):
     log = tmp_path.parent / f"{tmp_path.name}.strace"

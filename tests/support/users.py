@@ -9,13 +9,12 @@ import traceback
 from contextlib import contextmanager
 from pathlib import Path
 
-import pytest
+from tests.support import requirements
 
 from ckptdb import CheckpointManager, Registry
 
 LOSS = "val:loss"
 ANN, BOB, EVE, GROUP = 20101, 20102, 20666, 20900
-only_as_root = pytest.mark.skipif(os.geteuid() != 0, reason="only root may become somebody else")
 
 
 def save(run, step=1, loss=0.5, **options):
@@ -82,4 +81,4 @@ def set_acl(path, *entries, kind="access"):
     try:
         os.setxattr(path, f"system.posix_acl_{kind}", acl(*entries))
     except OSError as error:
-        pytest.skip(f"no ACLs here: {error}")
+        requirements.skip(requirements.NO_ACLS, str(error))
