@@ -51,19 +51,19 @@ from ckptdb.errors import (
 )
 from ckptdb.retention import Clause, Policy, RetentionPlan
 from ckptdb.training import config as configuration
-from ckptdb.training import loaded, pruning, schedule
+from ckptdb.training import load_history, pruning, schedule
 from ckptdb.training.background import Background
-from ckptdb.training.checksums import ChecksumWorker
+from ckptdb.training.checksum_worker import ChecksumWorker
 from ckptdb.training.config import CheckpointingConfig, PretrainedCheckpointConfig
 from ckptdb.training.hooks import HookDispatcher
 from ckptdb.training.index import RunIndex, find_location
 from ckptdb.training.parents import ParentTracker
 from ckptdb.training.pruning import Chosen, Terms
-from ckptdb.training.recent_saves import RecentSaves, Save, find_recorded
+from ckptdb.training.recent_saves import RecentSaves, SaveCost, find_recorded
 from ckptdb.training.resuming import OnChange, Options, Resuming
+from ckptdb.training.save_scheduler import SaveScheduler
 from ckptdb.training.schedule import Limits, Reason
 from ckptdb.training.signals import Signals
-from ckptdb.training.timekeeper import Timekeeper
 
 __all__ = [
     "CheckpointManager",
@@ -114,7 +114,7 @@ class CheckpointManager:
         self._directory = Path(os.path.abspath(settings.checkpoint_dir))
         self._cwd = None if settings.checkpoint_dir.is_absolute() else _find_cwd()
         if self._cwd is not None:
-            loaded.note_relative(settings.checkpoint_dir, self._directory)
+            load_history.note_relative(settings.checkpoint_dir, self._directory)
         if settings.catalog is not None:
             find_location(self._directory, settings.catalog)
         self._publisher = Publisher(
@@ -132,30 +132,30 @@ class CheckpointManager:
             self._publisher,
             choice=settings.catalog,
             durable=settings.durable,
-            on_problem=self._hooks.problem,
+            on_problem=self._hooks.report_problem,
         )
         self._exclusive = settings.exclusive
         self.keep = settings.keep
         self._saves = False
         self._lease: TrainerLock | None = None
-        self._continuing = ParentTracker(self._directory, self._index)
+        self._parents = ParentTracker(self._directory, self._index)
         self._configs: dict[Path, dict[str, Any]] = {}
         self._config_step: int | None = None
         self._looked_for: set[str] = set()
         self._is_doubt_told = False
         self._background = Background()
         self._check_space = settings.check_space
-        none: Sequence[Save] = ()
+        none: Sequence[SaveCost] = ()
         self._recent = RecentSaves(partial(self._index.peek, find_recorded, nothing=none))
         self._signals = Signals(settings.signals)
         ends_at: float | None = None
         if settings.slurm_deadline:
             ends_at = schedule.find_slurm_end(os.environ, now=time.time())
         limits = Limits(settings.must_save_by_seconds, ends_at)
-        self._timekeeper = Timekeeper(limits, self._signals, self._recent, saves=settings.enabled)
+        self._scheduler = SaveScheduler(limits, self._signals, self._recent, saves=settings.enabled)
         self._resuming = Resuming(self._index, self._publisher)
-        self._contents = ChecksumWorker(self._publisher) if settings.checksums else None
-        queues = (self._background, self._contents, self._hooks)
+        self._checksum_worker = ChecksumWorker(self._publisher) if settings.checksums else None
+        queues = (self._background, self._checksum_worker, self._hooks)
         self._queues = [queue for queue in queues if queue is not None]
 
     # --- saving -------------------------------------------------------------------------
@@ -173,7 +173,7 @@ class CheckpointManager:
         """
         folder = self.init_tmp_checkpoint(step, metrics, config)
         try:
-            with self._timekeeper.dropping(folder):
+            with self._scheduler.dropping(folder):
                 yield folder
         except BaseException:
             with warnings.warning_afterwards(raises=False):
@@ -211,21 +211,21 @@ class CheckpointManager:
             self._resuming.tell_obstructed(above=number)
         self._saves = True
         path = self._directory / names.tmp_name(number)
-        self._timekeeper.begin(path)
-        with self._timekeeper.dropping(path):
+        self._scheduler.begin(path)
+        with self._scheduler.dropping(path):
             if self._exclusive:
                 self._lease = self._publisher.claim()
             self._warn_of_metric_change()
             self._make_sure_of_space(number)
             self._index.begin_save()
-            self._continuing.warn_before(number)
+            self._parents.warn_before(number)
             with warnings.warning_afterwards():
                 staged = self._publisher.stage(number, content, settings)
-                self._continuing.begin(path, number)
+                self._parents.begin(path, number)
                 changed = [staged.checkpoint, *staged.adopted, *staged.gone]
                 self._index.tell(changed, staged.span)
-                self._hooks.deleted(staged.gone)
-                self._hooks.published(staged.adopted)
+                self._hooks.report_deleted(staged.gone)
+                self._hooks.report_published(staged.adopted)
                 if settings is not None:
                     self._configs[path] = config_values(run_config)
         return path
@@ -242,7 +242,7 @@ class CheckpointManager:
         """
         path = self._own(checkpoint_path)
         with warnings.warning_afterwards():
-            with self._timekeeper.dropping(path):
+            with self._scheduler.dropping(path):
                 self._publish(path)
             self._prune()
 
@@ -263,7 +263,7 @@ class CheckpointManager:
 
         def finalize() -> None:
             try:
-                with self._timekeeper.dropping(path):
+                with self._scheduler.dropping(path):
                     if wait_fn is not None:
                         wait_fn()
                     with warnings.warning_afterwards(raises=False):
@@ -272,7 +272,7 @@ class CheckpointManager:
                 self._report("save", path, error)
                 raise
 
-        self._timekeeper.hand_over(path)
+        self._scheduler.hand_over(path)
         self._background.finalize(path, finalize, then=self._prune)
 
     def finalize_pending(self) -> None:
@@ -398,7 +398,7 @@ class CheckpointManager:
         number = names.as_step(step)
         self._signals.start()
         is_periodic = schedule.is_periodic(number, self.save_period, self.ft_save_period)
-        reason = self._timekeeper.ask(is_periodic=is_periodic)
+        reason = self._scheduler.ask(is_periodic=is_periodic)
         if reason in ("signal", "deadline"):
             cause = self._signals.received if reason == "signal" else reason
             _logger.info("step %d is to be saved for the last time: %s", number, cause)
@@ -407,7 +407,7 @@ class CheckpointManager:
     @property
     def should_stop(self) -> bool:
         """Whether a deadline or a signal ends the loop now: all that it has learnt is saved."""
-        return self._timekeeper.is_over
+        return self._scheduler.is_over
 
     def _make_sure_of_space(self, step: int) -> None:
         needed = self._recent.largest_bytes if self._check_space else None
@@ -437,7 +437,7 @@ class CheckpointManager:
         free_space.make_sure(self._directory, step, needed_bytes=needed, remedies=remedies)
 
     def _report(self, what: Trouble, where: Path, error: BaseException) -> None:
-        self._hooks.problem(Problem(what, where, error))
+        self._hooks.report_problem(Problem(what, where, error))
 
     # --- resuming -----------------------------------------------------------------------
 
@@ -489,18 +489,18 @@ class CheckpointManager:
             NoCheckpointHere: It is of another run.
             ConfigChanged: As `resume`.
         """
-        self._continuing.resume_from(None)  # should the next one be refused
-        loaded.forget(self._directory, checkpoint.uuid)
+        self._parents.resume_from(None)  # should the next one be refused
+        load_history.forget(self._directory, checkpoint.uuid)
         return self._continue_from(self._resuming.reject(checkpoint, reason))
 
     def _continue_from(self, found: Checkpoint | None) -> Checkpoint | None:
-        self._continuing.note_look()
-        self._continuing.resume_from(None if found is None else found.uuid)
+        self._parents.note_look()
+        self._parents.resume_from(None if found is None else found.uuid)
         if found is not None:
             # Another manager of this process may be the one that saves.
-            loaded.note_load(found.path, has_weights=True)
-        if self._contents and found:
-            self._contents.begin_after(found)
+            load_history.note_load(found.path, has_weights=True)
+        if self._checksum_worker and found:
+            self._checksum_worker.begin_after(found)
         return found
 
     # --- questions ----------------------------------------------------------------------
@@ -513,7 +513,7 @@ class CheckpointManager:
         metric = self.metric_name
         if metric is None:
             return self.get_latest_checkpoint_path()
-        self._continuing.note_look()
+        self._parents.note_look()
 
         def find(
             catalog: Catalog, run_id: int, memo: dict[str, Any]
@@ -537,7 +537,7 @@ class CheckpointManager:
 
     def get_latest_checkpoint_path(self) -> str | None:
         """Return the checkpoint with the highest step, or None."""
-        self._continuing.note_look()
+        self._parents.note_look()
         return self._shown(
             self._index.ask(lambda catalog, run_id, _: catalog.find_latest_step(run_id),
                             nothing=None)
@@ -558,7 +558,7 @@ class CheckpointManager:
         """
         if count < 0:
             raise ValueError(f"count must be at least 0, not {count}")
-        self._continuing.note_look()
+        self._parents.note_look()
         metric = self.metric_name
 
         def find(
@@ -586,7 +586,7 @@ class CheckpointManager:
             NoCheckpointHere: There is no such file.
             UnreadableInfo: It is there and is not a JSON object.
         """
-        self._continuing.note_look()
+        self._parents.note_look()
         if checkpoint_path is None:
             return None
         folder = Path(checkpoint_path)
@@ -596,7 +596,7 @@ class CheckpointManager:
         found = scan.find_published_info(folder)
         if found is None:
             raise NoCheckpointHere(folder, f"has no {names.INFO}; it is not a checkpoint")
-        loaded.note_load(folder, has_weights=False)
+        load_history.note_load(folder, has_weights=False)
         return found
 
     @staticmethod
@@ -615,8 +615,8 @@ class CheckpointManager:
         """
         if not last_checkpoint_path:
             return None, None
-        folder = loaded.find_absolute(Path(last_checkpoint_path))
-        loaded.note_load(folder, has_weights=True)
+        folder = load_history.find_absolute(Path(last_checkpoint_path))
+        load_history.note_load(folder, has_weights=True)
         component = folder / model_component
         weights, optimizer = component / "weights", component / "optimizer"
         if optimizer.exists() or _has_megatron_optimizer(weights / "iter_0000000"):
@@ -645,7 +645,7 @@ class CheckpointManager:
         )
 
     def _find_terms(self, *, exclude_latest: bool) -> Terms:
-        in_use = self._continuing.find_in_use(with_saved=exclude_latest)
+        in_use = self._parents.find_in_use(with_saved=exclude_latest)
         return Terms(self._policy, exclude_latest, in_use, self._find_previous_policy())
 
     @property
@@ -719,12 +719,12 @@ class CheckpointManager:
         return None if step is None else str(self._answered_directory / names.final_name(step))
 
     def _publish(self, path: Path) -> None:
-        parent = self._continuing.find_parent(path)
+        parent = self._parents.find_parent(path)
         published = self._publisher.publish(path, parent=parent)
-        self._timekeeper.end(path, published.checkpoint.size_bytes)
-        self._continuing.publish(path, published.checkpoint.uuid)
-        if self._contents:
-            self._contents.add(published.checkpoint)
+        self._scheduler.end(path, published.checkpoint.size_bytes)
+        self._parents.publish(path, published.checkpoint.uuid)
+        if self._checksum_worker:
+            self._checksum_worker.add(published.checkpoint)
         replaced = published.replaced
         gone = [replaced] if replaced else []
         config = self._configs.pop(path, None)
@@ -734,8 +734,8 @@ class CheckpointManager:
         self._config_step = None if config is None else published.checkpoint.step
         self._index.tell([*gone, published.checkpoint], published.span, config=config)
         # In this order: whoever goes by the step alone must not take the new one for the old.
-        self._hooks.deleted(gone)
-        self._hooks.published(there)
+        self._hooks.report_deleted(gone)
+        self._hooks.report_published(there)
         if replaced is not None:
             self._warn_if_pinned(replaced)
             self._background.submit(self._empty_trash)
@@ -753,7 +753,7 @@ class CheckpointManager:
         for checkpoint in retired.gone:
             _logger.info("retired %s: %s", checkpoint.path, checkpoint.deleted_reason)
         self._index.tell(retired.gone, retired.span, config_step=self._config_step)
-        self._hooks.deleted(retired.gone)
+        self._hooks.report_deleted(retired.gone)
         self._background.submit(self._empty_trash)
         if failure is not None:
             raise failure
@@ -848,12 +848,12 @@ class CheckpointManager:
         self, path: Path, *, reason: str = "discarded: the save raised an error",
         uuid: str | None = None,
     ) -> None:  # fmt: skip
-        self._continuing.discard(path)
+        self._parents.discard(path)
         try:
             self._index.look_for_doubt()
             retired = self._publisher.discard(path, reason=reason, uuid=uuid)
             self._index.tell(retired.gone, retired.span)
-            self._hooks.deleted(retired.gone)
+            self._hooks.report_deleted(retired.gone)
             self._background.submit(self._empty_trash)
         except (OSError, CkptdbError) as error:
             _logger.warning("%s could not be discarded: %s", path, error)
@@ -927,7 +927,7 @@ def _load_megatron_common_state_dict(iteration_dir: Path) -> dict[str, Any]:
 
 def _load_checkpoint_history(checkpoint_dir: PathLike) -> list[tuple[int, str, dict[str, Any]]]:
     """Return step, path and training_info of every readable checkpoint, by step."""
-    loaded.note_look(Path(checkpoint_dir))
+    load_history.note_look(Path(checkpoint_dir))
     history = []
     for step, path in scan.list_finals(Path(checkpoint_dir)):
         try:

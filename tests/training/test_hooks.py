@@ -335,7 +335,7 @@ def test_a_forked_child_leaves_the_hooks_of_its_parent_to_it(open_manager, told)
     child = os.fork()
     if child == 0:
         own = Problem("save", manager.checkpoint_dir, ValueError())
-        manager._hooks.problem(own)
+        manager._hooks.report_problem(own)
         manager._hooks.drain()
         os._exit(0 if told.problems == [own] else 1)
     assert os.waitpid(child, 0)[1] == 0

@@ -14,7 +14,7 @@ import pytest
 
 from ckptdb import CheckpointManager, Registry
 from ckptdb import manager as module
-from ckptdb.training import loaded
+from ckptdb.training import load_history
 
 LOSS = "val:loss"
 
@@ -253,8 +253,8 @@ def test_looking_at_many_for_a_table_does_not_keep_them_all_for_ever(run):
         assert parent(run, 8) == uuid(run, 7)
     for step in range(50):
         write_like_nemo(run, 100 + step)
-        loaded.note_load(run / f"step_{100 + step}", has_weights=True)
-    assert len(loaded.find(run).loaded) == loaded.MOST_LOADED
+        load_history.note_load(run / f"step_{100 + step}", has_weights=True)
+    assert len(load_history.find(run).loaded) == load_history.MOST_LOADED
 
 
 def test_the_first_save_has_as_its_parent_what_was_loaded_and_no_other(run):

@@ -4,7 +4,7 @@ import pytest
 
 from ckptdb import CheckpointManager
 from ckptdb.core.records import Checkpoint
-from ckptdb.training.recent_saves import KEPT, RecentSaves, Save
+from ckptdb.training.recent_saves import KEPT, RecentSaves, SaveCost
 
 
 def make(**given):
@@ -16,24 +16,24 @@ def make(**given):
 @pytest.mark.parametrize(
     ("given", "save"),
     [
-        ({"finalized_at": "2026-01-01T00:01:00.500Z", "size_bytes": 7}, Save(60.5, 7)),
-        ({"finalized_at": "2026-01-01T00:00:00.000Z"}, Save(None, None)),
-        ({"finalized_at": "2025-01-01T00:00:00.000Z"}, Save(None, None)),
-        ({}, Save(None, None)),
+        ({"finalized_at": "2026-01-01T00:01:00.500Z", "size_bytes": 7}, SaveCost(60.5, 7)),
+        ({"finalized_at": "2026-01-01T00:00:00.000Z"}, SaveCost(None, None)),
+        ({"finalized_at": "2025-01-01T00:00:00.000Z"}, SaveCost(None, None)),
+        ({}, SaveCost(None, None)),
     ],
     ids=["ours", "another program's", "the clock was put back", "unfinished"],
 )
 def test_what_a_save_took_is_on_record(given, save):
-    assert Save.of(make(created_at="2026-01-01T00:00:00.000Z", **given)) == save
+    assert SaveCost.of(make(created_at="2026-01-01T00:00:00.000Z", **given)) == save
 
 
 def test_the_slowest_and_the_largest_of_the_last_few_count():
     recent = RecentSaves(list)
     assert (recent.slowest_seconds, recent.largest_bytes) == (None, None)
-    recent.add(Save(90.0, 900))
+    recent.add(SaveCost(90.0, 900))
     for number in range(KEPT):
         assert (recent.slowest_seconds, recent.largest_bytes) == (90.0, 900)
-        recent.add(Save(float(number), None if number else 10))
+        recent.add(SaveCost(float(number), None if number else 10))
     assert (recent.slowest_seconds, recent.largest_bytes) == (4.0, 10)
 
 
@@ -42,15 +42,15 @@ def test_what_is_on_record_is_asked_for_once_and_only_before_the_first_save():
 
     def find():
         asked.append(1)
-        return [Save(9.0, 9)]
+        return [SaveCost(9.0, 9)]
 
     recent = RecentSaves(find)
     assert (recent.slowest_seconds, recent.largest_bytes, asked) == (9.0, 9, [1])
-    recent.add(Save(1.0, 1))
+    recent.add(SaveCost(1.0, 1))
     assert (recent.slowest_seconds, asked) == (9.0, [1]), "it is one of the last few"
 
     later = RecentSaves(find)
-    later.add(Save(1.0, 1))
+    later.add(SaveCost(1.0, 1))
     assert (later.slowest_seconds, asked) == (1.0, [1])
 
 

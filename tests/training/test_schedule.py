@@ -5,7 +5,7 @@ import pytest
 from ckptdb.training.schedule import (
     FIRST_AT_MOST_SECONDS,
     Deadline,
-    SavePace,
+    RecentDurations,
     find_slurm_end,
     is_near,
     is_periodic,
@@ -86,7 +86,7 @@ def test_a_step_is_periodic_when_one_of_the_periods_divides_it(step, periods, pe
     ids=["just time", "just none", "at it", "past it", "after a save", "not after a save"],
 )
 def test_a_deadline_is_near_when_a_step_later_a_save_may_be_late(remaining, saving, near):
-    assert is_near(Deadline(remaining, 1000.0), SavePace(10.0, 20.0), saving=saving) is near
+    assert is_near(Deadline(remaining, 1000.0), RecentDurations(10.0, 20.0), saving=saving) is near
 
 
 @pytest.mark.parametrize(
@@ -96,5 +96,5 @@ def test_a_deadline_is_near_when_a_step_later_a_save_may_be_late(remaining, savi
 )
 def test_as_long_as_no_save_is_known_a_part_of_the_time_stands_for_one(whole, at_most):
     needed = 1.5 * at_most + 1.0
-    assert is_near(Deadline(needed, whole), SavePace(), saving=False)
-    assert not is_near(Deadline(needed + 0.01, whole), SavePace(), saving=False)
+    assert is_near(Deadline(needed, whole), RecentDurations(), saving=False)
+    assert not is_near(Deadline(needed + 0.01, whole), RecentDurations(), saving=False)

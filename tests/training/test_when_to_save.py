@@ -206,7 +206,7 @@ def test_the_end_of_a_slurm_job_is_a_deadline_unless_it_is_not_to_be(open_manage
     monkeypatch.setenv("SLURM_JOB_END_TIME", str(int(time.time()) + 60))
     manager, other = (open_manager(save_period=100, slurm_deadline=on) for on in (True, False))
     for one in (manager, other):
-        one._timekeeper._wall = lambda: time.time() + 59
+        one._scheduler._wall = lambda: time.time() + 59
     assert [manager.should_save(1), other.should_save(1)] == ["deadline", None]
 
 
@@ -237,7 +237,7 @@ def test_a_signal_is_answered_by_a_save_of_this_manager_alone(open_manager, tmp_
         with suppress(ZeroDivisionError), other.save(2, {}):
             raise ZeroDivisionError
         assert not other.should_stop
-        assert other._timekeeper._open == {}
+        assert other._scheduler._open == {}
         assert [one.should_save(3), other.should_save(3)] == [None, "signal"]
         with other.save(3, {}):
             pass

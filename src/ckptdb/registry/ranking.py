@@ -36,7 +36,7 @@ from ckptdb.errors import (
 from ckptdb.reconcile.run_location import find_whereabouts
 from ckptdb.registry.scope import Scope
 from ckptdb.registry.tree import PathLike, Tree
-from ckptdb.training import loaded
+from ckptdb.training import load_history
 
 
 class Choosing(Tree):
@@ -347,7 +347,7 @@ class Choosing(Tree):
         found = choose(asked, count)
         # A loop may ask here what to continue from, and save with a manager.
         for run in {checkpoint.path.parent for checkpoint in found}:
-            loaded.note_look(run)
+            load_history.note_look(run)
         return found
 
     def _look_behind(

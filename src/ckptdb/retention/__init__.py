@@ -7,6 +7,7 @@ from ckptdb.retention.decision import (
     find_resumed_from,
     keep_previous,
 )
+from ckptdb.retention.grammar import parse, parse_all
 from ckptdb.retention.plan import RetentionPlan, Standing
 from ckptdb.retention.policy import Policy
 from ckptdb.retention.replay import Replay, replay
@@ -25,7 +26,6 @@ from ckptdb.retention.rules import (
     Tagged,
     Where,
 )
-from ckptdb.retention.text import parse, parse_all
 
 __all__ = [
     "Ancestors",

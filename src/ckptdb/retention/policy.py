@@ -11,6 +11,7 @@ from typing import cast
 from ckptdb.core.candidates import Wanted
 from ckptdb.core.records import Mode
 from ckptdb.errors import InvalidPolicy
+from ckptdb.retention.grammar import parse_all
 from ckptdb.retention.rules import (
     Ancestors,
     AtMost,
@@ -25,7 +26,6 @@ from ckptdb.retention.rules import (
     judged_by,
     metrics_of,
 )
-from ckptdb.retention.text import parse_all
 
 
 @dataclass(frozen=True)

@@ -15,7 +15,7 @@ from ckptdb.errors import InvalidConfig
 from ckptdb.retention import Clause, parse_all
 from ckptdb.training import schedule
 from ckptdb.training.hooks import Hooks
-from ckptdb.training.signals import Number, find_signal
+from ckptdb.training.signals import SignalNumber, find_signal
 
 Durability = Literal["full", "none"]
 
@@ -164,7 +164,7 @@ class Settings:
     trash_ttl_seconds: float = 0.0
     enabled: bool = True
     must_save_by_seconds: int | None = None
-    signals: tuple[Number, ...] = ()
+    signals: tuple[SignalNumber, ...] = ()
     slurm_deadline: bool = True
     check_space: bool = True
     hooks: Hooks = field(default_factory=Hooks)
@@ -326,7 +326,7 @@ def _duration(value: object, faults: list[str]) -> int | None:
         return None
 
 
-def _signals(value: object, faults: list[str]) -> tuple[Number, ...]:
+def _signals(value: object, faults: list[str]) -> tuple[SignalNumber, ...]:
     names = [value] if isinstance(value, str) else [] if value is None else value
     found = [find_signal(name) for name in names] if isinstance(names, Sequence) else [None]
     signals = tuple(dict.fromkeys(number for number in found if number is not None))

@@ -35,17 +35,17 @@ class HookDispatcher:
         self._hooks = hooks
         self._queue = WorkQueue()
 
-    def published(self, checkpoints: Iterable[Checkpoint]) -> None:
+    def report_published(self, checkpoints: Iterable[Checkpoint]) -> None:
         """Tell of checkpoints that have their final name."""
         for checkpoint in checkpoints:
             self._call(self._hooks.on_published, checkpoint)
 
-    def deleted(self, checkpoints: Iterable[Checkpoint]) -> None:
+    def report_deleted(self, checkpoints: Iterable[Checkpoint]) -> None:
         """Tell of checkpoints whose end is recorded."""
         for checkpoint in checkpoints:
             self._call(self._hooks.on_deleted, checkpoint)
 
-    def problem(self, problem: Problem) -> None:
+    def report_problem(self, problem: Problem) -> None:
         """Tell of something that went wrong behind the loop."""
         self._call(self._hooks.on_problem, problem)
 

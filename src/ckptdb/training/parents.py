@@ -17,9 +17,9 @@ from ckptdb.catalog.catalog import Catalog
 from ckptdb.core import warnings
 from ckptdb.core.text import some_steps
 from ckptdb.disk import identity, names, scan
-from ckptdb.training import loaded
+from ckptdb.training import load_history
 from ckptdb.training.index import RunIndex
-from ckptdb.training.loaded import Loaded
+from ckptdb.training.load_history import LoadedCheckpoint
 
 _JUST_SAVED: Final = "just saved"
 _CONTINUED: Final = "this process continues from it"
@@ -51,7 +51,7 @@ class ParentTracker:
         """Note that the loop asks what there is, or what of it."""
         if not self._has_looked:
             self._has_looked = True
-            loaded.note_look(self._directory)
+            load_history.note_look(self._directory)
 
     # --- what it is told ----------------------------------------------------------------
 
@@ -64,12 +64,12 @@ class ParentTracker:
         self._begun += 1
         # A later load is what training continues from only where the steps have gone back.
         goes_back = self._last_step is None or step <= self._last_step
-        pending = loaded.find(self._directory).pending
+        pending = load_history.find(self._directory).pending
         if pending is not None and goes_back:
             # What is still being finalized keeps the parent that it has.
             self._parents |= dict.fromkeys(self._open.keys() - self._parents.keys(), self._parent)
             self._parent, self._went_back_at = self._find_uuid(pending), self._begun
-        loaded.note_save(self._directory, has_gone_back=goes_back)
+        load_history.note_save(self._directory, has_gone_back=goes_back)
         self._open[path] = self._begun
         self._last_step = step
         self._highest = max(step, -1 if self._highest is None else self._highest)
@@ -98,7 +98,7 @@ class ParentTracker:
         Args:
             with_saved: Also what it has just saved.
         """
-        known = loaded.find(self._directory)
+        known = load_history.find(self._directory)
         ones = [*known.base, *(known.loaded if self._last_step is None else known.loaded[-1:])]
         ones += [] if known.weights is None else [known.weights]
         uuids = [self._find_uuid(one) for one in ones]
@@ -107,7 +107,7 @@ class ParentTracker:
             in_use[self._saved] = _JUST_SAVED
         return in_use
 
-    def _find_uuid(self, one: Loaded) -> str | None:
+    def _find_uuid(self, one: LoadedCheckpoint) -> str | None:
         if one.uuid is not None:
             return one.uuid
         # Without a manifest its uuid is derived from the run's, as that is by now.
@@ -143,7 +143,7 @@ class ParentTracker:
             warnings.warn(_warning(self._directory, step, others, above))
 
     def _is_known(self) -> bool:
-        known = loaded.find(self._directory)
+        known = load_history.find(self._directory)
         return self._has_looked or known.has_looked or known.has_saved
 
     def _find_above(self, step: int) -> list[int]:

@@ -15,7 +15,7 @@ KEPT: Final = 5
 
 
 @dataclass(frozen=True, slots=True)
-class Save:
+class SaveCost:
     """What a save took.
 
     Attributes:
@@ -41,10 +41,10 @@ class Save:
         return cls(seconds if seconds > 0 else None, checkpoint.size_bytes)
 
 
-def find_recorded(catalog: Catalog, run_id: int) -> Sequence[Save]:
+def find_recorded(catalog: Catalog, run_id: int) -> Sequence[SaveCost]:
     """Return what the newest checkpoints of a run have taken, the newest last."""
     newest = catalog.newest(KEPT, run_id=run_id)
-    return [Save.of(checkpoint) for checkpoint in reversed(newest)]
+    return [SaveCost.of(checkpoint) for checkpoint in reversed(newest)]
 
 
 class RecentSaves:
@@ -54,11 +54,11 @@ class RecentSaves:
         find_earlier: Returns the last saves on record, the latest last; asked once, if at all.
     """
 
-    def __init__(self, find_earlier: Callable[[], Sequence[Save]]) -> None:
-        self._find_earlier: Callable[[], Sequence[Save]] | None = find_earlier
-        self._saves: tuple[Save, ...] = ()
+    def __init__(self, find_earlier: Callable[[], Sequence[SaveCost]]) -> None:
+        self._find_earlier: Callable[[], Sequence[SaveCost]] | None = find_earlier
+        self._saves: tuple[SaveCost, ...] = ()
 
-    def add(self, save: Save) -> None:
+    def add(self, save: SaveCost) -> None:
         """Remember another one."""
         self._saves = (*self._saves, save)[-KEPT:]
 
@@ -74,7 +74,7 @@ class RecentSaves:
         known = [save.size_bytes for save in self._all() if save.size_bytes is not None]
         return max(known, default=None)
 
-    def _all(self) -> tuple[Save, ...]:
+    def _all(self) -> tuple[SaveCost, ...]:
         find, self._find_earlier = self._find_earlier, None
         if find is not None and not self._saves:
             self._saves = tuple(find())[-KEPT:]

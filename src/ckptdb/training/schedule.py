@@ -49,7 +49,7 @@ class Deadline:
 
 
 @dataclass(frozen=True, slots=True)
-class SavePace:
+class RecentDurations:
     """How long things have taken lately, the slowest of each.
 
     Attributes:
@@ -91,7 +91,7 @@ def is_periodic(step: int, *periods: int | None) -> bool:
     return any(step % period == 0 for period in periods if period)
 
 
-def is_near(deadline: Deadline, pace: SavePace, *, saving: bool) -> bool:
+def is_near(deadline: Deadline, pace: RecentDurations, *, saving: bool) -> bool:
     """Tell whether a save at a later step might not be published in time.
 
     The next chance comes a step later.

@@ -16,27 +16,24 @@ from typing import Any, Final
 from ckptdb.core import fork
 from ckptdb.errors import SignalsElsewhere
 
-Number = signal.Signals
+SignalNumber = signal.Signals
 
-_HOPELESS: Final = frozenset(
-    {
-        Number.SIGKILL, Number.SIGSTOP,  # no handler is ever called
-        Number.SIGABRT, Number.SIGBUS, Number.SIGFPE, Number.SIGILL, Number.SIGSEGV,  # too late
-    }
-)  # fmt: skip
+_NO_HANDLER: Final = ("SIGKILL", "SIGSTOP")
+_TOO_LATE: Final = ("SIGABRT", "SIGBUS", "SIGFPE", "SIGILL", "SIGSEGV")
+_UNUSABLE: Final = frozenset(SignalNumber.__members__[name] for name in (*_NO_HANDLER, *_TOO_LATE))
 
 
-def find_signal(name: object) -> Number | None:
+def find_signal(name: object) -> SignalNumber | None:
     """Return the signal of a name such as ``"SIGTERM"`` or ``"TERM"``; None if there is none.
 
     Those of which no handler is called, or too late, are none.
     """
-    found: Number | None = None
-    if isinstance(name, Number):
+    found: SignalNumber | None = None
+    if isinstance(name, SignalNumber):
         found = name
     elif isinstance(name, str):
-        found = Number.__members__.get(f"SIG{name.upper().removeprefix('SIG')}")
-    return None if found in _HOPELESS else found
+        found = SignalNumber.__members__.get(f"SIG{name.upper().removeprefix('SIG')}")
+    return None if found in _UNUSABLE else found
 
 
 class Signals:
@@ -46,7 +43,7 @@ class Signals:
         received: Name of the last one that came; whoever has answered it sets None.
     """
 
-    def __init__(self, wanted: Sequence[Number]) -> None:
+    def __init__(self, wanted: Sequence[SignalNumber]) -> None:
         self.received: str | None = None
         self._wanted = wanted
         self._handlers: tuple[_Handler, ...] = ()
@@ -84,7 +81,7 @@ class _Handler:
     must not leave a process behind that cannot be ended.
     """
 
-    def __init__(self, number: Number, owner: Signals) -> None:
+    def __init__(self, number: SignalNumber, owner: Signals) -> None:
         self._number = number
         self._owner = weakref.ref(owner)
         self._released = False

@@ -13,12 +13,12 @@ from typing import Final
 
 from ckptdb.core import fork
 from ckptdb.training import schedule
-from ckptdb.training.recent_saves import RecentSaves, Save
+from ckptdb.training.recent_saves import RecentSaves, SaveCost
 from ckptdb.training.schedule import (
     Deadline,
     Limits,
     Reason,
-    SavePace,
+    RecentDurations,
 )
 from ckptdb.training.signals import Signals
 
@@ -42,7 +42,7 @@ class _Open:
     is_behind: bool = False
 
 
-class Timekeeper:
+class SaveScheduler:
     """Decides for one loop, which asks after each step; safe to tell from any thread.
 
     Args:
@@ -135,7 +135,7 @@ class Timekeeper:
             # One that another manager has staged: when, nobody has noted here.
             save = self._open.pop(path, None)
             seconds = None if save is None else self._monotonic() - save.started
-            self._recent.add(Save(seconds, size_bytes))
+            self._recent.add(SaveCost(seconds, size_bytes))
             save = save or _Open(self._monotonic(), self._asks, self._told)
             self._count_saving(save)
             self._covered = max(self._covered, save.asks)
@@ -189,7 +189,7 @@ class Timekeeper:
         deadlines = tuple(self._deadlines())
         if not deadlines:
             return False
-        pace = SavePace(max(self._steps, default=0.0), self._recent.slowest_seconds)
+        pace = RecentDurations(max(self._steps, default=0.0), self._recent.slowest_seconds)
         return any(schedule.is_near(deadline, pace, saving=saving) for deadline in deadlines)
 
     def _deadlines(self) -> Iterator[Deadline]:

@@ -28,7 +28,7 @@ _Key = tuple[int, int]
 
 
 @dataclass(frozen=True, slots=True)
-class Loaded:
+class LoadedCheckpoint:
     """A checkpoint that was loaded.
 
     Attributes:
@@ -44,7 +44,7 @@ class Loaded:
 
 
 @dataclass(frozen=True, slots=True)
-class LoadedRun:
+class LoadHistory:
     """What this process has done with a run.
 
     Attributes:
@@ -56,22 +56,22 @@ class LoadedRun:
         has_saved: It has saved into it.
     """
 
-    base: tuple[Loaded, ...] = ()
-    weights: Loaded | None = None
-    loaded: tuple[Loaded, ...] = ()
-    pending: Loaded | None = None
+    base: tuple[LoadedCheckpoint, ...] = ()
+    weights: LoadedCheckpoint | None = None
+    loaded: tuple[LoadedCheckpoint, ...] = ()
+    pending: LoadedCheckpoint | None = None
     has_looked: bool = False
     has_saved: bool = False
 
 
-_NOTHING: Final = LoadedRun()
+_NOTHING: Final = LoadHistory()
 
 
 class _Runs:
     """By run, what is known; safe in threads and forked children."""
 
     def __init__(self) -> None:
-        self._known: dict[_Key, LoadedRun] = {}
+        self._known: dict[_Key, LoadHistory] = {}
         self._guard = threading.Lock()
         fork.HEIRS.add(self)
 
@@ -79,10 +79,10 @@ class _Runs:
         """Keep what is known: a child goes on with what its parent has loaded."""
         self._guard = threading.Lock()
 
-    def find(self, key: _Key) -> LoadedRun:
+    def find(self, key: _Key) -> LoadHistory:
         return self._known.get(key, _NOTHING)
 
-    def change(self, key: _Key, change: Callable[[LoadedRun], LoadedRun]) -> None:
+    def change(self, key: _Key, change: Callable[[LoadHistory], LoadHistory]) -> None:
         with self._guard:
             known = change(self._known.pop(key, _NOTHING))
             while len(self._known) >= MOST_RUNS:
@@ -94,7 +94,7 @@ _runs = _Runs()
 _relative: dict[str, Path] = {}
 
 
-def find(run: Path) -> LoadedRun:
+def find(run: Path) -> LoadHistory:
     """Return what this process has done with a run."""
     key = _find_key(run)
     return _NOTHING if key is None else _runs.find(key)
@@ -137,7 +137,7 @@ def note_load(folder: Path, *, has_weights: bool) -> None:
         inode = os.lstat(path).st_ino
         found = manifest.find(path)
         uuid = None if found is None or found.step != step else found.uuid
-        one = Loaded(step, inode, uuid, has_weights)
+        one = LoadedCheckpoint(step, inode, uuid, has_weights)
         _runs.change(key, lambda known: _with(known, one))
 
 
@@ -163,7 +163,7 @@ def forget(run: Path, uuid: str) -> None:
         _runs.change(key, lambda known: _without(known, uuid))
 
 
-def _with(known: LoadedRun, one: Loaded) -> LoadedRun:
+def _with(known: LoadHistory, one: LoadedCheckpoint) -> LoadHistory:
     others = [other for other in known.loaded if (other.inode, other.uuid) != (one.inode, one.uuid)]
     pending = known.pending
     keeps = pending is not None and pending.has_weights and not one.has_weights
@@ -176,7 +176,7 @@ def _with(known: LoadedRun, one: Loaded) -> LoadedRun:
     )
 
 
-def _without(known: LoadedRun, uuid: str) -> LoadedRun:
+def _without(known: LoadHistory, uuid: str) -> LoadHistory:
     pending = known.pending
     return replace(
         known,
@@ -187,7 +187,7 @@ def _without(known: LoadedRun, uuid: str) -> LoadedRun:
     )
 
 
-def _saved(known: LoadedRun, *, has_gone_back: bool) -> LoadedRun:
+def _saved(known: LoadHistory, *, has_gone_back: bool) -> LoadHistory:
     base = known.loaded if has_gone_back and known.loaded else known.base
     return replace(known, base=base, loaded=(), pending=None, has_saved=True)
 

@@ -8,9 +8,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ckptdb.training.recent_saves import RecentSaves
+from ckptdb.training.save_scheduler import STEPS_KEPT, SaveScheduler
 from ckptdb.training.schedule import Limits
 from ckptdb.training.signals import Signals
-from ckptdb.training.timekeeper import STEPS_KEPT, Timekeeper
 
 TMP = Path("tmp_step_1")
 
@@ -23,7 +23,7 @@ class Loop:
         self.signals = Signals(())
         self.period = period
         self.step = 0
-        self.keeper = Timekeeper(
+        self.keeper = SaveScheduler(
             Limits(by, None if ends_in is None else 5000.0 + ends_in),
             self.signals,
             RecentSaves(lambda: ()),
