@@ -4,9 +4,7 @@ import os
 import subprocess
 import sys
 import threading
-import warnings
 from concurrent.futures import Future
-from contextlib import contextmanager
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -14,6 +12,7 @@ import numpy as np
 import pydantic
 import pytest
 import yaml
+from tests.support.warned import warned
 
 from ckptdb import Registry
 from ckptdb import manager as module
@@ -58,17 +57,6 @@ def save(manager, step, **info):
 
 def steps(manager):
     return [step for step, _, _ in module._load_checkpoint_history(manager.checkpoint_dir)]
-
-
-@contextmanager
-def warned():
-    """Collect the text of every warning; each must be a UserWarning."""
-    texts: list[str] = []
-    with warnings.catch_warnings(record=True) as caught:
-        warnings.simplefilter("always")
-        yield texts
-    assert {w.category for w in caught} <= {UserWarning}
-    texts += [str(w.message) for w in caught]
 
 
 # --- construction -------------------------------------------------------------------------------

@@ -5,6 +5,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from sqlalchemy import event
+from tests.support.rows import AT, gone, make
 
 from ckptdb.catalog.catalog import Catalog
 from ckptdb.catalog.engine import Database
@@ -12,7 +13,6 @@ from ckptdb.catalog.store import Changes
 from ckptdb.core.candidates import Candidate, Wanted
 from ckptdb.core.records import (
     Annotations,
-    Checkpoint,
     Metric,
     Resumption,
     Run,
@@ -20,36 +20,10 @@ from ckptdb.core.records import (
 )
 from ckptdb.errors import IndexStale
 
-AT = "2026-01-01T00:00:00.000Z"
-
 
 @pytest.fixture
 def run(tmp_path):
     return Run(uuid="run-a", name="a", directory=tmp_path / "a", created_at=AT, metric_name="loss")
-
-
-def make(run, step, loss=None, **changes):
-    """A published checkpoint of a run, with a loss when one is given."""
-    metrics = {} if loss is None else {"loss": loss}
-    checkpoint = Checkpoint(
-        run_uuid=run.uuid,
-        run=run.name,
-        uuid=f"{run.uuid}-{step}",
-        step=step,
-        path=run.directory / f"step_{step}",
-        status="final",
-        created_at=AT,
-        finalized_at=f"2026-01-01T00:00:{step % 60:02}.000Z",
-        size_bytes=10 * step,
-        file_count=2,
-        info=dict(metrics),
-        metrics=metrics,
-    )
-    return replace(checkpoint, **changes)
-
-
-def gone(checkpoint, reason="retention: test"):
-    return replace(checkpoint, status="deleted", deleted_at=AT, deleted_reason=reason)
 
 
 def test_what_is_stored_comes_back_as_it_was(catalog, run):

@@ -6,6 +6,7 @@ from contextlib import closing
 from pathlib import Path
 
 import pytest
+from tests.support.plans import plans
 
 from ckptdb.catalog import query as user_query
 from ckptdb.catalog.catalog import Catalog
@@ -14,8 +15,6 @@ from ckptdb.catalog.location import locate
 from ckptdb.catalog.selection import Selection, matching, ranked
 from ckptdb.core.conditions import parse
 from ckptdb.core.records import Rows
-
-from .test_statements import plans
 
 RUNS, PER_RUN, LIVE = 20, 5_000, 50
 AT = "2026-11-22T16:00:00.000Z"

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from tests.support.rows import gone, make
 
 from ckptdb.catalog import selection as selecting
 from ckptdb.catalog.selection import Ranked, Selection, matching, pareto_front, ranked
@@ -22,8 +23,6 @@ from ckptdb.core.records import (
     rank_key,
 )
 from ckptdb.errors import InvalidCondition
-
-from .test_catalog import gone, make
 
 LOSS = "val:loss"
 RUNS = [Run(uuid=f"run-{name}", name=name, directory=Path("/r", name)) for name in "ab"]

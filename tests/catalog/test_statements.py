@@ -1,10 +1,10 @@
 """What the catalog asks is answered through an index, however much there is."""
 
-from contextlib import contextmanager
 from dataclasses import replace
 
 import pytest
-from tests.support.statements import sent
+from tests.support.plans import plans
+from tests.support.rows import AT, gone, make
 
 from ckptdb.catalog.catalog import Catalog
 from ckptdb.catalog.engine import Database
@@ -17,8 +17,6 @@ from ckptdb.core.records import (
     Run,
 )
 
-from .test_catalog import AT, gone, make
-
 
 @pytest.fixture
 def catalog(tmp_path):
@@ -28,19 +26,6 @@ def catalog(tmp_path):
 @pytest.fixture
 def run(tmp_path):
     return Run(uuid="run-a", name="a", directory=tmp_path / "a", created_at=AT)
-
-
-@contextmanager
-def plans(catalog):
-    """Collect how SQLite looks for what is asked: one line per table, by statement."""
-    found = {}
-    with sent() as statements:
-        yield found
-    with catalog.database.read() as connection:
-        raw = connection.connection.dbapi_connection
-        for statement, parameters in statements:
-            rows = raw.execute(f"EXPLAIN QUERY PLAN {statement}", parameters).fetchall()
-            found[statement] = "\n".join(str(row[-1]) for row in rows)
 
 
 def scans(found):

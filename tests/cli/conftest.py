@@ -7,8 +7,9 @@ from dataclasses import dataclass
 import pytest
 from alembic import command
 from alembic.config import Config
+from tests.support.saving import save
 
-from ckptdb import CheckpointManager, Registry
+from ckptdb import Registry
 from ckptdb.catalog.engine import Database, script_location
 from ckptdb.catalog.location import locate
 from ckptdb.cli.main import main
@@ -43,20 +44,6 @@ def ckptdb(capfd, monkeypatch, tmp_path):
         return Answer(stop.value.code, printed.out, printed.err)
 
     return run
-
-
-def save(directory, step, metrics, *, training=None, **options):
-    """Save one checkpoint the way a loop does."""
-    config = {
-        "checkpoint_dir": directory,
-        "metric_name": "val:loss",
-        "higher_is_better": False,
-        **options,
-    }
-    with CheckpointManager(config) as manager:
-        with manager.save(step, metrics, config=training or {"lr": 0.1}) as folder:
-            (folder / "model.bin").write_bytes(b"m" * 1000)
-        return folder.with_name(f"step_{step}")
 
 
 @pytest.fixture

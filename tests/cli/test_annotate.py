@@ -2,10 +2,9 @@ import re
 from pathlib import Path
 
 import pytest
+from tests.support.saving import save
 
 from ckptdb.cli import printing
-
-from .conftest import save
 
 
 def steps(ckptdb, run, status="final"):

@@ -3,11 +3,10 @@
 import math
 
 import pytest
+from tests.support.saving import save
 
 from ckptdb import CheckpointManager, Registry
 from ckptdb.errors import InvalidStep, NotACheckpoint, UnknownCheckpoint, UnknownRun
-
-from .conftest import save
 
 
 def test_it_tells_metrics_configuration_and_files(ckptdb, root):

@@ -7,12 +7,11 @@ import sys
 from contextlib import closing
 
 import pytest
+from tests.support.saving import save
 from tests.support.terminal import Terminal
 
 from ckptdb import CheckpointManager, Registry
 from ckptdb.cli.plot import look
-
-from .conftest import save
 
 
 @pytest.fixture

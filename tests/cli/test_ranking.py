@@ -6,8 +6,7 @@ import subprocess
 import sys
 
 import pytest
-
-from .conftest import save
+from tests.support.saving import save
 
 
 @pytest.fixture

@@ -6,10 +6,9 @@ import subprocess
 import sys
 
 import pytest
+from tests.support.saving import save
 
 from ckptdb import CheckpointManager
-
-from .conftest import save
 
 
 def test_init_marks_a_root_and_indexes_what_is_there(ckptdb, tmp_path, write_nemo):

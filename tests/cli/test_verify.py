@@ -11,10 +11,9 @@ from pathlib import Path
 
 import pytest
 from tests.support.requirements import needs_root
+from tests.support.saving import save
 
 from ckptdb import CheckpointManager, Registry
-
-from .conftest import save
 
 NEMO = "2 not verifiable: written without a manifest"
 

@@ -7,10 +7,9 @@ import threading
 from contextlib import contextmanager
 
 import pytest
+from tests.support.saving import save
 
 from ckptdb.disk import identity, journal
-
-from .conftest import save
 
 SECONDS = 30
 """How long something that does not come is waited for."""

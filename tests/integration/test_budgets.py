@@ -10,8 +10,10 @@ from collections import Counter
 from contextlib import closing, contextmanager
 
 import pytest
-from tests.integration.test_reading_only import counted, make_manager, settle
+from tests.support.counting import counted
+from tests.support.reading import make_manager
 from tests.support.statements import sent
+from tests.support.trees import settle
 
 from ckptdb.catalog.catalog import Catalog
 from ckptdb.catalog.engine import Database

@@ -14,6 +14,8 @@ from pathlib import Path
 import pytest
 from sqlalchemy import Engine, event
 from tests.support import mounts
+from tests.support.trees import AS_ANY_USER
+from tests.support.warned import warned
 
 from ckptdb.catalog.schema import APPLICATION_ID
 from ckptdb.core.fork import FileConnection
@@ -69,15 +71,6 @@ def save(manager: CheckpointManager, step: int, loss: float) -> None:
 
 def catalog_of(root: Path) -> Path:
     return root / ".ckptdb" / "catalog.db"
-
-
-@contextmanager
-def warned():
-    texts: list[str] = []
-    with warnings.catch_warnings(record=True) as caught:
-        warnings.simplefilter("always")
-        yield texts
-    texts += [str(w.message) for w in caught]
 
 
 def check_answers(manager: CheckpointManager, *, best: int, latest: int, live: list[int]) -> None:
@@ -494,13 +487,6 @@ def test_a_failed_catalog_is_left_alone_for_a_while(root, monkeypatch):
 
 
 # --- read-only and full -------------------------------------------------------------------------
-
-AS_ANY_USER = """
-import ctypes, os
-if os.geteuid() == 0:
-    numbers, libc = ctypes.c_uint32, ctypes.CDLL(None)
-    assert libc.capset((numbers * 2)(0x20080522, 0), (numbers * 6)()) == 0
-"""
 
 
 # A run's own folder holds its lock and journal too: read-only, it would stop the run itself.

@@ -7,11 +7,11 @@ import sqlite3
 import subprocess
 import sys
 import threading
-import warnings
 from contextlib import closing, contextmanager, suppress
 
 import pytest
 from tests.support import mounts
+from tests.support.warned import warned
 
 from ckptdb import CheckpointManager, Registry
 from ckptdb.catalog import engine
@@ -85,15 +85,6 @@ def fill(file):
 def free_bytes(run):
     found = os.statvfs(run)
     return found.f_bavail * found.f_bsize
-
-
-@contextmanager
-def warned():
-    texts: list[str] = []
-    with warnings.catch_warnings(record=True) as caught:
-        warnings.simplefilter("always")
-        yield texts
-    texts += [str(w.message) for w in caught]
 
 
 def check(run, live, reasons):

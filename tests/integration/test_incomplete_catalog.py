@@ -11,7 +11,8 @@ from contextlib import closing, contextmanager
 from pathlib import Path
 
 import pytest
-from tests.integration.test_reading_only import AS_ANY_USER, counted, settle
+from tests.support.counting import counted
+from tests.support.trees import AS_ANY_USER, settle
 
 from ckptdb import CheckpointManager, Registry
 from ckptdb.cli.main import main

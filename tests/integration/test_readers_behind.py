@@ -13,14 +13,13 @@ from functools import partial
 from pathlib import Path
 
 import pytest
-from tests.integration.test_reading_only import settle
 from tests.support import requirements
 from tests.support.requirements import needs_root
+from tests.support.trees import settle
+from tests.support.users import ANN, BOB, as_user
 
 from ckptdb import CheckpointManager, Registry
 from ckptdb.cli.main import main
-
-from .test_other_users import ANN, BOB, as_user
 
 pytestmark = needs_root
 

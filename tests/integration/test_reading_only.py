@@ -6,102 +6,20 @@ import shutil
 import subprocess
 import sys
 import time
-from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
-from tests.support.statements import sent
+from tests.support.counting import counted
+from tests.support.reading import ask_everything, make_manager, write_like_nemo
+from tests.support.trees import AS_ANY_USER, settle, snapshot
 
 from ckptdb.catalog.catalog import Catalog
 from ckptdb.catalog.engine import Database
-from ckptdb.disk import identity, read_checkpoint, scan
+from ckptdb.disk import identity, read_checkpoint
 from ckptdb.disk.publish import Publisher
-from ckptdb.manager import CheckpointManager, _load_checkpoint_history
+from ckptdb.manager import CheckpointManager
 from ckptdb.reconcile import reconcile_run
 from ckptdb.registry import Registry
-
-# Permissions mean nothing to root until it has given up its capabilities (not its files).
-AS_ANY_USER = """
-import ctypes, os
-if os.geteuid() == 0:
-    numbers, libc = ctypes.c_uint32, ctypes.CDLL(None)
-    assert libc.capset((numbers * 2)(0x20080522, 0), (numbers * 6)()) == 0
-"""
-
-_touched: list[str] | None = None
-_WATCHED = {
-    "open", "os.chmod", "os.link", "os.listdir", "os.mkdir", "os.remove", "os.rename", "os.rmdir",
-    "os.scandir", "os.symlink", "os.truncate", "os.utime", "sqlite3.connect",
-}  # fmt: skip
-
-
-def _audit(name, arguments):
-    if _touched is not None and name in _WATCHED:
-        _touched.append(f"{name} {arguments[0]}")
-
-
-sys.addaudithook(_audit)  # for good, but it does nothing outside of `counted`
-
-
-@contextmanager
-def counted(monkeypatch):
-    """Collect what is done to files, which statements are sent, and how many stamps are taken."""
-    global _touched  # noqa: PLW0603  # an audit hook cannot be taken away, only told to rest
-    statements: list[str] = []
-    stamps: list[object] = []
-    files: list[str] = []
-
-    def find_stamp(directory):
-        stamps.append(directory)
-        return original(directory)
-
-    original = scan.find_stamp
-    try:
-        with monkeypatch.context() as patch, sent() as found:
-            patch.setattr(scan, "find_stamp", find_stamp)
-            _touched = files
-            yield files, statements, stamps
-    finally:
-        _touched = None
-        statements += [statement for statement, _ in found]
-
-
-def snapshot(top: Path) -> dict[str, tuple[object, ...]]:
-    """Return everything that can be seen of a tree, but for when it was read."""
-    found = {}
-    for path in (top, *sorted(top.rglob("*"))):
-        stat = path.lstat()
-        content = path.read_bytes() if path.is_file() and not path.is_symlink() else None
-        seen = (stat.st_mode, stat.st_nlink, stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns)
-        found[str(path)] = (*seen, content)
-    return found
-
-
-def settle(top: Path) -> None:
-    """Make everything look a minute old."""
-    for path in (*top.rglob("*"), top):
-        if not path.is_symlink():
-            stat = path.stat()
-            os.utime(path, ns=(stat.st_atime_ns, stat.st_mtime_ns - 60 * 10**9))
-
-
-def write_like_nemo(run: Path, steps=(10, 20, 30)) -> None:
-    for step in steps:
-        weights = run / f"step_{step}" / "policy" / "weights"
-        weights.mkdir(parents=True)
-        (weights / "model.safetensors").write_bytes(b"w" * 100)
-        info = {"val:loss": 1 / step, "step": step}
-        (run / f"step_{step}" / "training_info.json").write_text(json.dumps(info))
-        (run / f"step_{step}" / "config.yaml").write_text("lr: 0.1\n")
-    (run / "tmp_step_40").mkdir()
-    (run / "tmp_step_40" / "training_info.json").write_text("{")
-
-
-def make_manager(run: Path, **options) -> CheckpointManager:
-    return CheckpointManager(
-        {"checkpoint_dir": run, "metric_name": "val:loss", "higher_is_better": False, **options}
-    )
-
 
 QUESTIONS = {
     "best": (CheckpointManager.get_best_checkpoint_path, "step_2"),
@@ -277,26 +195,6 @@ def test_a_reconcile_asks_the_same_however_many_checkpoints_there_are(tmp_path, 
 # --- what looking leaves behind -----------------------------------------------------------------
 
 
-def ask_everything(run: Path) -> None:
-    manager = make_manager(run, keep_top_k=1)
-    manager.get_best_checkpoint_path()
-    manager.get_latest_checkpoint_path()
-    manager.load_training_info(run / "step_10")
-    CheckpointManager.get_resume_paths(None)
-    _load_checkpoint_history(run)
-    manager.shutdown()
-    with Registry.open(run) as registry:
-        registry.runs()
-        registry.checkpoints()
-        registry.latest()
-        registry.best("val:loss", mode="min")
-        registry.top(2, "val:loss", mode="min")
-        registry.query("SELECT * FROM leaderboard")
-        registry.schema()
-        registry.status()
-        registry.reconcile(dry_run=True)
-
-
 @pytest.mark.parametrize("age", ["fresh", "settled"])
 def test_looking_at_a_tree_of_nemo_rl_leaves_it_as_it_was(tmp_path, age):
     run = tmp_path / "results" / "run"
@@ -367,7 +265,7 @@ def test_a_read_only_tree_is_answered_from_and_left_as_it_was(tmp_path, whose, a
         "    pass\n"
         "else:\n"
         "    raise SystemExit('the tree is not read-only')\n"
-        "from tests.integration.test_reading_only import ask_everything, make_manager\n"
+        "from tests.support.reading import ask_everything, make_manager\n"
         "ask_everything(run)\n"
         "for _ in range(2):\n"
         "    manager = make_manager(run)\n"

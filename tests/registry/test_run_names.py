@@ -3,7 +3,7 @@
 import warnings
 
 import pytest
-from tests.integration.test_reading_only import settle
+from tests.support.trees import settle
 
 from ckptdb import CheckpointManager, Registry
 from ckptdb.cli.main import main

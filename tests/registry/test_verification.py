@@ -5,7 +5,8 @@ import shutil
 import sys
 
 import pytest
-from tests.training.test_checksums import DIFFERS, flip, save_all, warned
+from tests.support.checksummed import DIFFERS, flip, save_all
+from tests.support.warned import warned
 
 from ckptdb import Registry
 from ckptdb.disk import manifest

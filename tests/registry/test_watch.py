@@ -11,7 +11,8 @@ from contextlib import closing, suppress
 from itertools import islice
 
 import pytest
-from tests.integration.test_reading_only import counted, settle, snapshot
+from tests.support.counting import counted
+from tests.support.trees import settle, snapshot
 
 from ckptdb import CheckpointManager, Registry
 from ckptdb.catalog.engine import Database

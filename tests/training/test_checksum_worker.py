@@ -5,12 +5,12 @@ import json
 import os
 import sys
 import threading
-import warnings
-from contextlib import contextmanager
 
 import pytest
+from tests.support.checksummed import DIFFERS, LOSS, flip, open_manager, save, save_all
+from tests.support.warned import warned
 
-from ckptdb import CheckpointManager, Registry
+from ckptdb import Registry
 from ckptdb.disk import (
     checksums,
     fsutil,
@@ -20,59 +20,16 @@ from ckptdb.disk import (
 from ckptdb.disk.publish import Publisher
 from ckptdb.errors import ChecksumsUnavailable, InvalidConfig
 
-LOSS = "val:loss"
-DIFFERS = "damaged: model.bin differs from its checksum"
-
 
 @pytest.fixture
 def run(tmp_path):
     return tmp_path / "results" / "run"
 
 
-def open_manager(run, **options):
-    config = {
-        "checkpoint_dir": run,
-        "metric_name": LOSS,
-        "higher_is_better": False,
-        "durability": "none",
-        **options,
-    }
-    return CheckpointManager({"checksums": True, **config})
-
-
-def save(manager, step, content=None):
-    with manager.save(step, {LOSS: 1 / step}, config={"lr": step}) as folder:
-        (folder / "model.bin").write_bytes(content or b"%d" % step * 100)
-        (folder / "optimizer.bin").write_bytes(content or b"%d" % step * 10)
-    return folder.with_name(f"step_{step}")
-
-
-def save_all(run, steps=(1, 2, 3)):
-    with open_manager(run) as manager:
-        for step in steps:
-            save(manager, step)
-
-
-def flip(path):
-    content = bytearray(path.read_bytes())
-    content[0] ^= 1
-    path.write_bytes(content)
-
-
 def settle(run):
     for path in (*run.rglob("*"), run):
         found = path.lstat()
         os.utime(path, ns=(found.st_atime_ns, found.st_mtime_ns - 10**10), follow_symlinks=False)
-
-
-@contextmanager
-def warned():
-    texts: list[str] = []
-    with warnings.catch_warnings(record=True) as caught:
-        warnings.simplefilter("always")
-        yield texts
-    assert {w.category for w in caught} <= {UserWarning}
-    texts += [str(w.message) for w in caught]
 
 
 # --- made ---------------------------------------------------------------------------------------

@@ -6,10 +6,9 @@ import shutil
 import signal
 import subprocess
 import sys
-import warnings
-from contextlib import contextmanager
 
 import pytest
+from tests.support.warned import warned
 
 from ckptdb import CheckpointManager, Registry
 from ckptdb.disk import fsutil
@@ -50,17 +49,6 @@ def recorded(run):
     return json.loads((run / ".ckptdb" / "run.json").read_text())
 
 
-@contextmanager
-def warned():
-    texts: list[str] = []
-    with warnings.catch_warnings(record=True) as caught:
-        warnings.simplefilter("always")
-        yield texts
-    assert {w.category for w in caught} <= {UserWarning}
-    assert {w.filename for w in caught} <= {__file__}
-    texts += [str(w.message) for w in caught]
-
-
 def test_a_metric_without_a_direction_is_refused_in_a_fresh_run(tmp_path):
     with pytest.raises(InvalidConfig, match="higher_is_better is missing"):
         open_manager(tmp_path / "run", metric_name=ACC)
@@ -91,7 +79,7 @@ CHANGES = {
 
 def check(run, config, told, best, **rules):
     with open_manager(run, **config, **rules) as manager:
-        with warned() as texts:
+        with warned(__file__) as texts:
             plan = manager.plan_retention()
             assert texts == []
             save(manager, 6)
@@ -106,12 +94,12 @@ def check(run, config, told, best, **rules):
         assert {1, 2} <= {d.step for d in plan.decisions if d.keep}
         reasons = {d.step: d.reason for d in plan.decisions}
         assert reasons[1] == "kept: best 2 by val_acc max, as until now"
-        with warned() as texts:
+        with warned(__file__) as texts:
             save(manager, 7)
         assert texts == []
         assert not {1, 2} - set(best) & set(steps(run)), "later ones go by the new one"
     assert "pruned_by" not in recorded(run) or config == {}
-    with open_manager(run, **config, **rules) as manager, warned() as texts:
+    with open_manager(run, **config, **rules) as manager, warned(__file__) as texts:
         save(manager, 8)
     assert texts == []
 
@@ -129,7 +117,7 @@ def test_likewise_with_a_rule_that_takes_the_metric_of_the_run(run, config, told
 @pytest.mark.parametrize("config", [MIN, {}], ids=["the other direction", "no metric"])
 def test_whoever_says_that_it_is_meant_is_not_told(run, config):
     rules = {"keep_top_k": 2, "accept_metric_change": True}
-    with open_manager(run, **config, **rules) as manager, warned() as texts:
+    with open_manager(run, **config, **rules) as manager, warned(__file__) as texts:
         save(manager, 6)
     assert texts == []
     assert steps(run) == ([3, 4, 6] if config else [5, 6])
@@ -138,7 +126,7 @@ def test_whoever_says_that_it_is_meant_is_not_told(run, config):
 
 def test_before_the_first_prune_by_hand_it_is_told_as_well(run):
     with open_manager(run, **MIN, keep_top_k=2) as manager:
-        with warned() as texts:
+        with warned(__file__) as texts:
             manager.remove_old_checkpoints(exclude_latest=False)
         assert len(texts) == 1
         assert steps(run) == [1, 2, 3, 4]
@@ -149,7 +137,7 @@ def test_before_the_first_prune_by_hand_it_is_told_as_well(run):
 def test_a_plan_that_is_applied_is_the_first_prune(run):
     with open_manager(run, **MIN, keep_top_k=2) as manager:
         plan = manager.plan_retention(exclude_latest=False)
-        with warned() as texts:
+        with warned(__file__) as texts:
             manager.apply_retention(plan)
         assert len(texts) == 1
         assert steps(run) == [1, 2, 3, 4]
@@ -157,9 +145,9 @@ def test_a_plan_that_is_applied_is_the_first_prune(run):
 
 
 def test_a_prune_that_would_take_nothing_is_not_the_first(run):
-    with open_manager(run, **MIN, keep_top_k=6) as manager, warned():
+    with open_manager(run, **MIN, keep_top_k=6) as manager, warned(__file__):
         save(manager, 6)
-    with open_manager(run, **MIN, keep_top_k=2) as manager, warned() as texts:
+    with open_manager(run, **MIN, keep_top_k=2) as manager, warned(__file__) as texts:
         save(manager, 7)
     assert len(texts) == 1
     assert steps(run) == [1, 2, 3, 4, 7]
@@ -178,7 +166,7 @@ def test_it_outlives_a_kill_between_the_first_save_and_its_prune(run):
     assert killed.returncode == -signal.SIGKILL
     assert steps(run) == [1, 2, 3, 4, 5, 6]
     assert recorded(run)["higher_is_better"] is False
-    with open_manager(run, metric_name=ACC, keep_top_k=2) as manager, warned() as texts:
+    with open_manager(run, metric_name=ACC, keep_top_k=2) as manager, warned(__file__) as texts:
         save(manager, 7)
     assert [text.partition(" until")[0] for text in texts if "judged" in text] == [
         f"{run} was judged by 'val_acc' (higher is better)"
@@ -188,18 +176,18 @@ def test_it_outlives_a_kill_between_the_first_save_and_its_prune(run):
 
 
 def test_a_mistake_that_is_corrected_has_cost_nothing(run):
-    with open_manager(run, **MIN, keep_top_k=2) as manager, warned():
+    with open_manager(run, **MIN, keep_top_k=2) as manager, warned(__file__):
         manager.finalize_checkpoint(manager.init_tmp_checkpoint(6, {ACC: 0.05}))
     assert recorded(run)["metric_name"] == ACC
     with open_manager(run, **MIN) as manager:
         save(manager, 7)
-    with open_manager(run, **MAX, keep_top_k=2) as manager, warned() as texts:
+    with open_manager(run, **MAX, keep_top_k=2) as manager, warned(__file__) as texts:
         save(manager, 8)
     assert len(texts) == 1
     assert {1, 2} <= set(steps(run))
-    with open_manager(run, **MIN) as manager, warned() as texts:
+    with open_manager(run, **MIN) as manager, warned(__file__) as texts:
         save(manager, 9)
-    with open_manager(run, **MAX, keep_top_k=2) as manager, warned() as more:
+    with open_manager(run, **MAX, keep_top_k=2) as manager, warned(__file__) as more:
         save(manager, 10)
     assert (len(texts), more) == (1, []), "nothing was pruned by the other one"
 
@@ -214,7 +202,7 @@ def test_when_it_cannot_be_noted_that_the_first_prune_is_over_the_next_spares_ag
             raise OSError(28, "No space left on device")
         real(path, content, **options)
 
-    with open_manager(run, **MIN, keep_top_k=2) as manager, warned() as texts:
+    with open_manager(run, **MIN, keep_top_k=2) as manager, warned(__file__) as texts:
         with monkeypatch.context() as patch:
             patch.setattr(fsutil, "write_json", refuse)
             save(manager, 6)
@@ -228,11 +216,11 @@ def test_when_it_cannot_be_noted_that_the_first_prune_is_over_the_next_spares_ag
 
 def test_a_metric_that_deletes_nothing_is_told_and_changes_nothing_else(run):
     with open_manager(run, **MIN, keep=["best 2 by loss min", "latest 1"]) as manager:
-        with warned() as texts:
+        with warned(__file__) as texts:
             save(manager, 6)
         assert len(texts) == 1
         assert steps(run) == [1, 4, 6]
-    with open_manager(run, keep=["latest 1"]) as manager, warned() as texts:
+    with open_manager(run, keep=["latest 1"]) as manager, warned(__file__) as texts:
         save(manager, 7)
     assert texts == [], "by no metric nothing is judged, and nothing goes"
 
@@ -241,7 +229,7 @@ def test_a_run_that_never_had_a_metric_gets_one_in_silence(tmp_path):
     with open_manager(tmp_path) as manager:
         for step in VALUES:
             save(manager, step)
-    with open_manager(tmp_path, **MAX, keep_top_k=2) as manager, warned() as texts:
+    with open_manager(tmp_path, **MAX, keep_top_k=2) as manager, warned(__file__) as texts:
         save(manager, 6)
     assert texts == []
     assert steps(tmp_path) == [1, 2, 6]
@@ -252,7 +240,7 @@ def test_a_copy_of_a_run_is_judged_as_the_run_was(run, tmp_path):
     shutil.copytree(run, copy)
     with open_manager(copy, metric_name=ACC) as manager:
         assert manager.higher_is_better is True
-    with open_manager(copy, **MIN, keep_top_k=2) as manager, warned() as texts:
+    with open_manager(copy, **MIN, keep_top_k=2) as manager, warned(__file__) as texts:
         manager.get_latest_checkpoint_path()
         save(manager, 6)
     assert len(texts) == 1
@@ -261,7 +249,7 @@ def test_a_copy_of_a_run_is_judged_as_the_run_was(run, tmp_path):
 
 def test_asking_by_another_metric_tells_and_changes_nothing(run):
     before = recorded(run)
-    with open_manager(run, **MIN, keep_top_k=1) as manager, warned() as texts:
+    with open_manager(run, **MIN, keep_top_k=1) as manager, warned(__file__) as texts:
         assert manager.get_best_checkpoint_path() == str(run / "step_3")
         assert manager.get_latest_checkpoint_path() == str(run / "step_5")
     assert texts == []
@@ -279,6 +267,6 @@ def test_what_other_hands_have_written_there_stops_nothing(run, damage):
     content = recorded(run) | damage
     (run / ".ckptdb" / "run.json").write_text(json.dumps(content))
     os.utime(run / ".ckptdb" / "run.json", (1, 1))
-    with open_manager(run, **MAX, keep_top_k=2) as manager, warned():
+    with open_manager(run, **MAX, keep_top_k=2) as manager, warned(__file__):
         save(manager, 6)
     assert {1, 2, 6} <= set(steps(run))

@@ -7,10 +7,10 @@ import subprocess
 import sys
 import threading
 import warnings
-from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
+from tests.support.warned import warned
 
 from ckptdb import CheckpointManager, Registry
 from ckptdb import manager as module
@@ -76,18 +76,6 @@ def parent(run, step):
 
 def uuid(run, step):
     return json.loads((run / f"step_{step}" / "manifest.json").read_text())["uuid"]
-
-
-@contextmanager
-def warned():
-    """Collect the text of every warning; each points at a line of this file."""
-    texts: list[str] = []
-    with warnings.catch_warnings(record=True) as caught:
-        warnings.simplefilter("always")
-        yield texts
-    assert {w.category for w in caught} <= {UserWarning}
-    assert {w.filename for w in caught} <= {__file__}
-    texts += [str(w.message) for w in caught]
 
 
 RULES = {
@@ -295,7 +283,7 @@ def test_a_save_below_the_newest_step_is_told_once_with_what_lies_above(run):
     fill(run, *range(500, 507))
     with open_manager(run) as manager:
         manager.get_latest_checkpoint_path()
-        with warned() as texts:
+        with warned(__file__) as texts:
             save(manager, 100)
             save(manager, 200)
     [text] = texts
@@ -305,7 +293,7 @@ def test_a_save_below_the_newest_step_is_told_once_with_what_lies_above(run):
         "(`ckptdb reject STEP REASON`, or reject() of the manager); to start afresh, use another "
         "checkpoint_dir."
     )
-    with open_manager(run) as manager, warned() as texts:
+    with open_manager(run) as manager, warned(__file__) as texts:
         manager.get_latest_checkpoint_path()
         save(manager, 507)
         save(manager, 507)
@@ -320,7 +308,7 @@ def test_below_one_that_is_put_aside_nothing_is_told(run):
     with open_manager(run) as manager:
         with pytest.warns(UserWarning, match="passed over"):
             manager.reject(manager.resume(), "diverged")
-        with warned() as texts:
+        with warned(__file__) as texts:
             save(manager, 450)
             save(manager, 460)
         assert texts == []
@@ -332,7 +320,7 @@ def test_below_what_nemo_rl_has_saved_it_is_told_with_a_catalog_or_without(run):
     for step, catalog in ((100, None), (200, b"no database" * 1000)):
         if catalog is not None:
             (run / ".ckptdb" / "catalog.db").write_bytes(catalog)
-        with open_manager(run) as manager, warned() as texts:
+        with open_manager(run) as manager, warned(__file__) as texts:
             manager.load_training_info(run / "step_300")
             save(manager, step)
         assert [text.partition(" of ")[0] for text in texts if "saved below" in text] == [
@@ -345,10 +333,10 @@ def test_below_what_nemo_rl_has_saved_it_is_told_with_a_catalog_or_without(run):
 
 def test_resume_follows_the_line_that_went_back_and_says_what_is_higher(run):
     fill(run, 300, 400, 500)
-    with open_manager(run) as manager, warned():
+    with open_manager(run) as manager, warned(__file__):
         by_info(manager, run / "step_400")
         save(manager, 450)
-    with open_manager(run) as manager, warned() as texts:
+    with open_manager(run) as manager, warned(__file__) as texts:
         assert manager.resume().step == 450
         assert manager.resume().step == 450
         assert manager.get_latest_checkpoint_path() == str(run / "step_500")
@@ -359,7 +347,7 @@ def test_resume_follows_the_line_that_went_back_and_says_what_is_higher(run):
         f"instead, load {run}/step_500 in place of what resume() returns: load_training_info() and "
         "get_resume_paths() note what training continues from."
     )
-    with open_manager(run) as manager, warned():
+    with open_manager(run) as manager, warned(__file__):
         found = manager.reject(manager.resume(), "does not load")
         assert found.step == 400, "the line of training goes on below it"
         assert manager.get_latest_checkpoint_path() == str(run / "step_500")
@@ -379,7 +367,7 @@ def test_resume_goes_back_to_the_higher_ones_when_they_were_loaded_since(run):
             warnings.simplefilter("ignore")
             by_info(manager, run / f"step_{load}")
             save(manager, step)
-    with open_manager(run) as manager, warned() as texts:
+    with open_manager(run) as manager, warned(__file__) as texts:
         assert manager.resume().step == 510
     assert texts == []
 
@@ -409,7 +397,7 @@ QUESTIONS = {
 
 def test_a_second_job_that_has_asked_for_nothing_is_warned_at_its_first_save(run):
     fill(run, 1, 2, 3, 4)
-    with open_manager(run) as manager, warned() as texts:
+    with open_manager(run) as manager, warned(__file__) as texts:
         save(manager, 5)
         save(manager, 6)
     [text] = texts
@@ -418,14 +406,14 @@ def test_a_second_job_that_has_asked_for_nothing_is_warned_at_its_first_save(run
         "of the same step. To go on with that training, begin with resume(); to start afresh, use "
         "another checkpoint_dir."
     )
-    with open_manager(run) as manager, warned() as texts:
+    with open_manager(run) as manager, warned(__file__) as texts:
         save(manager, 7)
     assert texts == [], "they are of this process, too"
 
 
 def test_a_second_job_that_begins_again_below_is_told_both_at_once(run):
     fill(run, 1, 2, 3, 4)
-    with open_manager(run) as manager, warned() as texts:
+    with open_manager(run) as manager, warned(__file__) as texts:
         save(manager, 1)
         save(manager, 2)
     [text] = texts
@@ -443,7 +431,7 @@ def test_who_has_asked_what_is_there_is_not_warned(run, ask):
     fill(run, 1, 2, 3, 4)
     with open_manager(run) as manager:
         ask(manager, run)
-        with warned() as texts:
+        with warned(__file__) as texts:
             save(manager, 5)
     assert texts == []
 
@@ -451,7 +439,7 @@ def test_who_has_asked_what_is_there_is_not_warned(run, ask):
 def test_the_first_job_of_a_directory_is_not_warned(run):
     for directory in (run, run.parent / "there"):
         (run.parent / "there").mkdir(exist_ok=True)
-        with open_manager(directory) as manager, warned() as texts:
+        with open_manager(directory) as manager, warned(__file__) as texts:
             save(manager, 1)
             save(manager, 2)
         assert texts == []
@@ -463,7 +451,7 @@ def test_a_forked_child_and_its_parent_are_one_job_and_other_programs_are_not(ru
     child = os.fork()
     if child == 0:
         try:
-            with open_manager(run) as manager, warned() as texts:
+            with open_manager(run) as manager, warned(__file__) as texts:
                 save(manager, 2)
             os._exit(len(texts))
         finally:
@@ -471,7 +459,7 @@ def test_a_forked_child_and_its_parent_are_one_job_and_other_programs_are_not(ru
     assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
     other = run.parent / "other"
     write_like_nemo(other, 1)
-    with open_manager(other) as manager, warned() as texts:
+    with open_manager(other) as manager, warned(__file__) as texts:
         save(manager, 2)
     assert [text.partition(",")[0] for text in texts] == [
         f"{other} holds a checkpoint of another process (step 1)"

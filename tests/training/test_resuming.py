@@ -5,11 +5,10 @@ import json
 import os
 import shutil
 import socket
-import warnings
-from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
+from tests.support.warned import warned
 
 from ckptdb import CheckpointManager, Registry
 from ckptdb.disk import journal
@@ -50,18 +49,6 @@ def save(manager, step, **options):
 
 def truncate(run, step):
     (run / f"step_{step}" / "model.bin").write_bytes(b"m")
-
-
-@contextmanager
-def warned():
-    """Collect the text of every warning; each points at a line of this file."""
-    texts: list[str] = []
-    with warnings.catch_warnings(record=True) as caught:
-        warnings.simplefilter("always")
-        yield texts
-    assert {w.category for w in caught} <= {UserWarning}
-    assert {w.filename for w in caught} <= {__file__}
-    texts += [str(w.message) for w in caught]
 
 
 def break_the_catalog(run):
@@ -107,10 +94,10 @@ def test_what_is_being_finalized_is_waited_for(run):
 
 
 def test_of_a_run_that_is_not_there_or_empty_there_is_none(tmp_path):
-    with open_manager(tmp_path / "nowhere") as manager, warned() as texts:
+    with open_manager(tmp_path / "nowhere") as manager, warned(__file__) as texts:
         assert manager.resume() is None
         assert not (tmp_path / "nowhere").exists()
-    with open_manager(tmp_path) as manager, warned() as more:
+    with open_manager(tmp_path) as manager, warned(__file__) as more:
         assert manager.resume() is None
     assert texts == more == []
     assert list(tmp_path.iterdir()) == []
@@ -119,12 +106,12 @@ def test_of_a_run_that_is_not_there_or_empty_there_is_none(tmp_path):
 def test_one_truncated_after_publishing_is_passed_over_and_counts_no_more(run, maybe_broken):
     truncate(run, 3)
     with open_manager(run, keep_top_k=0, ft_keep_latest_k=2) as manager:
-        with warned() as texts:
+        with warned(__file__) as texts:
             assert manager.resume().step == 2
         assert texts[maybe_broken:] == [
             f"Step 3 is passed over ({run}/step_3): damaged: model.bin: 1 of 100 bytes"
         ]
-        with warned() as texts:
+        with warned(__file__) as texts:
             assert manager.get_latest_checkpoint_path() == str(run / "step_2")
             assert manager.get_best_checkpoint_path() == str(run / "step_2")
             save(manager, 4)
@@ -148,7 +135,7 @@ def test_a_load_that_fails_and_is_rejected_leads_to_the_next_one(run, maybe_brok
         if path.name != "step_1":
             raise RuntimeError("shape\nmismatch")
 
-    with open_manager(run, keep_top_k=0, ft_keep_latest_k=1) as manager, warned() as texts:
+    with open_manager(run, keep_top_k=0, ft_keep_latest_k=1) as manager, warned(__file__) as texts:
         checkpoint = manager.resume()
         while checkpoint is not None:
             try:
@@ -176,7 +163,7 @@ def test_a_load_that_fails_and_is_rejected_leads_to_the_next_one(run, maybe_brok
 
 
 def test_when_all_are_rejected_training_begins_afresh(run):
-    with open_manager(run) as manager, warned() as texts:
+    with open_manager(run) as manager, warned(__file__) as texts:
         checkpoint = manager.resume()
         for _ in range(3):
             checkpoint = manager.reject(checkpoint, "")
@@ -192,11 +179,11 @@ def test_when_all_are_rejected_training_begins_afresh(run):
 def test_another_process_passes_over_what_was_rejected_and_says_why(run):
     with open_manager(run) as manager, pytest.warns(UserWarning, match=PATH):
         manager.reject(manager.resume(), "diverged")
-    with open_manager(run) as manager, warned() as texts:
+    with open_manager(run) as manager, warned(__file__) as texts:
         assert manager.resume().step == 2
         assert manager.resume().step == 2
     assert texts == [f"Step 3 is passed over ({run}/step_3): it was rejected: diverged"]
-    with open_manager(run) as manager, warned() as texts:
+    with open_manager(run) as manager, warned(__file__) as texts:
         save(manager, 4)
         assert manager.resume().step == 4
     assert texts == []
@@ -222,11 +209,11 @@ def test_what_only_nemo_rl_wrote_needs_a_readable_training_info(tmp_path):
         folder.mkdir(parents=True)
         (folder / "training_info.json").write_text(content)
     with open_manager(tmp_path / "run") as manager:
-        with warned() as texts:
+        with warned(__file__) as texts:
             assert manager.resume().step == 2
         assert len(texts) == 1
         assert "training_info.json is not JSON" in texts[0]
-        with warned() as texts:
+        with warned(__file__) as texts:
             save(manager, 4)
         assert texts == []
     with Registry.open(tmp_path / "run") as registry:
@@ -240,7 +227,7 @@ def test_however_many_are_damaged_the_one_before_them_is_found(tmp_path):
             save(manager, step)
     for step in range(2, 31):
         truncate(run, step)
-    with open_manager(run) as manager, warned() as texts:
+    with open_manager(run) as manager, warned(__file__) as texts:
         assert manager.resume().step == 1
         assert manager.get_latest_checkpoint_path() == str(run / "step_1")
     assert [text.split()[1] for text in texts] == [str(step) for step in range(30, 1, -1)]
@@ -265,7 +252,7 @@ def test_a_copy_of_a_run_remembers_and_goes_its_own_way(run, tmp_path):
         manager.reject(manager.resume(), "diverged")
     copy = tmp_path / "results" / "copy"
     shutil.copytree(run, copy)
-    with open_manager(copy) as manager, warned() as texts:
+    with open_manager(copy) as manager, warned(__file__) as texts:
         assert manager.resume().step == 2
         save(manager, 4)
     assert texts == [f"Step 3 is passed over ({copy}/step_3): it was rejected: diverged"]
@@ -285,7 +272,7 @@ def test_on_a_full_disk_training_continues_all_the_same(run, monkeypatch):
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
     monkeypatch.setattr(journal, "append", refuse)
-    with open_manager(run) as manager, warned() as texts:
+    with open_manager(run) as manager, warned(__file__) as texts:
         found = manager.resume()
         assert found.step == 3
         found = manager.reject(found, "diverged")
@@ -362,10 +349,10 @@ def test_a_changed_configuration_is_warned_about(configured):
     changed = {**CONFIG, "optim": {"name": "adam", "betas": (0.9, 0.999)}, "new": {"x": 1}}
     del changed["seed"]
     with open_manager(configured) as manager:
-        with warned() as texts:
+        with warned(__file__) as texts:
             assert manager.resume(config=CONFIG).step == 1
         assert texts == []
-        with warned() as texts:
+        with warned(__file__) as texts:
             assert manager.resume(config=changed).step == 1
     changes = 'new is new: {"x": 1}; optim.betas: [0.9, 0.95] → [0.9, 0.999]; seed is gone, was 1'
     where = f"{configured}/step_1"
@@ -378,13 +365,13 @@ def test_it_may_be_refused_before_anything_is_recorded_or_ignored(configured):
             manager.resume(config={**CONFIG, "lr": 0.1}, on_change="refuse")
         assert refused.value.changes == ("lr: 0.0001 → 0.1",)
         assert not (configured / ".ckptdb" / "journal.jsonl").exists()
-        with warned() as texts:
+        with warned(__file__) as texts:
             assert manager.resume(config={**CONFIG, "lr": 0.1}, on_change="ignore").step == 1
         assert texts == []
 
 
 def test_a_rejected_one_leads_to_the_next_with_the_same_question(configured):
-    with open_manager(configured) as manager, warned() as texts:
+    with open_manager(configured) as manager, warned(__file__) as texts:
         save(manager, 2, config={**CONFIG, "lr": 0.1})
         found = manager.resume(config={**CONFIG, "lr": 0.1}, on_change="refuse")
         with pytest.raises(ConfigChanged):
@@ -401,7 +388,7 @@ def test_many_changes_are_told_in_part():
 
 def test_what_cannot_be_compared_is_told(run):
     with open_manager(run) as manager:
-        with warned() as texts:
+        with warned(__file__) as texts:
             assert manager.resume(config=CONFIG, on_change="refuse").step == 3
         assert len(texts) == 1
         assert "cannot be told: that one has none" in texts[0]
@@ -457,7 +444,7 @@ def test_a_configuration_that_is_there_but_cannot_be_compared_is_not_equal(confi
         assert not (configured / ".ckptdb" / "journal.jsonl").exists()  # nothing was resumed
         with pytest.warns(UserWarning, match=f"since .*/step_1 cannot be told: {why}"):
             assert manager.resume(config=CONFIG).step == 1
-        with warned() as texts:
+        with warned(__file__) as texts:
             assert manager.resume(config=CONFIG, on_change="ignore").step == 1
         assert texts == []
 
@@ -495,6 +482,6 @@ def test_lines_of_other_hands_are_no_resumption(run):
     lines = [Fact("2026", "resumed", found.uuid, more) for more in odd]
     lines.append(Fact("x", "rejected", found.uuid))
     journal.append(run / ".ckptdb", lines, make_durable=False)
-    with open_manager(run) as manager, warned() as texts:
+    with open_manager(run) as manager, warned(__file__) as texts:
         assert manager.resume().step == 3
     assert texts == []
