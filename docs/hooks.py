@@ -41,21 +41,18 @@ def on_page_markdown(markdown: str, *, page: Any, **_: Any) -> str:
             return text
         return f"[{text}]({os.path.relpath(file, target)}{anchor})"
 
-    rewritten = _PICTURE.sub(r'\1="', _LINK.sub(rewrite, markdown))
-    return (
-        "\n".join((rewritten, *help_texts(cli, "ckptdb")))
-        if page.file.src_uri == _OPTIONS
-        else rewritten
-    )
+    texts = [_PICTURE.sub(r'\1="', _LINK.sub(rewrite, markdown))]
+    if page.file.src_uri == _OPTIONS:
+        texts += help_texts(cli, "ckptdb")
+    return "\n".join(texts)
 
 
 def help_texts(
     command: click.Command, name: str, parent: click.Context | None = None
 ) -> Iterator[str]:
     """Yield the help of a command and of those below it, each under a heading."""
-    context = click.Context(
-        command, info_name=name.rsplit(maxsplit=1)[-1], parent=parent, terminal_width=88
-    )
+    settings = {"terminal_width": 78, **command.context_settings}
+    context = click.Context(command, parent, name.rsplit(maxsplit=1)[-1], **settings)
     yield f"## {name}\n\n```text\n{command.get_help(context)}\n```\n"
     for below, subcommand in sorted(getattr(command, "commands", {}).items()):
         yield from help_texts(subcommand, f"{name} {below}", context)

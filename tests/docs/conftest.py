@@ -5,11 +5,9 @@ import pytest
 from ckptdb import CheckpointManager, Registry
 
 
-@pytest.fixture
-def tree(tmp_path, monkeypatch):
-    """A directory with results/grpo-8b, which has pruned two checkpoints, and results/sft-1b."""
-    monkeypatch.chdir(tmp_path)
-    results = tmp_path / "results"
+def plant(directory):
+    """Make results/grpo-8b, which has pruned two checkpoints, and results/sft-1b."""
+    results = directory / "results"
     results.mkdir()
     Registry.init(results)[0].close()
     training = {100: 0.8, 200: 0.5, 300: 0.55, 400: 0.6, 500: 0.5}
@@ -31,4 +29,19 @@ def tree(tmp_path, monkeypatch):
                 settings = {"optimizer": optimizer, "model": "llama"}
                 with manager.save(step, metrics, config=settings) as folder:
                     (folder / "model.bin").write_bytes(bytes(size + step))
+
+
+@pytest.fixture
+def tree(tmp_path, monkeypatch):
+    """Return a directory with the runs, which is the working directory."""
+    plant(tmp_path)
+    monkeypatch.chdir(tmp_path)
     return tmp_path
+
+
+@pytest.fixture(scope="module")
+def read_only_tree(tmp_path_factory):
+    """Return a directory with the runs, for all tests of a module that only ask."""
+    folder = tmp_path_factory.mktemp("tree")
+    plant(folder)
+    return folder

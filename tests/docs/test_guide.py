@@ -98,9 +98,9 @@ def test_the_rules_keep_what_they_say(tree):
      ["best 3 of every 100 steps", "latest 2"]),
     ({"save_period": 100, "ft_keep_latest_k": 2}, ["every 100 steps", "latest 2"]),
 ])  # fmt: skip
-def test_keys_and_rules_are_equivalent(keys, rules, tree):
+def test_keys_and_rules_are_equivalent(keys, rules, tmp_path):
     by_keys, by_rules = (
-        {cp.step for cp in kept(tree / f"results/{name}", config)}
+        {cp.step for cp in kept(tmp_path / name, config)}
         for name, config in (("keys", keys), ("rules", {"keep": rules}))
     )
     row = ", ".join(f"{key}={value}" for key, value in keys.items())
@@ -122,7 +122,7 @@ def kept(directory, config):
         return registry.checkpoints(status="final")
 
 
-def test_the_alias_serves_an_unchanged_import(tree):
+def test_the_alias_serves_an_unchanged_import():
     try:
         find_block("python", "sys.modules").execute()
         variables: dict[str, object] = {}
@@ -153,8 +153,8 @@ def test_every_rank_writes_its_shard(tree):
 
 
 @pytest.mark.parametrize(("part", "expected"), ANSWERS, ids=[part for part, _ in ANSWERS])
-def test_queries_answer(part, expected, tree):
-    with Registry.open("results") as registry:
+def test_queries_answer(part, expected, read_only_tree):
+    with Registry.open(read_only_tree / "results") as registry:
         rows = registry.query(find_block("sql", part).code).rows
 
     assert [row[: len(expected[0])] for row in rows] == expected
@@ -164,8 +164,8 @@ def test_every_query_has_a_known_answer():
     assert len(blocks("sql")) == len(ANSWERS)
 
 
-def test_every_deletion_has_its_reason(tree):
-    with Registry.open("results") as registry:
+def test_every_deletion_has_its_reason(read_only_tree):
+    with Registry.open(read_only_tree / "results") as registry:
         answer = registry.query(find_block("sql", "FROM deletions").code).as_dicts()
 
     assert [row["deleted_reason"] for row in answer] == [
@@ -178,19 +178,19 @@ def size_of(folder):
     return sum(file.stat().st_size for file in folder.iterdir() if file.name != "manifest.json")
 
 
-def test_freeable_bytes_are_those_neither_best_nor_latest(tree):
-    with Registry.open("results") as registry:
+def test_freeable_bytes_are_those_neither_best_nor_latest(read_only_tree):
+    with Registry.open(read_only_tree / "results") as registry:
         sft, grpo = registry.query(find_block("sql", "FROM disk_usage").code).as_dicts()
         deleted = registry.checkpoints(run="grpo-8b", status="deleted")
 
-    assert sft["freeable_bytes"] == size_of(tree / "results/sft-1b/step_10")
-    assert grpo["freeable_bytes"] == size_of(tree / "results/grpo-8b/step_300")
+    assert sft["freeable_bytes"] == size_of(read_only_tree / "results/sft-1b/step_10")
+    assert grpo["freeable_bytes"] == size_of(read_only_tree / "results/grpo-8b/step_300")
     assert (sft["freed_bytes"], grpo["freed_bytes"]) == (0, sum(cp.size_bytes for cp in deleted))
     assert [cp.step for cp in deleted] == [100, 400]
 
 
-def test_how_far_apart_metrics_are_and_how_long_saves_took(tree):
-    with Registry.open("results") as registry:
+def test_how_far_apart_metrics_are_and_how_long_saves_took(read_only_tree):
+    with Registry.open(read_only_tree / "results") as registry:
         apart = registry.query(find_block("sql", "AS apart").code)
         assert [row[-1] for row in apart] == pytest.approx([0.3, 0.05, 0.0])
         first, *others = registry.query(find_block("sql", "FROM saves").code).as_dicts()

@@ -63,9 +63,9 @@ def test_exit_codes_are_documented():
 
 
 @pytest.fixture
-def ask(tree, capsys, monkeypatch):
+def ask(read_only_tree, capsys, monkeypatch):
     """Run a command in this process; return the first record of its answer in JSON."""
-    monkeypatch.chdir(tree / "results")
+    monkeypatch.chdir(read_only_tree / "results")
     monkeypatch.setattr(warnings, "showwarning", warnings.showwarning)
 
     def run(arguments):
@@ -127,8 +127,8 @@ def test_every_config_key_is_documented_with_its_default():
     assert ignored == configuration._PASSED_BY
 
 
-def test_every_table_view_and_column_is_documented(tree):
-    with Registry.open("results") as registry:
+def test_every_table_view_and_column_is_documented(read_only_tree):
+    with Registry.open(read_only_tree / "results") as registry:
         relations = {
             relation.name: (relation.kind, [column.name for column in relation.columns])
             for relation in registry.schema()
