@@ -13,15 +13,10 @@ from ckptdb.core.text import CleanRecords
 from ckptdb.errors import CkptdbError
 
 if TYPE_CHECKING:
-    from ckptdb.core.records import (
-        Ancestor,
-        Checkpoint,
-        Metric,
-        Problem,
-        Rows,
-        Run,
-        rank_key,
-    )
+    from ckptdb.core.metrics import Metric
+    from ckptdb.core.ranking import rank_key
+    from ckptdb.core.records import Ancestor, Checkpoint, Problem, Run
+    from ckptdb.core.rows import Rows
     from ckptdb.manager import CheckpointManager
     from ckptdb.registry import Registry
     from ckptdb.retention import Policy
@@ -34,13 +29,13 @@ else:
         "Ancestor": "core.records",
         "Checkpoint": "core.records",
         "CheckpointManager": "manager",
-        "Metric": "core.records",
+        "Metric": "core.metrics",
         "Policy": "retention",
         "Problem": "core.records",
         "Registry": "registry",
-        "Rows": "core.records",
+        "Rows": "core.rows",
         "Run": "core.records",
-        "rank_key": "core.records",
+        "rank_key": "core.ranking",
     }
 
     _ROOMS = {home.partition(".")[0] for home in _HOMES.values()}

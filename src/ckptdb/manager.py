@@ -23,14 +23,9 @@ from typing import Any, Literal, Self
 
 from ckptdb.catalog.catalog import Catalog
 from ckptdb.core import warnings
+from ckptdb.core.ranking import Mode, RankedBy
 from ckptdb.core.recorded import Unranked
-from ckptdb.core.records import (
-    Checkpoint,
-    Mode,
-    Problem,
-    RankedBy,
-    Trouble,
-)
+from ckptdb.core.records import Checkpoint, Problem, Trouble
 from ckptdb.disk import (
     free_space,
     identity,

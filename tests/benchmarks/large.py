@@ -20,7 +20,8 @@ from tests.benchmarks import trees
 from ckptdb.catalog.catalog import Catalog
 from ckptdb.catalog.engine import Database
 from ckptdb.catalog.store import Changes
-from ckptdb.core.records import Checkpoint, Run, utc
+from ckptdb.core.records import Checkpoint, Run
+from ckptdb.core.times import utc
 from ckptdb.disk import identity, scan
 from ckptdb.training.index import find_location
 

@@ -11,13 +11,9 @@ from ckptdb.catalog.catalog import Catalog
 from ckptdb.catalog.engine import Database
 from ckptdb.catalog.store import Changes
 from ckptdb.core.candidates import Candidate, Wanted
-from ckptdb.core.records import (
-    Annotations,
-    Metric,
-    Resumption,
-    Run,
-    rank_key,
-)
+from ckptdb.core.metrics import Metric
+from ckptdb.core.ranking import rank_key
+from ckptdb.core.records import Annotations, Resumption, Run
 from ckptdb.errors import IndexStale
 
 

@@ -19,7 +19,8 @@ from ckptdb.catalog.catalog import Catalog
 from ckptdb.catalog.engine import Database, script_location, upgrade
 from ckptdb.catalog.location import locate
 from ckptdb.catalog.store import Changes
-from ckptdb.core.records import Annotations, Metric, Resumption
+from ckptdb.core.metrics import Metric
+from ckptdb.core.records import Annotations, Resumption
 from ckptdb.errors import CatalogMissing, CatalogOutdated
 
 REPOSITORY = Path(__file__).parents[2]

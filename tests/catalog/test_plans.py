@@ -14,7 +14,7 @@ from ckptdb.catalog.engine import Database
 from ckptdb.catalog.location import locate
 from ckptdb.catalog.selection import Selection, matching, ranked
 from ckptdb.core.conditions import parse
-from ckptdb.core.records import Rows
+from ckptdb.core.rows import Rows
 
 RUNS, PER_RUN, LIVE = 20, 5_000, 50
 AT = "2026-11-22T16:00:00.000Z"

@@ -15,13 +15,9 @@ from ckptdb.catalog import selection as selecting
 from ckptdb.catalog.selection import Ranked, Selection, matching, pareto_front, ranked
 from ckptdb.catalog.store import Changes
 from ckptdb.core.conditions import parse
-from ckptdb.core.records import (
-    Annotations,
-    Metric,
-    Run,
-    metrics_of,
-    rank_key,
-)
+from ckptdb.core.metrics import Metric, metrics_of
+from ckptdb.core.ranking import rank_key
+from ckptdb.core.records import Annotations, Run
 from ckptdb.errors import InvalidCondition
 
 LOSS = "val:loss"

@@ -10,12 +10,8 @@ from ckptdb.catalog.catalog import Catalog
 from ckptdb.catalog.engine import Database
 from ckptdb.catalog.store import Changes
 from ckptdb.core.candidates import Wanted
-from ckptdb.core.records import (
-    Annotations,
-    Metric,
-    Resumption,
-    Run,
-)
+from ckptdb.core.metrics import Metric
+from ckptdb.core.records import Annotations, Resumption, Run
 
 
 @pytest.fixture

@@ -6,16 +6,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ckptdb.core.records import (
-    Checkpoint,
-    Metric,
-    Rows,
-    Run,
-    is_storable,
-    metrics_of,
-    rank_key,
-    utc,
-)
+from ckptdb.core.metrics import Metric, metrics_of
+from ckptdb.core.ranking import rank_key
+from ckptdb.core.records import Checkpoint, Run
+from ckptdb.core.rows import Rows
+from ckptdb.core.text import is_storable
+from ckptdb.core.times import utc
 
 NAN, INF = math.nan, math.inf
 

@@ -9,13 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from ckptdb.core.records import (
-    Annotations,
-    Checkpoint,
-    Metric,
-    Resumption,
-    Run,
-)
+from ckptdb.core.metrics import Metric
+from ckptdb.core.records import Annotations, Checkpoint, Resumption, Run
 from ckptdb.disk import fsutil, journal
 from ckptdb.disk.journal import Fact
 

@@ -16,7 +16,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from ckptdb import CheckpointManager, Registry
-from ckptdb.core.records import metrics_of
+from ckptdb.core.metrics import metrics_of
 from ckptdb.disk import training_info
 from ckptdb.errors import InvalidAnnotation, UnwritableInfo
 

@@ -5,13 +5,9 @@ from pathlib import Path
 
 import pytest
 
+from ckptdb.core.metrics import Metric
 from ckptdb.core.recorded import IndexedRun, RecordedRun
-from ckptdb.core.records import (
-    Annotations,
-    Checkpoint,
-    Metric,
-    Run,
-)
+from ckptdb.core.records import Annotations, Checkpoint, Run
 from ckptdb.disk.identity import Identity
 from ckptdb.disk.journal import Facts
 from ckptdb.disk.scan import Leftover, Observation, Stamp, Tmp

@@ -10,7 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ckptdb import CheckpointManager, Registry
-from ckptdb.core.records import Checkpoint, Metric
+from ckptdb.core.metrics import Metric
+from ckptdb.core.records import Checkpoint
 from ckptdb.errors import UnknownDirection, UnknownMetric
 from ckptdb.retention import Policy, replay
 

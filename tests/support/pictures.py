@@ -22,7 +22,7 @@ from tests.web.planting import put
 from ckptdb import Registry
 from ckptdb.catalog.engine import Database
 from ckptdb.catalog.location import locate
-from ckptdb.core.records import utc
+from ckptdb.core.times import utc
 from ckptdb.web.data import take_snapshot
 from ckptdb.web.report import write_report
 

@@ -6,7 +6,7 @@ import random
 from ckptdb import CheckpointManager, Registry
 from ckptdb.catalog.engine import Database
 from ckptdb.catalog.location import locate
-from ckptdb.core.records import utc
+from ckptdb.core.times import utc
 from ckptdb.web.data import take_snapshot
 from ckptdb.web.report import write_report
 

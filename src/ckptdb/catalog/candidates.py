@@ -18,7 +18,8 @@ from ckptdb.catalog.statements import (
     VALUES,
 )
 from ckptdb.core.candidates import Candidate, Wanted
-from ckptdb.core.records import TRAINING_INFO, Mode
+from ckptdb.core.metrics import TRAINING_INFO
+from ckptdb.core.ranking import Mode
 
 
 @dataclass(slots=True)

@@ -75,23 +75,22 @@ from ckptdb.catalog.store import Changes
 from ckptdb.catalog.stored_paths import Paths, readable, storable
 from ckptdb.core import conditions
 from ckptdb.core.candidates import Candidate, Wanted
+from ckptdb.core.metrics import TRAINING_INFO, Metric
+from ckptdb.core.ranking import Mode
 from ckptdb.core.recorded import IndexedRun, RecordedRun, Unranked
 from ckptdb.core.records import (
     REPLACED,
     STATUSES,
-    TRAINING_INFO,
     Ancestor,
     Annotations,
     Checkpoint,
     LineMember,
-    Metric,
-    Mode,
     Resumption,
     Run,
     Status,
     is_derived,
-    is_storable,
 )
+from ckptdb.core.text import is_storable
 from ckptdb.errors import CatalogBroken
 
 _Said = tuple[bool, str | None, str | None]

@@ -44,7 +44,7 @@ from ckptdb.catalog.spool import Spool
 from ckptdb.catalog.views import EXAMPLES, PURPOSES
 from ckptdb.catalog.worker import Place, Workers
 from ckptdb.core.fork import in_use
-from ckptdb.core.records import Rows
+from ckptdb.core.rows import Rows
 from ckptdb.errors import (
     CkptdbError,
     ParameterMissing,

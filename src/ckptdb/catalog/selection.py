@@ -31,7 +31,8 @@ from ckptdb.catalog.engine import Database
 from ckptdb.catalog.schema import checkpoints, metrics
 from ckptdb.catalog.statements import DELETED, FINAL, RANKED, TRUSTED, UNDOUBTED, best_first
 from ckptdb.core.conditions import COLUMNS, Condition, explained
-from ckptdb.core.records import TRAINING_INFO, Mode
+from ckptdb.core.metrics import TRAINING_INFO
+from ckptdb.core.ranking import Mode
 from ckptdb.errors import (
     InvalidCondition,
     QueryFailed,

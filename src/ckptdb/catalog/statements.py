@@ -36,7 +36,9 @@ from sqlalchemy import (
 
 from ckptdb.catalog import trust
 from ckptdb.catalog.schema import checkpoints, metrics, resumes, runs, tags, version
-from ckptdb.core.records import TRAINING_INFO, Mode, Status
+from ckptdb.core.metrics import TRAINING_INFO
+from ckptdb.core.ranking import Mode
+from ckptdb.core.records import Status
 
 _T = TypeVar("_T")
 _CHUNK = 500

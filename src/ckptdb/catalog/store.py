@@ -45,12 +45,8 @@ from ckptdb.catalog.statements import (
     chunks,
 )
 from ckptdb.catalog.stored_paths import Paths, storable
-from ckptdb.core.records import (
-    TRAINING_INFO,
-    Annotations,
-    Checkpoint,
-    Run,
-)
+from ckptdb.core.metrics import TRAINING_INFO
+from ckptdb.core.records import Annotations, Checkpoint, Run
 from ckptdb.errors import IndexStale
 
 _NONE: Final[frozenset[str]] = frozenset()

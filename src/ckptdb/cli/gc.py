@@ -22,7 +22,7 @@ from ckptdb.cli.printing import (
     say,
 )
 from ckptdb.core import units
-from ckptdb.core.records import Mode
+from ckptdb.core.ranking import Mode
 from ckptdb.core.units import human_bytes
 from ckptdb.errors import DeletionIncomplete, DeletionNotConfirmed
 from ckptdb.registry.gc import GcResult

@@ -19,7 +19,8 @@ from ckptdb.cli.printing import (
     say,
     short_time,
 )
-from ckptdb.core.records import Checkpoint, Rows, Status
+from ckptdb.core.records import Checkpoint, Status
+from ckptdb.core.rows import Rows
 from ckptdb.core.text import number
 from ckptdb.core.units import human_bytes
 from ckptdb.registry import Registry

@@ -19,13 +19,10 @@ from ckptdb.cli.printing import (
     width,
 )
 from ckptdb.core.downsample import downsample
-from ckptdb.core.records import (
-    Curve,
-    Mode,
-    rank_key,
-    seconds,
-)
+from ckptdb.core.ranking import Mode, rank_key
+from ckptdb.core.records import Curve
 from ckptdb.core.text import clean, number
+from ckptdb.core.times import seconds
 from ckptdb.errors import LibraryMissing
 
 Axis = Literal["step", "time"]

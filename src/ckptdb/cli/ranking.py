@@ -28,7 +28,8 @@ from ckptdb.cli.printing import (
     print_records,
     say,
 )
-from ckptdb.core.records import MODES, Checkpoint
+from ckptdb.core.ranking import MODES
+from ckptdb.core.records import Checkpoint
 from ckptdb.core.text import number
 from ckptdb.errors import CkptdbError, NothingFinite, PathTaken
 from ckptdb.registry import Registry

@@ -5,20 +5,17 @@ Times are ISO-8601 strings in UTC with milliseconds, e.g. ``2026-11-22T16:01:24.
 
 from __future__ import annotations
 
-import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field, fields, replace
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Literal, Self, get_args
 
-Status = Literal["tmp", "final", "deleted"]
-Mode = Literal["min", "max"]
-STATUSES: tuple[Status, ...] = get_args(Status)
-MODES: tuple[Mode, ...] = get_args(Mode)
+from ckptdb.core.metrics import Metric, metrics_of
+from ckptdb.core.ranking import Mode, RankedBy
 
-TRAINING_INFO = "training_info"
-"""The source of every metric that came with the checkpoint itself."""
+Status = Literal["tmp", "final", "deleted"]
+STATUSES: tuple[Status, ...] = get_args(Status)
+
 
 REPLACED = "replaced by a new save"
 """How the reason begins why a checkpoint is gone whose step was saved again."""
@@ -27,24 +24,6 @@ REPLACED = "replaced by a new save"
 def is_derived(checkpoint_uuid: str) -> bool:
     """Tell whether a checkpoint has no uuid of its own: one that others saved, or a renamed one."""
     return checkpoint_uuid[14:15] == "5"  # the version: ours are random
-
-
-def utc(timestamp: float) -> str:
-    """Write a POSIX timestamp (seconds) the way every file and table of ckptdb does."""
-    return in_utc(datetime.fromtimestamp(timestamp, tz=UTC))
-
-
-def seconds(at: str | None) -> float | None:
-    """Return a recorded time as a POSIX timestamp; None for what other hands may write."""
-    try:
-        return datetime.fromisoformat(at or "").timestamp()
-    except (ValueError, TypeError):
-        return None
-
-
-def in_utc(moment: datetime) -> str:
-    """Write a datetime, which must be in UTC, like `utc`."""
-    return f"{moment.isoformat(timespec='milliseconds')[:-6]}Z"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -79,34 +58,6 @@ class Run:
     def ranked_by(self) -> RankedBy:
         """The run's own metric and its direction."""
         return RankedBy() if self.metric_name is None else RankedBy(self.metric_name, self.mode)
-
-
-@dataclass(frozen=True, slots=True)
-class RankedBy:
-    """What tells the best checkpoints of a run: a metric and its direction; None for the step."""
-
-    metric: str | None = None
-    mode: Mode | None = None
-
-    def __str__(self) -> str:
-        if self.metric is None:
-            return "no metric (the newest are the best)"
-        return f"{self.metric!r} ({'higher' if self.mode == 'max' else 'lower'} is better)"
-
-
-@dataclass(frozen=True, slots=True)
-class Metric:
-    """A value reported after the checkpoint was saved.
-
-    Attributes:
-        value: Finite, or None when what was reported is not.
-        source: Who measured it, e.g. ``"lm-eval"``.
-    """
-
-    name: str
-    value: float | None
-    source: str
-    reported_at: str
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -303,103 +254,3 @@ class Curve:
     values: tuple[float, ...]
     kept: tuple[bool, ...]
     ranked: tuple[bool, ...]
-
-
-@dataclass(frozen=True, slots=True)
-class Rows:
-    """The answer to an ad hoc query: column names and the rows as tuples."""
-
-    columns: tuple[str, ...]
-    rows: tuple[tuple[Any, ...], ...]
-    truncated: bool = False
-    """True when the row limit cut the answer."""
-
-    def __iter__(self) -> Iterator[tuple[Any, ...]]:
-        return iter(self.rows)
-
-    def __len__(self) -> int:
-        return len(self.rows)
-
-    def as_dicts(self) -> list[dict[str, Any]]:
-        """Return each row as a mapping from column to value; the second ``x`` is ``x_2``."""
-        names: Sequence[str] = self.columns
-        if len(set(names)) < len(names):
-            from ckptdb.core import frames
-
-            names = frames.unique_names(names)
-        return [dict(zip(names, row, strict=True)) for row in self.rows]
-
-    def to_pandas(self) -> Any:
-        """Return a pandas DataFrame: whole numbers stay whole, NULLs or not.
-
-        Raises:
-            LibraryMissing: pandas is not installed; likewise for the other two.
-        """
-        from ckptdb.core import frames
-
-        return frames.to_pandas(self.columns, self.rows)
-
-    def to_polars(self) -> Any:
-        """Return a polars DataFrame; values of several kinds in a column become text."""
-        from ckptdb.core import frames
-
-        return frames.to_polars(self.columns, self.rows)
-
-    def to_arrow(self) -> Any:
-        """Return a pyarrow Table; values of several kinds in a column become text."""
-        from ckptdb.core import frames
-
-        return frames.to_arrow(self.columns, self.rows)
-
-
-def rank_key(
-    value: float | None,
-    step: int,
-    mode: Mode,
-    *,
-    tie: float | None = None,
-    tie_mode: Mode = "min",
-) -> tuple[bool, float, bool, float, int]:
-    """Sort key of the one ranking: smallest first is best first.
-
-    Only finite values rank; without one a checkpoint comes last, newest first. Equal values
-    go to the better tie, if there is one, and then to the higher step.
-    """
-    return (*_value_key(value, mode), *_value_key(tie, tie_mode), -step)
-
-
-def _value_key(value: float | None, mode: Mode) -> tuple[bool, float]:
-    if value is None or not math.isfinite(value):
-        return (True, 0.0)
-    return (False, value if mode == "min" else -value)
-
-
-def metrics_of(info: Mapping[str, Any]) -> dict[str, float | None]:
-    """Return the numbers of a training_info by name: finite values, None for NaN and infinity.
-
-    A bool, a string or null is not a metric, and neither is anything nested. Integers too
-    large for a float count as not finite.
-    """
-    found: dict[str, float | None] = {}
-    for name, value in info.items():
-        if type(value) is float and name.isascii() and "\0" not in name and math.isfinite(value):
-            found[name] = value  # nearly all of them
-            continue
-        if isinstance(value, bool) or not isinstance(value, int | float) or not is_storable(name):
-            continue
-        try:
-            number = float(value)
-        except OverflowError:
-            number = math.inf
-        found[name] = number if math.isfinite(number) else None
-    return found
-
-
-def is_storable(text: str) -> bool:
-    """Tell whether a database accepts a text; a lone surrogate may stand in JSON, but not there."""
-    if not text.isascii():
-        try:
-            text.encode()
-        except UnicodeEncodeError:
-            return False
-    return "\0" not in text

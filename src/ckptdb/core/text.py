@@ -20,6 +20,7 @@ __all__ = [
     "clean_lines",
     "copyable",
     "inert",
+    "is_storable",
     "number",
     "some_steps",
 ]
@@ -104,3 +105,13 @@ def inert(value: object) -> object:
         return value
     text = _CONTROL.sub(lambda found: found[0].encode("unicode_escape").decode(), value)
     return f"'{text}" if _FORMULA.match(text) and not _NUMBER.fullmatch(text) else text
+
+
+def is_storable(text: str) -> bool:
+    """Tell whether a database accepts a text; a lone surrogate may stand in JSON, but not there."""
+    if not text.isascii():
+        try:
+            text.encode()
+        except UnicodeEncodeError:
+            return False
+    return "\0" not in text

@@ -6,10 +6,27 @@ from datetime import UTC, datetime
 from typing import Final
 
 from ckptdb.core import units
-from ckptdb.core.records import in_utc
 from ckptdb.errors import InvalidTime
 
 _AGO: Final = " ago"
+
+
+def utc(timestamp: float) -> str:
+    """Write a POSIX timestamp (seconds) the way every file and table of ckptdb does."""
+    return in_utc(datetime.fromtimestamp(timestamp, tz=UTC))
+
+
+def seconds(at: str | None) -> float | None:
+    """Return a recorded time as a POSIX timestamp; None for what other hands may write."""
+    try:
+        return datetime.fromisoformat(at or "").timestamp()
+    except (ValueError, TypeError):
+        return None
+
+
+def in_utc(moment: datetime) -> str:
+    """Write a datetime, which must be in UTC, like `utc`."""
+    return f"{moment.isoformat(timespec='milliseconds')[:-6]}Z"
 
 
 def moment(at: str | datetime, *, now: float) -> str:

@@ -11,8 +11,8 @@ from contextlib import suppress
 from functools import partial
 from pathlib import Path
 
-from ckptdb.core.records import utc
 from ckptdb.core.threads import Task
+from ckptdb.core.times import utc
 from ckptdb.disk import (
     fsutil,
     identity,

@@ -17,13 +17,10 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from ckptdb.core.records import (
-    Mode,
-    RankedBy,
-    Run,
-    is_storable,
-    utc,
-)
+from ckptdb.core.ranking import Mode, RankedBy
+from ckptdb.core.records import Run
+from ckptdb.core.text import is_storable
+from ckptdb.core.times import utc
 from ckptdb.disk import (
     fsutil,
     names,

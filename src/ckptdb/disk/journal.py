@@ -28,14 +28,9 @@ from itertools import chain as joined
 from pathlib import Path
 from typing import Any, BinaryIO, Generic, Literal, TypeVar, cast
 
-from ckptdb.core.records import (
-    Annotations,
-    Checkpoint,
-    Metric,
-    Resumption,
-    Run,
-    is_storable,
-)
+from ckptdb.core.metrics import Metric
+from ckptdb.core.records import Annotations, Checkpoint, Resumption, Run
+from ckptdb.core.text import is_storable
 from ckptdb.disk import fsutil, names, paths
 from ckptdb.disk.training_info import MAX_BYTES, has_too_many_values
 

@@ -14,7 +14,7 @@ from dataclasses import MISSING, dataclass, field, fields
 from pathlib import Path
 
 from ckptdb.core.filenames import as_names, as_texts
-from ckptdb.core.records import is_storable
+from ckptdb.core.text import is_storable
 from ckptdb.disk import fsutil, names, paths
 from ckptdb.disk.training_info import MAX_BYTES, load_json
 from ckptdb.errors import UnreadableInfo

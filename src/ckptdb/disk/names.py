@@ -13,7 +13,7 @@ import re
 from pathlib import Path
 from urllib.parse import quote, unquote
 
-from ckptdb.core.records import is_storable
+from ckptdb.core.text import is_storable
 from ckptdb.errors import InvalidStep, NoCheckpointHere
 
 HIDDEN = ".ckptdb"

@@ -16,7 +16,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any, Final, Literal
 
-from ckptdb.core.records import is_storable
+from ckptdb.core.text import is_storable
 
 Life = Literal["alive", "dead", "unknown"]
 """What is known of a process: ``dead`` only when that is proven."""

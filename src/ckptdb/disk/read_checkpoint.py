@@ -15,7 +15,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from ckptdb.core.records import Checkpoint, metrics_of, utc
+from ckptdb.core.metrics import metrics_of
+from ckptdb.core.records import Checkpoint
+from ckptdb.core.times import utc
 from ckptdb.disk import (
     identity,
     manifest,

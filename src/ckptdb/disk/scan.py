@@ -18,7 +18,9 @@ from itertools import chain
 from pathlib import Path
 from typing import Any, Literal
 
-from ckptdb.core.records import Checkpoint, metrics_of, utc
+from ckptdb.core.metrics import metrics_of
+from ckptdb.core.records import Checkpoint
+from ckptdb.core.times import utc
 from ckptdb.disk import (
     fsutil,
     identity,

@@ -9,7 +9,9 @@ from contextlib import ExitStack, contextmanager, suppress
 from functools import partial
 from pathlib import Path
 
-from ckptdb.core.records import RankedBy, Run, utc
+from ckptdb.core.ranking import RankedBy
+from ckptdb.core.records import Run
+from ckptdb.core.times import utc
 from ckptdb.disk import (
     fsutil,
     identity,

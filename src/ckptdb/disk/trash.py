@@ -13,7 +13,8 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from ckptdb.core import warnings
-from ckptdb.core.records import Checkpoint, utc
+from ckptdb.core.records import Checkpoint
+from ckptdb.core.times import utc
 from ckptdb.disk import (
     fsutil,
     journal,

@@ -14,7 +14,8 @@ from dataclasses import dataclass, replace
 from typing import Final
 
 from ckptdb.core.recorded import RecordedRun
-from ckptdb.core.records import NO_ANNOTATIONS, Annotations, seconds
+from ckptdb.core.records import NO_ANNOTATIONS, Annotations
+from ckptdb.core.times import seconds
 from ckptdb.disk.scan import Observation, Stamp
 
 _NAMED: Final = 3

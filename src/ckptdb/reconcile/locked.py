@@ -10,7 +10,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from ckptdb.core.records import Checkpoint, utc
+from ckptdb.core.records import Checkpoint
+from ckptdb.core.times import utc
 from ckptdb.disk import fsutil, identity, journal
 from ckptdb.disk.journal import Fact
 from ckptdb.disk.lock import read_lock, run_lock

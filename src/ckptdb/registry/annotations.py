@@ -7,13 +7,10 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from ckptdb.core import warnings
+from ckptdb.core.metrics import TRAINING_INFO, metrics_of
 from ckptdb.core.recorded import IndexedRun
-from ckptdb.core.records import (
-    TRAINING_INFO,
-    Checkpoint,
-    metrics_of,
-    utc,
-)
+from ckptdb.core.records import Checkpoint
+from ckptdb.core.times import utc
 from ckptdb.disk import (
     identity,
     names,

@@ -9,17 +9,16 @@ from pathlib import Path
 from ckptdb.catalog import query
 from ckptdb.catalog.query import Relation
 from ckptdb.catalog.spool import Spool
+from ckptdb.core.ranking import MODES, Mode
 from ckptdb.core.records import (
-    MODES,
     STATUSES,
     Ancestor,
     Checkpoint,
     Curve,
-    Mode,
-    Rows,
     Run,
     Status,
 )
+from ckptdb.core.rows import Rows
 from ckptdb.disk import names, scan
 from ckptdb.errors import InvalidChoice, MetricNotChosen, NothingFinite, UnknownMetric
 from ckptdb.reconcile.run_location import Whereabouts

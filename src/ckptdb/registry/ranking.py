@@ -14,13 +14,9 @@ from ckptdb.core.conditions import (
     parse,
     written,
 )
+from ckptdb.core.ranking import MODES, Mode
 from ckptdb.core.recorded import IndexedRun
-from ckptdb.core.records import (
-    MODES,
-    Checkpoint,
-    Mode,
-    Run,
-)
+from ckptdb.core.records import Checkpoint, Run
 from ckptdb.core.times import moment
 from ckptdb.disk import scan
 from ckptdb.errors import (

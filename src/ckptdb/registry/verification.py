@@ -12,7 +12,8 @@ from ckptdb.catalog.catalog import Catalog
 from ckptdb.catalog.store import Changes
 from ckptdb.core import warnings
 from ckptdb.core.recorded import IndexedRun, RecordedRun
-from ckptdb.core.records import Checkpoint, utc
+from ckptdb.core.records import Checkpoint
+from ckptdb.core.times import utc
 from ckptdb.core.units import human_bytes
 from ckptdb.disk import (
     checksums,

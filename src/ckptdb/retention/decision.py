@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from ckptdb.core.candidates import Candidate
-from ckptdb.core.records import rank_key
+from ckptdb.core.ranking import rank_key
 from ckptdb.retention.policy import Policy
 from ckptdb.retention.rules import Best, Latest, Rule
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from typing import Any, Final
 
 from ckptdb.core.candidates import Candidate
-from ckptdb.core.records import Mode, rank_key
+from ckptdb.core.ranking import Mode, rank_key
 from ckptdb.retention.decision import Decision, decide
 from ckptdb.retention.linked import keep, without_bytes
 from ckptdb.retention.policy import Policy

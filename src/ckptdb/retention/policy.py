@@ -9,7 +9,7 @@ from itertools import chain
 from typing import cast
 
 from ckptdb.core.candidates import Wanted
-from ckptdb.core.records import Mode
+from ckptdb.core.ranking import Mode
 from ckptdb.errors import InvalidPolicy
 from ckptdb.retention.grammar import parse_all
 from ckptdb.retention.rules import (

@@ -15,7 +15,9 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from ckptdb.core.candidates import Candidate
-from ckptdb.core.records import Checkpoint, rank_key, seconds
+from ckptdb.core.ranking import rank_key
+from ckptdb.core.records import Checkpoint
+from ckptdb.core.times import seconds
 from ckptdb.retention.decision import decide
 from ckptdb.retention.policy import Policy
 

@@ -12,12 +12,8 @@ from typing import Protocol
 
 from ckptdb.core import conditions, units
 from ckptdb.core.candidates import Candidate
-from ckptdb.core.records import (
-    MODES,
-    Mode,
-    rank_key,
-    seconds,
-)
+from ckptdb.core.ranking import MODES, Mode, rank_key
+from ckptdb.core.times import seconds
 from ckptdb.errors import InvalidCondition, InvalidPolicy
 
 _HOUR_SECONDS = 3600.0

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 
-from ckptdb.core.records import LineMember, seconds
+from ckptdb.core.records import LineMember
+from ckptdb.core.times import seconds
 
 Line = tuple[LineMember, ...]
 

@@ -10,7 +10,9 @@ from typing import Any
 
 from ckptdb.catalog.catalog import Catalog
 from ckptdb.core.candidates import Candidate, Wanted
-from ckptdb.core.records import NO_ANNOTATIONS, metrics_of, rank_key
+from ckptdb.core.metrics import metrics_of
+from ckptdb.core.ranking import rank_key
+from ckptdb.core.records import NO_ANNOTATIONS
 from ckptdb.disk import (
     identity,
     journal,

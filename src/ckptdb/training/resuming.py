@@ -13,8 +13,9 @@ from typing import Any, Literal, get_args
 from ckptdb.catalog.catalog import Catalog
 from ckptdb.core import warnings
 from ckptdb.core.compare import ConfigChange, config_changes
-from ckptdb.core.records import Checkpoint, LineMember, utc
+from ckptdb.core.records import Checkpoint, LineMember
 from ckptdb.core.text import some_steps
+from ckptdb.core.times import utc
 from ckptdb.disk import (
     checksums,
     identity,

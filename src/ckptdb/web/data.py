@@ -13,13 +13,9 @@ from typing import Any, Final, NamedTuple
 
 from ckptdb.catalog import trust
 from ckptdb.core.downsample import downsample
-from ckptdb.core.records import (
-    Run,
-    Status,
-    rank_key,
-    seconds,
-    utc,
-)
+from ckptdb.core.ranking import rank_key
+from ckptdb.core.records import Run, Status
+from ckptdb.core.times import seconds, utc
 from ckptdb.registry import Registry
 from ckptdb.web.snapshot import Deletion, Point, RunShown, Saves, Snapshot
 

@@ -20,8 +20,9 @@ from typing import Any, Final
 from jinja2 import Environment, PackageLoader, Template
 from markupsafe import Markup
 
-from ckptdb.core.records import Run, seconds
+from ckptdb.core.records import Run
 from ckptdb.core.text import clean, copyable, number
+from ckptdb.core.times import seconds
 from ckptdb.core.units import human_bytes
 from ckptdb.web.snapshot import Point, RunShown, Snapshot
 

@@ -32,7 +32,8 @@ from urllib.parse import unquote, urlsplit
 
 from ckptdb.catalog.catalog import Catalog
 from ckptdb.catalog.engine import Database
-from ckptdb.core.records import Run, metrics_of
+from ckptdb.core.metrics import metrics_of
+from ckptdb.core.records import Run
 from ckptdb.disk import (
     identity,
     journal,

@@ -26,7 +26,7 @@ from unittest.mock import patch
 
 from ckptdb.catalog.catalog import Catalog
 from ckptdb.catalog.engine import Database
-from ckptdb.core.records import RankedBy
+from ckptdb.core.ranking import RankedBy
 from ckptdb.disk import (
     checksums,
     fsutil,
