@@ -28,6 +28,7 @@ def test_python_runs(block, tree, monkeypatch):
     block.execute()
 
 
+@pytest.mark.slow  # a process a command
 @pytest.mark.parametrize("block", SHELL, ids=str)
 def test_commands_run(block, tree):
     done = run_bash(block.code, tree, "-euo", "pipefail")
