@@ -68,10 +68,21 @@ def test_an_empty_answer_keeps_its_columns(to):
 
 
 def test_a_second_column_of_a_name_never_takes_the_name_of_a_third():
-    found = frames.columns(["a", "a_2", "a", "a"], [(1, 2, 3, 4)])
-    assert {column.name: column.cells for column in found} == {
-        "a": [1], "a_2": [2], "a_3": [3], "a_4": [4],
-    }  # fmt: skip
+    assert frames.unique_names(["a", "a_2", "a", "a"]) == ["a", "a_2", "a_3", "a_4"]
+
+
+@pytest.mark.parametrize(
+    "values",
+    [(1, 0.5), (1, b"a"), ("x", b"a"), (1, "x", 0.5, b"a", None), (True, "x"), (2**63 - 1, 0.5)],
+)
+def test_no_mixture_of_values_is_too_much_for_a_library(values):
+    rows = Rows(("a",), tuple((value,) for value in values))
+    for frame in (rows.to_pandas(), rows.to_polars(), rows.to_arrow()):
+        assert len(frame) == len(values)
+    as_text = [None if value is None else str(value) for value in values]
+    if not {type(value) for value in values} <= {int, float}:
+        assert rows.to_polars()["a"].to_list() == as_text
+        assert rows.to_arrow()["a"].to_pylist() == as_text
 
 
 @pytest.mark.parametrize(

@@ -1,38 +1,16 @@
-"""Rows as the tables of other libraries, each imported when it is asked for.
+"""Rows as the data frames of other libraries, each imported on first use.
 
-Databases type values, not columns: a column is of whole numbers, of numbers, of texts or of bytes
-when all its values are, NULLs aside. Anything else becomes text, where a library has no column of
-mixed values.
+Databases type values, not columns. The libraries infer the type of a column whose values have one
+type; a column of several types becomes numbers, or else text, where a library has no such columns.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
 from importlib import import_module
-from typing import Any, Literal
+from typing import Any
 
 from ckptdb.errors import LibraryMissing
-
-ColumnKind = Literal["nothing", "whole", "number", "text", "bytes", "truth", "mixed"]
-
-
-@dataclass(frozen=True, slots=True)
-class FrameColumn:
-    """One column of an answer, its name unlike all others of it."""
-
-    name: str
-    kind: ColumnKind
-    cells: list[Any]
-
-    @property
-    def has_nulls(self) -> bool:
-        """Whether a value is missing."""
-        return None in self.cells
-
-    def as_text(self) -> list[str | None]:
-        """Return every value as text."""
-        return [None if value is None else str(value) for value in self.cells]
 
 
 def unique_names(names: Iterable[str]) -> list[str]:
@@ -47,84 +25,49 @@ def unique_names(names: Iterable[str]) -> list[str]:
     return list(unique)
 
 
-def columns(names: Sequence[str], rows: Sequence[Sequence[Any]]) -> Iterator[FrameColumn]:
-    """Yield the columns of an answer; the second of a name is called ``name_2``."""
-    for index, name in enumerate(unique_names(names)):
-        values = [row[index] for row in rows]
-        kind = _kind(values)
-        yield FrameColumn(name, kind, [_float(v) for v in values] if kind == "number" else values)
-
-
 def to_pandas(names: Sequence[str], rows: Sequence[Sequence[Any]]) -> Any:
     """Return a DataFrame; whole numbers with NULLs among them are ``Int64``."""
     pandas = _library("pandas", "to_pandas()")
 
-    def series(column: FrameColumn) -> Any:
-        dtypes = {"number": "float64", "mixed": object, "bytes": object, "nothing": object}
-        whole = "Int64" if column.has_nulls else "int64"
-        dtype = whole if column.kind == "whole" else dtypes.get(column.kind)
-        return pandas.Series(column.cells, dtype=dtype)
+    def series(values: list[Any]) -> Any:
+        # By itself, pandas makes floats of integers with missing values among them.
+        has_nulls = {type(value) for value in values} == {int, type(None)}
+        return pandas.Series(values, dtype="Int64" if has_nulls else None)
 
-    return pandas.DataFrame({column.name: series(column) for column in columns(names, rows)})
+    return pandas.DataFrame({name: series(values) for name, values in _columns(names, rows)})
 
 
 def to_polars(names: Sequence[str], rows: Sequence[Sequence[Any]]) -> Any:
     """Return a DataFrame."""
     polars = _library("polars", "to_polars()")
-    dtypes = {
-        "nothing": polars.Null, "whole": polars.Int64, "number": polars.Float64,
-        "text": polars.String, "bytes": polars.Binary, "truth": polars.Boolean,
-        "mixed": polars.String,
-    }  # fmt: skip
-    return polars.DataFrame(
-        [
-            polars.Series(column.name, _plain(column), dtype=dtypes[column.kind])
-            for column in columns(names, rows)
-        ]
-    )
+    columns = _columns(names, rows)
+    return polars.DataFrame([polars.Series(name, _of_one_type(cells)) for name, cells in columns])
 
 
 def to_arrow(names: Sequence[str], rows: Sequence[Sequence[Any]]) -> Any:
     """Return a Table."""
     arrow = _library("pyarrow", "to_arrow()")
-    types = {
-        "nothing": arrow.null(), "whole": arrow.int64(), "number": arrow.float64(),
-        "text": arrow.string(), "bytes": arrow.binary(), "truth": arrow.bool_(),
-        "mixed": arrow.string(),
-    }  # fmt: skip
-    found = list(columns(names, rows))
-    arrays = [arrow.array(_plain(column), type=types[column.kind]) for column in found]
-    return arrow.table(arrays, names=[column.name for column in found])
+    columns = _columns(names, rows)
+    return arrow.table({name: arrow.array(_of_one_type(cells)) for name, cells in columns})
 
 
-def _plain(column: FrameColumn) -> Sequence[Any]:
-    return column.as_text() if column.kind == "mixed" else column.cells
+def _of_one_type(cells: list[Any]) -> list[Any]:
+    types = {type(cell) for cell in cells if cell is not None}
+    if len(types) < 2:  # noqa: PLR2004  # nothing to convert
+        return cells
+    convert = float if types == {int, float} else str
+    return [None if cell is None else convert(cell) for cell in cells]
 
 
-def _kind(values: Sequence[Any]) -> ColumnKind:
-    kinds = {_KINDS.get(type(value), "mixed") for value in values if value is not None}
-    if not kinds:
-        return "nothing"
-    if kinds == {"whole", "number"}:
-        return "number"
-    return kinds.pop() if len(kinds) == 1 else "mixed"
+def _columns(
+    names: Sequence[str], rows: Sequence[Sequence[Any]]
+) -> Iterator[tuple[str, list[Any]]]:
+    for index, name in enumerate(unique_names(names)):
+        yield name, [row[index] for row in rows]
 
 
-_KINDS: dict[type, ColumnKind] = {
-    bool: "truth",
-    bytes: "bytes",
-    float: "number",
-    int: "whole",
-    str: "text",
-}
-
-
-def _float(value: float | None) -> float | None:
-    return None if value is None else float(value)
-
-
-def _library(name: str, what: str) -> Any:
+def _library(name: str, method: str) -> Any:
     try:
         return import_module(name)
     except ImportError as error:
-        raise LibraryMissing(what, name, name) from error
+        raise LibraryMissing(method, name, name) from error

@@ -6,8 +6,6 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from ckptdb.core import frames
-
 
 @dataclass(frozen=True, slots=True)
 class Rows:
@@ -28,6 +26,8 @@ class Rows:
         """Return each row as a mapping from column to value; the second ``x`` is ``x_2``."""
         names: Sequence[str] = self.columns
         if len(set(names)) < len(names):
+            from ckptdb.core import frames
+
             names = frames.unique_names(names)
         return [dict(zip(names, row, strict=True)) for row in self.rows]
 
@@ -37,12 +37,18 @@ class Rows:
         Raises:
             LibraryMissing: pandas is not installed; likewise for the other two.
         """
+        from ckptdb.core import frames
+
         return frames.to_pandas(self.columns, self.rows)
 
     def to_polars(self) -> Any:
         """Return a polars DataFrame; values of several kinds in a column become text."""
+        from ckptdb.core import frames
+
         return frames.to_polars(self.columns, self.rows)
 
     def to_arrow(self) -> Any:
         """Return a pyarrow Table; values of several kinds in a column become text."""
+        from ckptdb.core import frames
+
         return frames.to_arrow(self.columns, self.rows)
