@@ -172,13 +172,13 @@ def test_a_look_that_is_killed_halfway_is_begun_again(root):
     script = (
         "import os, signal, sys\n"
         "from ckptdb import Registry\n"
-        "from ckptdb.registry import tree\n"
-        "real = tree.index_run\n"
+        "from ckptdb.registry import completeness\n"
+        "real = completeness.index_run\n"
         "def one_and_no_more(catalog, directory, **options):\n"
         "    if directory.name == 'c':\n"
         "        os.kill(os.getpid(), signal.SIGKILL)\n"
         "    return real(catalog, directory, **options)\n"
-        "tree.index_run = one_and_no_more\n"
+        "completeness.index_run = one_and_no_more\n"
         "Registry.open(sys.argv[1]).runs()\n"
     )
     done = subprocess.run([sys.executable, "-c", script, root], check=False)
@@ -394,13 +394,13 @@ def test_what_somebody_pinned_while_the_catalog_was_locked_is_in_answers_over_al
         "from ckptdb import Registry\n"
         "with Registry.open(sys.argv[1]) as registry:\n"
         "    registry.runs()\n"
-        "    real = registry._follow\n"
+        "    real = registry._healing.index_changes\n"
         "    import sqlite3\n"
         "    holder = sqlite3.connect(sys.argv[1] + '/.ckptdb/catalog.db', isolation_level=None)\n"
         "    def follow(changed):\n"
         "        holder.execute('BEGIN IMMEDIATE')\n"
         "        return real(changed)\n"
-        "    registry._follow = follow\n"
+        "    registry._healing.index_changes = follow\n"
         "    registry.pin('b', 1)\n"
     )
     subprocess.run([sys.executable, "-c", script, root], check=True)

@@ -518,7 +518,7 @@ def test_removed_leftovers_are_not_called_nothing_when_the_rest_fails(run, monke
 
     with Registry.open(run) as registry:
         registry._catalog().runs()
-        monkeypatch.setattr("ckptdb.registry.tree.reconcile_run", lambda *_, **__: None)
+        monkeypatch.setattr("ckptdb.registry.healing.reconcile_run", lambda *_, **__: None)
         monkeypatch.setattr(fsutil, "rename_new", rename_new)
         with pytest.raises(DeletionIncomplete) as caught:
             registry.gc(Policy(keep_top_k=0, ft_keep_latest_k=1))

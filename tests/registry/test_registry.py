@@ -42,7 +42,7 @@ from ckptdb.errors import (
     UnknownRun,
 )
 from ckptdb.reconcile import apply
-from ckptdb.registry import gc, tree
+from ckptdb.registry import gc, healing
 from ckptdb.retention import Policy
 
 LOSS = "val:loss"
@@ -335,7 +335,7 @@ def test_behind_what_cannot_be_recorded_as_gone_lies_the_next_best(registry, roo
     registry.reconcile()
     shutil.rmtree(root / "a" / "step_2")
     shutil.rmtree(root / "c" / "step_2")
-    monkeypatch.setattr(tree, "reconcile_run", fail)
+    monkeypatch.setattr(healing, "reconcile_run", fail)
     assert steps(registry.best_of_runs()) == [("a", 3), ("b", 9), ("c", 1)]
 
 

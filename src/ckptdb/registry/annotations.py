@@ -26,10 +26,11 @@ from ckptdb.errors import (
     NothingLost,
 )
 from ckptdb.reconcile import reconcile_run
-from ckptdb.registry.tree import PathLike, Tree
+from ckptdb.registry.opened import PathLike
+from ckptdb.registry.tree import Tree
 
 
-class Annotating(Tree):
+class AnnotationMethods(Tree):
     """Writes facts into the journals of runs, and lets the catalog follow."""
 
     def log_metrics(
@@ -74,7 +75,7 @@ class Annotating(Tree):
         Raises:
             CheckpointGone: It was deleted, and its bytes are gone.
         """
-        seen = self._get_run(run)
+        seen = self._run_names.get(run)
         found = self._get_at(seen, step)
         Publisher(seen.run.directory, of=seen.run).must_be_here()
         left = {leftover.uuid for leftover in scan.list_trash(seen.run.directory)}
@@ -88,7 +89,7 @@ class Annotating(Tree):
 
     def unpin(self, run: PathLike | None, step: int) -> Checkpoint:
         """Leave a checkpoint to retention again."""
-        seen = self._get_run(run)
+        seen = self._run_names.get(run)
         found = self._record(seen, self._get_at(seen, step), [("unpin", {})])
         if found.status == "deleted":
             # It was replaced while pinned; its bytes were kept in the trash until now.
@@ -135,11 +136,11 @@ class Annotating(Tree):
             RunNotHere: The run's directory is not there, or is another run's.
         """
         wanted = None if steps is None else [names.as_step(step) for step in steps]
-        seen = self._get_run(run)
+        seen = self._run_names.get(run)
         directory = seen.run.directory
         Publisher(directory, of=seen.run).must_be_here()
         # What is missing may not have been written down yet.
-        reconcile_run(self._catalog_to_write(), directory, depth="changes")
+        reconcile_run(self._catalogs.get_for_writing(), directory, depth="changes")
         facts = scan.read_facts(identity.identify(directory))
         lost = sorted((facts.gone[uuid] for uuid in facts.lost), key=lambda end: end.step)
         there_are = {end.step for end in lost}
@@ -152,7 +153,7 @@ class Annotating(Tree):
             Publisher(directory, of=seen.run).record(
                 [Fact(at, "accepted", end.uuid) for end in accepted]
             )
-            self._follow([directory])
+            self._healing.index_changes([directory])
         return tuple(accepted)
 
     def _annotate(
@@ -163,7 +164,7 @@ class Annotating(Tree):
         *,
         uuid: str | None = None,
     ) -> Checkpoint:
-        seen = self._get_run(run)
+        seen = self._run_names.get(run)
         return self._record(seen, self._get_at(seen, step, uuid=uuid), facts)
 
     def _record(
@@ -172,7 +173,7 @@ class Annotating(Tree):
         at = utc(time.time())
         lines = [Fact(at, kind, found.uuid, details) for kind, details in facts]
         Publisher(seen.run.directory, of=seen.run).record(lines)
-        if not self._follow([seen.run.directory]):
+        if not self._healing.index_changes([seen.run.directory]):
             return found
         # By uuid: another save may have taken the step meanwhile.
         told = self._catalog().checkpoints(run_id=seen.id, steps=[found.step])

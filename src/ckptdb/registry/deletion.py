@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Collection, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Collection, Iterable, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import replace
 from pathlib import Path
 
@@ -19,10 +19,7 @@ from ckptdb.disk.paths import find_place
 from ckptdb.disk.publish import Publisher
 from ckptdb.disk.safe_path import Place
 from ckptdb.errors import (
-    CatalogBroken,
-    CatalogLocked,
     CatalogMissing,
-    CatalogUnusable,
     CkptdbError,
     DeletionIncomplete,
     JournalInDoubt,
@@ -37,15 +34,17 @@ from ckptdb.reconcile import RunReport, index_run
 from ckptdb.reconcile.run_location import find_there
 from ckptdb.registry import gc, judge
 from ckptdb.registry.absorb import find_own_doubt
+from ckptdb.registry.catalog_access import UNUSABLE
 from ckptdb.registry.gc import GcResult, JudgedRun
-from ckptdb.registry.tree import NAMED, PathLike, Tree
+from ckptdb.registry.opened import PathLike
+from ckptdb.registry.scope import list_some
+from ckptdb.registry.tree import Tree
 from ckptdb.retention import Policy, Replay
 
 _NO_LIMIT = Policy()
-_UNUSABLE = (CatalogLocked, CatalogBroken, CatalogUnusable)
 
 
-class Deleting(Tree):
+class DeletionMethods(Tree):
     """Judges by a catalog that is true, then carries it out."""
 
     def gc(
@@ -84,7 +83,10 @@ class Deleting(Tree):
             JournalInDoubt: The journal of the only run is damaged, or the catalog contradicts it;
                 of several, such a run is left alone, with a warning.
         """
-        with warnings.warning_afterwards(), self._deciding(run):
+        with (
+            warnings.warning_afterwards(),
+            self._deciding(run),
+        ):
             found = self._find_meant(run)
             if run is None and len(found) > 1 and not (all_runs or dry_run or plans is not None):
                 raise RunsNotNamed([seen.run.directory for seen in found])
@@ -100,7 +102,7 @@ class Deleting(Tree):
                 return gc.collect(publisher, judged, dry_run=dry_run, empty_trash=empty_trash)
 
             # All of them are judged before anything goes.
-            named = run is not None or self._run is not None
+            named = run is not None or self.run is not None
             judged = self._judge_all(found, policy, named=named, dry_run=dry_run)
             if plans is not None:
                 _compare([collect(one, dry_run=True) for one in judged], set(plans))
@@ -116,8 +118,10 @@ class Deleting(Tree):
                     failed.append(NotDeleted(one.run.directory, None, error))
             if not dry_run:
                 lying = [one.run.directory for one in judged if one.differs]
-                self._follow(lying, depth="files")
-                self._follow(one.directory for one in collected if one.decisions or one.leftovers)
+                self._healing.index_changes(lying, depth="files")
+                self._healing.index_changes(
+                    one.directory for one in collected if one.decisions or one.leftovers
+                )
             _raise_if_incomplete(collected, failed, tuple(collected))
             return tuple(collected)
 
@@ -167,7 +171,10 @@ class Deleting(Tree):
             JournalInDoubt: The run's journal is damaged, or the catalog contradicts it.
         """
         wanted = [names.as_step(step) for step in steps]
-        with warnings.warning_afterwards(), self._deciding(run):
+        with (
+            warnings.warning_afterwards(),
+            self._deciding(run),
+        ):
             named = self._get_named(run)
             place = find_place(named.run.directory)
             catalog, seen, report = self._exact(named, dry_run=dry_run)
@@ -178,7 +185,7 @@ class Deleting(Tree):
             )
             removed = gc.remove(seen.run, publisher, chosen, force=force, dry_run=dry_run)
             if not dry_run:
-                self._follow([seen.run.directory])
+                self._healing.index_changes([seen.run.directory])
             _raise_if_incomplete([removed], [], removed)
             return removed
 
@@ -193,29 +200,32 @@ class Deleting(Tree):
             UnknownCheckpoint: There never was one.
             NotUndeleted: Its bytes are gone, or another one has its place.
         """
-        with warnings.warning_afterwards(), self._deciding(run):
-            seen = self._get_run(run)
+        with (
+            warnings.warning_afterwards(),
+            self._deciding(run),
+        ):
+            seen = self._run_names.get(run)
             self._get_at(seen, step)
             found = Publisher(seen.run.directory, of=seen.run).undelete(names.as_step(step))
-            self._follow([seen.run.directory])
+            self._healing.index_changes([seen.run.directory])
         return found
 
     def _find_meant(self, run: PathLike | Sequence[PathLike] | None) -> list[IndexedRun]:
         """Return the runs that are named, or those at or below what was opened, that are there."""
         if run is not None and not isinstance(run, str | os.PathLike):
             return list({seen.id: seen for seen in map(self._get_named, run)}.values())
-        if run is not None or self._run is not None:
+        if run is not None or self.run is not None:
             return [self._get_named(run)]
         scope = self._find_scope(None)
-        found = self._present(self._catalog().runs(among=scope.among))
+        found = self._bounds.find_present(self._catalog().runs(among=scope.among))
         found = [seen for seen in found if not self._is_skipped(seen.run.directory)]
         return [*found, *self._find_unlisted({seen.run.directory for seen in found})]
 
     def _is_skipped(self, directory: Path) -> bool:
         """Tell of a run behind a link out of what was opened, which has to be named."""
-        leads = self._leads_outside(directory)
+        leads = self._bounds.link_leads_outside(directory)
         if leads:
-            self._tell(
+            self._catalogs.warn_once(
                 f"Nothing is deleted in {directory}, where a link leads out of {self.directory}; "
                 "name the run (`--run`) when it is meant."
             )
@@ -225,16 +235,16 @@ class Deleting(Tree):
         """Return the runs at or below what was opened that the catalog does not have there."""
         top = self.directory
         unlisted = [] if top is None else [d for d in scan.find_runs(top) if d not in listed]
-        if self._chosen and self.location.base is None:
+        if self._place.is_chosen and self.location.base is None:
             return []  # of a catalog elsewhere other runs may have no part
         for directory in unlisted:
-            self._heal(directory)
+            self._healing.heal(directory)
         there = (find_there(self._catalog(), directory) for directory in unlisted)
         return [seen for seen in there if seen is not None and seen.run.directory not in listed]
 
     def _get_named(self, run: PathLike | None) -> IndexedRun:
         """Return the one run that is meant, if it is there to be deleted from."""
-        seen = self._get_run(run)
+        seen = self._run_names.get(run)
         Publisher(seen.run.directory, of=seen.run).must_be_here()
         return seen
 
@@ -244,7 +254,7 @@ class Deleting(Tree):
         judged = []
         for seen in found:
             # Before it is looked at: what is judged is what will be changed.
-            find = find_place if named else self._find_place_inside
+            find = find_place if named else self._bounds.get_place_inside
             try:
                 place = find(seen.run.directory)
                 judged.append(self._judge(seen, policy, place, dry_run=dry_run))
@@ -253,10 +263,10 @@ class Deleting(Tree):
                     raise
                 warnings.warn(str(error))  # it must not keep the others
         if wrong := [one.run.directory for one in judged if one.differs]:
-            some = ", ".join(map(str, wrong[:NAMED])) + ", …" * (len(wrong) > NAMED)
             warnings.warn(
-                f"{self.location} does not say what the files of {some} say; what goes is decided "
-                "by the files. `ckptdb check` names what differs, `ckptdb reconcile` mends it."
+                f"{self.location} does not say what the files of {list_some(wrong)} say; what goes "
+                "is decided by the files. `ckptdb check` names what differs, `ckptdb reconcile` "
+                "mends it."
             )
         return judged
 
@@ -269,50 +279,25 @@ class Deleting(Tree):
             return JudgedRun(seen.run, place=place)  # what cannot be seen whole is not judged
         return replace(judge.judge_by_files(policy, catalog, seen), place=place)
 
-    @contextmanager
-    def _deciding(self, run: PathLike | Sequence[PathLike] | None) -> Iterator[None]:
+    def _deciding(self, run: object) -> AbstractContextManager[None]:
         """Let a deletion be decided by the files when there is no catalog to decide it by."""
-        if self._copied is not None:
-            self.close()
-        try:
-            self._catalog().runs()
-        except _UNUSABLE as error:
-            if self._directory is None:
-                raise
-            self._doubt(error)
-            here = self._run if run is None else None
-            top = here or self.location.base or self._directory
-            self._opened = Catalog(self._index_in_memory(top))
-        try:
-            self._decides = True
-            yield
-        finally:
-            self._decides = False
-            if self._doubted:
-                self._doubted = False
-                self.close()
-
-    def _doubt(self, error: Exception) -> None:
-        if not self._doubted:
-            warnings.warn(f"{error} What goes is decided by the files; the catalog follows later.")
-        self._doubted = True
+        return self._catalogs.deciding(self.run if run is None else None)
 
     def _exact(
         self, seen: IndexedRun, *, dry_run: bool
     ) -> tuple[Catalog, IndexedRun, RunReport | None]:
         """Return a catalog that is true about a run: the stored one, or else one in memory."""
         directory = seen.run.directory
-        if self._copied is not None and self._copied_for is not None:
-            self._doubt(self._copied_for)
-        if not self._doubted or self._catalog().database.location.in_memory:
+        self._catalogs.doubt_copy()
+        if not self._catalogs.is_doubted or self._catalog().database.location.in_memory:
             try:
-                catalog = self._catalog() if dry_run else self._catalog_to_write()
-                report = self._heal(directory, strict=True)
+                catalog = self._catalog() if dry_run else self._catalogs.get_for_writing()
+                report = self._healing.heal(directory, strict=True)
                 return catalog, find_there(catalog, directory) or seen, report
             except (RunLocked, CatalogMissing):
                 raise
-            except (*_UNUSABLE, OSError) as error:
-                self._doubt(error)
+            except (*UNUSABLE, OSError) as error:
+                self._catalogs.doubt(error)
         catalog = Catalog(Database.in_memory(self.location.base))
         report = index_run(catalog, directory, depth="changes")
         return catalog, find_there(catalog, directory) or seen, report

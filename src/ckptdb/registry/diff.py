@@ -10,13 +10,14 @@ from ckptdb.core.compare import Difference, Side, compare
 from ckptdb.core.records import Checkpoint
 from ckptdb.disk import manifest, names, training_info
 from ckptdb.errors import NotACheckpoint, UnknownRun
-from ckptdb.registry.tree import PathLike, Tree
+from ckptdb.registry.opened import PathLike
+from ckptdb.registry.tree import Tree
 
 _LONGEST_STEP: Final = 100
 """Digits, leading zeros among them."""
 
 
-class Comparing(Tree):
+class DiffMethods(Tree):
     """How checkpoints differ."""
 
     def diff(
@@ -47,7 +48,7 @@ class Comparing(Tree):
     def _find_named(self, which: int | PathLike, run: PathLike | None) -> Checkpoint:
         text = os.fspath(which) if not isinstance(which, int) else str(which)
         if _is_step(text):
-            return self._get_at(self._get_run(run), int(text))
+            return self._get_at(self._run_names.get(run), int(text))
         path = Path(os.path.abspath(text))
         step = names.find_final_step(path.name)
         if step is not None and path.is_dir():
@@ -55,15 +56,15 @@ class Comparing(Tree):
         name, colon, last = text.rpartition(":")
         if not colon or not _is_step(last):
             raise NotACheckpoint(text)
-        return self._get_at(self._get_run(name), int(last))
+        return self._get_at(self._run_names.get(name), int(last))
 
     def _find_at_path(self, path: Path, step: int) -> Checkpoint:
         try:
-            return self._get_at(self._get_run(path.parent), step)
+            return self._get_at(self._run_names.get(path.parent), step)
         except UnknownRun:
             # It belongs to somebody else's root.
             with type(self).open(path.parent) as other:
-                return other._get_at(other._get_run(path.parent), step)  # noqa: SLF001  # a twin's
+                return other._get_at(other._run_names.get(path.parent), step)  # noqa: SLF001  # a twin's
 
 
 def _is_step(text: str) -> bool:

@@ -38,7 +38,8 @@ from ckptdb.errors import (
 from ckptdb.reconcile import ReconcileReport, index_run, reconcile_tree
 from ckptdb.reconcile.run_location import find_there
 from ckptdb.registry.absorb import Gathering, gathering
-from ckptdb.registry.tree import PathLike, Tree, enclosing_run, is_ours
+from ckptdb.registry.opened import OpenedPlace, PathLike, find_enclosing_run
+from ckptdb.registry.tree import Tree
 from ckptdb.registry.verification import Verification, Verifier
 from ckptdb.training.index import find_location
 
@@ -68,7 +69,7 @@ class CatalogStatus:
         return {name: getattr(self, name) for name in self.__slots__}
 
 
-class Indexing(Tree):
+class IndexMethods(Tree):
     """Brings the catalog of a tree to what is on disk."""
 
     @classmethod
@@ -82,7 +83,7 @@ class Indexing(Tree):
         if not root.is_dir():
             raise DirectoryMissing(root)
         identity.mark_root(root)
-        registry = cls(find_location(root), root, None)
+        registry = cls(OpenedPlace(find_location(root), root))
         return registry, registry.reconcile()
 
     def reconcile(
@@ -150,7 +151,7 @@ class Indexing(Tree):
         scope = self._find_scope(run)
         look = partial(
             self._verify,
-            [scope.seen] if scope.seen else self._runs_there(),
+            [scope.seen] if scope.seen else self._find_runs_there(),
             depth=depth,
             max_seconds=max_seconds,
             on_checkpoint=on_checkpoint or (lambda: None),
@@ -185,16 +186,21 @@ class Indexing(Tree):
                     continue
                 runs.append(found)
                 # One that may not be written to has to say that it could not.
-                ours += [found] if is_ours(directory) and not only_read else []
+                ours += [found] if _is_ours(directory) and not only_read else []
             except OSError as error:
                 not_seen[directory] = f"cannot be read ({error.strerror})"
         verifier = Verifier(catalog, depth, max_seconds=max_seconds, on_checkpoint=on_checkpoint)
         return replace(verifier.verify(runs, ours=ours), not_seen=not_seen)
 
+    def _find_runs_there(self) -> list[IndexedRun]:
+        """Return the runs at or below what was opened, without those that others replaced."""
+        known = self._bounds.find_runs()
+        return [seen for seen in known if self._bounds.find_whereabouts(seen) != "replaced"]
+
     def _index_to_verify(self, catalog: Catalog, seen: IndexedRun) -> IndexedRun | str:
         """Bring the index to what is in a run; return that run, or why it cannot be looked at."""
         directory = seen.run.directory
-        where = self._find_whereabouts(seen)
+        where = self._bounds.find_whereabouts(seen)
         if where in ("missing", "replaced"):
             return "is not there" if where == "missing" else "is another run's by now"
         report = index_run(catalog, directory)
@@ -206,8 +212,8 @@ class Indexing(Tree):
 
     def forget(self, run: PathLike) -> Run:
         """Drop a run from the index; its directory is not touched. Returns what was dropped."""
-        seen = self._match(run)
-        self._catalog_to_write().forget(seen.id)
+        seen = self._run_names.match(run)
+        self._catalogs.get_for_writing().forget(seen.id)
         return seen.run
 
     def status(self) -> CatalogStatus:
@@ -215,7 +221,7 @@ class Indexing(Tree):
         location = self.location
         file = location.file
         look = None if file is None else look_at(file)
-        exists = self._refused is None and (file is None or look is not None)
+        exists = self._place.refused is None and (file is None or look is not None)
         size = look.size_bytes if look is not None and exists else None
         revision, integrity, counts = None, "missing", (0, 0)
         if exists:
@@ -232,10 +238,10 @@ class Indexing(Tree):
 
     def explain_location(self) -> tuple[str, ...]:
         """Return why this is the catalog: which marks of roots there are, and which counts."""
-        if self._chosen or self._directory is None:
+        if self._place.is_chosen or self._place.directory is None:
             return (f"{self.location} was named.",)
         found = []
-        for marker in identity.find_markers(self._directory):
+        for marker in identity.find_markers(self._place.directory):
             found.append(f"{marker}: " + ("used." if marker.counts else "not used."))
             if marker.counts:
                 break
@@ -243,9 +249,9 @@ class Indexing(Tree):
 
     def explain_missing(self) -> CatalogError:
         """Return the error that says why there is no catalog, for when there is none."""
-        if self._refused is not None:
-            return self._refused
-        where = self._directory or Path(str(self.location))
+        if self._place.refused is not None:
+            return self._place.refused
+        where = self._place.directory or Path(str(self.location))
         if any(scan.find_runs(where)):
             return CatalogNotBegun(self.location.base or where)
         return _nothing_at(where)
@@ -274,7 +280,7 @@ class Indexing(Tree):
                 on_run(run)
 
             return own.complete(look(self._catalog_or_empty(), on_run=compare, dry_run=True))
-        notes = self._claim_notes(top)
+        notes = self._healing.claim_notes(top)
         aside = self._make_usable()
         try:
             report = self._look(look, on_run, quick=not full)
@@ -303,7 +309,7 @@ class Indexing(Tree):
         *,
         quick: bool,
     ) -> ReconcileReport:
-        catalog = self._catalog(create=True)
+        catalog = self._catalogs.get(create=True)
         database = catalog.database
         with (
             gathering(self.location.base, database) as (own, take),
@@ -329,7 +335,7 @@ class Indexing(Tree):
         """Set aside what cannot be opened as a catalog; return where it went."""
         self.close()
         try:
-            self._opened = Catalog(self._open(create=True))
+            self._catalogs.use(Catalog(self._catalogs.open_database(create=True)))
         except CatalogBroken as error:
             if self.location.base is None and not isinstance(error, CatalogTampered):
                 # A file that somebody named may be anything, a script or weights: not ours to move.
@@ -342,7 +348,7 @@ class Indexing(Tree):
             top = Path(os.path.abspath(path))
             if not top.is_dir():
                 raise DirectoryMissing(top)
-            return enclosing_run(top) or top
+            return find_enclosing_run(top) or top
         top_here = self.directory or self.location.base
         if top_here is None:
             raise UnknownRun(str(self.location), ())
@@ -350,7 +356,7 @@ class Indexing(Tree):
 
     def _answers_for(self, top: Path) -> bool:
         """Whether a directory belongs into this catalog, and not into that of another root."""
-        return self._chosen or self.location.base in (top, _root_of(top))
+        return self._place.is_chosen or self.location.base in (top, _root_of(top))
 
     def _has_begun(self) -> bool:
         file, base = self.location.file, self.location.base
@@ -362,6 +368,12 @@ def _is_forbidden(error: CatalogUnusable | OSError) -> bool:
     cause = error if isinstance(error, OSError) else error.__cause__
     forbidden = isinstance(cause, OSError) and cause.errno in _FORBIDDEN
     return forbidden or isinstance(error, CatalogReadOnly)
+
+
+def _is_ours(directory: Path) -> bool:
+    """Tell whether ckptdb has written to a run, and may do so without being asked to."""
+    # Not Path.exists: a directory that this user may not read must not be written to either.
+    return os.path.exists(identity.hidden(directory) / "run.json")
 
 
 def _nothing_at(top: Path) -> CatalogMissing:

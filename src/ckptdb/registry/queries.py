@@ -22,17 +22,18 @@ from ckptdb.core.rows import Rows
 from ckptdb.disk import names, scan
 from ckptdb.errors import InvalidChoice, MetricNotChosen, NothingFinite, UnknownMetric
 from ckptdb.reconcile.run_location import Whereabouts
-from ckptdb.registry.tree import PathLike, Tree
+from ckptdb.registry.opened import PathLike
+from ckptdb.registry.tree import Tree
 
 
-class Asking(Tree):
+class QueryMethods(Tree):
     """Answers from the catalog."""
 
     def runs(self) -> tuple[Run, ...]:
         """Return the runs at or below what was opened, by name; of a catalog all of them."""
-        self._refresh()
-        self._complete()
-        return tuple(seen.run for seen in self._runs())
+        self._catalogs.refresh()
+        self._completeness.ensure()
+        return tuple(seen.run for seen in self._bounds.find_runs())
 
     def own_metric(self, found: Iterable[Checkpoint]) -> str | None:
         """Return the metric that the runs of some checkpoints are judged by, if it is one."""
@@ -96,8 +97,8 @@ class Asking(Tree):
         Raises:
             UnknownCheckpoint: There never was one.
         """
-        self._refresh()
-        return self._get_at(self._get_run(run), step)
+        self._catalogs.refresh()
+        return self._get_at(self._run_names.get(run), step)
 
     def lineage(self, step: int, *, run: PathLike | None = None) -> tuple[Ancestor, ...]:
         """Return the checkpoint at a step and those it descends from, the nearest first.
@@ -108,8 +109,8 @@ class Asking(Tree):
         Raises:
             UnknownCheckpoint: There never was one.
         """
-        self._refresh()
-        seen = self._get_run(run)
+        self._catalogs.refresh()
+        seen = self._run_names.get(run)
         return self._catalog().lineage(seen.id, self._get_at(seen, step).uuid)
 
     def curves(
@@ -135,17 +136,17 @@ class Asking(Tree):
         """
         if mode is not None and mode not in MODES:
             raise InvalidChoice("mode", mode, MODES)
-        self._refresh()
-        chosen = list({seen.id: seen for seen in map(self._get_run, runs)}.values())
-        if not chosen and self._run is not None:
-            chosen = [self._get_run(None)]
+        self._catalogs.refresh()
+        chosen = list({seen.id: seen for seen in map(self._run_names.get, runs)}.values())
+        if not chosen and self.run is not None:
+            chosen = [self._run_names.get(None)]
         if not chosen:
-            self._complete()
+            self._completeness.ensure()
         catalog = self._catalog()
-        among = None if chosen else self._find_among()
+        among = None if chosen else self._bounds.find_among()
         known = chosen or catalog.runs(among=among)
         if not known:
-            raise self._nothing_here()
+            raise self._bounds.explain_no_runs()
         if metric is None:
             own = {seen.run.metric_name for seen in known} - {None}
             if len(own) != 1:
@@ -195,8 +196,8 @@ class Asking(Tree):
             QueryTimeout: It ran for too long.
             QueryTooLarge: It, or its answer, is larger than it may be.
         """
-        self._refresh()
-        self._complete()
+        self._catalogs.refresh()
+        self._completeness.ensure()
         database = self._catalog().database
         return query.query(
             database,
@@ -204,7 +205,7 @@ class Asking(Tree):
             parameters,
             limit=limit,
             timeout_seconds=timeout_seconds,
-            workers=self._workers,
+            workers=self._catalogs.workers,
         )
 
     def query_apart(
@@ -216,21 +217,21 @@ class Asking(Tree):
         timeout_seconds: float = 30.0,
     ) -> AbstractContextManager[Spool]:
         """Answer SQL like `query`; enter the answer, which may be larger than memory."""
-        self._refresh()
-        self._complete()
+        self._catalogs.refresh()
+        self._completeness.ensure()
         return query.query_apart(
             self._catalog().database,
             sql,
             parameters,
             limit=limit,
             timeout_seconds=timeout_seconds,
-            workers=self._workers,
+            workers=self._catalogs.workers,
         )
 
     def query_here(self, sql: str) -> Rows:
         """Answer SQL of this package, whole and in this process, which it does not overtax."""
-        self._refresh()
-        self._complete()
+        self._catalogs.refresh()
+        self._completeness.ensure()
         return query.query(self._catalog().database, sql, limit=None)
 
     def summary(self) -> Rows:
@@ -239,11 +240,11 @@ class Asking(Tree):
         Raises:
             NoRunsBelow: No run lies at or below the directory that was opened.
         """
-        self._refresh()
-        self._complete()
-        among = self._find_among()
+        self._catalogs.refresh()
+        self._completeness.ensure()
+        among = self._bounds.find_among()
         if among == ():
-            raise self._nothing_here()
+            raise self._bounds.explain_no_runs()
         return query.summary(self._catalog().database, among)
 
     def whereabouts(self, uuids: Iterable[str]) -> dict[str, Whereabouts]:
@@ -253,7 +254,7 @@ class Asking(Tree):
         another run's by now, ``"unclear"`` when it does not tell.
         """
         runs = map(self._catalog().find_run, set(uuids))
-        return {seen.run.uuid: self._find_whereabouts(seen) for seen in runs if seen}
+        return {seen.run.uuid: self._bounds.find_whereabouts(seen) for seen in runs if seen}
 
     def schema(self) -> tuple[Relation, ...]:
         """Return the tables and views that SQL can name."""

@@ -1,4 +1,4 @@
-"""Choosing among checkpoints: the best ones, by one metric or by two, and the latest."""
+"""RankingMethods among checkpoints: the best ones, by one metric or by two, and the latest."""
 
 from __future__ import annotations
 
@@ -30,12 +30,13 @@ from ckptdb.errors import (
     UnknownName,
 )
 from ckptdb.reconcile.run_location import find_whereabouts
+from ckptdb.registry.opened import PathLike
 from ckptdb.registry.scope import Scope
-from ckptdb.registry.tree import PathLike, Tree
+from ckptdb.registry.tree import Tree
 from ckptdb.training import load_history
 
 
-class Choosing(Tree):
+class RankingMethods(Tree):
     """Answers with what is on disk, unless history is asked for."""
 
     def best(
@@ -162,7 +163,7 @@ class Choosing(Tree):
             UnknownDirection: Nothing says whether low or high is better.
             InvalidChoice: The mode is neither.
         """
-        if self._run is not None:
+        if self.run is not None:
             found = self.best(metric, mode=mode)
             return () if found is None else (found,)
         scope = self._find_scope(None)
@@ -208,7 +209,7 @@ class Choosing(Tree):
         """
         scope = self._find_scope(run)
         if not self._seen_in(scope):
-            return self._nothing_here()
+            return self._bounds.explain_no_runs()
         asked = self._selection(None, scope, where=where, ever=ever, at=at)
         own = {seen.run.metric_name for seen in self._seen_in(scope)} - {None}
         named = [name for name in metrics if name is not None]
@@ -257,7 +258,7 @@ class Choosing(Tree):
         if metric is None:
             named = {name for name, _ in own}
             if not named and not self._seen_in(scope):
-                raise self._nothing_here()
+                raise self._bounds.explain_no_runs()
             if len(named) != 1:
                 raise UnknownDirection(None)
             metric = named.pop()
@@ -382,7 +383,7 @@ class Choosing(Tree):
 
     def _is_there(self, checkpoint: Checkpoint) -> bool:
         # It may have been replaced since it was chosen, or its run: then its path is another one's.
-        if checkpoint.status != "final" or not self._is_inside(checkpoint.path.parent):
+        if checkpoint.status != "final" or not self._bounds.contain(checkpoint.path.parent):
             return False
         if not scan.is_published(checkpoint.path):
             return False
@@ -391,7 +392,7 @@ class Choosing(Tree):
 
     def _heal_all(self, runs: set[Path]) -> set[Path]:
         for directory in runs:
-            self._heal(directory)
+            self._healing.heal(directory)
         return runs
 
     def _ask(self, asked: Selection, count: int) -> tuple[Checkpoint, ...]:

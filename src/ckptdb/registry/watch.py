@@ -1,4 +1,4 @@
-"""Watching runs: what evaluators are given to do."""
+"""Watching runs: their checkpoints as they are saved, for evaluators."""
 
 from __future__ import annotations
 
@@ -38,7 +38,8 @@ from ckptdb.errors import (
 from ckptdb.reconcile import index_run
 from ckptdb.reconcile.run_location import find_there
 from ckptdb.registry.arrivals import ArrivalQueue, Arrivals, Share, Stop, Waiting
-from ckptdb.registry.tree import PathLike, Tree
+from ckptdb.registry.opened import PathLike
+from ckptdb.registry.tree import Tree
 
 POLL_SECONDS = 5.0
 """How long nobody looks after nothing has come. A look is one stamp a run."""
@@ -53,7 +54,7 @@ _Question = Callable[[Catalog, int], _T]
 _logger = logging.getLogger("ckptdb")
 
 
-class Watching(Tree):
+class WatchMethods(Tree):
     """Yields checkpoints as they are saved."""
 
     def watch(
@@ -95,7 +96,7 @@ class Watching(Tree):
         if faults:
             raise InvalidWatch(faults)
         directories = self._find_watched(run, waits=poll_seconds is not None)
-        answers = _Answers(self._catalog, partial(self._heal, strict=True), self.close)
+        answers = _Answers(self._catalog, partial(self._healing.heal, strict=True), self.close)
         looker = _Looker(answers, directories)
         share = None if lease is None else Share(lease, lease_seconds)
         queue = ArrivalQueue(
@@ -107,10 +108,10 @@ class Watching(Tree):
 
     def _find_watched(self, run: PathLike | None, *, waits: bool) -> Callable[[], Iterable[Path]]:
         """Return what tells at each look which directories are runs."""
-        one = self._run if run is None else self._match(run).run.directory
+        one = self.run if run is None else self._run_names.match(run).run.directory
         if one is not None:
             return lambda: (one,)
-        top = self._directory if self._whole else self.directory
+        top = self._place.directory
         if top is None:
             return self._find_known
         known: set[Path] = set()
@@ -122,11 +123,11 @@ class Watching(Tree):
                 raise
         except CatalogError as error:
             _logger.info("runs are found by looking only: %s", error)
-        runs = Runs(top, other_roots=not self._chosen and not identity.is_root(top))
+        runs = Runs(top, other_roots=not self._place.is_chosen and not identity.is_root(top))
         return lambda: sorted(known.union(runs.find()))
 
     def _find_known(self) -> list[Path]:
-        return [seen.run.directory for seen in self._runs()]
+        return [seen.run.directory for seen in self._bounds.find_runs()]
 
 
 class _Answers:
