@@ -1,9 +1,10 @@
 """README.md is short, its loop works, and CI runs the commands that it promises."""
 
 import re
+import tomllib
 from pathlib import Path
 
-from tests.support.documents import README, ROOT, find_block
+from tests.support.documents import README, ROOT, find_block, names_in, read_table
 
 
 def test_it_is_short():
@@ -28,3 +29,10 @@ def test_ci_runs_its_commands():
     assert len(patterns) >= 2
     for pattern in patterns:
         assert len(re.findall(pattern, README.read_text(), re.MULTILINE)) == 1
+
+
+def test_every_extra_is_listed():
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    listed = [names_in(row[0])[0] for row in read_table("../README.md", "extra")]
+
+    assert listed == sorted(project["optional-dependencies"].keys() - {"bench", "dev", "docs"})

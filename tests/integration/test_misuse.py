@@ -1,11 +1,11 @@
-"""No checkpoint goes that no sentence of the README lets go, whatever people do and say.
+"""No checkpoint is deleted that no sentence of the documentation allows to delete, in any story.
 
 In random trees people train, ask, prune, delete, pin, move things by hand and damage files. After
-each of their acts the checkpoints on disk are compared with those before: each one that went must
-be let go by `meant.reader`, who knows the README alone, and be in the journal with a reason; no row
-of history is lost. What fails is made shorter and printed as a story that can be told again.
+each act the checkpoints on disk are compared with those before. Each missing one must be allowed by
+`misuse.reader`, who knows the documentation alone, and be in the journal with a reason; no row of
+history is lost. A failing story is made shorter and printed so that it can be repeated.
 
-The suite tells a few of the stories. More of them, two or three in a second:
+The suite runs a few stories. More of them, two or three in a second:
 
     CKPTDB_STORIES=2000 pytest tests/integration/test_misuse.py
 """

@@ -1,8 +1,9 @@
-"""What somebody expects to stay who has read the README and nothing else.
+"""Expectations of a reader of the documentation: which checkpoints stay.
 
-It looks at files with the standard library and knows what people have said; it shares no code with
-ckptdb, so that a mistake there is not made here once more. A checkpoint is known by its *mark*, the
-text of a file that whoever wrote it has put in: a name may stand for another one tomorrow.
+The reader looks at files with the standard library and knows every command that was given. It
+shares no code with ckptdb, so that a mistake there is not repeated here. A checkpoint is known by
+its *mark*, the text of a file that its writer has put in, because its name may mean another one
+tomorrow.
 """
 
 import json

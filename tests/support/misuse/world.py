@@ -58,11 +58,11 @@ class Trainer:
 
 @dataclass
 class Went:
-    """What an act lets go by the README.
+    """Checkpoints that an act may delete by the documentation.
 
     Attributes:
-        waits: What goes can be undeleted.
-        moves_nothing: It is a question.
+        waits: Deleted checkpoints can be undeleted.
+        moves_nothing: The act is a question.
     """
 
     allowed: set[str] = field(default_factory=set)
