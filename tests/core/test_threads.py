@@ -41,7 +41,7 @@ INTERRUPTED = """
 import faulthandler, sys
 from pathlib import Path
 from ckptdb.training.background import Background
-from ckptdb.disk import fsutil as durable; from ckptdb.disk import parallel as pace
+from ckptdb.disk import fsutil, parallel
 
 faulthandler.dump_traceback_later(100, exit=True)
 folder = Path(sys.argv[1])

@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ckptdb.core.times import moment
+from ckptdb.core.times import parse_time
 from ckptdb.errors import InvalidTime
 
 NAIVE = datetime.fromisoformat("2026-11-22")
@@ -32,7 +32,7 @@ NOW = datetime(2026, 11, 22, 16, tzinfo=UTC).timestamp()
     ],
 )
 def test_a_time_becomes_what_tables_have(at, expected):
-    assert moment(at, now=NOW) == expected
+    assert parse_time(at, now=NOW) == expected
 
 
 @pytest.mark.parametrize(
@@ -42,12 +42,12 @@ def test_a_time_becomes_what_tables_have(at, expected):
 )  # fmt: skip
 def test_what_is_no_time_is_one_sentence(at):
     with pytest.raises(InvalidTime, match="is no time: write it like 2026-11-22T16:00:00Z"):
-        moment(at, now=NOW)
+        parse_time(at, now=NOW)
 
 
 @given(st.datetimes(timezones=st.just(UTC)))
 def test_whatever_was_written_is_read_back(at):
-    first = moment(at, now=NOW)
+    first = parse_time(at, now=NOW)
 
-    assert moment(first, now=NOW) == first
+    assert parse_time(first, now=NOW) == first
     assert abs(datetime.fromisoformat(first) - at) < timedelta(milliseconds=1)

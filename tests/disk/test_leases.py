@@ -28,7 +28,7 @@ SINCE = "2026-01-02T03:04:05.678Z"
 HOLD = """
 import sys
 from pathlib import Path
-from ckptdb.disk import leases as claims
+from ckptdb.disk import leases
 leases.write(Path(sys.argv[1]), sys.argv[2], "mmlu", seconds=300, since=sys.argv[3])
 print("held", flush=True)
 sys.stdin.read()

@@ -27,7 +27,7 @@ SINCE = "2026-01-02T03:04:05Z"
 HOLD = """
 import sys
 from pathlib import Path
-from ckptdb.disk import trainer_lock as lease
+from ckptdb.disk import trainer_lock
 held = trainer_lock.take(Path(sys.argv[1]), since=sys.argv[2])
 print("held", flush=True)
 sys.stdin.readline()

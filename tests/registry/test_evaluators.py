@@ -29,10 +29,10 @@ run = Path(sys.argv[1])
 # The first that would go waits until each victim has one of those that stay.
 TRAINER = f"""{COMMON}
 from ckptdb import CheckpointManager
-from ckptdb.disk import leases as claims
+from ckptdb.disk import leases
 steps, best, control = int(sys.argv[2]), int(sys.argv[3]), sys.argv[4]
 if control == "leases mean nothing":
-    claims.settle = claims.find = lambda *_, **__: ()
+    leases.settle = leases.find = lambda *_, **__: ()
 config = {{"checkpoint_dir": run, "metric_name": "loss", "higher_is_better": False,
            "durability": "none",
            "keep_top_k": best, "ft_keep_latest_k": {LATEST}}}

@@ -149,10 +149,10 @@ _KILLED = """
 import errno, os, sys
 from pathlib import Path
 from ckptdb import Registry
-from ckptdb.disk import fsutil as durable; from ckptdb.disk import journal
+from ckptdb.disk import fsutil, journal
 number, code, refuses = map(int, sys.argv[1:4])
 run = Path(sys.argv[4])
-real_rename, real_append, refused = durable.rename_new, journal.append, [0]
+real_rename, real_append, refused = fsutil.rename_new, journal.append, [0]
 def rename_new(source, target):
     if target.parent.name == "trash":
         raise OSError(code, os.strerror(code))
@@ -162,7 +162,7 @@ def append(*arguments, **options):
         refused[0] = 1
         raise OSError(errno.ENOSPC, "No space left on device")
     real_append(*arguments, **options)
-durable.rename_new, journal.append = rename_new, append
+fsutil.rename_new, journal.append = rename_new, append
 uuid = sys.argv[5]
 from ckptdb.disk.publish import Publisher
 from ckptdb.disk.retire import Deletion

@@ -95,7 +95,7 @@ class Database:
         self._lock = threading.Lock() if location.in_memory else None
         self._check: Task | None = None
         self._complete = False
-        fork.HEIRS.add(self)
+        fork.AFTER_FORK.add(self)
 
     @classmethod
     def open(

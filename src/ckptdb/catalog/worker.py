@@ -27,7 +27,7 @@ from ckptdb.catalog.answering import (
     TooLarge,
     answer,
 )
-from ckptdb.core.fork import HEIRS, keep_for_ever
+from ckptdb.core.fork import AFTER_FORK, keep_for_ever
 
 if TYPE_CHECKING:
     import subprocess
@@ -125,7 +125,7 @@ class Workers:
 
     def __init__(self) -> None:
         self._free: list[Worker] = []
-        HEIRS.add(self)
+        AFTER_FORK.add(self)
 
     def ask(self, place: Place, question: Question, sink: Sink) -> Outcome:
         """Answer a query as `Worker.ask` does."""

@@ -153,7 +153,7 @@ def _scale(values: Sequence[float]) -> float:
 
 def _points(curve: Curve, axis: Axis) -> Iterator[tuple[float, float, bool]]:
     """Yield x, y and whether it is kept; what has no time cannot stand on an axis of times."""
-    xs = curve.steps if axis == "step" else map(seconds, curve.moments)
+    xs = curve.steps if axis == "step" else map(seconds, curve.times)
     for x, value, kept in zip(xs, curve.values, curve.kept, strict=True):
         if x is not None:
             yield x, value, kept

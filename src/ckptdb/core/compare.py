@@ -1,4 +1,4 @@
-"""How two checkpoints differ: configuration, metrics, files. Pure."""
+"""Differences between two checkpoints: configuration, metrics, files. Pure."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ _ABSENT: Final = _Absent.ABSENT
 
 @dataclass(frozen=True, slots=True)
 class ConfigChange:
-    """A key, as a dotted path, whose value differs; None where there is no such key."""
+    """A configuration key (dotted path) whose value differs; None on a side without the key."""
 
     key: str
     kind: ChangeKind
@@ -34,7 +34,7 @@ class ConfigChange:
 
 @dataclass(frozen=True, slots=True)
 class MetricChange:
-    """A metric that differs; None where it is not finite, or, as the kind tells, missing."""
+    """A metric that differs; None on a side where it is missing (see the kind) or not finite."""
 
     name: str
     kind: ChangeKind
@@ -43,7 +43,7 @@ class MetricChange:
 
     @property
     def relative(self) -> float | None:
-        """Change as a part of what it was, infinite from zero; None where one is None."""
+        """Relative change, infinite from zero; None when a side is None."""
         if self.a is None or self.b is None:
             return None
         return (self.b - self.a) / abs(self.a) if self.a else math.copysign(math.inf, self.b)
@@ -51,7 +51,7 @@ class MetricChange:
 
 @dataclass(frozen=True, slots=True)
 class FileChange:
-    """A file whose size in bytes differs; None where there is none."""
+    """A file whose size in bytes differs; None on a side without the file."""
 
     path: str
     kind: ChangeKind
@@ -60,17 +60,17 @@ class FileChange:
 
     @property
     def grown_bytes(self) -> int:
-        """How much larger it is in the second one."""
+        """Growth from the first to the second checkpoint."""
         return (self.b or 0) - (self.a or 0)
 
 
 @dataclass(frozen=True, slots=True)
 class Side:
-    """One of the two.
+    """One of the two compared checkpoints.
 
     Attributes:
-        config: As it was stored, plain JSON values; None when it is not known.
-        files: Sizes in bytes by path below the checkpoint; None when it is not there any more.
+        config: Stored configuration as JSON values; None when it is not known.
+        files: Sizes in bytes by path below the checkpoint; None when the checkpoint is deleted.
     """
 
     checkpoint: Checkpoint
@@ -80,12 +80,12 @@ class Side:
 
 @dataclass(frozen=True, slots=True)
 class Difference:
-    """What differs between two checkpoints, what matters most first.
+    """All differences between two checkpoints, the most important first.
 
     Attributes:
-        metrics: By relative change; those that only one has come last.
-        config: None when the configuration of one of them is not known.
-        files: Neither contents nor times are compared. None when one of them is deleted.
+        metrics: By relative change; metrics of one side only come last.
+        config: None when one configuration is not known.
+        files: Compared by size only. None when one checkpoint is deleted.
     """
 
     a: Checkpoint
@@ -125,7 +125,7 @@ class Difference:
 
 
 def compare(a: Side, b: Side) -> Difference:
-    """Return what differs between two checkpoints."""
+    """Return the differences between two checkpoints."""
     known = a.config is not None and b.config is not None
     there = a.files is not None and b.files is not None
     return Difference(
@@ -161,7 +161,7 @@ def config_changes(a: Mapping[str, Any], b: Mapping[str, Any]) -> tuple[ConfigCh
 
 
 def file_changes(a: Mapping[str, int], b: Mapping[str, int]) -> tuple[FileChange, ...]:
-    """Return the files that are in one only or differ in size, by how many bytes that is."""
+    """Return the files that differ in size or exist on one side only, by the number of bytes."""
     changes = (
         FileChange(path, _kind(path in a, path in b), a.get(path), b.get(path))
         for path in {*a, *b}
@@ -174,7 +174,7 @@ def _config_changes(
     a: Mapping[str, Any], b: Mapping[str, Any], above: str
 ) -> Iterator[ConfigChange]:
     for key in {*a, *b}:
-        # A dot within a key is no path.
+        # A dot inside a key does not separate levels.
         path = above + (key if "." not in key else json.dumps(key, ensure_ascii=False))
         before, after = a.get(key, _ABSENT), b.get(key, _ABSENT)
         if isinstance(before, Mapping) and isinstance(after, Mapping):
@@ -185,7 +185,7 @@ def _config_changes(
 
 
 def _is_same(one: object, other: object) -> bool:
-    """Whether two values are equal; 1 and 1.0 are, 1 and true are not."""
+    """Tell whether two values are equal: 1 and 1.0 are, 1 and true are not."""
     if isinstance(one, bool) or isinstance(other, bool):
         return one is other
     if isinstance(one, list) and isinstance(other, list):

@@ -1,8 +1,7 @@
-"""What people demand of a checkpoint: one SQL expression over its columns and its metrics.
+"""Conditions on a checkpoint: one SQL expression over its columns and its metrics.
 
-The text is taken apart here, and only words, numbers and signs that are known get into a
-statement. So it is one expression whatever it says, asks no other table, and a name is never
-taken for a string.
+The parser lets only known words, numbers and operators into a statement. The text is therefore
+one expression, reads no other table, and a name is never read as a string.
 """
 
 from __future__ import annotations
@@ -21,7 +20,7 @@ from ckptdb.errors import InvalidCondition
 COLUMNS: Final = (
     "step", "size_bytes", "created_at", "finalized_at", "pinned", "status", "problem", "notes",
 )  # fmt: skip
-"""What it can name beside metrics; of a metric with such a name, the column wins."""
+"""Columns that a condition can name. A column hides a metric of the same name."""
 
 FUNCTIONS: Final = frozenset({
     "abs", "coalesce", "date", "julianday", "length", "lower", "max", "min", "nullif", "round",
@@ -51,13 +50,13 @@ _CALL: Final = re.compile(r"\s*\(")
 
 @dataclass(frozen=True, slots=True)
 class Condition:
-    """One expression; ``str()`` is its text. A missing value is NULL: then it does not hold.
+    """A parsed condition. A missing metric is NULL, so that the condition is not true.
 
     Attributes:
-        text: As it was written.
-        sql: Over a row ``known`` with `COLUMNS` and, for the metrics, ``m0``, ``m1`` and so on.
-        metrics: Names that it mentions and that are no columns, each once.
-        strings: What it holds in quotes, the values of ``:string0``, ``:string1`` and so on.
+        text: The condition as it was written; also ``str()``.
+        sql: Expression over a row ``known`` with `COLUMNS` and, for the metrics, ``m0``, ``m1``, …
+        metrics: Names in the condition that are not columns, each once.
+        strings: Values of the parameters ``:string0``, ``:string1``, …
     """
 
     text: str
@@ -70,44 +69,45 @@ class Condition:
 
 
 def parse(text: str) -> Condition:
-    """Take an expression apart; whether its metrics exist, and it makes sense, is not known yet.
+    """Parse a condition; the existence of its metrics is not checked here.
 
     Raises:
-        InvalidCondition: It is none, or more than one, or compares a number with a text.
+        InvalidCondition: The text is no expression, more than one, or compares a number with a
+            text.
     """
     return _Reader(text).read()
 
 
 def check(condition: Condition) -> None:
-    """Have a database look at an expression that is to be used later, with nothing in it.
+    """Let SQLite parse a condition that is used later, over an empty row.
 
     Raises:
-        InvalidCondition: It is not one whole expression.
+        InvalidCondition: The condition is not one complete expression.
     """
     columns = [*COLUMNS, *(f"m{number}" for number in range(len(condition.metrics)))]
     empty = ", ".join(f"NULL AS {column}" for column in columns)
     strings = {f"string{number}": text for number, text in enumerate(condition.strings)}
-    asked = f"EXPLAIN SELECT 1 FROM (SELECT {empty}) AS known WHERE ({condition.sql})"  # noqa: S608  # taken apart
+    statement = f"EXPLAIN SELECT 1 FROM (SELECT {empty}) AS known WHERE ({condition.sql})"  # noqa: S608  # parsed
     with closing(sqlite3.connect(":memory:")) as database:
         try:
-            database.execute(asked, strings)
+            database.execute(statement, strings)
         except sqlite3.Error as error:
             raise InvalidCondition(condition.text, explained(str(error))) from error
 
 
 def explained(why: str) -> str:
-    """Return what a database says of an expression in words that fit it."""
+    """Return a message of the database in words that fit a condition."""
     return "it is not one whole expression" if "syntax error" in why else why
 
 
 def written(name: str) -> str:
-    """Return the name of a metric as an expression has to say it."""
+    """Return the name of a metric as it is written in a condition, quoted where needed."""
     plain = re.fullmatch(r"[^\W\d]\w*", name) and name.lower() not in {*_KEYWORDS, *COLUMNS}
     return name if plain else '"' + name.replace('"', '""') + '"'
 
 
 class _Reader:
-    """A text being taken apart."""
+    """The parser of one text."""
 
     def __init__(self, text: str) -> None:
         self._text = text

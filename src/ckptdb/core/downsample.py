@@ -1,4 +1,4 @@
-"""Which points of a curve are drawn, where there are more than an eye tells apart."""
+"""Downsampling: which points of a long curve are drawn."""
 
 from __future__ import annotations
 
@@ -6,13 +6,13 @@ from collections.abc import Sequence
 
 
 def downsample(values: Sequence[float | None], room: int) -> tuple[int, ...]:
-    """Return which values to draw, ascending: the first, the last, and the shape between them.
+    """Return the indexes of the values to draw, ascending: first, last, and the peaks between.
 
-    Neighbours share a place, and the lowest and the highest of them stay, so that no peak is lost.
+    Neighbours share a bucket; its lowest and its highest value stay, so that no peak is lost.
 
     Args:
-        values: In the order of the curve; None where there is nothing to draw but the point.
-        room: About how many; two at least.
+        values: In the order of the curve; None for a point without a value.
+        room: About how many indexes; two at least.
     """
     count = len(values)
     if count <= max(room, 2):

@@ -1,7 +1,7 @@
-"""Connections and forks: a child must neither use nor close what it inherited.
+"""Forked processes: a child must neither use nor close the connections of its parent.
 
-SQLite keeps a process's locks in memory; a child has that memory and none of the locks. Of
-Python's own it has the locks, and none of the threads that would release them.
+SQLite keeps the locks of a process in memory; a child inherits that memory, but no lock. Locks of
+Python are inherited, but not the threads that would release them.
 """
 
 from __future__ import annotations
@@ -20,28 +20,27 @@ if TYPE_CHECKING:
 
 
 class Forked(Protocol):
-    """What has connections, locks or threads to drop in a child."""
+    """An object that drops connections, locks or threads in a forked child."""
 
     def after_fork(self) -> None:
-        """Drop what was inherited."""
+        """Drop inherited connections, locks and threads."""
 
 
-HEIRS: Final[weakref.WeakSet[Forked]] = weakref.WeakSet()
-"""Everything that has to be told of a fork."""
+AFTER_FORK: Final[weakref.WeakSet[Forked]] = weakref.WeakSet()
+"""Objects whose `after_fork` is called in every forked child."""
 
 CONNECTIONS: Final[weakref.WeakSet[FileConnection]] = weakref.WeakSet()
 
 _INHERITED: Final[list[object]] = []
-"""What a child may neither use nor close. Closing it would roll back the parent's
-transaction, and collecting it would close it."""
+"""Inherited connections, never used, closed or collected: closing one would roll back the
+transaction of the parent."""
 
 _IN_USE: Final[dict[object, Path]] = {}
-"""The files that connections of this process may hold locks on at this moment."""
+"""Files that connections of this process may hold locks on now."""
 
 _LOST: Final[set[Path]] = set()
-"""The files that were in use at the fork that made this process. SQLite keeps a process's
-locks in memory, and a child inherits that memory but no lock: it would read without one and
-wait for ever to write."""
+"""Files that the parent had in use when it forked this process. Here, SQLite would read them
+without a lock and wait for ever to write."""
 
 
 @contextmanager
@@ -55,10 +54,10 @@ def in_use(file: Path | None) -> Iterator[None]:
 
 
 def begin_use(file: Path | None) -> object:
-    """Mark a file as possibly locked by this process, for children forked meanwhile.
+    """Mark a file as possibly locked by this process, for children forked before `end_use`.
 
     Returns:
-        For `end_use`.
+        The mark, for `end_use`.
 
     Raises:
         CatalogUnusable: This process was itself forked while the file was in use.
@@ -74,22 +73,22 @@ def begin_use(file: Path | None) -> object:
 
 
 def end_use(mark: object) -> None:
-    """Take a mark away."""
+    """Remove a mark."""
     _IN_USE.pop(mark, None)
 
 
 class TimedConnection(sqlite3.Connection):
-    """A connection whose statements end in time.
+    """A connection whose statements have a deadline.
 
     Attributes:
-        ends: When (monotonic), as the only entry: what looks there must be no code of Python.
+        ends: The deadline (monotonic seconds), as the only entry of a list.
     """
 
     ends: list[float]
 
 
 class FileConnection(TimedConnection):
-    """A connection to a file; in a child that inherited it, it no longer does anything."""
+    """A connection to a file; in a forked child it does nothing any more."""
 
     inherited = False
 
@@ -113,13 +112,13 @@ def _forget_inherited() -> None:
     for connection in list(CONNECTIONS):
         connection.inherited = True
         keep_for_ever(connection)
-    for heir in list(HEIRS):
-        heir.after_fork()
+    for registered in list(AFTER_FORK):
+        registered.after_fork()
 
 
 def keep_for_ever(inherited: object) -> None:
-    """Keep something from being collected, in this process, even at its end."""
-    # The interpreter empties even global lists when it ends, and would close what is in them.
+    """Keep an object from being collected, even when the interpreter exits."""
+    # At exit, the interpreter empties even global lists, and would close the objects in them.
     _INHERITED.append(inherited)
     with suppress(ImportError, AttributeError):
         import ctypes

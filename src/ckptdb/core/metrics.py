@@ -10,7 +10,7 @@ from typing import Any
 from ckptdb.core.text import is_storable
 
 TRAINING_INFO = "training_info"
-"""The source of every metric that came with the checkpoint itself."""
+"""The source of every metric that was saved with the checkpoint."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -12,7 +12,7 @@ MODES: tuple[Mode, ...] = get_args(Mode)
 
 @dataclass(frozen=True, slots=True)
 class RankedBy:
-    """What tells the best checkpoints of a run: a metric and its direction; None for the step."""
+    """The metric that ranks the checkpoints of a run, and its direction; None: newest first."""
 
     metric: str | None = None
     mode: Mode | None = None
@@ -31,10 +31,10 @@ def rank_key(
     tie: float | None = None,
     tie_mode: Mode = "min",
 ) -> tuple[bool, float, bool, float, int]:
-    """Sort key of the one ranking: smallest first is best first.
+    """Return the sort key of the one ranking: the best checkpoint has the smallest key.
 
-    Only finite values rank; without one a checkpoint comes last, newest first. Equal values
-    go to the better tie, if there is one, and then to the higher step.
+    Only finite values rank; checkpoints without one come last, newest first. Among equal values
+    the better tie value is first, then the higher step.
     """
     return (*_value_key(value, mode), *_value_key(tie, tie_mode), -step)
 

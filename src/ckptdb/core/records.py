@@ -1,4 +1,4 @@
-"""What the rooms hand to each other: runs, checkpoints, metrics, and how they rank.
+"""Records: runs, checkpoints, their annotations and their history.
 
 Times are ISO-8601 strings in UTC with milliseconds, e.g. ``2026-11-22T16:01:24.123Z``.
 """
@@ -18,12 +18,12 @@ STATUSES: tuple[Status, ...] = get_args(Status)
 
 
 REPLACED = "replaced by a new save"
-"""How the reason begins why a checkpoint is gone whose step was saved again."""
+"""First words of the reason for which a checkpoint is deleted whose step is saved again."""
 
 
 def is_derived(checkpoint_uuid: str) -> bool:
-    """Tell whether a checkpoint has no uuid of its own: one that others saved, or a renamed one."""
-    return checkpoint_uuid[14:15] == "5"  # the version: ours are random
+    """Tell whether a uuid was derived from metadata, because no manifest holds a random one."""
+    return checkpoint_uuid[14:15] == "5"  # the version of the uuid; random ones are 4
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -36,8 +36,8 @@ class Run:
         created_at: None for a run that ckptdb has never written to.
         higher_is_better: Direction of ``metric_name``.
         forked_from: uuid of the run that this one was copied from.
-        config: The newest checkpoint's config.yaml; empty when none has one, None when that has
-            not been looked for.
+        config: The newest checkpoint's config.yaml; empty when no checkpoint has one, None when
+            it was not read.
     """
 
     uuid: str
@@ -62,20 +62,22 @@ class Run:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Checkpoint:
-    """One checkpoint, live or gone.
+    """A checkpoint, live or deleted.
 
     Attributes:
         run: Name of its run; ``run_uuid`` is the run's identity.
-        path: Absolute path of the directory; where it was, when deleted.
-        size_bytes: Sum over its files, None while it is being written.
+        path: Absolute path of the directory; of a deleted checkpoint, the former one.
+        size_bytes: Sum over all files, None while they are being written.
         parent: uuid of the checkpoint that training continued from.
         problem: Why it cannot be trusted, or None. Such a checkpoint is kept and reported,
             but is neither best nor latest and does not count for retention.
-        rejected: Why somebody has put it aside, or None; it then counts as one with a problem.
+        rejected: Why a person rejected it, or None. A rejected checkpoint is treated like one with
+            a problem.
         info: training_info.json, with non-finite numbers as strings.
         metrics: Finite values by name, None for a number that is not finite.
-        late: Those of ``metrics`` that were reported after the save.
-        fingerprint: What its files looked like when they were read, None when too fresh to tell.
+        late: The entries of ``metrics`` that were reported after the save.
+        fingerprint: Times, sizes and inodes of its metadata when they were read; None when they
+            were too young to be compared later.
     """
 
     run_uuid: str
@@ -115,10 +117,10 @@ class Checkpoint:
         return self.status == "final" and not self.is_doubted
 
     def as_of(self, at: str) -> Self:
-        """Return the record with the metrics that were known at a moment.
+        """Return the record with the metrics that were known at a time.
 
-        Of a value that was reported more than once, only the first, if it came with the
-        checkpoint, and the last are known.
+        Of a metric that was reported repeatedly, only the value of the save and the last late
+        value are recorded.
         """
         late = {name: metric for name, metric in self.late.items() if metric.reported_at <= at}
         if len(late) == len(self.late):
@@ -142,7 +144,7 @@ class Checkpoint:
 
 @dataclass(frozen=True, slots=True, order=True)
 class Resumption:
-    """That training began to continue from a checkpoint: when, and which process."""
+    """A resumption: when, and by which process, training continued from a checkpoint."""
 
     resumed_at: str
     host: str
@@ -151,11 +153,11 @@ class Resumption:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Ancestor:
-    """A checkpoint in the line that another one descends from.
+    """A checkpoint that another one descends from, directly or not.
 
     Attributes:
-        resumed_at: When training was last resumed from it, as far as that led to the next of the
-            line; of the first, at all. None when it never was.
+        resumed_at: The last time training was resumed from it and produced the next checkpoint of
+            the line; for the first one of the line, the last time at all. None when never.
     """
 
     uuid: str
@@ -174,14 +176,14 @@ class Ancestor:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LineMember:
-    """A checkpoint, live or gone, as far as it tells which line of training it is on.
+    """The facts of a checkpoint, live or deleted, that tell its line of training.
 
     Attributes:
-        id: Of its row.
-        parent_id: Row of the checkpoint that training continued from, when that is known.
+        id: Row id.
+        parent_id: Row id of the checkpoint that training continued from, when known.
         is_trusted: Live, without a problem, and not rejected.
-        has_manifest: Saved by ckptdb; what others have saved does not say what it came of.
-        is_replaced: It is gone because its step was saved again.
+        has_manifest: Whether ckptdb saved it; checkpoints of other tools do not record a parent.
+        is_replaced: Whether it is deleted because its step was saved again.
     """
 
     id: int
@@ -198,7 +200,7 @@ class LineMember:
 
 @dataclass(frozen=True, slots=True)
 class Annotations:
-    """What came to a checkpoint after it was saved; rebuilt from the journal."""
+    """Facts added to a checkpoint after its save; rebuilt from the journal."""
 
     pinned: bool = False
     notes: str | None = None
@@ -219,13 +221,13 @@ Trouble = Literal["save", "discard", "prune", "catalog", "checkpoint"]
 
 @dataclass(frozen=True, slots=True)
 class Problem:
-    """Something that went wrong where nobody waits for an error.
+    """A failure in the background, where no caller can receive an exception.
 
     Attributes:
-        what: ``"save"``: one in the background failed; ``"discard"``: what is left of one could
-            not be put away; ``"prune"``: old checkpoints could not be removed; ``"catalog"``: it
-            cannot be used now, training goes on without it; ``"checkpoint"``: one was found that
-            cannot be trusted.
+        what: ``"save"``: a background save failed; ``"discard"``: the remains of a failed save
+            could not be removed; ``"prune"``: old checkpoints could not be removed;
+            ``"catalog"``: the catalog cannot be used now, training continues without it;
+            ``"checkpoint"``: a checkpoint was found that cannot be trusted.
         where: The directory of the checkpoint, or else of the run.
     """
 
@@ -236,21 +238,21 @@ class Problem:
 
 @dataclass(frozen=True, slots=True)
 class Curve:
-    """A metric over a run, by step, deleted checkpoints included; one entry each.
+    """A metric over the steps of a run, deleted checkpoints included; one entry per checkpoint.
 
     Attributes:
-        mode: Direction of the metric, None when neither the run nor the caller says it.
-        moments: When each was published, else begun.
-        values: Finite ones; what lacks the metric is left out.
-        kept: Whether the checkpoint is still there.
-        ranked: Whether it can be the best or the latest, too: whole, and not rejected.
+        mode: Direction of the metric, None when neither the run nor the caller names it.
+        times: When each checkpoint was published, or else begun.
+        values: Finite values; checkpoints without the metric are left out.
+        kept: Whether the checkpoint still exists.
+        ranked: Whether the checkpoint also is trusted, so that it can be the best or the latest.
     """
 
     run: str
     run_uuid: str
     mode: Mode | None
     steps: tuple[int, ...]
-    moments: tuple[str, ...]
+    times: tuple[str, ...]
     values: tuple[float, ...]
     kept: tuple[bool, ...]
     ranked: tuple[bool, ...]

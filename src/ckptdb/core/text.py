@@ -1,6 +1,6 @@
-"""How values look to people, on a terminal as on a page.
+"""Text for people: values, steps and paths, safe for a terminal, a shell or a spreadsheet.
 
-Names, paths and reasons come from anybody's disk: what a terminal would obey is shown, not sent.
+Names, paths and reasons may come from other users: control characters are spelled out.
 """
 
 from __future__ import annotations
@@ -26,27 +26,27 @@ __all__ = [
 ]
 
 _MOST_STEPS = 4
-"""How many steps a sentence lists."""
+"""Number of steps that a sentence lists."""
 _FORMULA = re.compile(r"'*[=+\-@\t\n\uff1d\uff0b\uff0d\uff20]")
-"""What a spreadsheet may take for a formula, in letters of both widths."""
+"""Beginnings that a spreadsheet may read as a formula, in half and full width."""
 _BREAK = re.compile(r"([\n\t])")
 _CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u202a-\u202e\u2066-\u2069]")
-"""All but tabs and new lines; and what turns the direction of writing."""
+"""Control characters but tab and newline, and those that turn the direction of writing."""
 _NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)(e[+-]?\d+)?", re.ASCII | re.IGNORECASE)
 
 
 def clean_lines(text: str) -> str:
-    """Return a text of several lines likewise; where these end, and tabs, stay as they are."""
+    """Return text with control characters spelled out; tabs and newlines stay."""
     if text.isprintable():
         return text
     return "".join(part if part in "\n\t" else clean(part) for part in _BREAK.split(text))
 
 
 class CleanRecords(logging.Filter):
-    """Cleans what a log says of names, paths and errors; what the program says stays as it is."""
+    """A logging filter that spells out control characters in the arguments of a record."""
 
     def filter(self, record: logging.LogRecord) -> bool:
-        """Clean the arguments of a record, and let it through."""
+        """Clean the arguments of a record; every record passes."""
         if isinstance(record.args, tuple):
             record.args = tuple(
                 arg if arg is None or isinstance(arg, int | float) else clean(arg)
@@ -66,21 +66,21 @@ def some_steps(steps: Sequence[int]) -> str:
         return f"step {steps[0]}"
     more = len(steps) - _MOST_STEPS
     if more == 1:
-        more = 0  # naming it takes no more space
+        more = 0  # its number takes no more space than "1 more"
     listed = [str(step) for step in (steps[:_MOST_STEPS] if more > 0 else steps)]
     last = f"{more} more" if more > 0 else listed.pop()
     return f"steps {', '.join(listed)} and {last}"
 
 
 def copyable(path: Path, *, only_ascii: bool = False) -> str:
-    """Return what to paste into a shell for a path.
+    """Return a path as it can be pasted into a shell.
 
-    The path itself, unless a shell would make something else of it: such a one is in quotes; and
-    in those of bash and zsh (``$'...'``) if it holds what a terminal would obey or what is no text.
+    A path with special characters is quoted; one with control characters or undecodable bytes
+    gets the quotes of bash and zsh (``$'...'``).
 
     Args:
-        path: As Python has it.
-        only_ascii: Take all other letters for what is no text.
+        path: The path.
+        only_ascii: Escape all other characters, too.
     """
     text = str(path)
     if text.isprintable() and (text.isascii() or not only_ascii):
@@ -96,10 +96,10 @@ def _quoted(byte: int) -> str:
 
 
 def inert(value: object) -> object:
-    """Return a cell that no spreadsheet takes for a formula, and no terminal for a command.
+    """Return a cell that no spreadsheet runs as a formula and no terminal as a command.
 
-    A text that would begin one gets an apostrophe before it; whoever reads it back takes one away
-    from whatever has it before such a character.
+    A text that begins like a formula gets an apostrophe in front. To read such a cell back, remove
+    one apostrophe in front of such a beginning.
     """
     if not isinstance(value, str):
         return value
@@ -108,7 +108,7 @@ def inert(value: object) -> object:
 
 
 def is_storable(text: str) -> bool:
-    """Tell whether a database accepts a text; a lone surrogate may stand in JSON, but not there."""
+    """Tell whether a database stores a text: no lone surrogates (JSON may have them), no NUL."""
     if not text.isascii():
         try:
             text.encode()

@@ -1,9 +1,9 @@
-"""Threads that an interrupt of whoever waits for them leaves unharmed.
+"""Threads that stay sound when a signal interrupts the thread that waits for them.
 
-What ``threading`` and ``concurrent.futures`` wait with is a condition, written in Python. A
-signal's handler that raises in the instant in which the main thread has taken a condition's lock
-leaves it taken, and the thread at the other end waits for it for ever; so does a loop that was told
-to end by SIGTERM. What is here waits with a lock of the interpreter and nothing else.
+``threading`` and ``concurrent.futures`` wait on a condition written in Python. A signal handler
+that raises just after the main thread has taken the lock of a condition leaves it taken, and the
+other thread waits for ever; a loop that SIGTERM should end hangs. `Task` waits on a lock of the
+interpreter alone.
 """
 
 from __future__ import annotations
@@ -22,14 +22,14 @@ _lasting: Final[set[Task]] = set()
 
 
 class Task:
-    """Work for a thread of its own.
+    """A function that runs once in a thread of its own.
 
     Args:
-        work: Is called once.
-        lasting: Whether the interpreter waits for it before it ends.
+        work: The function.
+        lasting: Whether the interpreter waits for the task before it exits.
 
     Attributes:
-        error: What the work has raised.
+        error: The exception that the function raised.
     """
 
     def __init__(self, work: Callable[[], object], *, lasting: bool = False) -> None:
@@ -37,32 +37,32 @@ class Task:
         self._work = work
         self._is_lasting = lasting
         self._ident: int | None = None
-        # Each is set once and never taken back, so that no interrupt finds them half changed.
+        # Each flag is set once and never reset, so that no interrupt finds them half changed.
         self._is_started = self._has_begun = self._has_ended = self._is_unwanted = False
         self._at_work = _thread.allocate_lock()
         self._at_work.acquire()
 
     @property
     def is_here(self) -> bool:
-        """Whether this thread is at work on it."""
+        """Whether the calling thread runs this task now."""
         return self._ident == _thread.get_ident() and not self._has_ended
 
     @property
     def is_under_way(self) -> bool:
-        """Whether it will end by itself: started, and not given up."""
+        """Whether the task is started, neither ended nor given up."""
         return self._is_started and not self.has_ended
 
     @property
     def has_ended(self) -> bool:
-        """Whether there is nothing to wait for; one that was given up will not begin."""
+        """Whether the task has ended, or was given up before it began."""
         return self._has_ended or (self._is_unwanted and not self._has_begun)
 
     def start(self) -> None:
-        """Begin; interrupted in between, it has begun or it never will.
+        """Start the thread; after an interrupt, the task has either started or never will.
 
         Raises:
-            RuntimeError: There can be no more threads: the process has too many, or it ends. The
-                work can still be done by `run`.
+            RuntimeError: No more threads are possible: the process has too many, or it exits.
+                `run` can still be called.
         """
         try:
             if self._is_lasting:
@@ -76,14 +76,14 @@ class Task:
             raise
 
     def run(self) -> None:
-        """Do the work in this thread, unless it was given up."""
+        """Run the function in the calling thread, unless the task was given up."""
         self._ident = _thread.get_ident()
-        # Before it looks: whoever gives it up looks after that.
+        # Set before the check below: `give_up` sets its flag first and looks here afterwards.
         self._has_begun = True
         try:
             if not self._is_unwanted:
                 self._work()
-        except BaseException as error:  # noqa: BLE001  # whoever waits for it looks
+        except BaseException as error:  # noqa: BLE001  # the waiting thread looks at it
             self.error = error
         finally:
             self._has_ended = True
@@ -91,13 +91,13 @@ class Task:
             self._at_work.release()
 
     def give_up(self) -> None:
-        """Keep it from beginning, if it has not begun."""
+        """Prevent the task from beginning, if it has not begun yet."""
         self._is_unwanted = True
 
     def wait(self) -> None:
-        """Wait until it has ended; it must have been started, or given up."""
+        """Wait until the task has ended; it must be started or given up."""
         while not self.has_ended:
-            # Interrupted after this, the lock stays taken: whoever else waits has to look again.
+            # An interrupt after this line leaves the lock taken: other waiting threads look again.
             if self._at_work.acquire(timeout=_LOOK_AGAIN_SECONDS):
                 self._at_work.release()
 
@@ -106,12 +106,12 @@ class Task:
 def tasks_at(
     work: Callable[[], object], count: int, *, end: Callable[[], object]
 ) -> Iterator[Sequence[Task]]:
-    """Give some tasks that do the same; on leaving, wait until all have ended.
+    """Run one function in several tasks; at the end of the block, wait for all of them.
 
     Args:
-        work: Of each.
-        count: As many, or fewer when there can be no more threads.
-        end: Is called on leaving, and makes the work of each end soon.
+        work: The function.
+        count: Number of tasks; fewer are started when no more threads are possible.
+        end: Called at the end of the block; lets every running function end soon.
     """
     begun: list[Task] = []
     try:
@@ -128,10 +128,10 @@ def tasks_at(
         try:
             end()
             for task in begun:
-                task.give_up()  # interrupted at the wrong moment, it was not even started
+                task.give_up()  # an interrupt may have come before it was started
                 task.wait()
         except BaseException:
-            end()  # whoever does not wait for them must not leave them waiting
+            end()  # without a wait, the tasks still have to end
             raise
 
 
@@ -142,6 +142,6 @@ def _wait_for_lasting() -> None:
             _lasting.discard(task)
 
 
-# As concurrent.futures does: while there can still be threads, which atexit is too late for.
+# As in concurrent.futures: atexit comes after the last moment at which threads can be started.
 getattr(threading, "_register_atexit", atexit.register)(_wait_for_lasting)
 os.register_at_fork(after_in_child=_lasting.clear)

@@ -1,4 +1,4 @@
-"""Points in time as people write them."""
+"""Times: as files and tables store them (UTC, ISO-8601, milliseconds) and as people write them."""
 
 from __future__ import annotations
 
@@ -12,32 +12,32 @@ _AGO: Final = " ago"
 
 
 def utc(timestamp: float) -> str:
-    """Write a POSIX timestamp (seconds) the way every file and table of ckptdb does."""
+    """Return a POSIX timestamp (seconds) as files and tables store it."""
     return in_utc(datetime.fromtimestamp(timestamp, tz=UTC))
 
 
 def seconds(at: str | None) -> float | None:
-    """Return a recorded time as a POSIX timestamp; None for what other hands may write."""
+    """Return a stored time as a POSIX timestamp (seconds); None when it cannot be parsed."""
     try:
         return datetime.fromisoformat(at or "").timestamp()
     except (ValueError, TypeError):
         return None
 
 
-def in_utc(moment: datetime) -> str:
-    """Write a datetime, which must be in UTC, like `utc`."""
-    return f"{moment.isoformat(timespec='milliseconds')[:-6]}Z"
+def in_utc(time: datetime) -> str:
+    """Return a datetime, which must be in UTC, as files and tables store it."""
+    return f"{time.isoformat(timespec='milliseconds')[:-6]}Z"
 
 
-def moment(at: str | datetime, *, now: float) -> str:
-    """Return a point in time as files and tables have it.
+def parse_time(at: str | datetime, *, now: float) -> str:
+    """Return a time that a person wrote as files and tables store it.
 
     Args:
-        at: ISO-8601, in UTC when it names no zone, or e.g. ``"2 hours ago"``.
+        at: ISO-8601, in UTC without a zone, or e.g. ``"2 hours ago"``.
         now: Seconds since the epoch.
 
     Raises:
-        InvalidTime: It is neither.
+        InvalidTime: The text is neither.
     """
     try:
         found = at if isinstance(at, datetime) else _read(at.strip(), now)

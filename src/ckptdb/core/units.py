@@ -1,4 +1,4 @@
-"""Times and sizes as people write and read them."""
+"""Durations and sizes as people write and read them."""
 
 from __future__ import annotations
 
@@ -24,8 +24,8 @@ __all__ = [
 _SECONDS: Final[Mapping[str, int]] = {
     "week": 604_800, "day": 86_400, "hour": 3_600, "minute": 60, "second": 1,
 }  # fmt: skip
-_TOLD: Final = ("day", "hour", "minute")
-"""In which a time is told; the others are only understood."""
+_WRITTEN: Final = ("day", "hour", "minute")
+"""Units in which a duration is written; the others are only parsed."""
 _BYTES: Final[Mapping[str, int]] = {
     **{f"{prefix}B": 1000**power for power, prefix in enumerate(("", "K", "M", "G", "T"))},
     **{f"{prefix}iB": 1024**power for power, prefix in enumerate("KMGT", 1)},
@@ -39,19 +39,19 @@ SIZE: Final = rf"(\d+(?:\.\d+)?) ?({'|'.join(_BYTES)})"
 
 
 def find_hours(text: str) -> float | None:
-    """Return how many hours a text such as ``2 days`` says, or None for any other."""
+    """Return the hours of a text such as ``2 days``, or None for any other text."""
     found = re.fullmatch(DURATION, text.strip(), re.ASCII)
     return hours(*found.groups()) if found else None
 
 
 def hours(amount: str, unit: str) -> float:
-    """Return how many hours so many minutes, days, … are."""
+    """Return an amount of minutes, days, … in hours."""
     return float(amount) * (_SECONDS[unit] / 3_600)
 
 
 def duration(time_hours: float) -> str:
-    """Return a time in the largest unit of which it is a whole number, or else in hours."""
-    for unit in _TOLD:
+    """Return a duration in the largest unit that divides it, or else in hours."""
+    for unit in _WRITTEN:
         count = round(time_hours * 3_600 / _SECONDS[unit])
         if count and hours(str(count), unit) == time_hours:
             return f"{count} {unit}{'s' if count > 1 else ''}"
@@ -59,19 +59,19 @@ def duration(time_hours: float) -> str:
 
 
 def size_bytes(amount: str, unit: str) -> int:
-    """Return how many bytes so many KB, MiB, … are; a part of a byte does not count."""
+    """Return an amount of KB, MiB, … in bytes, rounded down."""
     return int(Decimal(amount) * _BYTES[unit])
 
 
 def size(count: int) -> str:
-    """Return a number of bytes in the unit of which it is the smallest whole number."""
+    """Return a number of bytes in the unit that makes it the smallest whole number."""
     whole = [(count // each, unit) for unit, each in _BYTES.items() if count % each == 0]
     number, unit = min(whole)
     return f"{number} {unit}"
 
 
 def human_age(seconds: float) -> str:
-    """Return a time in the unit that fits, e.g. ``3.2 days``."""
+    """Return a duration in the unit that fits, e.g. ``3.2 days``."""
     for unit, length in (("days", 86400.0), ("hours", 3600.0), ("minutes", 60.0)):
         if seconds >= length:
             return f"{seconds / length:.1f} {unit}"

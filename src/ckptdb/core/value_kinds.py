@@ -1,7 +1,7 @@
-"""What kind of value each part of a condition has: a number or a text.
+"""Kinds of values in a condition: numbers and texts, which must not be compared.
 
-A database compares the two without a word, and always with the same answer: in SQLite every number
-is less than every text. So a condition that does is refused, before it decides anything.
+A database compares them without an error and always with the same answer: in SQLite every number
+is less than every text. A condition that does so is therefore refused.
 """
 
 from __future__ import annotations
@@ -15,19 +15,19 @@ from typing import Final, Literal
 ValueKind = Literal["number", "text"]
 
 TEXT_COLUMNS: Final = frozenset({"created_at", "finalized_at", "status", "problem", "notes"})
-"""The columns of a checkpoint that are no numbers; metrics all are."""
+"""Columns of a checkpoint that hold texts; all metrics are numbers."""
 
 _OF_FUNCTIONS: Final[Mapping[str, ValueKind]] = {
     "abs": "number", "julianday": "number", "length": "number", "round": "number",
     "date": "text", "lower": "text", "strftime": "text", "substr": "text", "trim": "text",
     "upper": "text",
 }  # fmt: skip
-"""What functions make of anything; the others give back one of what they get."""
+"""Kinds that functions return; other functions return the kind of their arguments."""
 
 _SAME_KIND: Final = frozenset({"max", "min", "nullif"})
-"""Functions that compare what they get."""
+"""Functions that compare their arguments."""
 
-# The higher, the tighter: as in SQLite.
+# Precedence of operators, as in SQLite: higher numbers bind tighter.
 _OR, _AND, _NOT, _EQUAL, _LESS, _ADD, _MULTIPLY, _JOIN, _SIGN = range(1, 10)
 _BINDS: Final[Mapping[str, int]] = {
     "or": _OR, "and": _AND, "=": _EQUAL, "==": _EQUAL, "!=": _EQUAL, "<>": _EQUAL, "is": _EQUAL,
@@ -42,8 +42,8 @@ class Token:
     """A word, number, name or sign of a condition.
 
     Attributes:
-        kind: As `conditions` calls it.
-        start: Where in the text it begins.
+        kind: Name of the group in the pattern of `conditions`.
+        start: Position in the text.
     """
 
     kind: str
@@ -54,7 +54,7 @@ class Token:
 
 @dataclass(frozen=True, slots=True)
 class _Part:
-    """An expression within a condition; its kind is None when it may be either."""
+    """A part of a condition; its kind is None when it may be either."""
 
     kind: ValueKind | None
     start: int
@@ -63,11 +63,11 @@ class _Part:
 
 
 class _Stray(Exception):  # a signal within this file, not an error
-    """It is no expression that is understood here; the database will say why."""
+    """The expression is not understood here; the database will report the error."""
 
 
 class Mixed(Exception):  # a signal to the caller, who makes an error of it
-    """A number is compared with a text; ``str()`` says where, and what to write instead."""
+    """A comparison of a number with a text; ``str()`` says where, and what to write instead."""
 
 
 def check(text: str, tokens: list[Token]) -> None:
@@ -75,7 +75,7 @@ def check(text: str, tokens: list[Token]) -> None:
 
     Args:
         text: The condition.
-        tokens: What it is made of.
+        tokens: Its tokens.
 
     Raises:
         Mixed: It does.
@@ -88,7 +88,7 @@ def check(text: str, tokens: list[Token]) -> None:
 
 
 class _Reader:
-    """A condition being read from left to right."""
+    """A parser that reads a condition from left to right."""
 
     def __init__(self, text: str, tokens: list[Token]) -> None:
         self._text = text
@@ -96,7 +96,7 @@ class _Reader:
         self._place = 0
 
     def read(self, least: int) -> _Part:
-        """Read an expression of operators that bind at least so tightly."""
+        """Parse an expression whose operators bind at least so tightly."""
         left = self._read_first()
         while (sign := self._peek()) in _BINDS and _BINDS[sign] >= least:
             left = self._read_rest(left, sign)
@@ -198,7 +198,7 @@ class _Reader:
         return _Part(_common(part.kind for part in given), token.start, self._take("end").end)
 
     def _read_list(self) -> tuple[list[_Part], _Part]:
-        """Read what stands in brackets; return also the closing one."""
+        """Parse the content of brackets; return also the closing token."""
         self._take("(")
         parts: list[_Part] = []
         while self._peek() != ")":

@@ -1,4 +1,4 @@
-"""The line outside ckptdb that a warning points at."""
+"""Warnings that point at the line of the user's code that called ckptdb."""
 
 from __future__ import annotations
 
@@ -15,40 +15,39 @@ from ckptdb.core.text import clean
 
 _logger = logging.getLogger("ckptdb")
 
-# What stands between us and the caller's line, as in leaving `with manager.save(…)`, or below a
-# thread of our own, which no line of the caller's is behind.
+# Modules of Python between ckptdb and the line of the caller, e.g. at the end of
+# `with manager.save(…)`, or below a background thread, which no line of the caller is behind.
 _BETWEEN: Final = frozenset({"contextlib", "threading", "concurrent.futures.thread"})
 
 
-class _Held(threading.local):
-    """What this thread warns of when it has done its work; None: at once."""
+class _Delayed(threading.local):
+    """Warnings of this thread that wait for the end of its work; None when they do not wait."""
 
     messages: list[str] | None = None
 
 
-_held = _Held()
+_delayed = _Delayed()
 
 
 @contextmanager
 def warning_afterwards(*, raises: bool = True) -> Iterator[None]:
-    """Let this thread do all of its work before it warns of anything.
+    """Delay the warnings of this thread until the block has ended.
 
-    Where warnings are errors, one in the middle of a save or a prune would end it there.
+    Where warnings are errors, a warning in the middle of a save or a prune would stop it there.
 
     Args:
-        raises: Whether such an error comes out, when all is done; else it is logged, as another
-            exception may be in flight, or nobody is there to catch it.
+        raises: Whether a warning that is an error is raised at the end; else it is logged.
     """
-    if _held.messages is not None:
+    if _delayed.messages is not None:
         yield
         return
-    messages = _held.messages = []
+    messages = _delayed.messages = []
     failed = True
     try:
         yield
         failed = False
     finally:
-        _held.messages = None
+        _delayed.messages = None
         error = _warn_all(messages)
         if error is not None and (failed or not raises):
             _logger.warning("%s", error)
@@ -57,25 +56,23 @@ def warning_afterwards(*, raises: bool = True) -> Iterator[None]:
 
 
 def _warn_all(messages: list[str]) -> Warning | None:
-    """Warn of all; return the first that is an error."""
+    """Give all warnings; return the first one that is raised as an error."""
     first: Warning | None = None
     for message in messages:
         try:
             warn(message)
-        except Warning as error:  # the others are to be told as well
+        except Warning as error:  # the other warnings still follow
             first = first or error
     return first
 
 
 def warn(message: str) -> None:
-    """Warn at the line that called into ckptdb, from however deep inside.
+    """Give a warning that points at the line that called ckptdb, however deep the call is.
 
-    What others have named is spelled out where a terminal would obey it.
-
-    Python 3.12 can skip files by prefix; 3.11 cannot.
+    Control characters are spelled out. Python 3.12 can skip files by prefix; 3.11 cannot.
     """
-    if _held.messages is not None:
-        _held.messages.append(message)
+    if _delayed.messages is not None:
+        _delayed.messages.append(message)
         return
     level = 1
     frame: FrameType | None = sys._getframe()  # noqa: SLF001  # what warnings itself counts in

@@ -17,7 +17,7 @@ from ckptdb.core.conditions import (
 from ckptdb.core.ranking import MODES, Mode
 from ckptdb.core.recorded import IndexedRun
 from ckptdb.core.records import Checkpoint, Run
-from ckptdb.core.times import moment
+from ckptdb.core.times import parse_time
 from ckptdb.disk import scan
 from ckptdb.errors import (
     CkptdbError,
@@ -288,7 +288,7 @@ class RankingMethods(Tree):
             if mode not in MODES:
                 raise InvalidChoice("mode", mode, MODES)
             self._must_have(metric, scope)
-        then = None if at is None else moment(at, now=time.time())
+        then = None if at is None else parse_time(at, now=time.time())
         return Selection(
             by=by,
             tie=tie,

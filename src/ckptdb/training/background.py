@@ -26,7 +26,7 @@ class WorkQueue:
         self._waiting: deque[Work] = deque()
         self._guard = threading.Lock()
         self._worker: Task | None = None
-        fork.HEIRS.add(self)
+        fork.AFTER_FORK.add(self)
 
     def submit(self, work: Work) -> None:
         """Put work into the queue."""
@@ -83,7 +83,7 @@ class Background:
         self.pending: Path | None = None
         self._finalization: Task | None = None
         self._queue = WorkQueue()
-        fork.HEIRS.add(self)
+        fork.AFTER_FORK.add(self)
 
     def finalize(self, path: Path, work: Work, *, then: Work) -> None:
         """Begin to work on a checkpoint; nothing is pending.

@@ -197,7 +197,7 @@ class RunIndex:
         self._doubt: str | None = None
         self._is_unfinished = False
         self.files = ReadFiles(self._directory)
-        fork.HEIRS.add(self)
+        fork.AFTER_FORK.add(self)
 
     def begin_save(self) -> None:
         """Start counting the waits of another save."""

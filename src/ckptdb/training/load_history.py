@@ -73,7 +73,7 @@ class _Runs:
     def __init__(self) -> None:
         self._known: dict[_Key, LoadHistory] = {}
         self._guard = threading.Lock()
-        fork.HEIRS.add(self)
+        fork.AFTER_FORK.add(self)
 
     def after_fork(self) -> None:
         """Keep what is known: a child goes on with what its parent has loaded."""

@@ -79,7 +79,7 @@ class SaveScheduler:
         self._is_deadline_answered = self._is_over = False
         # Reentrant: a signal's former handler, which is called after ours, may ask, too.
         self._guard = threading.RLock()
-        fork.HEIRS.add(self)
+        fork.AFTER_FORK.add(self)
 
     # --- what the loop asks -------------------------------------------------------------
 

@@ -47,7 +47,7 @@ class Signals:
         self.received: str | None = None
         self._wanted = wanted
         self._handlers: tuple[_Handler, ...] = ()
-        fork.HEIRS.add(self)
+        fork.AFTER_FORK.add(self)
 
     def start(self) -> None:
         """Install the handlers; again does nothing.
