@@ -378,7 +378,7 @@ def test_settling_may_be_killed_between_any_two_steps(run, damage, dump, at, mon
 
     places = (
         (journal.os, "write"), (journal.os, "link"), (journal.os, "replace"),
-        (journal.durable, "fsync"), (under_lock, "settle"), (apply, "bury"),
+        (journal.fsutil, "fsync"), (under_lock, "settle"), (apply, "bury"),
         (apply.Catalog, "apply"),
     )  # fmt: skip
     with monkeypatch.context() as patch:
