@@ -7,8 +7,9 @@ import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from enum import Enum
-from typing import Any, Final, Literal
+from typing import Any, ClassVar, Final, Literal
 
+from ckptdb.core.jsonable import JsonKeys, JsonRecord
 from ckptdb.core.records import Checkpoint
 
 ChangeKind = Literal["changed", "added", "removed"]
@@ -35,6 +36,10 @@ class ConfigChange:
 @dataclass(frozen=True, slots=True)
 class MetricChange:
     """A metric that differs; None on a side where it is missing (see the kind) or not finite."""
+
+    JSON_KEYS: ClassVar = {
+        "name": "name", "kind": "kind", "a": "a", "b": "b", "relative": "relative",
+    }  # fmt: skip
 
     name: str
     kind: ChangeKind
@@ -79,7 +84,7 @@ class Side:
 
 
 @dataclass(frozen=True, slots=True)
-class Difference:
+class Difference(JsonRecord):
     """All differences between two checkpoints, the most important first.
 
     Attributes:
@@ -88,40 +93,20 @@ class Difference:
         files: Compared by size only. None when one checkpoint is deleted.
     """
 
+    JSON_KEYS: ClassVar[JsonKeys] = {
+        "a": {"run": "a.run", "step": "a.step", "status": "a.status", "path": "a.path"},
+        "b": {"run": "b.run", "step": "b.step", "status": "b.status", "path": "b.path"},
+        "metrics": "metrics",
+        "config": "config",
+        "files": "files",
+        "size_bytes": {"a": "a.size_bytes", "b": "b.size_bytes"},
+    }
+
     a: Checkpoint
     b: Checkpoint
     metrics: tuple[MetricChange, ...]
     config: tuple[ConfigChange, ...] | None
     files: tuple[FileChange, ...] | None
-
-    def as_dict(self) -> dict[str, Any]:
-        """Return it for JSON."""
-
-        def number(value: float | None) -> float | None:
-            return value if value is not None and math.isfinite(value) else None
-
-        config, files = self.config, self.files
-        return {
-            "a": _name(self.a),
-            "b": _name(self.b),
-            "metrics": [
-                {
-                    "name": m.name,
-                    "kind": m.kind,
-                    "a": m.a,
-                    "b": m.b,
-                    "relative": number(m.relative),
-                }
-                for m in self.metrics
-            ],
-            "config": None
-            if config is None
-            else [{"key": c.key, "kind": c.kind, "a": c.a, "b": c.b} for c in config],
-            "files": None
-            if files is None
-            else [{"path": f.path, "kind": f.kind, "a": f.a, "b": f.b} for f in files],
-            "size_bytes": {"a": self.a.size_bytes, "b": self.b.size_bytes},
-        }
 
 
 def compare(a: Side, b: Side) -> Difference:
@@ -201,12 +186,3 @@ def _kind(before: bool, after: bool) -> ChangeKind:  # noqa: FBT001  # a table o
 
 def _value(value: Any) -> Any:
     return None if value is _ABSENT else value
-
-
-def _name(checkpoint: Checkpoint) -> dict[str, Any]:
-    return {
-        "run": checkpoint.run,
-        "step": checkpoint.step,
-        "status": checkpoint.status,
-        "path": str(checkpoint.path),
-    }

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 from ckptdb.core.text import is_storable
 
@@ -21,6 +21,8 @@ class Metric:
         value: Finite, or None when what was reported is not.
         source: Who measured it, e.g. ``"lm-eval"``.
     """
+
+    JSON_KEYS: ClassVar = {"value": "value", "source": "source", "reported_at": "reported_at"}
 
     name: str
     value: float | None

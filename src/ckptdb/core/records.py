@@ -6,10 +6,11 @@ Times are ISO-8601 strings in UTC with milliseconds, e.g. ``2026-11-22T16:01:24.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, Literal, Self, get_args
+from typing import Any, ClassVar, Literal, Self, get_args
 
+from ckptdb.core.jsonable import NOT_IN_JSON, JsonRecord
 from ckptdb.core.metrics import Metric, metrics_of
 from ckptdb.core.ranking import Mode, RankedBy
 
@@ -40,6 +41,8 @@ class Run:
             it was not read.
     """
 
+    JSON_KEYS: ClassVar = {"run": "name", "uuid": "uuid", "directory": "directory"}
+
     uuid: str
     name: str
     directory: Path
@@ -61,7 +64,7 @@ class Run:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Checkpoint:
+class Checkpoint(JsonRecord):
     """A checkpoint, live or deleted.
 
     Attributes:
@@ -101,7 +104,7 @@ class Checkpoint:
     info: Mapping[str, Any] = field(default_factory=dict)
     metrics: Mapping[str, float | None] = field(default_factory=dict)
     late: Mapping[str, Metric] = field(default_factory=dict)
-    fingerprint: str | None = field(default=None, repr=False, compare=False)
+    fingerprint: str | None = field(default=None, repr=False, compare=False, metadata=NOT_IN_JSON)
 
     @property
     def is_doubted(self) -> bool:
@@ -130,17 +133,6 @@ class Checkpoint:
         own = {name: value for name, value in metrics_of(self.info).items() if name in hidden}
         return replace(self, metrics=known | own, late=late)
 
-    def as_dict(self) -> dict[str, Any]:
-        """Return the record for JSON: its field names, paths as strings."""
-        shown = {f.name: getattr(self, f.name) for f in fields(self) if f.name != "fingerprint"}
-        shown["path"] = str(self.path)
-        shown["tags"] = list(self.tags)
-        shown["late"] = {
-            name: {"value": m.value, "source": m.source, "reported_at": m.reported_at}
-            for name, m in self.late.items()
-        }
-        return shown
-
 
 @dataclass(frozen=True, slots=True, order=True)
 class Resumption:
@@ -152,7 +144,7 @@ class Resumption:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Ancestor:
+class Ancestor(JsonRecord):
     """A checkpoint that another one descends from, directly or not.
 
     Attributes:
@@ -168,10 +160,6 @@ class Ancestor:
     resumed_at: str | None
     deleted_at: str | None
     deleted_reason: str | None
-
-    def as_dict(self) -> dict[str, Any]:
-        """Return the record for JSON: its field names."""
-        return {f.name: getattr(self, f.name) for f in fields(self)}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

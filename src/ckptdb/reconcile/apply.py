@@ -9,11 +9,12 @@ from contextlib import AbstractContextManager, nullcontext, suppress
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal
+from typing import ClassVar, Literal
 
 from ckptdb.catalog.catalog import Catalog
 from ckptdb.catalog.statements import TAKEN
 from ckptdb.catalog.store import Changes, Child
+from ckptdb.core.jsonable import JsonKeys, JsonRecord
 from ckptdb.core.recorded import IndexedRun, RecordedRun
 from ckptdb.core.records import Checkpoint, Run
 from ckptdb.disk import identity, scan
@@ -50,7 +51,7 @@ _ROUNDS = 3
 
 
 @dataclass(frozen=True, slots=True)
-class RunReport:
+class RunReport(JsonRecord):
     """What reconciling one run found, and whether it was carried out.
 
     Attributes:
@@ -64,6 +65,16 @@ class RunReport:
         is_unfinished: Whether something is left to do in its directory that only whoever acts on
             the run may do: removals, and lines of the journal.
     """
+
+    JSON_KEYS: ClassVar[JsonKeys] = {
+        "run": "name",
+        "directory": "directory",
+        "applied": "applied",
+        "blocked": "blocked",
+        "doubt": "doubt",
+        "journal_aside": "journal_aside",
+        "actions": "actions",
+    }
 
     directory: Path
     name: str
@@ -92,21 +103,9 @@ class RunReport:
         """What only a person can settle: checkpoints that are lost or cannot be trusted."""
         return tuple(action for action in self.actions if action.is_lasting)
 
-    def as_dict(self) -> dict[str, Any]:
-        """Return the report for JSON."""
-        return {
-            "run": self.name,
-            "directory": str(self.directory),
-            "applied": self.applied,
-            "blocked": self.blocked,
-            "doubt": self.doubt,
-            "journal_aside": None if self.journal_aside is None else str(self.journal_aside),
-            "actions": [action.as_dict() for action in self.actions],
-        }
-
 
 @dataclass(frozen=True, slots=True)
-class ReconcileReport:
+class ReconcileReport(JsonRecord):
     """What reconciling a tree found.
 
     Attributes:
@@ -114,6 +113,17 @@ class ReconcileReport:
         replaced: Runs whose directory below the tree is another run's by now.
         strays: How many rows of the catalog belong to no run or checkpoint that there is; removed.
     """
+
+    JSON_KEYS: ClassVar[JsonKeys] = {
+        "drift": "has_drift",
+        "not_verifiable": "not_verifiable",
+        "counts": "counts",
+        "blocked": "blocked",
+        "replaced": "replaced",
+        "set_aside": "set_aside",
+        "strays": "strays",
+        "runs": "runs",
+    }
 
     runs: tuple[RunReport, ...]
     missing: tuple[Path, ...] = ()
@@ -171,22 +181,6 @@ class ReconcileReport:
             for path in self.missing
         )
         return (*(run.blocked for run in self.runs if run.blocked), *gone)
-
-    def as_dict(self) -> dict[str, Any]:
-        """Return the report for JSON."""
-        return {
-            "drift": self.has_drift,
-            "not_verifiable": self.not_verifiable,
-            "counts": self.counts,
-            "blocked": list(self.blocked),
-            "replaced": [
-                {"run": run.name, "uuid": run.uuid, "directory": str(run.directory)}
-                for run in self.replaced
-            ],
-            "set_aside": None if self.set_aside is None else str(self.set_aside),
-            "strays": self.strays,
-            "runs": [run.as_dict() for run in self.runs],
-        }
 
 
 def reconcile_tree(

@@ -6,8 +6,9 @@ from collections.abc import Callable, Container, Iterator, Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Final, Literal
+from typing import Any, ClassVar, Final, Literal
 
+from ckptdb.core.jsonable import JsonKeys, JsonRecord
 from ckptdb.core.recorded import IndexedRun, RecordedRun
 from ckptdb.core.records import NO_ANNOTATIONS, Annotations, Checkpoint
 from ckptdb.disk import identity, manifest, names
@@ -67,7 +68,7 @@ REPORTED: Final = frozenset(
 
 
 @dataclass(frozen=True, slots=True)
-class Action:
+class Action(JsonRecord):
     """One difference.
 
     Attributes:
@@ -77,6 +78,10 @@ class Action:
         missing: What the journal does not tell and the index knows.
         is_lost: Whether what has vanished was a published checkpoint.
     """
+
+    JSON_KEYS: ClassVar[JsonKeys] = {
+        "kind": "kind", "step": "step", "what": "what", "drift": "is_drift",
+    }  # fmt: skip
 
     kind: ActionKind
     what: str
@@ -108,10 +113,6 @@ class Action:
         if self.checkpoint is None:
             return self
         return Action(self.kind, self.what, self.step, uuid=self.uuid, is_lost=self.is_lost)
-
-    def as_dict(self) -> dict[str, Any]:
-        """Return the difference for JSON."""
-        return {"kind": self.kind, "step": self.step, "what": self.what, "drift": self.is_drift}
 
 
 @dataclass(frozen=True, slots=True)

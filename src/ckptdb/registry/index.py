@@ -9,7 +9,7 @@ from contextlib import closing
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Any, Self
+from typing import Self
 
 from ckptdb.catalog import engine
 from ckptdb.catalog.catalog import Catalog
@@ -17,6 +17,7 @@ from ckptdb.catalog.engine import Database
 from ckptdb.catalog.files import look_at
 from ckptdb.catalog.schema import HEAD
 from ckptdb.core import warnings
+from ckptdb.core.jsonable import JsonRecord
 from ckptdb.core.recorded import IndexedRun
 from ckptdb.core.records import Run
 from ckptdb.disk import identity, scan
@@ -47,7 +48,7 @@ _FORBIDDEN = frozenset({errno.EACCES, errno.EPERM, errno.EROFS})
 
 
 @dataclass(frozen=True, slots=True)
-class CatalogStatus:
+class CatalogStatus(JsonRecord):
     """What `Registry.status` tells about the catalog itself.
 
     Attributes:
@@ -63,10 +64,6 @@ class CatalogStatus:
     integrity: str
     runs: int
     checkpoints: int
-
-    def as_dict(self) -> dict[str, Any]:
-        """Return the status for JSON."""
-        return {name: getattr(self, name) for name in self.__slots__}
 
 
 class IndexMethods(Tree):
