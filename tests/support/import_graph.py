@@ -10,6 +10,7 @@ from __future__ import annotations
 import ast
 import sys
 from collections.abc import Iterator, Mapping
+from collections.abc import Set as AbstractSet
 from dataclasses import dataclass
 from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
@@ -96,18 +97,17 @@ def room_of(name: str, paths: Mapping[str, Path], source: Path) -> str:
     return paths[name].relative_to(source).parts[0]
 
 
-def imports(tree: ast.Module, name: str, known: object) -> Iterator[str]:
+def imports(tree: ast.Module, name: str, known: AbstractSet[str]) -> Iterator[str]:
     """Yield the modules of the package that a module imports, wherever the import stands."""
-    assert isinstance(known, type({}.keys()))
     for node in ast.walk(tree):
         if isinstance(node, ast.Import):
             yield from (alias.name for alias in node.names if alias.name in known)
-        elif isinstance(node, ast.ImportFrom) and node.module in known:
-            for alias in node.names:
-                below = f"{node.module}.{alias.name}"
-                yield below if below in known else str(node.module)
         elif isinstance(node, ast.ImportFrom) and node.level:
             raise ValueError(f"{name} imports relatively in line {node.lineno}")
+        elif isinstance(node, ast.ImportFrom):
+            found = (f"{node.module}.{alias.name}" for alias in node.names)
+            named = {below if below in known else str(node.module) for below in found}
+            yield from named & known
 
 
 def methods(tree: ast.Module) -> Iterator[tuple[str, int]]:
