@@ -33,7 +33,6 @@ from ckptdb.disk import (
     scan,
 )
 from ckptdb.disk.publish import Publisher
-from ckptdb.disk.retire import Deletion
 from ckptdb.disk.trainer_lock import TrainerLock
 from ckptdb.disk.training_info import config_values, dump_config, dump_info, load_info
 from ckptdb.errors import (
@@ -44,16 +43,16 @@ from ckptdb.errors import (
     PlanChanged,
     UnreadableInfo,
 )
-from ckptdb.retention import Clause, Policy, RetentionPlan
+from ckptdb.retention import Clause, Decision, Policy, RetentionPlan
 from ckptdb.training import config as configuration
-from ckptdb.training import load_history, pruning, schedule
+from ckptdb.training import deletions, load_history, prune_selection, schedule
 from ckptdb.training.background import Background
 from ckptdb.training.checksum_worker import ChecksumWorker
 from ckptdb.training.config import CheckpointingConfig, PretrainedCheckpointConfig
 from ckptdb.training.hooks import HookDispatcher
 from ckptdb.training.index import RunIndex, find_location
 from ckptdb.training.parents import ParentTracker
-from ckptdb.training.pruning import Chosen, Terms
+from ckptdb.training.prune_selection import PruneRules, Selection
 from ckptdb.training.recent_saves import RecentSaves, SaveCost, find_recorded
 from ckptdb.training.resuming import OnChange, Options, Resuming
 from ckptdb.training.save_scheduler import SaveScheduler
@@ -341,12 +340,12 @@ class CheckpointManager:
         self._warn_of_metric_change()
         with warnings.warning_afterwards():
             terms = self._find_terms(exclude_latest=exclude_latest)
-            chosen = pruning.choose(self._index, self._directory, terms)
-            if chosen.deletions:
+            selection = prune_selection.select(self._index, self._directory, terms)
+            if selection.removed:
                 self._warn_of_unknown_metrics(terms.policy)
-                self._retire(chosen.deletions)
+                self._retire(selection.removed)
             self._index.finish()
-            self._settle(terms, chosen)
+            self._settle(terms, selection)
 
     def plan_retention(self, *, exclude_latest: bool = True) -> RetentionPlan:
         """Say what `remove_old_checkpoints` would keep and remove now, and why.
@@ -355,7 +354,7 @@ class CheckpointManager:
             exclude_latest: As there.
         """
         terms = self._find_terms(exclude_latest=exclude_latest)
-        return pruning.plan_all(self._index, self._directory, terms)
+        return prune_selection.plan_all(self._index, self._directory, terms)
 
     def apply_retention(self, planned: RetentionPlan) -> None:
         """Do what `plan_retention` has said, or nothing.
@@ -365,15 +364,15 @@ class CheckpointManager:
             JournalInDoubt: As `remove_old_checkpoints`.
         """
         terms = self._find_terms(exclude_latest=planned.exclude_latest)
-        chosen = pruning.choose(self._index, self._directory, terms)
-        if {deletion.uuid for deletion in chosen.deletions} != {
+        selection = prune_selection.select(self._index, self._directory, terms)
+        if {decision.uuid for decision in selection.removed} != {
             decision.uuid for decision in planned.gone
         }:
             raise PlanChanged([str(self.checkpoint_dir)])
         self._warn_of_metric_change()
         with warnings.warning_afterwards():
-            self._retire(chosen.deletions)
-            self._settle(terms, chosen)
+            self._retire(selection.removed)
+            self._settle(terms, selection)
 
     # --- when to save -------------------------------------------------------------------
 
@@ -639,9 +638,9 @@ class CheckpointManager:
             keep=self.keep,
         )
 
-    def _find_terms(self, *, exclude_latest: bool) -> Terms:
+    def _find_terms(self, *, exclude_latest: bool) -> PruneRules:
         in_use = self._parents.find_in_use(with_saved=exclude_latest)
-        return Terms(self._policy, exclude_latest, in_use, self._find_previous_policy())
+        return PruneRules(self._policy, exclude_latest, in_use, self._find_previous_policy())
 
     @property
     def _ranked_by(self) -> RankedBy:
@@ -679,9 +678,9 @@ class CheckpointManager:
             "accept_metric_change=True prunes by the new one at once."
         )
 
-    def _settle(self, terms: Terms, chosen: Chosen) -> None:
+    def _settle(self, terms: PruneRules, selection: Selection) -> None:
         """Note that the rules of before have had their say."""
-        if terms.previous is None or not chosen.is_settled:
+        if terms.previous is None or not selection.is_settled:
             return
         try:
             self._publisher.record_pruned_by(self._ranked_by)
@@ -735,14 +734,14 @@ class CheckpointManager:
             self._warn_if_pinned(replaced)
             self._background.submit(self._empty_trash)
 
-    def _retire(self, deletions: Sequence[Deletion]) -> None:
-        if not deletions:
+    def _retire(self, removed: Sequence[Decision]) -> None:
+        if not removed:
             return
         self._index.look_for_doubt()
         self._index.refuse_in_doubt()
         failure: DeletionIncomplete | None = None
         try:
-            retired = self._publisher.retire(deletions)
+            retired = deletions.retire(self._publisher, removed)
         except DeletionIncomplete as error:
             failure, retired = error, error.done
         for checkpoint in retired.gone:
@@ -757,17 +756,17 @@ class CheckpointManager:
         if self._looked_for.issuperset(policy.named):
             return
         self._looked_for.update(policy.named)
-        unknown, known, never_finite = pruning.find_unknown_metrics(self._index, policy)
-        for metric in (*unknown, *never_finite):
-            there_are = ", ".join(known) or "none"
+        found = prune_selection.find_unknown_metrics(self._index, policy)
+        for metric in (*found.unknown, *found.never_finite):
+            known = ", ".join(found.known) or "none"
             instead = (
                 "the newest are kept in place of the best"
                 if metric in policy.ranked_by
                 else "a rule that names it keeps none"
             )
             what = (
-                f"; {instead}. Metrics there are: {there_are}"
-                if metric in unknown
+                f"; {instead}. Metrics there are: {known}"
+                if metric in found.unknown
                 else f" with a finite value, only NaN or infinite ones; {instead}"
             )
             warnings.warn(f"No checkpoint has ever had the metric '{metric}'{what}.")

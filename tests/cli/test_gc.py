@@ -278,6 +278,6 @@ def test_an_error_of_the_disk_says_nothing_that_nobody_has_looked_at(ckptdb, roo
     def fail(*_, **__):
         raise OSError(errno.EIO, os.strerror(errno.EIO), "somewhere")
 
-    monkeypatch.setattr("ckptdb.registry.deletion.gc.choose", fail)
+    monkeypatch.setattr("ckptdb.registry.deletion.judge.judge_by_hand", fail)
     answer = ckptdb("rm", "1", cwd=root / "alpha")
     assert (answer.code, answer.err) == (1, "ckptdb: somewhere: Input/output error.\n")

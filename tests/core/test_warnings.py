@@ -12,7 +12,7 @@ import pytest
 from ckptdb import CheckpointManager, Registry, retention
 from ckptdb.core.warnings import warn, warning_afterwards
 from ckptdb.disk import lock
-from ckptdb.training import pruning
+from ckptdb.training import prune_selection
 
 
 @contextmanager
@@ -121,7 +121,7 @@ def test_of_a_prune_that_fails(manager, monkeypatch):
         raise OSError(errno.EIO, "Input/output error")
 
     manager.keep_top_k = 1
-    monkeypatch.setattr(pruning, "decide", fail)
+    monkeypatch.setattr(prune_selection, "judge", fail)
     monkeypatch.setattr(retention.Policy, "keeps_all", lambda *_: False)
     folder = manager.init_tmp_checkpoint(1, {})
     with pointed_at("# pruning"):

@@ -52,21 +52,23 @@ def test_no_checkpoint_goes_that_nobody_let_go(tmp_path):
 def take_one_more(monkeypatch):
     real = Retiring.retire
 
-    def retire(self, deletions):
+    def retire(self, deletions, **options):
         deletions = list(deletions)
         who, taken = identity.identify(self.directory), {deletion.step for deletion in deletions}
         for step, path in scan.list_finals(self.directory) if deletions else ():
             if step not in taken:
                 uuid = scan.find_uuid(who, path, step)
-                return real(self, [*deletions, Deletion(step, uuid or "", "retention: one more")])
-        return real(self, deletions)
+                return real(
+                    self, [*deletions, Deletion(step, uuid or "", "retention: one more")], **options
+                )
+        return real(self, deletions, **options)
 
     monkeypatch.setattr(Retiring, "retire", retire)
 
 
 def forget_pins(monkeypatch):
     monkeypatch.setattr(journal.Pins, "find", lambda _: frozenset())
-    monkeypatch.setattr(decision, "_pinned", lambda _: {})
+    monkeypatch.setattr(decision, "_find_pinned", lambda _: {})
 
 
 def forget_where_training_continued(monkeypatch):

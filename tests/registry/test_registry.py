@@ -42,7 +42,7 @@ from ckptdb.errors import (
     UnknownRun,
 )
 from ckptdb.reconcile import apply
-from ckptdb.registry import gc, healing
+from ckptdb.registry import gc, healing, judge
 from ckptdb.retention import Policy
 
 LOSS = "val:loss"
@@ -927,16 +927,16 @@ def test_what_is_gone_cannot_be_pinned(registry, root):
 
 
 def test_gc_leaves_alone_what_is_pinned_while_it_decides(registry, root, monkeypatch):
-    real = gc.judge
+    real = judge.judge
 
     def judge_then_somebody_pins(*arguments, **options):
         decisions = real(*arguments, **options)
-        monkeypatch.setattr(gc, "judge", real)  # it is judged again under the run's lock
+        monkeypatch.setattr(judge, "judge", real)  # it is judged again under the run's lock
         with Registry.open(root) as other:
             other.pin("a", 1)
         return decisions
 
-    monkeypatch.setattr(gc, "judge", judge_then_somebody_pins)
+    monkeypatch.setattr(judge, "judge", judge_then_somebody_pins)
     (collected,) = registry.gc(Policy(keep_top_k=1), run="a")
     assert (root / "a" / "step_1").is_dir()
     assert (collected.decisions[0].keep, collected.freed_bytes) == (True, 0)

@@ -28,6 +28,7 @@ from ckptdb.retention import (
     Tagged,
     Where,
     decide,
+    judge,
     parse,
     plan,
 )
@@ -206,15 +207,19 @@ def test_the_reason_of_a_limit_tells_rank_and_value():
     ]
 
 
+def plan_of(found, policy, **options):
+    return plan.make(judge(found, policy, **options), found, policy)
+
+
 def test_a_plan_tells_what_becomes_of_best_latest_and_top():
     found = [Candidate(s, f"uuid {s}", {"loss": 1 / s}, size_bytes=10) for s in (1, 2, 3, 4, 5)]
-    by_loss = plan.make(found, Policy(1, 1, None, "loss", "max"), exclude_latest=False)
+    by_loss = plan_of(found, Policy(1, 1, None, "loss", "max"), exclude_latest=False)
     assert by_loss.before == Standing(1, 5, (1, 2, 3))
     assert by_loss.after == Standing(1, 1, (1,))
     assert by_loss.freed_bytes == 40
-    nobodys = plan.make(found, Policy(keep=["steps 1,2"]))
+    nobodys = plan_of(found, Policy(keep=["steps 1,2"]))
     assert (nobodys.before, nobodys.after) == (Standing(5, 5, (5, 4, 3)), Standing(5, 5, (5, 2, 1)))
-    lost = plan.of(nobodys.decisions, found[2:4], Policy(metric="loss", mode="min"))
+    lost = plan.make(nobodys.decisions, found[2:4], Policy(metric="loss", mode="min"))
     assert (lost.before, lost.after) == (Standing(4, 4, (4, 3)), Standing(None, None, ()))
 
 

@@ -156,8 +156,8 @@ def test_a_prune_that_would_take_nothing_is_not_the_first(run):
 def test_it_outlives_a_kill_between_the_first_save_and_its_prune(run):
     script = (
         "import os, signal, sys\n"
-        "from ckptdb import CheckpointManager; from ckptdb.training import pruning\n"
-        "pruning.choose = lambda *_: os.kill(os.getpid(), signal.SIGKILL)\n"
+        "from ckptdb import CheckpointManager; from ckptdb.training import prune_selection\n"
+        "prune_selection.select = lambda *_: os.kill(os.getpid(), signal.SIGKILL)\n"
         "manager = CheckpointManager({'checkpoint_dir': sys.argv[1], 'metric_name': 'val_acc',\n"
         "                             'higher_is_better': False, 'keep_top_k': 2})\n"
         "with manager.save(6, {'val_acc': 0.5}): pass\n"

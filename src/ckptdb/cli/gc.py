@@ -25,7 +25,7 @@ from ckptdb.core import units
 from ckptdb.core.ranking import Mode
 from ckptdb.core.units import human_bytes
 from ckptdb.errors import DeletionIncomplete, DeletionNotConfirmed
-from ckptdb.registry.gc import GcResult
+from ckptdb.registry.gc_result import GcResult
 from ckptdb.retention import Policy, Replay
 
 _SHOWN = 10

@@ -35,7 +35,8 @@ from ckptdb.reconcile.run_location import find_there
 from ckptdb.registry import gc, judge
 from ckptdb.registry.absorb import find_own_doubt
 from ckptdb.registry.catalog_access import UNUSABLE
-from ckptdb.registry.gc import GcResult, JudgedRun
+from ckptdb.registry.gc_result import GcResult
+from ckptdb.registry.judge import JudgedRun
 from ckptdb.registry.opened import PathLike
 from ckptdb.registry.scope import list_some
 from ckptdb.registry.tree import Tree
@@ -141,7 +142,7 @@ class DeletionMethods(Tree):
         """
         with self._deciding(run):
             exact = (self._exact(seen, dry_run=True) for seen in self._find_meant(run))
-            return tuple(gc.replay(catalog, seen, policy) for catalog, seen, _ in exact)
+            return tuple(judge.replay(catalog, seen, policy) for catalog, seen, _ in exact)
 
     def remove(
         self,
@@ -179,11 +180,11 @@ class DeletionMethods(Tree):
             place = find_place(named.run.directory)
             catalog, seen, report = self._exact(named, dry_run=dry_run)
             _refuse_in_doubt(seen, report, catalog.database.location)
-            chosen = gc.choose(catalog, seen, wanted, force=force)
+            planned = judge.judge_by_hand(catalog, seen, wanted, force=force)
             publisher = Publisher(
                 seen.run.directory, of=seen.run, place=place, trash_ttl_seconds=trash_ttl_seconds
             )
-            removed = gc.remove(seen.run, publisher, chosen, force=force, dry_run=dry_run)
+            removed = gc.remove(seen.run, publisher, planned, force=force, dry_run=dry_run)
             if not dry_run:
                 self._healing.index_changes([seen.run.directory])
             _raise_if_incomplete([removed], [], removed)

@@ -1,16 +1,12 @@
-"""What to keep and why: rules, what a run's configuration says in them, and their verdict."""
+"""Retention: rules, policies made of them, and the decisions which checkpoints stay. Pure."""
 
-from ckptdb.retention.decision import (
-    Decision,
-    decide,
-    decide_below,
-    find_resumed_from,
-    keep_previous,
-)
+from ckptdb.retention.decision import Decision, decide, decide_below, find_resumed_from
 from ckptdb.retention.grammar import parse, parse_all
+from ckptdb.retention.history_replay import Replay, replay
+from ckptdb.retention.judgement import judge, keep_linked, without_linked_bytes
 from ckptdb.retention.plan import RetentionPlan, Standing
 from ckptdb.retention.policy import Policy
-from ckptdb.retention.replay import Replay, replay
+from ckptdb.retention.reasons import Reason, describe
 from ckptdb.retention.rules import (
     Ancestors,
     AtMost,
@@ -39,6 +35,7 @@ __all__ = [
     "Latest",
     "NewerThan",
     "Policy",
+    "Reason",
     "Replay",
     "RetentionPlan",
     "Rule",
@@ -48,9 +45,12 @@ __all__ = [
     "Where",
     "decide",
     "decide_below",
+    "describe",
     "find_resumed_from",
-    "keep_previous",
+    "judge",
+    "keep_linked",
     "parse",
     "parse_all",
     "replay",
+    "without_linked_bytes",
 ]

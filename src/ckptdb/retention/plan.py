@@ -1,16 +1,15 @@
-"""A plan of retention: what of a run stays and goes, and what that makes of best and latest."""
+"""Retention plans: decisions about a run, with its best and latest before and after."""
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Collection, Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from typing import Any, Final
 
 from ckptdb.core.candidates import Candidate
 from ckptdb.core.ranking import Mode, rank_key
-from ckptdb.retention.decision import Decision, decide
-from ckptdb.retention.linked import keep, without_bytes
+from ckptdb.retention.decision import Decision
 from ckptdb.retention.policy import Policy
 
 _TOP: Final = 3
@@ -18,7 +17,7 @@ _TOP: Final = 3
 
 @dataclass(frozen=True, slots=True)
 class Standing:
-    """Which steps of a run are its best, its latest and its top 3; without a metric, the newest."""
+    """Best, latest and top 3 steps of a run; without a metric the newest steps."""
 
     best: int | None
     latest: int | None
@@ -31,12 +30,12 @@ class Standing:
 
 @dataclass(frozen=True, slots=True)
 class RetentionPlan:
-    """What a policy does to a run at one moment.
+    """Effect of a policy on a run at one moment.
 
     Attributes:
-        decisions: For each live checkpoint whether it stays and why, by step.
-        before: The run as it is, None when nothing was judged.
-        after: The run without what goes, None when something else has happened meanwhile.
+        decisions: Decisions about the live checkpoints, by step.
+        before: Standing of the run as it is, None when nothing was judged.
+        after: Standing without the checkpoints that go, None when some of them did not go.
         exclude_latest: Whether the highest step stays whatever the rules say.
     """
 
@@ -47,67 +46,41 @@ class RetentionPlan:
 
     @property
     def gone(self) -> tuple[Decision, ...]:
-        """What goes."""
+        """Decisions about the checkpoints that go."""
         return tuple(decision for decision in self.decisions if not decision.keep)
 
     @property
     def freed_bytes(self) -> int:
-        """Sum of what goes."""
+        """Sum of the bytes of the checkpoints that go."""
         return sum(decision.size_bytes or 0 for decision in self.gone)
 
 
 def make(
+    decisions: tuple[Decision, ...],
     candidates: Sequence[Candidate],
     policy: Policy,
     *,
     exclude_latest: bool = True,
-    leased: Mapping[str, str] | None = None,
-    in_use: Mapping[str, str] | None = None,
-    now: float | None = None,
-    linked: Collection[int] = (),
 ) -> RetentionPlan:
-    """Plan what `decide` decides, with the same arguments.
+    """Make a plan of decisions about some of a run's checkpoints.
 
     Args:
-        candidates: As there.
-        policy: As there.
-        exclude_latest: As there.
-        leased: As there.
-        in_use: As there.
-        now: As there.
-        linked: Steps of checkpoints behind a symlink.
-    """
-    candidates = without_bytes(candidates, linked)
-    decisions = decide(
-        candidates,
-        policy,
-        exclude_latest=exclude_latest,
-        leased=leased,
-        in_use=in_use,
-        now=now,
-    )
-    decisions = keep(decisions, linked)
-    return replace(of(decisions, candidates, policy), exclude_latest=exclude_latest)
-
-
-def of(
-    decisions: tuple[Decision, ...], candidates: Sequence[Candidate], policy: Policy
-) -> RetentionPlan:
-    """Plan what was decided about some of a run's checkpoints.
-
-    Args:
-        decisions: What stays and goes.
-        candidates: All of the run's, with their values of the policy's metric.
-        policy: Says what is best.
+        decisions: Which stay and which go.
+        candidates: All checkpoints of the run that were judged, with their values of the metric
+            that the policy ranks by.
+        policy: The policy, for what is best.
+        exclude_latest: Whether the highest step stays whatever the rules say.
     """
     gone = {decision.uuid for decision in decisions if not decision.keep}
     left = [candidate for candidate in candidates if candidate.uuid not in gone]
-    ranked_by = policy.metric, policy.mode
-    return RetentionPlan(decisions, standing(candidates, *ranked_by), standing(left, *ranked_by))
+    before, after = (find_standing(some, policy.metric, policy.mode) for some in (candidates, left))
+    return RetentionPlan(decisions, before, after, exclude_latest)
 
 
-def standing(candidates: Sequence[Candidate], metric: str | None, mode: Mode | None) -> Standing:
-    """Return where a run would stand if these were its checkpoints."""
+def find_standing(
+    candidates: Sequence[Candidate], metric: str | None, mode: Mode | None
+) -> Standing:
+    """Return the standing of a run that has these checkpoints."""
     steps = sorted((candidate.step for candidate in candidates), reverse=True)
     latest = steps[0] if steps else None
     if metric is None or mode is None:
@@ -121,5 +94,5 @@ def standing(candidates: Sequence[Candidate], metric: str | None, mode: Mode | N
 
 
 def fingerprint(lines: Iterable[str]) -> str:
-    """Return what a plan is known by: another as soon as a line of it is another."""
+    """Return the identifier of a plan: a hash of its lines."""
     return hashlib.sha256("\n".join(lines).encode(errors="surrogateescape")).hexdigest()[:16]

@@ -23,8 +23,8 @@ from ckptdb.retention.rules import (
     Rule,
     Tagged,
     Where,
-    judged_by,
-    metrics_of,
+    find_ranking_metrics,
+    with_metric,
 )
 
 
@@ -86,7 +86,7 @@ class Policy:
         if self.ft_keep_latest_k is not None:
             found.append(Latest(self.ft_keep_latest_k))
         rules = (clause for clause in self._clauses if not isinstance(clause, AtMost))
-        return (*found, *(judged_by(rule, self.metric, self.mode) for rule in rules))
+        return (*found, *(with_metric(rule, self.metric, self.mode) for rule in rules))
 
     @cached_property
     def at_most(self) -> AtMost | None:
@@ -102,7 +102,7 @@ class Policy:
     @cached_property
     def ranked_by(self) -> tuple[str, ...]:
         """The metrics by whose rank it is decided what goes."""
-        found = dict.fromkeys(metrics_of(self.rules))
+        found = dict.fromkeys(find_ranking_metrics(self.rules))
         if self.at_most is not None and self.metric is not None:
             found[self.metric] = None
         return tuple(found)

@@ -283,13 +283,13 @@ Clause = Rule | AtMost
 """What a policy is made of."""
 
 
-def metrics_of(rules: Iterable[Clause]) -> tuple[str, ...]:
+def find_ranking_metrics(rules: Iterable[Clause]) -> tuple[str, ...]:
     """Return the metrics that rules rank by, each once."""
     ranking = (rule for rule in rules if isinstance(rule, Best) and rule.count)
     return tuple(dict.fromkeys(rule.metric for rule in ranking if rule.metric is not None))
 
 
-def judged_by(rule: Rule, metric: str | None, mode: Mode | None) -> Rule:
+def with_metric(rule: Rule, metric: str | None, mode: Mode | None) -> Rule:
     """Return a rule that says "the best" without saying by what, by this metric."""
     if isinstance(rule, Best) and rule.metric is None and metric is not None:
         return replace(rule, metric=metric, mode=mode)
