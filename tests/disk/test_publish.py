@@ -41,7 +41,7 @@ from ckptdb.errors import (
     StepInUse,
     StepTaken,
 )
-from ckptdb.reconcile import reconcile_run
+from ckptdb.reconcile.run import reconcile_run
 
 NOW = 1_795_363_284.0
 AT = "2026-11-22T16:01:24.000Z"

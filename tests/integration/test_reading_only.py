@@ -18,7 +18,7 @@ from ckptdb.catalog.engine import Database
 from ckptdb.disk import identity, read_checkpoint
 from ckptdb.disk.publish import Publisher
 from ckptdb.manager import CheckpointManager
-from ckptdb.reconcile import reconcile_run
+from ckptdb.reconcile.run import reconcile_run
 from ckptdb.registry import Registry
 
 QUESTIONS = {

@@ -27,13 +27,9 @@ from ckptdb.disk.journal import Fact
 from ckptdb.disk.publish import Publisher
 from ckptdb.disk.retire import Deletion
 from ckptdb.errors import RunLocked
-from ckptdb.reconcile import (
-    apply,
-    index_run,
-    locked,
-    reconcile_run,
-    reconcile_tree,
-)
+from ckptdb.reconcile import apply, locks
+from ckptdb.reconcile.run import index_run, reconcile_run
+from ckptdb.reconcile.tree import reconcile_tree
 
 AT = "2026-11-22T16:01:24.000Z"
 
@@ -762,7 +758,7 @@ def test_a_lock_that_somebody_keeps_is_told(memory, run, monkeypatch):
     def refuse(hidden):
         raise RunLocked(hidden / "lock", 60)
 
-    monkeypatch.setattr(locked, "run_lock", refuse)
+    monkeypatch.setattr(locks, "run_lock", refuse)
     with pytest.raises(RunLocked):
         reconcile_run(memory, run)
 
@@ -859,14 +855,14 @@ def test_a_change_during_the_look_is_not_masked(catalog, run, monkeypatch):
 
 def test_what_a_trainer_does_between_look_and_lock_is_seen(catalog, run, monkeypatch):
     save(run, 1)
-    real = apply.held
+    real = apply.lock_to_change
 
     def locked_after_a_save(directory):
-        monkeypatch.setattr(apply, "held", real)
+        monkeypatch.setattr(apply, "lock_to_change", real)
         save(run, 2)
         return real(directory)
 
-    monkeypatch.setattr(apply, "held", locked_after_a_save)
+    monkeypatch.setattr(apply, "lock_to_change", locked_after_a_save)
     reconcile_run(catalog, run)
     assert set(live(catalog)) == {1, 2}
 
@@ -921,14 +917,14 @@ def test_what_comes_between_a_settled_look_and_the_lock_is_seen(
     reconcile_run(catalog, run)
     (run / "stranger").mkdir()
     age(run, 5)
-    real = apply.held
+    real = apply.lock_to_change
 
     def locked_after_a_change(directory):
-        monkeypatch.setattr(apply, "held", real)
+        monkeypatch.setattr(apply, "lock_to_change", real)
         change(catalog, run)
         return real(directory)
 
-    monkeypatch.setattr(apply, "held", locked_after_a_change)
+    monkeypatch.setattr(apply, "lock_to_change", locked_after_a_change)
     del looks[:]
     report = reconcile_run(catalog, run, depth="changes")
     assert looks == [run, run]
@@ -954,13 +950,13 @@ def test_a_run_that_becomes_unreadable_before_the_lock_is_told(catalog, run, mon
     save(run, 1)
     reconcile(catalog, run)
     save(run, 2)
-    real = apply.held
+    real = apply.lock_to_change
 
     def locked_after_a_loss(directory):
         (run / ".ckptdb" / "run.json").write_text("{")
         return real(directory)
 
-    monkeypatch.setattr(apply, "held", locked_after_a_loss)
+    monkeypatch.setattr(apply, "lock_to_change", locked_after_a_loss)
     assert "restore the file" in reconcile_run(catalog, run).blocked
     assert set(live(catalog)) == {1}
 

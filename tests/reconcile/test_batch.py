@@ -28,7 +28,8 @@ from ckptdb.disk.journal import Fact
 from ckptdb.disk.publish import Publisher
 from ckptdb.disk.retire import Deletion
 from ckptdb.errors import CatalogBroken, CatalogLocked
-from ckptdb.reconcile import batch, reconcile_run
+from ckptdb.reconcile import batch
+from ckptdb.reconcile.run import reconcile_run
 
 AT = "2026-11-22T16:01:24.000Z"
 
@@ -296,14 +297,14 @@ def test_what_a_trainer_does_before_a_portion_is_stored_is_seen(
         save(run, step)
     if settled:
         settle(run)
-    real = batch.held
+    real = batch.lock_to_change
 
     def held_after_a_change(directory):
-        monkeypatch.setattr(batch, "held", real)
+        monkeypatch.setattr(batch, "lock_to_change", real)
         change(run)
         return real(directory)
 
-    monkeypatch.setattr(batch, "held", held_after_a_change)
+    monkeypatch.setattr(batch, "lock_to_change", held_after_a_change)
     reconcile_run(catalog, run)
     here = scan.observe(run).finals
     assert live(catalog) == {step: checkpoint.uuid for step, checkpoint in here.items()}

@@ -41,7 +41,7 @@ from ckptdb.errors import (
     UnknownMetric,
     UnknownRun,
 )
-from ckptdb.reconcile import apply
+from ckptdb.reconcile import run as run_module
 from ckptdb.registry import gc, healing, judge
 from ckptdb.retention import Policy
 
@@ -1166,14 +1166,14 @@ def break_and_lie(file):
 @pytest.fixture
 def late(monkeypatch):
     """Let the check of a catalog end when a run has been looked at, and no sooner."""
-    looked, look, check = threading.Event(), apply._look, Database.integrity
+    looked, look, check = threading.Event(), run_module.plan_run, Database.integrity
 
     def look_first(*arguments, **options):
         found = look(*arguments, **options)
         looked.set()
         return found
 
-    monkeypatch.setattr(apply, "_look", look_first)
+    monkeypatch.setattr(run_module, "plan_run", look_first)
     monkeypatch.setattr(
         Database, "integrity", lambda self, **how: looked.wait(60) and check(self, **how)
     )

@@ -23,7 +23,7 @@ from ckptdb.core.text import clean
 from ckptdb.core.units import human_age
 from ckptdb.disk import manifest
 from ckptdb.disk.verified import VerifyDepth
-from ckptdb.reconcile import ReconcileReport, RunReport
+from ckptdb.reconcile.report import ReconcileReport, RunReport
 from ckptdb.registry import Registry
 from ckptdb.registry.verification import Verification
 

@@ -1,8 +1,8 @@
-"""Taking in a run that the index knows little of, portion by portion.
+"""Storing the checkpoints of a large new run in the index, batch by batch.
 
-Most of what is found in such a run can be compared and stored on its own. What needs the whole
-run (what is missing, the journal, the stamp) comes after it, and until then the index says that
-it has not seen the run: a crash in between costs no more than another look.
+Most checkpoints of such a run can be compared and stored on their own. Differences that need the
+whole run (missing checkpoints, the journal, the stamp) come last, and until then the index holds no
+stamp of the run: after a crash in between, the next reading compares it again.
 """
 
 from __future__ import annotations
@@ -20,25 +20,28 @@ from ckptdb.core.records import Checkpoint
 from ckptdb.disk import identity, scan
 from ckptdb.disk.identity import Identity
 from ckptdb.errors import IndexStale
-from ckptdb.reconcile.locked import bury, held, held_to_look
-from ckptdb.reconcile.plan import Action, compare, compare_run, keep_damage
+from ckptdb.reconcile.action import Action
+from ckptdb.reconcile.journal_lines import record_vanished
+from ckptdb.reconcile.locks import lock_to_change, lock_to_read
+from ckptdb.reconcile.options import Options
+from ckptdb.reconcile.plan import compare_run
+from ckptdb.reconcile.plan_published import compare_published, keep_damage
 
-_UNSEEN = ""
+_NO_STAMP = ""
 """A stamp that no directory has."""
 
 
 @dataclass
 class BatchReader:
-    """What has been taken in of a run.
+    """Reader of a run's published checkpoints that stores them in the index batch by batch.
 
     Attributes:
-        recorded: What the index held before, with its history.
-        verify: Whether every file has been compared with its manifest.
-        store: False to compare only.
-        writes: Whether the journal may be written to.
-        history: Whether ``recorded`` tells what is gone.
-        actions: What differed, without the records.
-        finals: By step, uuid and fingerprint of all that were taken.
+        who: The run's identity.
+        recorded: The run in the index before.
+        options: Of reconciling it.
+        history: Whether ``recorded`` includes the deleted checkpoints.
+        actions: The differences, without the records.
+        finals: By step, uuid and fingerprint of all that were stored.
         problems: By uuid, of those of them that have one.
         children: Those whose parent was not in the index yet.
     """
@@ -46,9 +49,7 @@ class BatchReader:
     catalog: Catalog
     who: Identity
     recorded: RecordedRun
-    verify: bool
-    store: bool
-    writes: bool
+    options: Options
     history: bool
     actions: list[Action] = field(default_factory=list)
     finals: dict[int, tuple[str, str | None]] = field(default_factory=dict)
@@ -60,56 +61,57 @@ class BatchReader:
         self._refused = False
 
     def take(self, found: Sequence[Checkpoint]) -> Mapping[int, Checkpoint]:
-        """Store some checkpoints; return those that only the whole run can tell about, by step.
+        """Store a batch of checkpoints; return by step those that need the whole run.
 
         Raises:
-            RunLocked: Somebody else keeps the run's lock.
+            RunLocked: Another process holds the run's lock.
             CatalogError: They cannot be stored.
         """
-        directory = self.who.run.directory
-        if self.store:
+        directory, store = self.who.run.directory, self.options.store
+        if store:
             self.catalog.database.ensure_sound()
         if not self.history:
-            told = self.catalog.recorded(self.recorded.indexed, history=True)
-            self.recorded, self.history = replace(self.recorded, gone=told.gone), True
-        with self._held(directory) if self.store else nullcontext():
+            history = self.catalog.recorded(self.recorded.indexed, history=True)
+            self.recorded, self.history = replace(self.recorded, gone=history.gone), True
+        with self._lock(directory) if store else nullcontext():
             known = self.recorded.finals
-            # Another one at its step has to go before it can come: the journal tells how it went.
-            mine = [cp for cp in found if known.get(cp.step, (cp.uuid,))[0] == cp.uuid]
-            if self.store:
-                mine = self._as_they_are(mine)
-            taken = self._compare(mine)
-            if self.store and not self._store(taken):
-                taken = []
+            # Another checkpoint at its step has to end first, which needs the journal.
+            batch = [cp for cp in found if known.get(cp.step, (cp.uuid,))[0] == cp.uuid]
+            if store:
+                batch = self._read_again(batch)
+            compared = self._compare(batch)
+            if store and not self._store(compared):
+                compared = []
             self._stamp = scan.find_stamp(directory)
-        for checkpoint, action in taken:
+        for checkpoint, action in compared:
             self._remember(checkpoint, action)
-        steps = {checkpoint.step for checkpoint, _ in taken}
+        steps = {checkpoint.step for checkpoint, _ in compared}
         return {cp.step: cp for cp in found if cp.step not in steps}
 
-    def _held(self, directory: Path) -> AbstractContextManager[None]:
-        return held(directory) if self.writes else held_to_look(directory)
+    def _lock(self, directory: Path) -> AbstractContextManager[None]:
+        writes_journal = self.options.writes_journal
+        return lock_to_change(directory) if writes_journal else lock_to_read(directory)
 
-    def completed(self) -> RecordedRun:
-        """Return what the index holds by now, as far as it was asked and told."""
-        seen = self.catalog.find_run(self.who.run.uuid) if self.store else None
-        # Whoever else was at this run has told the index what it has seen.
-        undisturbed = seen is not None and seen.stamp == _UNSEEN
+    def read_recorded(self) -> RecordedRun:
+        """Return the run in the index by now, the stored batches included."""
+        indexed = self.catalog.find_run(self.who.run.uuid) if self.options.store else None
+        # Another process that indexed this run has stored a stamp of it.
+        undisturbed = indexed is not None and indexed.stamp == _NO_STAMP
         return replace(
             self.recorded,
-            indexed=seen if undisturbed and not self._refused else self.recorded.indexed,
+            indexed=indexed if undisturbed and not self._refused else self.recorded.indexed,
             finals={**self.recorded.finals, **self.finals},
             problems={**self.recorded.problems, **self.problems},
         )
 
     @cached_property
     def _uuids(self) -> set[str]:
-        """What the index has a row of."""
+        """The uuids of which the index has a row."""
         live = (uuid for uuid, _ in self.recorded.finals.values())
         return {*live, *self.recorded.tmps, *self.recorded.gone}
 
-    def _as_they_are(self, found: Sequence[Checkpoint]) -> list[Checkpoint]:
-        """Look again at what somebody may have changed since it was read."""
+    def _read_again(self, found: Sequence[Checkpoint]) -> list[Checkpoint]:
+        """Return, under the lock, those checkpoints that are still what was read without it."""
         who = self.who
         stamp = scan.find_stamp(who.run.directory)
         if stamp and stamp.is_settled() and stamp == self._stamp:
@@ -119,19 +121,22 @@ class BatchReader:
         before = {cp.step: cp for cp in found}
         known = {cp.step: (cp.uuid, cp.fingerprint) for cp in found}
         here: list[Checkpoint] = []
-        for looked in scan.look(who, list(before), known, verify=self.verify):
-            here += [before[step] for step in looked.same]
-            here += [cp for cp in looked.read if cp.uuid == before[cp.step].uuid]
+        for again in scan.look(who, list(before), known, verify=self.options.depth == "full"):
+            here += [before[step] for step in again.same]
+            here += [cp for cp in again.read if cp.uuid == before[cp.step].uuid]
         return here
 
     def _compare(self, found: Sequence[Checkpoint]) -> list[tuple[Checkpoint, Action | None]]:
-        seen, known = self.recorded.indexed, self.recorded.finals
+        indexed, known = self.recorded.indexed, self.recorded.finals
         steps = [cp.step for cp in found if cp.step in known]
-        contents = self.catalog.contents(seen.id, steps=steps, gone=()) if seen and steps else {}
-        recorded = replace(self.recorded, records=contents)
-        found = [keep_damage(cp, recorded, sizes_verified=self.verify) for cp in found]
+        records = (
+            self.catalog.contents(indexed.id, steps=steps, gone=()) if indexed and steps else {}
+        )
+        recorded = replace(self.recorded, records=records)
+        full = self.options.depth == "full"
+        found = [keep_damage(cp, recorded, sizes_verified=full) for cp in found]
         parents = self._uuids | {checkpoint.uuid for checkpoint in found}
-        return [(cp, compare(cp, recorded, lambda: parents)) for cp in found]
+        return [(cp, compare_published(cp, recorded, lambda: parents)) for cp in found]
 
     def _store(self, found: Sequence[tuple[Checkpoint, Action | None]]) -> bool:
         known, run = self.recorded.finals, self.who.run
@@ -142,14 +147,14 @@ class BatchReader:
             if action or checkpoint.fingerprint != known[checkpoint.step][1]
         ]
         try:
-            bury(run.directory, (), back, writes=self.writes)
+            record_vanished(run.directory, (), back, writes_journal=self.options.writes_journal)
         except OSError:
-            return False  # told when the whole run has been seen
-        changes = Changes(run=run, checkpoints=stored, seen=_UNSEEN, verified=False)
+            return False  # reported when the whole run is compared
+        changes = Changes(run=run, checkpoints=stored, seen=_NO_STAMP, verified=False)
         try:
             self.catalog.apply(changes)
         except IndexStale:
-            self._refused = True  # and made good then
+            self._refused = True  # and stored then
             return False
         if not self.actions:
             self.actions += compare_run(self.who, self.recorded.indexed)
@@ -158,7 +163,7 @@ class BatchReader:
     def _remember(self, checkpoint: Checkpoint, action: Action | None) -> None:
         uuid, parent = checkpoint.uuid, checkpoint.parent
         if action:
-            self.actions.append(action.told())
+            self.actions.append(action.without_record())
         self.finals[checkpoint.step] = (uuid, checkpoint.fingerprint)
         if checkpoint.problem:
             self.problems[uuid] = checkpoint.problem

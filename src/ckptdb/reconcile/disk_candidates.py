@@ -22,7 +22,7 @@ from ckptdb.core.records import (
 )
 from ckptdb.disk import identity, journal, manifest
 from ckptdb.disk.scan import Observation, ReadFiles
-from ckptdb.reconcile import index_run
+from ckptdb.reconcile.run import index_run
 
 _SHORT_BYTES = 1_000_000
 """A journal up to this size is read at every comparison."""

@@ -1,7 +1,7 @@
-"""What reconciling may do in a run's directory, beyond bringing the index up to date.
+"""Repairs that reconciling may do in a run's directory.
 
-A question gets none of these, and without one there is nothing that could change a run. What a
-training loop's manager is asked gets `Completing`, whoever acts on a run `Finishing`.
+A question does none, so that it cannot change a run. A training loop's manager uses `Completing`
+when it is asked, whoever acts on a run uses `Finishing`.
 """
 
 from __future__ import annotations
@@ -9,11 +9,11 @@ from __future__ import annotations
 from pathlib import Path
 
 from ckptdb.disk.publish import Publisher
-from ckptdb.reconcile.plan import REPAIRS, Action
+from ckptdb.reconcile.action import REPAIRS, Action
 
 
 class Completing:
-    """May publish what a crash left complete; removes nothing.
+    """Repairs that publish what a crash left complete; nothing is removed.
 
     Args:
         publisher: Of the run, with its durability and metric.
@@ -24,18 +24,18 @@ class Completing:
 
     @property
     def directory(self) -> Path:
-        """The run's."""
+        """The run's directory."""
         return self._publisher.directory
 
     def may_repair(self, action: Action) -> bool:
-        """Whether it is for this to repair, as far as that can be told before it is tried."""
+        """Tell whether an action is a repair of this kind; the attempt may still find otherwise."""
         return action.kind in ("complete tmp", "orphan old")
 
     def repair(self, action: Action) -> bool:
-        """Repair one difference; tell whether that was to be done.
+        """Repair one difference; return False when it is left to `Finishing`.
 
         Raises:
-            OSError: It cannot be done now.
+            OSError: The repair is not possible now.
             CkptdbError: Likewise.
         """
         if isinstance(action.leftover, Path):
@@ -46,14 +46,14 @@ class Completing:
 
 
 class Finishing(Completing):
-    """May also finish what was left half done, and write to the journal what has vanished."""
+    """Repairs of every kind: also removals, and lines of the journal about what has vanished."""
 
     def establish(self) -> None:
         """Make the run's identity permanent; see `Publisher.establish`."""
         self._publisher.establish()
 
     def may_repair(self, action: Action) -> bool:
-        """Whether it is for this to repair: all that a crash left is."""
+        """Tell whether an action is a repair at all."""
         return action.kind in REPAIRS
 
     def repair(self, action: Action) -> bool:

@@ -19,8 +19,9 @@ from ckptdb.errors import (
     CatalogOutdated,
     CatalogTampered,
 )
-from ckptdb.reconcile import ReconcileReport, RunReport, reconcile_run
-from ckptdb.reconcile.plan import OF_THE_JOURNAL
+from ckptdb.reconcile.action import OF_THE_JOURNAL
+from ckptdb.reconcile.report import ReconcileReport, RunReport
+from ckptdb.reconcile.run import reconcile_run
 
 
 @dataclass(slots=True)
@@ -89,7 +90,7 @@ class Gathering:
             return None  # it tells nothing, or nothing before it is upgraded
         with closing(database):
             try:
-                report = reconcile_run(Catalog(database), run, dry_run=dry_run, settle=True)
+                report = reconcile_run(Catalog(database), run, dry_run=dry_run, restore=True)
             except CatalogBroken:
                 return None
         self.own[run] = report

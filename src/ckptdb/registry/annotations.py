@@ -25,7 +25,7 @@ from ckptdb.errors import (
     JournalInDoubt,
     NothingLost,
 )
-from ckptdb.reconcile import reconcile_run
+from ckptdb.reconcile.run import reconcile_run
 from ckptdb.registry.opened import PathLike
 from ckptdb.registry.tree import Tree
 

@@ -20,7 +20,7 @@ from ckptdb.errors import (
     CatalogReadOnly,
     CatalogUnusable,
 )
-from ckptdb.reconcile import index_run
+from ckptdb.reconcile.run import index_run
 from ckptdb.registry.opened import OpenedPlace
 
 UNUSABLE = (CatalogLocked, CatalogBroken, CatalogUnusable)

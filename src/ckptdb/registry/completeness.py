@@ -15,7 +15,7 @@ from pathlib import Path
 from ckptdb.catalog.catalog import Catalog
 from ckptdb.disk import fsutil, scan
 from ckptdb.errors import CatalogError, RunLocked
-from ckptdb.reconcile import index_run
+from ckptdb.reconcile.run import index_run
 from ckptdb.registry.catalog_access import CatalogAccess
 from ckptdb.registry.healing import Healing
 from ckptdb.registry.opened import OpenedPlace

@@ -30,7 +30,8 @@ from ckptdb.errors import (
     RunNotHere,
     RunsNotNamed,
 )
-from ckptdb.reconcile import RunReport, index_run
+from ckptdb.reconcile.report import RunReport
+from ckptdb.reconcile.run import index_run
 from ckptdb.reconcile.run_location import find_there
 from ckptdb.registry import gc, judge
 from ckptdb.registry.absorb import find_own_doubt

@@ -11,7 +11,9 @@ from ckptdb.core.recorded import IndexedRun
 from ckptdb.disk import identity, scan
 from ckptdb.disk.pending_index import Note, Notes
 from ckptdb.errors import CatalogError, RunLocked
-from ckptdb.reconcile import ReconcileDepth, RunReport, index_run, reconcile_run
+from ckptdb.reconcile.options import ReconcileDepth
+from ckptdb.reconcile.report import RunReport
+from ckptdb.reconcile.run import index_run, reconcile_run
 from ckptdb.reconcile.run_location import find_there
 from ckptdb.registry.catalog_access import CatalogAccess
 from ckptdb.registry.opened import OpenedPlace

@@ -36,8 +36,10 @@ from ckptdb.errors import (
     RootsBelow,
     UnknownRun,
 )
-from ckptdb.reconcile import ReconcileReport, index_run, reconcile_tree
+from ckptdb.reconcile.report import ReconcileReport
+from ckptdb.reconcile.run import index_run
 from ckptdb.reconcile.run_location import find_there
+from ckptdb.reconcile.tree import reconcile_tree
 from ckptdb.registry.absorb import Gathering, gathering
 from ckptdb.registry.opened import OpenedPlace, PathLike, find_enclosing_run
 from ckptdb.registry.tree import Tree

@@ -26,7 +26,7 @@ from ckptdb.disk import (
 from ckptdb.disk.manifest import Compared, Manifest
 from ckptdb.disk.verified import Stopped, Verified, VerifyDepth
 from ckptdb.errors import ChecksumsUnavailable, IndexStale, UnreadableInfo
-from ckptdb.reconcile.plan import compare, keep_damage
+from ckptdb.reconcile.plan_published import compare_published, keep_damage
 
 _LEAST_BYTES = 16 * 1024 * 1024
 """What is read of the first file, however little time there is."""
@@ -254,7 +254,7 @@ class Verifier:
         if not read or known.uuid in self._doubts:
             certain = known.uuid not in self._doubts
             found = keep_damage(found, recorded, sizes_verified=certain)
-        if compare(found, recorded, lambda: ()) is None:
+        if compare_published(found, recorded, lambda: ()) is None:
             return
         with suppress(IndexStale):  # another save has taken its place
             self._catalog.apply(Changes(run=seen.run, checkpoints=[found]))

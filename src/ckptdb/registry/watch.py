@@ -35,7 +35,7 @@ from ckptdb.errors import (
     InvalidWatch,
     RunLocked,
 )
-from ckptdb.reconcile import index_run
+from ckptdb.reconcile.run import index_run
 from ckptdb.reconcile.run_location import find_there
 from ckptdb.registry.arrivals import ArrivalQueue, Arrivals, Share, Stop, Waiting
 from ckptdb.registry.opened import PathLike

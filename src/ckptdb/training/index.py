@@ -46,8 +46,11 @@ from ckptdb.errors import (
     RunLocked,
     Untrustworthy,
 )
-from ckptdb.reconcile import Completing, ReconcileDepth, RunReport, index_run, reconcile_run
-from ckptdb.reconcile.plan import NOT_RANKED
+from ckptdb.reconcile.action import NOT_RANKED
+from ckptdb.reconcile.options import ReconcileDepth
+from ckptdb.reconcile.repairs import Completing
+from ckptdb.reconcile.report import RunReport
+from ckptdb.reconcile.run import index_run, reconcile_run
 
 _T = TypeVar("_T")
 _logger = logging.getLogger("ckptdb")

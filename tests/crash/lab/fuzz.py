@@ -45,7 +45,7 @@ from ckptdb.disk import (
 )
 from ckptdb.errors import CkptdbError, NoCheckpointHere, UnreadableInfo, UnwritableInfo
 from ckptdb.manager import CheckpointManager, _load_checkpoint_history
-from ckptdb.reconcile import index_run
+from ckptdb.reconcile.run import index_run
 from ckptdb.registry import Registry
 from lab.mutate import Mutator
 from lab.report import FAILURES_SHOWN, Row, Size

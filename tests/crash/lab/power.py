@@ -17,7 +17,7 @@ from pathlib import Path
 
 from ckptdb.catalog.catalog import Catalog
 from ckptdb.catalog.engine import Database
-from ckptdb.reconcile import reconcile_run
+from ckptdb.reconcile.run import reconcile_run
 from lab import check, loop, replay, shim, speed
 from lab.check import Verdict, Way
 from lab.ledger import Ledger, Workload, after_all, quota, share

@@ -39,7 +39,7 @@ from ckptdb.disk.pending_index import Notes
 from ckptdb.disk.publish import Publisher
 from ckptdb.disk.retire import Deletion
 from ckptdb.errors import CkptdbError, SaveFailed
-from ckptdb.reconcile import reconcile_run
+from ckptdb.reconcile.run import reconcile_run
 from ckptdb.training.background import Background
 from lab import check, loop, power, races, replay, shim
 from lab.check import Verdict
@@ -294,7 +294,7 @@ class Actor(loop.Loop):
 
     def _settle(self) -> None:
         """Have a damaged journal written anew by a person."""
-        reconcile_run(Catalog(Database.in_memory()), self._run, settle=True)
+        reconcile_run(Catalog(Database.in_memory()), self._run, restore=True)
 
     def _note(self) -> None:
         """Save where the catalog cannot be written."""
