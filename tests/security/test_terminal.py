@@ -27,7 +27,7 @@ from tests.support.terminal import Terminal
 
 import ckptdb
 from ckptdb import CheckpointManager, Registry
-from ckptdb.cli import printing
+from ckptdb.cli import formats
 from ckptdb.cli.main import cli, main
 from ckptdb.disk import process
 from ckptdb.errors import RunInUse
@@ -57,7 +57,7 @@ COMMANDS = {
     "init": [[], [f"new {EVIL}"]],
     "latest": [[], ["-o", "json"]],
     "log": [["1", f"{EVIL}=1", "--source", EVIL], ["1", EVIL]],
-    "ls": [[], ["--all"], *(["--all", "-o", form] for form in printing.FORMATS)],
+    "ls": [[], ["--all"], *(["--all", "-o", form] for form in formats.FORMATS)],
     "pareto": [["--against", EVIL, "min"], ["--against", "acc", "max"]],
     "pin": [["1", "--note", EVIL]],
     "plot": [[], [EVIL]],
@@ -69,7 +69,7 @@ COMMANDS = {
     "serve": [["--host", EVIL], [f"no/{EVIL}"]],
     "show": [["1"], ["2"], ["2", "--lineage"], ["2", "-o", "json"]],
     "sql": [*(["SELECT r.name, m.name, r.config FROM runs r, metrics m", "-o", form]
-              for form in printing.FORMATS),
+              for form in formats.FORMATS),
             [f'SELECT \'{EVIL}\' AS "{EVIL}"'], [f'SELECT no."{EVIL}"\nFROM runs'],
             ["-f", EVIL], ["-p", EVIL, "SELECT 1"]],
     "tag": [["1", EVIL], ["1", EVIL + EVIL]],

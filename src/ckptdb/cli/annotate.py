@@ -1,14 +1,12 @@
-"""Commands that add to what is known: pin, tag, reject, log and their undoing; forget."""
+"""The commands that annotate: pin, tag, reject and their opposites, log, accept; and forget."""
 
 from __future__ import annotations
 
 import click
 
-from ckptdb.cli.ls import Session, run_option
+from ckptdb.cli.options import Session, run_option, step_argument
 from ckptdb.cli.printing import say
 from ckptdb.core.records import Checkpoint
-
-step_argument = click.argument("step", type=click.IntRange(0))
 
 
 @click.command()

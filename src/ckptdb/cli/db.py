@@ -1,23 +1,18 @@
-"""Commands about the catalog itself: db path, db status, db upgrade."""
+"""The commands db path, db status and db upgrade."""
 
 from __future__ import annotations
 
 import click
 
-from ckptdb.cli.ls import Session
-from ckptdb.cli.printing import (
-    echo_json,
-    echo_path,
-    output_option,
-    print_table,
-    say,
-)
+from ckptdb.cli.formats import echo_json, print_table
+from ckptdb.cli.options import Session, output_option
+from ckptdb.cli.printing import echo_path, say
 from ckptdb.core.units import human_bytes
 
 
 @click.group()
 def db() -> None:
-    """Look after the catalog itself."""
+    """Locate, inspect and upgrade the catalog."""
 
 
 @db.command()
@@ -44,8 +39,8 @@ def status(session: Session, form: str) -> int:
     if form == "json":
         echo_json(found.as_dict())
     else:
-        shown = found.as_dict() | {"size_bytes": human_bytes(found.size_bytes)}
-        print_table(["", ""], ([name, str(value)] for name, value in shown.items()))
+        values = found.as_dict() | {"size_bytes": human_bytes(found.size_bytes)}
+        print_table(["", ""], ([name, str(value)] for name, value in values.items()))
     return 0 if found.integrity == "ok" else 1
 
 

@@ -9,17 +9,17 @@ from __future__ import annotations
 import inspect
 import json
 import math
-import multiprocessing
 import os
 import random
 import re
 import shlex
 import signal
-import sys
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
-from ckptdb.manager import CheckpointManager
+import click
+
+from ckptdb.cli.printing import say
 
 ALPHABET = "abcdefghijklmnopqrstuvwxyz. "
 ORDER = 2  # how many characters the model sees before the one that it predicts
@@ -38,6 +38,8 @@ def train(run: Path, rate: float, killed_at: int | None = None) -> None:
         rate: Learning rate.
         killed_at: The step whose save is cut in half by a SIGKILL.
     """
+    from ckptdb.manager import CheckpointManager  # here, for other commands need none of it
+
     text, held_out = read_text()
     model, sampler, step = Model(), random.Random(2), 0  # noqa: S311  # draws batches, no secrets
     judged_by = {"metric_name": "val:loss", "higher_is_better": False}
@@ -124,7 +126,23 @@ def read_text() -> tuple[str, str]:
     return text[:TRAINED], text[TRAINED : TRAINED + HELD_OUT]
 
 
-def main(directory: Path, command: Command) -> int:
+@click.command()
+@click.argument("directory", default="ckptdb-demo", type=click.Path(file_okay=False))
+@click.pass_context
+def demo(context: click.Context, directory: str) -> int:
+    """Train a small model, kill it while it saves, recover, finish; in a few seconds."""
+    group = context.find_root().command
+
+    def run(arguments: Sequence[str]) -> None:
+        group.main(list(arguments), prog_name="ckptdb", standalone_mode=False)
+
+    return run_demo(Path(context.obj.directory, directory), run)
+
+
+COMMANDS = (demo,)
+
+
+def run_demo(directory: Path, command: Command) -> int:
     """Tell the story: train, be killed while saving, look, recover, finish, ask.
 
     Args:
@@ -132,12 +150,13 @@ def main(directory: Path, command: Command) -> int:
         command: Runs ``ckptdb``, so that what is shown is what a user would see.
     """
     if refusal := find_refusal(directory):
-        print(f"ckptdb: {refusal}", file=sys.stderr)  # noqa: T201  # the demo is a program
+        say(f"ckptdb: {refusal}", err=True)
         return 1
 
     def ask(*arguments: str) -> None:
         shown = [f'"{word}"' if " " in word else word for word in arguments]
-        say(f"\n$ {here} {' '.join(shown)}")
+        say()
+        say(f"$ {here} {' '.join(shown)}")
         command(["-C", str(directory), *arguments])
 
     here = f"ckptdb -C {shlex.quote(str(directory))}"
@@ -147,27 +166,33 @@ def main(directory: Path, command: Command) -> int:
     say(f"Every {SAVE_EVERY} steps it is saved; the latest and the 3 best by val:loss are kept.")
     ask("init")
 
-    say(f"\nTraining {steady}:")
+    say()
+    say(f"Training {steady}:")
     train(directory / steady, RATES[steady])
-    say(f"\nTraining {eager}, in a process of its own:")
+    say()
+    say(f"Training {eager}, in a process of its own:")
     train_and_die(directory / eager, RATES[eager])
     say(f"  SIGKILL, in the middle of saving step {KILLED_AT}")
-    say(f"\nThe process is gone. This is what it left in {directory / eager}:")
+    say()
+    say(f"The process is gone. This is what it left in {directory / eager}:")
     for folder in sorted(directory.glob(f"{eager}/*step_*")):
         say(f"  {folder.name + '/':15} {' '.join(sorted(os.listdir(folder)))}")
     say("A directory called step_N is whole, always. What is unfinished goes by another name:")
     ask("reconcile")
 
-    say("\nTraining goes on from the latest checkpoint:")
+    say()
+    say("Training goes on from the latest checkpoint:")
     train(directory / eager, RATES[eager])
 
-    say("\nNow the questions.")
+    say()
+    say("Now the questions.")
     ask("best", "--run", eager)
     ask("latest", "--run", eager)
     ask("top", "5")
     ask("sql", "SELECT run, step, value FROM leaderboard WHERE rank = 1 ORDER BY value")
     ask("sql", "SELECT step, deleted_reason FROM deletions WHERE run = 'lr-0.5' ORDER BY step")
-    say(f"\nAll of this is in {directory} for you to explore. Try:")
+    say()
+    say(f"All of this is in {directory} for you to explore. Try:")
     for line in ("ls", f"ls {eager} --all", "schema", "gc --keep-top-k 1 --dry-run"):
         say(f"  {here} {line}")
     return 0
@@ -175,6 +200,8 @@ def main(directory: Path, command: Command) -> int:
 
 def train_and_die(run: Path, rate: float) -> None:
     """Train in a child process, which a SIGKILL hits while it saves."""
+    import multiprocessing
+
     child = multiprocessing.get_context("spawn").Process(target=train, args=(run, rate, KILLED_AT))
     child.start()
     child.join()
@@ -193,8 +220,3 @@ def find_refusal(directory: Path) -> str | None:
     if here:
         return f"{directory} is not empty; name a new directory: `ckptdb demo DIRECTORY`."
     return None
-
-
-def say(line: str) -> None:
-    """Print a line now: a process that is killed takes its buffer along."""
-    print(line, flush=True)  # noqa: T201  # the demo is a program

@@ -1,4 +1,4 @@
-"""Two checkpoints side by side: diff."""
+"""The command diff."""
 
 from __future__ import annotations
 
@@ -10,13 +10,9 @@ from itertools import takewhile
 
 import click
 
-from ckptdb.cli.ls import Session, run_option
-from ckptdb.cli.printing import (
-    echo_json,
-    output_option,
-    print_table,
-    say,
-)
+from ckptdb.cli.formats import echo_json, print_table
+from ckptdb.cli.options import Session, output_option, run_option
+from ckptdb.cli.printing import say
 from ckptdb.core.compare import (
     ConfigChange,
     Difference,

@@ -1,26 +1,23 @@
-"""Commands that delete, say first what would go, and bring it back: gc, rm, undelete."""
+"""The command gc."""
 
 from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
 from functools import partial
-from typing import Any
 
 import click
 
-from ckptdb.cli.ls import (
+from ckptdb.cli.formats import echo_json, print_table
+from ckptdb.cli.options import (
     Session,
+    dry_run_option,
     metric_option,
     mode_option,
-    run_option,
-)
-from ckptdb.cli.printing import (
-    echo_json,
     output_option,
-    print_table,
-    say,
+    trash_ttl_option,
 )
+from ckptdb.cli.printing import say
 from ckptdb.core import units
 from ckptdb.core.ranking import Mode
 from ckptdb.core.units import human_bytes
@@ -29,70 +26,6 @@ from ckptdb.registry.gc_result import GcResult
 from ckptdb.retention import Policy, Replay
 
 _SHOWN = 10
-
-
-class _Time(click.ParamType):  # type: ignore[type-arg]  # generic in the newest click only
-    """A time such as ``2 days``, in seconds."""
-
-    name = "time"
-
-    def convert(
-        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
-    ) -> float:
-        hours = units.find_hours(str(value))
-        if hours is None:
-            self.fail(f"{value!r} is not a time such as '2 days' or '12 hours'", param, ctx)
-        return hours * 3600
-
-
-trash_ttl_option = click.option(
-    "--trash-ttl",
-    type=_Time(),
-    metavar="TIME",
-    help='Keep the bytes of what goes for so long, e.g. "2 days"; until then undelete works.',
-)
-dry_run_option = click.option("--dry-run", is_flag=True, help="Only say what would go.")
-
-
-@click.command()
-@click.argument("steps", type=click.IntRange(0), nargs=-1, required=True, metavar="STEP...")
-@run_option
-@click.option("--force", is_flag=True, help="Also pinned ones.")
-@dry_run_option
-@trash_ttl_option
-@output_option("table", "json")
-@click.pass_obj
-def rm(
-    session: Session,
-    steps: tuple[int, ...],
-    run: str | None,
-    trash_ttl: float | None,
-    form: str,
-    *,
-    force: bool,
-    dry_run: bool,
-) -> None:
-    """Delete the checkpoints at the given steps: all of them, or none."""
-    with session.open() as registry:
-        try:
-            removed = registry.remove(
-                steps, run=run, force=force, dry_run=dry_run, trash_ttl_seconds=trash_ttl or 0.0
-            )
-        except DeletionIncomplete as error:
-            _print_plans([error.done], form)
-            raise
-        _print_plans([removed], form)
-
-
-@click.command()
-@click.argument("step", type=click.IntRange(0))
-@run_option
-@click.pass_obj
-def undelete(session: Session, step: int, run: str | None) -> None:
-    """Bring back the deleted checkpoint at STEP, as long as its bytes are kept (--trash-ttl)."""
-    with session.open() as registry:
-        found = registry.undelete(step, run=run)
-    say(f"{found.run} step {found.step}: back. Pin it, or retention may take it again.")
 
 
 @click.command()
@@ -207,15 +140,15 @@ def gc(  # noqa: PLR0917  # one parameter an option
         try:
             found = collect(dry_run=dry_run, plans=plans or None)
         except DeletionIncomplete as error:
-            _print_plans(error.done, form)
+            print_results(error.done, form)
             raise
-        _print_plans(found, form)
+        print_results(found, form)
         if dry_run and form == "table" and found:
             ids = " ".join(f"--plan {plan.plan}" for plan in found)
             say(f"To do exactly this or nothing: {ids}")
 
 
-COMMANDS = (rm, undelete, gc)
+COMMANDS = (gc,)
 
 
 def _policy(  # noqa: PLR0917  # one parameter an option
@@ -259,7 +192,8 @@ def _counted(plan: GcResult) -> str:
     return f"{' and '.join([*gone, *left])}, {human_bytes(plan.freed_bytes)}"
 
 
-def _print_plans(plans: Sequence[GcResult], form: str) -> None:
+def print_results(plans: Sequence[GcResult], form: str) -> None:
+    """Print for each checkpoint whether it stays and why, and the bytes that are freed."""
     if form == "json":
         echo_json([plan.as_dict() for plan in plans])
         return

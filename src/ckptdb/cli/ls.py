@@ -1,51 +1,21 @@
-"""Commands that answer questions about what there is: ls, show."""
+"""The command ls."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, Protocol
+from typing import Any
 
 import click
 
-from ckptdb.cli.printing import (
-    FORMATS,
-    describe,
-    echo_json,
-    output_option,
-    print_checkpoints,
-    print_lineage,
-    print_rows,
-    print_table,
-    say,
-    short_time,
-)
+from ckptdb.cli.checkpoint_tables import print_checkpoints, short_time
+from ckptdb.cli.formats import FORMATS, print_rows, print_table
+from ckptdb.cli.options import Session, output_option
+from ckptdb.cli.printing import say
 from ckptdb.core.records import Checkpoint, Status
 from ckptdb.core.rows import Rows
 from ckptdb.core.text import number
 from ckptdb.core.units import human_bytes
 from ckptdb.registry import Registry
-
-run_option = click.option(
-    "--run",
-    metavar="RUN",
-    help="Name, path or uuid prefix of a run, wherever it lies; default: at or below here.",
-)
-mode_option = click.option(
-    "--mode", type=click.Choice(["min", "max"]), help="Whether low or high is better."
-)
-metric_option = click.option(
-    "--metric", metavar="NAME", help="Rank by this metric; default: the run's own."
-)
-metric_argument = click.argument("metric", required=False)
-
-
-class Session(Protocol):
-    """What was chosen before the subcommand."""
-
-    directory: str
-
-    def open(self, path: str = "") -> Registry:
-        """Open the registry that the command is about, or another one as seen from there."""
 
 
 @click.command()
@@ -81,26 +51,7 @@ def ls(
         say_passed_over(registry, found, run)
 
 
-@click.command()
-@click.argument("step", type=click.IntRange(0))
-@run_option
-@click.option("--lineage", is_flag=True, help="What training came from, back to the first.")
-@output_option("table", "json")
-@click.pass_obj
-def show(session: Session, step: int, run: str | None, form: str, *, lineage: bool) -> None:
-    """Show everything known about the checkpoint at STEP, deleted ones too."""
-    with session.open() as registry:
-        if lineage:
-            print_lineage(registry.lineage(step, run=run), form)
-            return
-        checkpoint = registry.get(step, run=run)
-    if form == "json":
-        echo_json(checkpoint.as_dict())
-        return
-    print_table(["", ""], describe(checkpoint))
-
-
-COMMANDS = (ls, show)
+COMMANDS = (ls,)
 
 
 def say_passed_over(registry: Registry, answer: Sequence[Checkpoint], run: str | None) -> None:

@@ -9,7 +9,6 @@ import threading
 import warnings
 from collections.abc import Sequence
 from contextlib import suppress
-from dataclasses import dataclass
 from gc import freeze
 from typing import Final, TextIO
 
@@ -18,17 +17,25 @@ import click
 from ckptdb.cli import (
     annotate,
     db,
+    demo,
     diff,
     gc,
+    init,
     ls,
     plot,
     ranking,
     reconcile,
+    report,
+    rm,
+    schema,
+    serve,
+    show,
     sql,
     terminal,
+    verify,
     watch,
-    web,
 )
+from ckptdb.cli.options import PARTLY_DONE, Session
 from ckptdb.cli.printing import echo_error, echo_traceback, say
 from ckptdb.core.text import clean
 from ckptdb.errors import (
@@ -42,7 +49,6 @@ from ckptdb.errors import (
     RunLocked,
     RunsNotNamed,
 )
-from ckptdb.registry import Registry
 
 EXIT_CODES: Final[dict[type[CkptdbError], int]] = {
     CatalogMissing: 10,
@@ -54,22 +60,6 @@ EXIT_CODES: Final[dict[type[CkptdbError], int]] = {
     DeletionNotConfirmed: 2,
 }
 """What an error ends with; every other one ends with 1, wrong usage with 2."""
-PARTLY_DONE: Final = 4
-"""What a deletion ends with when something is gone and something is not."""
-
-
-@dataclass(slots=True)
-class Session:
-    """What was chosen before the subcommand."""
-
-    directory: str
-    catalog: str | None
-
-    def open(self, path: str = "") -> Registry:
-        """Open the registry that the command is about, or another one as seen from there."""
-        if path and "://" not in path:
-            path = os.path.join(self.directory, path)
-        return Registry.open(path or self.directory, catalog=self.catalog)
 
 
 @click.group(
@@ -91,8 +81,11 @@ def cli(context: click.Context, directory: str, catalog: str | None, *, debug: b
     context.obj = Session(directory, catalog)
 
 
-for room in (ls, ranking, sql, diff, plot, annotate, gc, reconcile, watch, web, db):
-    for command in room.COMMANDS:
+for module in (
+    ls, show, ranking, sql, schema, diff, plot, annotate, gc, rm, reconcile, init, verify, watch,
+    report, serve, db, demo,
+):  # fmt: skip
+    for command in module.COMMANDS:
         cli.add_command(command)
 
 

@@ -1,4 +1,4 @@
-"""How a metric went, drawn on the terminal."""
+"""The command plot: curves of a metric, drawn on the terminal."""
 
 from __future__ import annotations
 
@@ -10,14 +10,9 @@ from typing import Any, Final, Literal
 
 import click
 
-from ckptdb.cli.ls import Session, metric_argument, mode_option
-from ckptdb.cli.printing import (
-    echo_drawing,
-    is_coloured,
-    print_table,
-    say,
-    width,
-)
+from ckptdb.cli.formats import print_table
+from ckptdb.cli.options import Session, metric_argument, mode_option
+from ckptdb.cli.printing import echo_drawing, get_width, is_coloured, say
 from ckptdb.core.downsample import downsample
 from ckptdb.core.ranking import Mode, rank_key
 from ckptdb.core.records import Curve
@@ -81,7 +76,7 @@ def plot(
     with session.open() as registry:
         name, curves = registry.curves(metric, runs=runs, mode=mode)
     looks = [look(index, coloured=is_coloured()) for index in range(len(curves))]
-    echo_drawing(draw(name, curves, looks, axis, columns=min(width(otherwise=80), _WIDEST)))
+    echo_drawing(draw(name, curves, looks, axis, columns=min(get_width(otherwise=80), _WIDEST)))
     say()
     _print_legend(curves, looks)
 

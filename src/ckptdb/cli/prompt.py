@@ -15,8 +15,10 @@ from typing import TYPE_CHECKING, Final
 
 from ckptdb.cli import terminal
 from ckptdb.cli.completion import Words
-from ckptdb.cli.printing import FORMATS, echo_error, say
-from ckptdb.cli.sql import Asker, echo_relation, is_text, select
+from ckptdb.cli.formats import FORMATS
+from ckptdb.cli.printing import echo_error, say
+from ckptdb.cli.schema import echo_relation, select
+from ckptdb.cli.sql_answers import SqlAnswers, is_text
 from ckptdb.errors import CkptdbError
 
 if TYPE_CHECKING:
@@ -35,21 +37,21 @@ Read = Callable[[], str]
 """Asks for one statement. Ctrl-C is KeyboardInterrupt, Ctrl-D EOFError."""
 
 
-def run(asker: Asker) -> None:
+def run(answers: SqlAnswers) -> None:
     """Ask and answer until Ctrl-D or ``.quit``."""
-    relations = asker.registry.schema()
+    relations = answers.registry.schema()
     names = [relation.name for relation in relations]
     commands = {".help": (), ".mode": FORMATS, ".quit": (), ".schema": names}
-    words = Words(relations, (seen.name for seen in asker.registry.runs()), commands)
+    words = Words(relations, (seen.name for seen in answers.registry.runs()), commands)
     read = _reader(words)
-    say(f"{asker.registry.location}, read-only; .help tells more.", err=True)
+    say(f"{answers.registry.location}, read-only; .help tells more.", err=True)
     while True:
         try:
             text = read().strip()
             if text.rstrip(";") == ".quit":
                 return
             if text:
-                _obey(asker, text)
+                _obey(answers, text)
         except EOFError:
             say(err=True)
             return
@@ -86,19 +88,19 @@ def history_file() -> Path | None:
     return file
 
 
-def _obey(asker: Asker, text: str) -> None:
+def _obey(answers: SqlAnswers, text: str) -> None:
     if not text.startswith("."):
-        asker.answer(text)
+        answers.answer(text)
         return
     name, *arguments = text.rstrip(";").split()
     argument = arguments[0] if arguments else None
     if name == ".schema":
-        for relation in select(asker.registry.schema(), argument):
+        for relation in select(answers.registry.schema(), argument):
             echo_relation(relation)
     elif name == ".mode" and argument in FORMATS:
-        asker.form = argument
+        answers.form = argument
     elif name == ".mode" and argument is None:
-        say(asker.form)
+        say(answers.form)
     elif name == ".mode":
         say(f"There is no form {argument}; choose {', '.join(FORMATS)}.", err=True)
     elif name == ".help":

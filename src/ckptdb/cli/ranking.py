@@ -1,4 +1,4 @@
-"""Commands that choose: best, latest, top, pareto."""
+"""The commands that rank: best, latest, top, pareto."""
 
 from __future__ import annotations
 
@@ -9,25 +9,11 @@ from typing import Any, Final, TypeVar
 
 import click
 
-from ckptdb.cli.ls import (
-    Session,
-    metric_of,
-    metric_option,
-    mode_option,
-    run_option,
-    say_passed_over,
-)
-from ckptdb.cli.printing import (
-    FORMATS,
-    echo_error,
-    echo_json,
-    echo_path,
-    echo_paths,
-    output_option,
-    print_checkpoints,
-    print_records,
-    say,
-)
+from ckptdb.cli.checkpoint_tables import print_checkpoints
+from ckptdb.cli.formats import FORMATS, echo_json, print_records
+from ckptdb.cli.ls import metric_of, say_passed_over
+from ckptdb.cli.options import Session, metric_option, mode_option, output_option, run_option
+from ckptdb.cli.printing import echo_error, echo_path, echo_paths, say
 from ckptdb.core.ranking import MODES
 from ckptdb.core.records import Checkpoint
 from ckptdb.core.text import number

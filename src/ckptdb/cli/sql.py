@@ -1,55 +1,24 @@
-"""Commands for people who ask in SQL: sql, schema."""
+"""The command sql."""
 
 from __future__ import annotations
 
 import re
 import sys
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
 import click
 
-from ckptdb.catalog.query import Relation
-from ckptdb.cli.ls import Session
-from ckptdb.cli.printing import (
-    FORMATS,
-    output_option,
-    print_records,
-    print_rows,
-    say,
-    width,
-)
-from ckptdb.errors import FileUnusable, QueryFailed, UnknownRelation
-from ckptdb.registry import Registry
+from ckptdb.cli.formats import FORMATS
+from ckptdb.cli.options import Session, output_option
+from ckptdb.cli.sql_answers import SqlAnswers
+from ckptdb.errors import FileUnusable
 
 _WHOLE: Final = re.compile(r"0|-?[1-9]\d*", re.ASCII)
 _DECIMAL: Final = re.compile(r"-?\d+\.\d+", re.ASCII)
 _LONGEST: Final = 20
 """Characters of a whole number of 64 bits, with its sign."""
 _COMMENT: Final = re.compile(r"--(\s|[^=\s]*\n)")
-
-
-@dataclass(slots=True)
-class Asker:
-    """Answers queries to one registry, as the options of the command say."""
-
-    registry: Registry
-    parameters: dict[str, object]
-    limit: int
-    timeout_seconds: float
-    form: str
-
-    def answer(self, query: str) -> None:
-        """Print what a query says."""
-        if not is_text(query):
-            raise QueryFailed("it holds bytes that are no UTF-8")
-        with self.registry.query_apart(
-            query, self.parameters, limit=self.limit, timeout_seconds=self.timeout_seconds
-        ) as rows:
-            print_rows(rows.columns, rows, self.form)
-            if rows.truncated:
-                say(f"Only the first {len(rows)} rows; --limit shows more.", err=True)
 
 
 class _Query(click.Command):
@@ -97,81 +66,21 @@ def sql(  # noqa: PLR0917  # one parameter an option
     if query is not None and file is not None:
         raise click.UsageError("Pass a query or --file, not both.")
     values = dict(_named(text) for text in parameters)
-    asks = query is None and file is None and sys.stdin.isatty()
-    if asks and not sys.stdout.isatty():
+    is_prompt = query is None and file is None and sys.stdin.isatty()
+    if is_prompt and not sys.stdout.isatty():
         raise click.UsageError('Pass a query: ckptdb sql "SELECT * FROM leaderboard"')
-    text = "" if asks else _read(session, query, file)
+    text = "" if is_prompt else _read(session, query, file)
     with session.open() as registry:
-        asker = Asker(registry, values, limit, timeout, form)
-        if not asks:
-            asker.answer(text)
+        answers = SqlAnswers(registry, values, limit, timeout, form)
+        if not is_prompt:
+            answers.answer(text)
             return
         from ckptdb.cli import prompt
 
-        prompt.run(asker)
+        prompt.run(answers)
 
 
-@click.command()
-@click.argument("name", required=False)
-@output_option("table", "json")
-@click.pass_obj
-def schema(session: Session, name: str | None, form: str) -> None:
-    """Print the tables and views that SQL can name, or one of them, each with an example."""
-    with session.open() as registry:
-        relations = select(registry.schema(), name)
-    if form == "json":
-        print_records(
-            [
-                {
-                    "name": relation.name,
-                    "kind": relation.kind,
-                    "purpose": relation.purpose,
-                    "columns": {column.name: column.type for column in relation.columns},
-                    "example": relation.example,
-                }
-                for relation in relations
-            ],
-            form,
-        )
-        return
-    for relation in relations:
-        echo_relation(relation)
-
-
-COMMANDS = (sql, schema)
-
-
-def select(relations: tuple[Relation, ...], name: str | None) -> tuple[Relation, ...]:
-    """Return the table or view of a name, or all of them.
-
-    Raises:
-        UnknownRelation: None is called so.
-    """
-    found = tuple(relation for relation in relations if name in (None, relation.name))
-    if not found and name is not None:
-        raise UnknownRelation(name, [relation.name for relation in relations])
-    return found
-
-
-def echo_relation(relation: Relation) -> None:
-    """Print a table or view for people: purpose, columns with their types, an example."""
-    # A column stays on one line with its type.
-    columns = ", ".join("\u00a0".join(filter(None, (c.name, c.type))) for c in relation.columns)
-    say(f"{relation.name} ({relation.kind}): {relation.purpose}")
-    told = click.wrap_text(columns, width() - 1, "    ", "    ")
-    for line in told.split("\n"):
-        say(line.replace("\u00a0", " "))
-    say(f"    e.g. {relation.example}")
-    say()
-
-
-def is_text(text: str) -> bool:
-    """Tell whether what came from a terminal or a command line was UTF-8."""
-    try:
-        text.encode()
-    except UnicodeEncodeError:
-        return False
-    return True
+COMMANDS = (sql,)
 
 
 def _read(session: Session, query: str | None, file: str | None) -> str:

@@ -1,4 +1,4 @@
-"""The command that waits for checkpoints: watch."""
+"""The command watch."""
 
 from __future__ import annotations
 
@@ -12,14 +12,9 @@ from types import FrameType
 
 import click
 
-from ckptdb.cli.ls import Session
-from ckptdb.cli.printing import (
-    echo_paths,
-    output_option,
-    print_records,
-    say,
-)
-from ckptdb.cli.reconcile import PARTLY
+from ckptdb.cli.formats import print_records
+from ckptdb.cli.options import PARTLY_DONE, Session, output_option
+from ckptdb.cli.printing import echo_paths, say
 from ckptdb.core.records import Checkpoint
 from ckptdb.errors import CatalogError, CatalogMissing
 from ckptdb.registry import Registry
@@ -86,7 +81,7 @@ def watch(  # noqa: PLR0917  # one parameter an option
                     failed += 1
                     where = f"{checkpoint.run} step {checkpoint.step}"
                     say(f"ckptdb: {where}: the command {why}.", err=True)
-    return PARTLY if failed else 0
+    return PARTLY_DONE if failed else 0
 
 
 COMMANDS = (watch,)
