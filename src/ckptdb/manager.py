@@ -43,6 +43,7 @@ from ckptdb.errors import (
     PlanChanged,
     UnreadableInfo,
 )
+from ckptdb.reconcile.location import find_location
 from ckptdb.retention import Clause, Decision, Policy, RetentionPlan
 from ckptdb.training import config as configuration
 from ckptdb.training import deletions, load_history, prune_selection, schedule
@@ -50,7 +51,7 @@ from ckptdb.training.background import Background
 from ckptdb.training.checksum_worker import ChecksumWorker
 from ckptdb.training.config import CheckpointingConfig, PretrainedCheckpointConfig
 from ckptdb.training.hooks import HookDispatcher
-from ckptdb.training.index import RunIndex, find_location
+from ckptdb.training.index import RunIndex
 from ckptdb.training.parents import ParentTracker
 from ckptdb.training.prune_selection import PruneRules, Selection
 from ckptdb.training.recent_saves import RecentSaves, SaveCost, find_recorded

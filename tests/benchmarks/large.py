@@ -23,7 +23,7 @@ from ckptdb.catalog.store import Changes
 from ckptdb.core.records import Checkpoint, Run
 from ckptdb.core.times import utc
 from ckptdb.disk import identity, scan
-from ckptdb.training.index import find_location
+from ckptdb.reconcile.location import find_location
 
 METRICS = (
     trees.METRIC, "val:accuracy", "train:loss", "train:reward", "train:kl", "train:grad_norm",

@@ -24,7 +24,7 @@ from ckptdb import CheckpointManager, Registry
 from ckptdb.cli.main import main
 from ckptdb.disk import identity
 from ckptdb.errors import RootRefused
-from ckptdb.training.index import find_location
+from ckptdb.reconcile.location import find_location
 
 pytestmark = needs_root
 

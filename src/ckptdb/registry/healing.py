@@ -11,6 +11,7 @@ from ckptdb.core.recorded import IndexedRun
 from ckptdb.disk import identity, scan
 from ckptdb.disk.pending_index import Note, Notes
 from ckptdb.errors import CatalogError, RunLocked
+from ckptdb.reconcile.freshness import is_exact
 from ckptdb.reconcile.options import ReconcileDepth
 from ckptdb.reconcile.report import RunReport
 from ckptdb.reconcile.run import index_run, reconcile_run
@@ -124,7 +125,6 @@ class Healing:
 
 def _is_settled(seen: IndexedRun | None, directory: Path) -> bool:
     """Tell whether a run has surely not changed since it was indexed, in that directory."""
-    if seen is None or not seen.verified or seen.run.directory != directory:
+    if seen is None or seen.run.directory != directory:
         return False
-    stamp = scan.find_stamp(directory)
-    return stamp is not None and seen.stamp == str(stamp) and stamp.is_settled()
+    return is_exact(seen, scan.find_stamp(directory))

@@ -36,6 +36,7 @@ from ckptdb.errors import (
     RootsBelow,
     UnknownRun,
 )
+from ckptdb.reconcile.location import find_location
 from ckptdb.reconcile.report import ReconcileReport
 from ckptdb.reconcile.run import index_run
 from ckptdb.reconcile.run_location import find_there
@@ -44,7 +45,6 @@ from ckptdb.registry.absorb import Gathering, gathering
 from ckptdb.registry.opened import OpenedPlace, PathLike, find_enclosing_run
 from ckptdb.registry.tree import Tree
 from ckptdb.registry.verification import Verification, Verifier
-from ckptdb.training.index import find_location
 
 _FORBIDDEN = frozenset({errno.EACCES, errno.EPERM, errno.EROFS})
 

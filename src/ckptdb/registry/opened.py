@@ -9,7 +9,7 @@ from pathlib import Path
 from ckptdb.catalog.location import Location, locate
 from ckptdb.disk import identity, scan
 from ckptdb.errors import DirectoryMissing, RootRefused
-from ckptdb.training.index import find_location, fixed_choice
+from ckptdb.reconcile.location import find_location, fix_choice
 
 PathLike = str | os.PathLike[str]
 
@@ -53,7 +53,7 @@ def find_place(location: PathLike, catalog: PathLike | None) -> OpenedPlace:
     if not path.is_dir():
         raise DirectoryMissing(path)
     path = _resolve_into_root(path)
-    choice = fixed_choice(catalog)
+    choice = fix_choice(catalog)
     run = find_enclosing_run(path)
     top = run or path
     try:

@@ -35,6 +35,7 @@ from ckptdb.errors import (
     InvalidWatch,
     RunLocked,
 )
+from ckptdb.reconcile.freshness import is_exact
 from ckptdb.reconcile.run import index_run
 from ckptdb.reconcile.run_location import find_there
 from ckptdb.registry.arrivals import ArrivalQueue, Arrivals, Share, Stop, Waiting
@@ -250,7 +251,6 @@ class _Looker:
         before = self._looked.get(directory)
         if before is not None and before.is_sure and stamp.is_same(before.stamp):
             return before.here
-        is_settled = stamp.is_settled()
         answer = self._answers.ask(
             directory, lambda catalog, run_id: catalog.candidates(run_id, Wanted())
         )
@@ -258,7 +258,7 @@ class _Looker:
             return ()
         seen, found = answer
         here = tuple(Waiting(directory, seen.run.uuid, cp.step, cp.uuid) for cp in found)
-        is_sure = is_settled and seen.verified and seen.stamp == str(stamp)
+        is_sure = is_exact(seen, stamp)
         self._looked[directory] = _Looked(stamp, is_sure, here)
         return here
 

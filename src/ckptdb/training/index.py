@@ -15,12 +15,10 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any, TypeVar
 
 from ckptdb.catalog.catalog import Catalog
 from ckptdb.catalog.engine import Database
-from ckptdb.catalog.location import Location, fixed, locate
 from ckptdb.catalog.store import Changes
 from ckptdb.core import fork, warnings
 from ckptdb.core.candidates import Candidate
@@ -47,6 +45,8 @@ from ckptdb.errors import (
     Untrustworthy,
 )
 from ckptdb.reconcile.action import NOT_RANKED
+from ckptdb.reconcile.freshness import is_exact
+from ckptdb.reconcile.location import find_fixed_location, fix_choice
 from ckptdb.reconcile.options import ReconcileDepth
 from ckptdb.reconcile.repairs import Completing
 from ckptdb.reconcile.report import RunReport
@@ -69,36 +69,6 @@ LISTING_SHARE = 1 / 20
 _QUIET = (CatalogMissing, CatalogOutdated, CatalogReadOnly)
 # SQLite has no checksums: flipped bits can come back as text that is no UTF-8, no JSON, no number.
 _NONSENSE = (ValueError, TypeError, LookupError)
-
-
-def find_location(directory: Path, choice: str | os.PathLike[str] | None = None) -> Location:
-    """Return where the catalog of a run or root is, or would be.
-
-    An explicit choice, else ``CKPTDB_CATALOG``, else the nearest marked root at or above, else
-    the directory itself.
-
-    Raises:
-        CatalogUnusable: What was chosen cannot be a catalog.
-        RootRefused: The directory would have to be its own root, and belongs to a stranger as one.
-    """
-    return _locate(directory, fixed_choice(choice))
-
-
-def fixed_choice(choice: str | os.PathLike[str] | None) -> str | None:
-    """Return what is named as the catalog just now, whatever the working directory is later."""
-    named = choice or os.environ.get("CKPTDB_CATALOG")
-    return fixed(named) if named else None
-
-
-def _locate(directory: Path, named: str | None) -> Location:
-    if named is not None:
-        return locate(named)
-    root = identity.find_root(directory)
-    if root is None:
-        identity.raise_if_refused(directory)
-        root = directory
-    file = identity.hidden(root) / "catalog.db"
-    return Location(url=f"sqlite:///{file}", file=file, base=root)
 
 
 @dataclass(slots=True)
@@ -184,7 +154,7 @@ class RunIndex:
     ) -> None:
         self._publisher = publisher
         self._directory = publisher.directory
-        self._choice = fixed_choice(choice)
+        self._choice = fix_choice(choice)
         self._durable = durable
         self._mutex = threading.RLock()
         self._stored: Fresh | None = None
@@ -375,7 +345,7 @@ class RunIndex:
         if self._placed:
             return
         self._placed = True
-        location = _locate(self._directory, self._choice)
+        location = find_fixed_location(self._directory, self._choice)
         root = location.base
         if root == self._directory:
             for marker in identity.find_markers(self._directory):
@@ -396,7 +366,7 @@ class RunIndex:
         """Leave a note for answers over all runs, which would not compare this one."""
         self._missed = True
         try:
-            location = _locate(self._directory, self._choice)
+            location = find_fixed_location(self._directory, self._choice)
             notes = Notes(location.notes, location.base)
             notes.add(self._directory, self._uuid(), make_durable=self._durable)
         except (CatalogError, OSError) as error:
@@ -488,7 +458,7 @@ class RunIndex:
             self.close()
         if time.monotonic() < self._retry_at:
             return None
-        location = _locate(self._directory, self._choice)
+        location = find_fixed_location(self._directory, self._choice)
         # What has been removed meanwhile is not made again; only a save does that.
         if for_writing and location.base == self._directory and self._directory.is_dir():
             identity.mark_root(self._directory, make_durable=self._durable)
@@ -535,7 +505,7 @@ class RunIndex:
 
     def _broken(self, error: Exception) -> CatalogBroken:
         _logger.info("the catalog holds nonsense", exc_info=error)
-        return CatalogBroken(str(_locate(self._directory, self._choice)), str(error))
+        return CatalogBroken(str(find_fixed_location(self._directory, self._choice)), str(error))
 
     def close_quietly(self) -> None:
         """Close a catalog that may be broken."""
@@ -617,14 +587,14 @@ class RunIndex:
             self._on_problem(Problem("checkpoint", path, Untrustworthy(path, what)))
 
     def _is_known(self, fresh: Fresh, stamp: Stamp, *, trust_own: bool) -> bool:
-        seen = fresh.catalog.find_run(self._uuid())
-        if seen is None or seen.stamp != str(stamp):
+        indexed = fresh.catalog.find_run(self._uuid())
+        if indexed is None or indexed.stamp != str(stamp):
             return False
-        verified = seen.verified and stamp.is_settled()
-        if verified:
+        exact = is_exact(indexed, stamp)
+        if exact:
             fresh.stamp = stamp
-        if verified or trust_own:
-            fresh.run_id = seen.id
+        if exact or trust_own:
+            fresh.run_id = indexed.id
             return True
         return False
 
