@@ -16,8 +16,8 @@ from tests.support.warned import warned
 
 from ckptdb import Registry
 from ckptdb import manager as module
-from ckptdb.disk import fsutil, identity, journal
-from ckptdb.disk.journal import Fact
+from ckptdb.core.facts import Fact
+from ckptdb.disk import fsutil, journal, root_marker
 from ckptdb.errors import (
     CatalogUnusable,
     CkptdbError,
@@ -1373,7 +1373,7 @@ def test_any_bytes_may_stand_in_a_directorys_name(make, tmp_path, name, own_root
     run = root if own_root else root / os.fsdecode(name)
     run.mkdir(parents=True)
     if not own_root:
-        identity.mark_root(root)
+        root_marker.mark_root(root)
     manager = make(run, metric_name="loss", keep_top_k=1)
     for step, loss in ((1, 0.3), (2, 0.1), (3, 0.2)):
         save(manager, step, loss=loss)

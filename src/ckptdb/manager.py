@@ -6,8 +6,6 @@ and directories, with durable publishing and an index behind them.
 
 from __future__ import annotations
 
-# Loops written for NeMo-RL patch `glob` in this module; ckptdb itself never globs, because a
-# directory's name may hold the characters that glob gives a meaning to.
 import glob  # noqa: F401
 import logging
 import os
@@ -26,11 +24,16 @@ from ckptdb.core import warnings
 from ckptdb.core.ranking import Mode, RankedBy
 from ckptdb.core.recorded import Unranked
 from ckptdb.core.records import Checkpoint, Problem, Trouble
+
+# Loops written for NeMo-RL patch `glob` in this module; ckptdb itself never globs, because a
+# directory's name may hold the characters that glob gives a meaning to.
 from ckptdb.disk import (
     free_space,
     identity,
     names,
-    scan,
+    observation,
+    published_name,
+    run_listing,
 )
 from ckptdb.disk.publish import Publisher
 from ckptdb.disk.trainer_lock import TrainerLock
@@ -415,7 +418,7 @@ class CheckpointManager:
             self._empty_trash()
 
         def discard_unfinished() -> None:
-            for tmp in scan.observe(self._directory, may_touch=True).tmps.values():
+            for tmp in observation.observe(self._directory, may_touch=True).tmps.values():
                 if tmp.abandoned:
                     reason = "discarded: left unfinished, and another save had no space"
                     self._discard(tmp.checkpoint.path, reason=reason, uuid=tmp.checkpoint.uuid)
@@ -588,7 +591,7 @@ class CheckpointManager:
         own = self._find_own(folder)
         if own is not None and own.exists():
             folder = own
-        found = scan.find_published_info(folder)
+        found = published_name.find_published_info(folder)
         if found is None:
             raise NoCheckpointHere(folder, f"has no {names.INFO}; it is not a checkpoint")
         load_history.note_load(folder, has_weights=False)
@@ -924,7 +927,7 @@ def _load_checkpoint_history(checkpoint_dir: PathLike) -> list[tuple[int, str, d
     """Return step, path and training_info of every readable checkpoint, by step."""
     load_history.note_look(Path(checkpoint_dir))
     history = []
-    for step, path in scan.list_finals(Path(checkpoint_dir)):
+    for step, path in run_listing.list_finals(Path(checkpoint_dir)):
         try:
             history.append((step, str(path), load_info(path)[0]))
         except UnreadableInfo as error:

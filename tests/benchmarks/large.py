@@ -22,7 +22,7 @@ from ckptdb.catalog.engine import Database
 from ckptdb.catalog.store import Changes
 from ckptdb.core.records import Checkpoint, Run
 from ckptdb.core.times import utc
-from ckptdb.disk import identity, scan
+from ckptdb.disk import root_marker, run_stamp
 from ckptdb.reconcile.location import find_location
 
 METRICS = (
@@ -53,7 +53,7 @@ class Large:
 
 def build(root: Path, *, checkpoints: int, runs: int) -> Large:
     """Make a root with that many runs and checkpoints."""
-    identity.mark_root(root, make_durable=False)
+    root_marker.mark_root(root, make_durable=False)
     location = find_location(root)
     assert location.file is not None
     numbers = random.Random(3)
@@ -127,7 +127,7 @@ def _settle(catalog: Catalog, run: Run, each: int) -> None:
     for number in range(_ALIVE - 1, each, _ALIVE):
         os.mkdir(f"{run.directory}/step_{100 * (number + 1)}")
     trees.settle(run.directory)
-    catalog.apply(Changes(run=run, seen=str(scan.find_stamp(run.directory))))
+    catalog.apply(Changes(run=run, seen=str(run_stamp.find_stamp(run.directory))))
 
 
 def _note_best(best: dict[str, tuple[float, int]], stored: Sequence[Checkpoint]) -> None:

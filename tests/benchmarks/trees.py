@@ -17,7 +17,8 @@ from pathlib import Path
 from typing import Any
 
 from ckptdb import CheckpointManager, Registry
-from ckptdb.disk.journal import Fact, append
+from ckptdb.core.facts import Fact
+from ckptdb.disk.journal import append
 
 METRIC = "val:loss"
 AGE_SECONDS = 3600.0

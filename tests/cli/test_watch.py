@@ -9,7 +9,8 @@ from contextlib import contextmanager
 import pytest
 from tests.support.saving import save
 
-from ckptdb.disk import identity, journal
+from ckptdb.disk import identity
+from ckptdb.disk.journal_pins import Evaluated
 
 SECONDS = 30
 """How long something that does not come is waited for."""
@@ -190,7 +191,7 @@ def test_a_command_may_log_what_it_has_measured(root):
     assert (process.returncode, err) == (0, "")
     assert out.splitlines()[1] == "alpha step 1: has mmlu=0.1"
     hidden = identity.hidden(root / "alpha")
-    assert len(journal.Evaluated(hidden).find("m")) == 3
+    assert len(Evaluated(hidden).find("m")) == 3
     done = subprocess.run(
         [sys.executable, "-c", "from ckptdb.cli.main import main; main()", "best", "--metric",
          "mmlu", "--mode", "max"], cwd=root / "alpha", capture_output=True, text=True, check=True,
@@ -223,7 +224,7 @@ def test_a_command_that_ends_well_though_it_was_told_to_is_done(root):
         read_line(process)
         read_line(process)
         assert stop(process)[0] == 0
-    assert len(journal.Evaluated(identity.hidden(root / "alpha")).find("mmlu")) == 1
+    assert len(Evaluated(identity.hidden(root / "alpha")).find("mmlu")) == 1
 
 
 def test_a_second_signal_does_not_wait_for_a_command_that_does_not_listen(root):

@@ -19,8 +19,9 @@ from lab.scene import BAD, BEST, GOOD, LATEST, LOSS, ckptdb
 from tests.support.requirements import needs_root
 
 from ckptdb import Registry
+from ckptdb.core.facts import Fact
 from ckptdb.disk import paths, training_info
-from ckptdb.disk.journal import Fact, append
+from ckptdb.disk.journal import append
 from ckptdb.errors import InvalidStep, UnreadableInfo
 
 HUGE_BYTES = 200 * 1024 * 1024

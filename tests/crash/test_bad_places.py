@@ -17,7 +17,8 @@ from tests.support.mounts import immutable, mounted
 from tests.support.requirements import needs_root
 
 from ckptdb import Registry
-from ckptdb.disk import fsutil, identity, journal
+from ckptdb.core.facts import Fact
+from ckptdb.disk import fsutil, identity, journal, root_marker
 from ckptdb.errors import SaveFailed
 
 
@@ -394,7 +395,7 @@ def test_a_clock_that_goes_back_hides_no_change(run):
         registry.pin(None, 2, note="before")
         journal.append(
             run / ".ckptdb",
-            [journal.Fact("2020-01-01T00:00:00.000Z", "note", registry.get(2).uuid, {"text": "x"})],
+            [Fact("2020-01-01T00:00:00.000Z", "note", registry.get(2).uuid, {"text": "x"})],
             make_durable=False,
         )
     # The last line wins, whatever time it names.
@@ -437,5 +438,5 @@ def test_a_file_system_that_flushes_no_directory_is_trusted_with_names(run, monk
 
 def test_the_root_of_another_user_is_not_ours_to_write_to(run, monkeypatch):
     monkeypatch.setattr(identity.os, "geteuid", lambda: 4711)
-    assert identity.find_root(run) in (run.parent, None)
+    assert root_marker.find_root(run) in (run.parent, None)
     scene.check_answers(run, best=BEST, latest=LATEST)

@@ -4,10 +4,10 @@ import pytest
 from lab import fuzz
 
 from ckptdb.disk import (
-    journal,
+    journal_records,
     manifest,
     read_checkpoint,
-    scan,
+    run_listing,
     training_info,
 )
 from ckptdb.errors import UnreadableInfo
@@ -55,7 +55,7 @@ def take_true_for_a_number(monkeypatch):
 
 
 def forget_the_type_of_a_reason(monkeypatch):
-    monkeypatch.setattr(journal, "_is_text", lambda _: True)
+    monkeypatch.setattr(journal_records, "is_text", lambda _: True)
 
 
 def follow_any_name(monkeypatch):
@@ -93,14 +93,14 @@ def write_while_looking(monkeypatch):
 
 
 def overlook_a_good_one(monkeypatch):
-    real = scan.list_folder
+    real = run_listing.list_folder
 
     def listed(directory):
         found = real(directory)
         found.finals = [step for step in found.finals if step != 4]
         return found
 
-    monkeypatch.setattr(scan, "list_folder", listed)
+    monkeypatch.setattr(run_listing, "list_folder", listed)
 
 
 def rank_backwards(monkeypatch):

@@ -8,8 +8,9 @@ from dataclasses import replace
 import pytest
 import xxhash
 
+from ckptdb.core.observed import Manifest
 from ckptdb.disk import checksums, manifest
-from ckptdb.disk.manifest import Compared, Manifest
+from ckptdb.disk.manifest import Compared
 from ckptdb.errors import ChecksumsUnavailable
 
 LARGE = os.urandom(3 * 1024 * 1024 + 17)

@@ -12,13 +12,14 @@ import pytest
 
 from ckptdb.core import threads
 from ckptdb.disk import (
+    checkpoint_identity,
     identity,
-    journal,
     leases,
     lock,
-    scan,
+    read_trash,
 )
 from ckptdb.disk.evaluator import Evaluator
+from ckptdb.disk.journal_pins import Evaluated
 from ckptdb.disk.publish import Publisher
 from ckptdb.disk.retire import Deletion
 from ckptdb.errors import RunLocked
@@ -103,7 +104,7 @@ def retire(run, step, uuid, **how):
 
 
 def trash(run):
-    return [left.uuid for left in scan.list_trash(run)]
+    return [left.uuid for left in read_trash.list_trash(run)]
 
 
 def facts(run):
@@ -188,9 +189,11 @@ def test_what_is_gone_or_another_one_is_not_taken(run, uuid):
 def test_a_run_that_ckptdb_never_wrote_keeps_the_uuids_of_its_checkpoints(tmp_path):
     (tmp_path / "step_1").mkdir()
     (tmp_path / "step_1" / "training_info.json").write_text("{}")
-    known = scan.find_uuid(identity.identify(tmp_path), tmp_path / "step_1", 1)
+    known = checkpoint_identity.find_uuid(identity.identify(tmp_path), tmp_path / "step_1", 1)
     assert Evaluator(tmp_path, "mmlu").take(1, known).finish()
-    assert scan.find_uuid(identity.identify(tmp_path), tmp_path / "step_1", 1) == known
+    assert (
+        checkpoint_identity.find_uuid(identity.identify(tmp_path), tmp_path / "step_1", 1) == known
+    )
     assert os.listdir(tmp_path / "step_1") == ["training_info.json"]
 
 
@@ -365,7 +368,7 @@ def test_journal_and_leases_tell_the_same_story_after_a_kill_anywhere(run, uuid,
         with pytest.raises(KeyboardInterrupt):
             turn.finish()
     assert leases_of(run) == [f"{uuid}.mmlu"]
-    assert journal.Evaluated(run / ".ckptdb").find("mmlu") == {uuid}
+    assert Evaluated(run / ".ckptdb").find("mmlu") == {uuid}
     expire(run)
     assert Evaluator(run, "mmlu").take(1, uuid) is None
     assert leases_of(run) == []

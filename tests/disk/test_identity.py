@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from tests.support.requirements import needs_root
 
-from ckptdb.disk import identity
+from ckptdb.disk import identity, root_marker
 
 
 def establish(directory: Path, metric=None, *, higher=False, keep=False):
@@ -188,23 +188,23 @@ def test_derived_uuids_depend_on_every_fact():
 def test_the_nearest_marked_directory_is_the_root(tmp_path: Path):
     deep = tmp_path / "a" / "b" / "c"
     deep.mkdir(parents=True)
-    assert identity.find_root(deep) is None
+    assert root_marker.find_root(deep) is None
 
-    identity.mark_root(tmp_path / "a")
-    identity.mark_root(tmp_path)
-    assert identity.find_root(deep) == tmp_path / "a"
-    assert identity.is_root(tmp_path / "a")
-    assert not identity.is_root(deep)
+    root_marker.mark_root(tmp_path / "a")
+    root_marker.mark_root(tmp_path)
+    assert root_marker.find_root(deep) == tmp_path / "a"
+    assert root_marker.is_root(tmp_path / "a")
+    assert not root_marker.is_root(deep)
 
-    identity.unmark_root(tmp_path / "a")
-    identity.unmark_root(tmp_path / "a")
-    assert identity.find_root(deep) == tmp_path
+    root_marker.unmark_root(tmp_path / "a")
+    root_marker.unmark_root(tmp_path / "a")
+    assert root_marker.find_root(deep) == tmp_path
 
 
 def test_marking_again_changes_nothing(tmp_path: Path):
-    identity.mark_root(tmp_path, make_durable=False)
+    root_marker.mark_root(tmp_path, make_durable=False)
     before = (tmp_path / ".ckptdb" / "root.json").read_bytes()
-    identity.mark_root(tmp_path)
+    root_marker.mark_root(tmp_path)
     assert (tmp_path / ".ckptdb" / "root.json").read_bytes() == before
 
 
@@ -221,13 +221,13 @@ def test_marking_again_changes_nothing(tmp_path: Path):
 @needs_root
 def test_a_mark_counts_by_who_may_write_there(tmp_path: Path, mode, owner, counts):
     """With real users in test_other_users.py."""
-    identity.mark_root(tmp_path)
+    root_marker.mark_root(tmp_path)
     os.chown(tmp_path / ".ckptdb" / "root.json", owner, -1)
     tmp_path.chmod(mode)
     run = tmp_path / "run"
-    assert identity.find_root(run) == (tmp_path if counts else None)
-    assert identity.is_root(tmp_path) == counts
-    assert [marker.counts for marker in identity.find_markers(run)] == [counts]
+    assert root_marker.find_root(run) == (tmp_path if counts else None)
+    assert root_marker.is_root(tmp_path) == counts
+    assert [marker.counts for marker in root_marker.find_markers(run)] == [counts]
 
 
 # --- what cannot be read now -----------------------------------------------------------
@@ -254,7 +254,7 @@ def test_a_run_json_that_cannot_be_read_now_makes_no_other_run(tmp_path, monkeyp
 
 
 def test_a_root_that_cannot_be_looked_at_now_is_not_taken_for_none(tmp_path, monkeypatch):
-    identity.mark_root(tmp_path)
+    root_marker.mark_root(tmp_path)
     run = tmp_path / "run"
     run.mkdir()
     real = os.lstat
@@ -267,5 +267,5 @@ def test_a_root_that_cannot_be_looked_at_now_is_not_taken_for_none(tmp_path, mon
     with monkeypatch.context() as patch:
         patch.setattr(os, "lstat", fail)
         with pytest.raises(OSError, match="Stale"):
-            identity.find_root(run)
-    assert identity.find_root(run) == tmp_path
+            root_marker.find_root(run)
+    assert root_marker.find_root(run) == tmp_path

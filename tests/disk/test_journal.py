@@ -9,10 +9,12 @@ from pathlib import Path
 
 import pytest
 
+from ckptdb.core.facts import Fact, Facts
 from ckptdb.core.metrics import Metric
 from ckptdb.core.records import Annotations, Checkpoint, Resumption, Run
-from ckptdb.disk import fsutil, journal
-from ckptdb.disk.journal import Fact
+from ckptdb.disk import fsutil, journal, journal_lines, journal_records
+from ckptdb.disk.journal_lines import PART_BYTES
+from ckptdb.disk.journal_pins import Evaluated, Pins
 
 UUID = "0b1e0e60-9d3c-4f5e-8a7b-3f0c2d1e4a5b"
 OTHER = "1b1e0e60-9d3c-4f5e-8a7b-3f0c2d1e4a5b"
@@ -61,7 +63,7 @@ def note(*facts: Fact, hidden: Path):
 
 @pytest.mark.parametrize("kind", ["deleted", "replaced", "discarded", "vanished"])
 def test_a_checkpoint_that_is_gone_is_rebuilt_from_its_line(run, hidden, checkpoint, kind):
-    note(journal.gone(checkpoint, kind, "because", time(9)), hidden=hidden)
+    note(journal_records.gone(checkpoint, kind, "because", time(9)), hidden=hidden)
 
     expected = replace(checkpoint, status="deleted", deleted_at=time(9), deleted_reason="because")
     assert journal.read(hidden, run).gone == {UUID: expected}
@@ -72,26 +74,26 @@ def test_late_metrics_are_not_part_of_the_line(run, hidden, checkpoint):
     with_late = replace(
         checkpoint, metrics={**checkpoint.metrics, "mmlu": 0.6}, late={"mmlu": late}
     )
-    note(journal.gone(with_late, "deleted", "because", time(9)), hidden=hidden)
+    note(journal_records.gone(with_late, "deleted", "because", time(9)), hidden=hidden)
 
     assert journal.read(hidden, run).gone[UUID].metrics == checkpoint.metrics
 
 
 def test_the_last_line_wins(run, hidden, checkpoint):
     note(
-        journal.gone(checkpoint, "deleted", "first", time(1)),
-        journal.gone(checkpoint, "vanished", "second", time(2)),
+        journal_records.gone(checkpoint, "deleted", "first", time(1)),
+        journal_records.gone(checkpoint, "vanished", "second", time(2)),
         hidden=hidden,
     )
     assert journal.read(hidden, run).gone[UUID].deleted_reason == "second"
 
 
 def test_what_reappeared_is_not_gone(run, hidden, checkpoint):
-    note(journal.gone(checkpoint, "vanished", "first", time(1)), hidden=hidden)
+    note(journal_records.gone(checkpoint, "vanished", "first", time(1)), hidden=hidden)
     note(Fact(time(2), "reappeared", UUID), hidden=hidden)
     assert journal.read(hidden, run).gone == {}
 
-    note(journal.gone(checkpoint, "deleted", "again", time(3)), hidden=hidden)
+    note(journal_records.gone(checkpoint, "deleted", "again", time(3)), hidden=hidden)
     assert journal.read(hidden, run).gone[UUID].deleted_reason == "again"
 
 
@@ -197,20 +199,20 @@ def test_a_checkpoint_shows_what_was_added(checkpoint):
         late=(Metric("loss", 0.4, "eval", time(2)), Metric("mmlu", None, "eval", time(3))),
     )
 
-    shown = journal.annotated(checkpoint, added)
+    shown = journal_records.annotated(checkpoint, added)
 
     assert (shown.pinned, shown.notes, shown.tags) == (True, "good", ("rc",))
     assert shown.rejected == "diverged"
     assert shown.metrics == {"loss": 0.4, "grad": None, "mmlu": None}
     assert set(shown.late) == {"loss", "mmlu"}
-    assert journal.annotated(checkpoint, Annotations()) == checkpoint
+    assert journal_records.annotated(checkpoint, Annotations()) == checkpoint
 
 
 # --- lines that count for nothing -------------------------------------------------------
 
 
 def soiled(checkpoint: Checkpoint, **change: object) -> Fact:
-    fact = journal.gone(checkpoint, "deleted", "because", time(1))
+    fact = journal_records.gone(checkpoint, "deleted", "because", time(1))
     record = {**fact.details["record"], **change}
     return replace(fact, details={"reason": "because", "record": record})
 
@@ -273,7 +275,7 @@ def test_a_record_with_a_wrong_field_counts_for_nothing(run, hidden, checkpoint,
 
 
 def test_a_record_without_a_reason_counts_for_nothing(run, hidden, checkpoint):
-    fact = journal.gone(checkpoint, "deleted", "because", time(1))
+    fact = journal_records.gone(checkpoint, "deleted", "because", time(1))
     note(replace(fact, details={**fact.details, "reason": None}), hidden=hidden)
     assert journal.read(hidden, run).gone == {}
 
@@ -396,7 +398,7 @@ def test_a_size_that_cannot_be_told_is_nobody_s(hidden, monkeypatch):
 
 @pytest.mark.parametrize("start", [b"", b"{", b'{"at": "'], ids=["NULs", "object", "fact"])
 def test_a_line_without_end_is_passed_over_in_little_memory(run, hidden, monkeypatch, start):
-    monkeypatch.setattr(journal, "_LONGEST_BYTES", 8 * 1024 * 1024)
+    monkeypatch.setattr(journal_lines, "_LONGEST_BYTES", 8 * 1024 * 1024)
     before, after = Fact(time(1), "pin", "a"), Fact(time(1), "pin", "b")
     journal.append(hidden, [before], make_durable=False)
     with (hidden / "journal.jsonl").open("r+b") as file:
@@ -413,8 +415,10 @@ def test_a_line_without_end_is_passed_over_in_little_memory(run, hidden, monkeyp
 
 
 def test_a_long_line_of_ours_is_read(run, hidden, checkpoint):
-    large = replace(checkpoint, info={"text": "x" * (3 * journal._PART_BYTES)})
-    journal.append(hidden, [journal.gone(large, "deleted", "why", time(1))], make_durable=False)
+    large = replace(checkpoint, info={"text": "x" * (3 * PART_BYTES)})
+    journal.append(
+        hidden, [journal_records.gone(large, "deleted", "why", time(1))], make_durable=False
+    )
     assert journal.read(hidden, run).gone[large.uuid].info == large.info
 
 
@@ -430,7 +434,7 @@ def test_pins_are_found_without_understanding_the_rest(run, hidden, seed):
         note(Fact(time(number), kind, chance.choice([UUID, OTHER]), details), hidden=hidden)
 
     told = journal.read(hidden, run).annotations
-    pins = journal.Pins(hidden)
+    pins = Pins(hidden)
     assert pins.find() == {uuid for uuid, found in told.items() if found.pinned}
     rejected = {uuid for uuid, found in told.items() if found.rejected is not None}
     assert pins.find_rejected() == rejected
@@ -439,7 +443,7 @@ def test_pins_are_found_without_understanding_the_rest(run, hidden, seed):
 @pytest.mark.parametrize("seed", range(5))
 def test_what_was_evaluated_is_found_by_name_as_the_journal_grows(run, hidden, seed):
     chance = random.Random(seed)
-    evaluated, done = journal.Evaluated(hidden), {"mmlu": set(), "gsm8k": set()}
+    evaluated, done = Evaluated(hidden), {"mmlu": set(), "gsm8k": set()}
     assert evaluated.find("mmlu") == frozenset()
     for number in range(12):
         kind = chance.choice(["evaluated", "evaluated", "tag", "pin"])
@@ -450,18 +454,18 @@ def test_what_was_evaluated_is_found_by_name_as_the_journal_grows(run, hidden, s
         if chance.random() < 0.5:  # else several lines at once
             assert evaluated.find(name) == done[name]
     assert {name: evaluated.find(name) for name in done} == done
-    assert {name: journal.Evaluated(hidden).find(name) for name in done} == done
+    assert {name: Evaluated(hidden).find(name) for name in done} == done
 
 
 @pytest.mark.parametrize("name", [None, 1, ["mmlu"], {"a": 1}], ids=repr)
 def test_an_evaluation_without_a_name_counts_for_nothing(hidden, name):
     note(Fact(time(0), "evaluated", UUID, {"name": name}), hidden=hidden)
     note(Fact(time(0), "evaluated", OTHER, {"name": "mmlu"}), hidden=hidden)
-    assert journal.Evaluated(hidden).find("mmlu") == {OTHER}
+    assert Evaluated(hidden).find("mmlu") == {OTHER}
 
 
 def test_of_a_journal_that_was_restored_everything_is_read_again(hidden):
-    evaluated = journal.Evaluated(hidden)
+    evaluated = Evaluated(hidden)
     for uuid in (UUID, OTHER):
         note(Fact(time(0), "evaluated", uuid, {"name": "mmlu"}), hidden=hidden)
     assert evaluated.find("mmlu") == {UUID, OTHER}
@@ -471,7 +475,7 @@ def test_of_a_journal_that_was_restored_everything_is_read_again(hidden):
 
 
 def test_of_a_journal_that_was_emptied_and_is_longer_by_now_everything_is_read_again(hidden):
-    pins = journal.Pins(hidden)
+    pins = Pins(hidden)
     note(Fact(time(0), "pin", "a"), Fact(time(0), "pin", "b"), hidden=hidden)
     assert pins.find() == {"a", "b"}
     os.truncate(hidden / "journal.jsonl", 0)
@@ -483,4 +487,4 @@ def test_of_a_journal_that_was_emptied_and_is_longer_by_now_everything_is_read_a
 
 def test_that_something_was_evaluated_is_no_annotation(run, hidden):
     note(Fact(time(0), "evaluated", UUID, {"name": "mmlu"}), hidden=hidden)
-    assert journal.read(hidden, run) == journal.Facts({}, {})
+    assert journal.read(hidden, run) == Facts({}, {})

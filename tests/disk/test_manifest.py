@@ -7,8 +7,9 @@ from pathlib import Path
 
 import pytest
 
+from ckptdb.core.observed import Manifest
 from ckptdb.disk import manifest
-from ckptdb.disk.manifest import Compared, Manifest
+from ckptdb.disk.manifest import Compared
 from ckptdb.errors import UnreadableInfo
 
 SOUND = Manifest(

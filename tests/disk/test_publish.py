@@ -15,15 +15,19 @@ import pytest
 
 from ckptdb.catalog.catalog import Catalog
 from ckptdb.catalog.engine import Database
+from ckptdb.core import process
+from ckptdb.core.facts import Fact
+from ckptdb.core.observed import Leftover, Writer
 from ckptdb.disk import (
+    checkpoint_identity,
     fsutil,
     identity,
     journal,
     lock,
     manifest,
+    observation,
     paths,
-    process,
-    scan,
+    run_stamp,
     writer,
 )
 from ckptdb.disk.fsutil import ExchangeUnsupported
@@ -31,8 +35,6 @@ from ckptdb.disk.lock import run_lock
 from ckptdb.disk.manifest import Compared
 from ckptdb.disk.publish import Publisher
 from ckptdb.disk.retire import Deletion
-from ckptdb.disk.scan import Leftover
-from ckptdb.disk.writer import Writer
 from ckptdb.errors import (
     DeletionIncomplete,
     NoCheckpointHere,
@@ -181,7 +183,10 @@ def test_what_was_replaced_before_a_crash_is_put_away_without_a_second_record(pu
 
     assert (staged.gone, staged.adopted) == ((), ())
     assert trash(publisher) == [f"step_5.{old.uuid}"]
-    assert scan.find_uuid(publisher.establish(), publisher.directory / "step_5", 5) == sealed.uuid
+    assert (
+        checkpoint_identity.find_uuid(publisher.establish(), publisher.directory / "step_5", 5)
+        == sealed.uuid
+    )
 
 
 @pytest.fixture
@@ -281,7 +286,7 @@ def test_publishing_gives_the_final_name_to_a_whole_directory(tmp_path, renaming
     assert (found.parent, found.problem, found.file_count) == ("the parent", None, 3)
     assert published.replaced is None
     assert published.span is not None
-    assert published.span[1] == scan.find_stamp(publisher.directory)
+    assert published.span[1] == run_stamp.find_stamp(publisher.directory)
 
 
 def test_publishing_does_nothing_durable_when_told_so(tmp_path, monkeypatch):
@@ -329,7 +334,7 @@ def test_saving_a_step_again_replaces_it_and_records_that(publisher, renaming):
 
 def test_a_checkpoint_of_nemo_rl_is_replaced_too(publisher, renaming):
     path = put_by_nemo_rl(publisher.directory, 5, 0.1)
-    uuid = scan.find_uuid(publisher.establish(), path, 5)
+    uuid = checkpoint_identity.find_uuid(publisher.establish(), path, 5)
 
     published = publisher.publish(stage(publisher, 5, 0.2))
 
@@ -540,7 +545,7 @@ def test_a_failed_flush_fails_the_save_for_good_wherever_it_strikes(tmp_path, re
                 publisher.publish(path)
         assert not {old.uuid, same.uuid} & {
             tmp.manifest.uuid
-            for tmp in scan.observe(publisher.directory).tmps.values()
+            for tmp in observation.observe(publisher.directory).tmps.values()
             if tmp.manifest and tmp.fate == "publish"
         }
     assert struck == number - 1 >= 9
@@ -557,7 +562,7 @@ def test_a_save_whose_flush_failed_is_never_adopted(tmp_path):
         if not path.is_dir():
             break  # it has its final name: all that it is made of was flushed
         assert publisher.adopt(path) is None
-        assert scan.observe(publisher.directory).tmps[5].fate is None
+        assert observation.observe(publisher.directory).tmps[5].fate is None
     assert number >= 6
 
 
@@ -637,7 +642,7 @@ def test_a_copy_that_has_filled_the_disk_is_freed(publisher, monkeypatch, tmp_pa
     subprocess.run(["cp", "-r", publisher.directory, tmp_path / "copy"], check=True)
     copy = Publisher(tmp_path / "copy")
     who = identity.identify(copy.directory)
-    uuid = scan.find_uuid(who, copy.directory / "step_5", 5)
+    uuid = checkpoint_identity.find_uuid(who, copy.directory / "step_5", 5)
 
     def fail(path, content, *, durable):
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
@@ -672,7 +677,7 @@ def test_a_disk_that_stays_full_frees_all_the_same_and_is_recorded_later(publish
         ["manifest.json", "training_info.json"],
         [".writer.json", "training_info.json"],
     ]
-    seen = scan.observe(publisher.directory).facts.gone
+    seen = observation.observe(publisher.directory).facts.gone
 
     assert publisher.empty_trash() == 2
     told = facts(publisher).gone
@@ -718,7 +723,7 @@ def test_retiring_records_the_reason_and_takes_it_out_of_sight(publisher, renami
     ]
     assert facts(publisher).gone[one.uuid].deleted_reason == "too old"
     assert two.uuid not in facts(publisher).gone
-    assert retired.span[1] == scan.find_stamp(publisher.directory)
+    assert retired.span[1] == run_stamp.find_stamp(publisher.directory)
 
 
 def test_one_that_will_not_go_keeps_no_other(publisher, monkeypatch):
@@ -759,7 +764,7 @@ def test_only_the_checkpoint_that_was_judged_is_retired(publisher):
 def test_one_that_somebody_has_resumed_from_since_goes_only_by_hand(publisher):
     first, second = save(publisher, 1), save(publisher, 2)
     for uuid in (first.uuid, second.uuid, first.uuid):
-        publisher.record([journal.Fact(AT, "resumed", uuid, {"host": "h", "pid": 1})])
+        publisher.record([Fact(AT, "resumed", uuid, {"host": "h", "pid": 1})])
     judged = [Deletion(1, first.uuid, "judged"), Deletion(2, second.uuid, "judged")]
     assert [cp.step for cp in publisher.retire(judged).gone] == [2]
     by_hand = [Deletion(1, first.uuid, "by hand", by_hand=True)]
@@ -769,9 +774,9 @@ def test_one_that_somebody_has_resumed_from_since_goes_only_by_hand(publisher):
 @pytest.mark.parametrize("still", [True, False], ids=["rejected", "not any more"])
 def test_one_that_somebody_has_rejected_since_goes_only_by_hand(publisher, still):
     one = save(publisher, 1)
-    publisher.record([journal.Fact(AT, "rejected", one.uuid, {"reason": "diverged"})])
+    publisher.record([Fact(AT, "rejected", one.uuid, {"reason": "diverged"})])
     if not still:
-        publisher.record([journal.Fact(AT, "unrejected", one.uuid)])
+        publisher.record([Fact(AT, "unrejected", one.uuid)])
     gone = publisher.retire([Deletion(1, one.uuid, "retention: …")]).gone
     assert [cp.uuid for cp in gone] == ([] if still else [one.uuid])
     if still:
@@ -781,8 +786,8 @@ def test_one_that_somebody_has_rejected_since_goes_only_by_hand(publisher, still
 
 def test_one_that_somebody_has_pinned_since_is_left_alone_unless_forced(publisher):
     one, two = save(publisher, 1), save(publisher, 2)
-    publisher.record([journal.Fact(AT, "pin", cp.uuid) for cp in (one, two)])
-    publisher.record([journal.Fact(AT, "unpin", two.uuid)])
+    publisher.record([Fact(AT, "pin", cp.uuid) for cp in (one, two)])
+    publisher.record([Fact(AT, "unpin", two.uuid)])
 
     retired = publisher.retire([Deletion(1, one.uuid, "old"), Deletion(2, two.uuid, "old")])
 
@@ -798,7 +803,7 @@ def test_one_that_somebody_has_pinned_since_is_left_alone_unless_forced(publishe
 
 def test_one_that_will_not_go_by_force_keeps_its_pin(publisher, monkeypatch):
     one = save(publisher, 1)
-    publisher.record([journal.Fact(AT, "pin", one.uuid)])
+    publisher.record([Fact(AT, "pin", one.uuid)])
 
     def fail(source, target):
         raise OSError(errno.EROFS, "Read-only file system")
@@ -859,7 +864,7 @@ def test_a_tmp_that_is_given_up_is_recorded(publisher):
 
 def test_facts_are_appended_under_the_lock(publisher):
     one = save(publisher, 1)
-    span = publisher.record([journal.Fact(AT, "pin", one.uuid)])
+    span = publisher.record([Fact(AT, "pin", one.uuid)])
 
     assert facts(publisher).annotations[one.uuid].pinned
     assert span[0] != span[1]
@@ -935,12 +940,12 @@ def test_what_was_exchanged_goes_to_the_trash_whoever_wrote_it(publisher, by):
     else:
         save(publisher, 4).path.rename(publisher.directory / "step_5")
     who = publisher.establish()
-    uuid = scan.find_uuid(who, publisher.directory / "step_5", 5)
+    uuid = checkpoint_identity.find_uuid(who, publisher.directory / "step_5", 5)
     path = stage(publisher, 5)
     publisher._seal(who, path, 5, None)
     fsutil.exchange(path, publisher.directory / "step_5")
 
-    assert scan.observe(publisher.directory).tmps[5].fate == "trash"
+    assert observation.observe(publisher.directory).tmps[5].fate == "trash"
     assert publisher.adopt(path) is None
     assert listing(publisher) == ["step_5"]
     assert trash(publisher) == [f"step_5.{uuid}"]
@@ -975,10 +980,10 @@ def test_the_trash_is_emptied_except_for_what_is_kept(publisher):
     publisher.retire([Deletion(1, one.uuid, "old"), Deletion(2, two.uuid, "old")])
     (publisher.directory / ".ckptdb" / "trash" / "not ours").mkdir()
 
-    publisher.record([journal.Fact(AT, "pin", two.uuid)])
+    publisher.record([Fact(AT, "pin", two.uuid)])
     assert publisher.empty_trash() == 1
     assert trash(publisher) == ["not ours", f"step_2.{two.uuid}"]
-    publisher.record([journal.Fact(AT, "unpin", two.uuid)])
+    publisher.record([Fact(AT, "unpin", two.uuid)])
     assert publisher.empty_trash() == 1
     assert publisher.empty_trash() == 0
 
@@ -1064,7 +1069,11 @@ def work_replace(publisher: Publisher) -> None:
 def work_retire(publisher: Publisher) -> None:
     who = publisher.establish()
     deletions = [
-        Deletion(step, scan.find_uuid(who, publisher.directory / f"step_{step}", step), "too old")
+        Deletion(
+            step,
+            checkpoint_identity.find_uuid(who, publisher.directory / f"step_{step}", step),
+            "too old",
+        )
         for step in (3, 5)
     ]
     publisher.retire(deletions)
@@ -1095,12 +1104,16 @@ def contents(catalog: Catalog, run_id: int | None) -> list[tuple[object, ...]]:
 
 
 def check_what_is_left(directory: Path, before: dict[int, str], reasons: tuple[str, ...]) -> None:
-    seen = scan.observe(directory)
+    seen = observation.observe(directory)
     for step, uuid in before.items():
         # Whatever was acknowledged is there and whole, or its end is on record.
         homes = [directory / f"step_{step}", directory / f"tmp_step_{step}"]
         homes += [leftover.path for leftover in seen.olds]
-        alive = [home for home in homes if scan.find_uuid(seen.identity, home, step) == uuid]
+        alive = [
+            home
+            for home in homes
+            if checkpoint_identity.find_uuid(seen.identity, home, step) == uuid
+        ]
         if not alive:
             assert seen.facts.gone[uuid].deleted_reason.startswith(reasons)
         for home in alive:
@@ -1118,7 +1131,7 @@ def check_reconciling(
     report = reconcile_run(catalog, directory)
     assert report.blocked is None
 
-    left = scan.observe(directory)
+    left = observation.observe(directory)
     assert (left.olds, left.trash) == ((), ())
     assert all(tmp.fate is None for tmp in left.tmps.values())
     found = catalog.checkpoints(run_id=report.run_id)
@@ -1163,7 +1176,10 @@ def test_a_kill_at_any_operation_loses_nothing(tmp_path, monkeypatch, renaming, 
                 put_by_nemo_rl(directory, step, step / 10)
         who = publisher.establish()
         reconcile_run(catalog, directory)
-        before = {step: scan.find_uuid(who, directory / f"step_{step}", step) for step in (3, 5)}
+        before = {
+            step: checkpoint_identity.find_uuid(who, directory / f"step_{step}", step)
+            for step in (3, 5)
+        }
 
         killed = dies_at(fuse, lambda publisher=publisher: work(publisher))
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from ckptdb.disk import identity, scan
+from ckptdb.disk import root_marker, run_finder, run_listing
 from ckptdb.disk.run_finder import Runs
 
 
@@ -25,13 +25,13 @@ def settle(top: Path):
 def listed(monkeypatch):
     """Collect what is listed."""
     found = []
-    real = scan.sort_folders
+    real = run_listing.sort_folders
 
     def sort_folders(top):
         found.append(top)
         return real(top)
 
-    monkeypatch.setattr(scan, "sort_folders", sort_folders)
+    monkeypatch.setattr(run_listing, "sort_folders", sort_folders)
     return found
 
 
@@ -40,11 +40,11 @@ def test_runs_are_found_as_by_one_search(tmp_path: Path, other_roots):
     for name in ("a", "deep/er/b", "c", "c/below", "other/d", "lone"):
         make_run(tmp_path / name)
     for name in (".", "other", "lone"):
-        identity.mark_root(tmp_path / name)
+        root_marker.mark_root(tmp_path / name)
     (tmp_path / "empty").mkdir()
     (tmp_path / "link").symlink_to("a")
     runs = Runs(tmp_path, other_roots=other_roots)
-    expected = tuple(scan.find_runs(tmp_path, other_roots=other_roots))
+    expected = tuple(run_finder.find_runs(tmp_path, other_roots=other_roots))
     assert (tmp_path / "other" / "d" in expected) == other_roots
     assert runs.find() == expected
     settle(tmp_path)

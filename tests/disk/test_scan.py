@@ -9,17 +9,25 @@ from pathlib import Path
 
 import pytest
 
+from ckptdb.core.facts import Fact
+from ckptdb.core.observed import KnownFingerprints, Tmp
+from ckptdb.core.stamp import Stamp
 from ckptdb.disk import (
+    checkpoint_identity,
     identity,
     journal,
     manifest,
+    observation,
     read_checkpoint,
-    scan,
+    read_tmp,
+    root_marker,
+    run_finder,
+    run_listing,
+    run_stamp,
     training_info,
 )
-from ckptdb.disk.journal import Fact
 from ckptdb.disk.publish import Publisher
-from ckptdb.disk.scan import KnownFingerprints, Stamp, StampWatch
+from ckptdb.disk.run_stamp import StampWatch
 
 AT = "2026-11-22T16:01:24.000Z"
 UUID = "0b1e0e60-9d3c-4f5e-8a7b-3f0c2d1e4a5b"
@@ -71,21 +79,21 @@ def failing_open(monkeypatch, victim: Path, code: int = errno.EIO) -> None:
 
 
 def test_a_stamp_is_read_as_it_is_written(run):
-    stamp = scan.find_stamp(run)
+    stamp = run_stamp.find_stamp(run)
     assert Stamp.parse(str(stamp)) == stamp
     assert stamp.journal_bytes == 0
 
 
 def test_what_is_not_there_has_no_stamp(run):
     (run / "file").touch()
-    assert scan.find_stamp(run / "nowhere") is None
-    assert scan.find_stamp(run / "file") is None
+    assert run_stamp.find_stamp(run / "nowhere") is None
+    assert run_stamp.find_stamp(run / "file") is None
 
 
 def test_a_stamp_settles_with_time(run):
-    assert not scan.find_stamp(run).is_settled()
+    assert not run_stamp.find_stamp(run).is_settled()
     age(run)
-    assert scan.find_stamp(run).is_settled()
+    assert run_stamp.find_stamp(run).is_settled()
 
 
 def change_by_saving(run):
@@ -103,27 +111,27 @@ def change_by_noting(run):
 @pytest.mark.parametrize("change", [change_by_saving, change_by_renaming, change_by_noting])
 def test_every_change_moves_the_stamp(run, change):
     save(run, 1)
-    before = scan.find_stamp(run)
+    before = run_stamp.find_stamp(run)
     change(run)
-    assert scan.find_stamp(run) != before
+    assert run_stamp.find_stamp(run) != before
 
 
 def test_what_happens_in_the_hidden_folder_does_not_move_the_mtime(run):
     save(run, 1)
-    before = scan.find_stamp(run)
+    before = run_stamp.find_stamp(run)
     (run / ".ckptdb" / "another").mkdir()
-    identity.mark_root(run)
-    assert scan.find_stamp(run) == before
+    root_marker.mark_root(run)
+    assert run_stamp.find_stamp(run) == before
 
 
 def test_a_watch_spans_our_own_changes(run):
     watch = StampWatch(run)
     assert watch.span is None
-    first = scan.find_stamp(run)
+    first = run_stamp.find_stamp(run)
     for name in "ab":
         with watch.change(links=1):
             (run / name).mkdir()
-    assert watch.span == (first, scan.find_stamp(run))
+    assert watch.span == (first, run_stamp.find_stamp(run))
 
 
 def test_a_watch_notices_what_others_change_between(run):
@@ -149,7 +157,7 @@ def test_a_watch_notices_what_others_change_at_the_same_moment(run):
 
 def load(run: Path, path: Path, **options):
     step = int(path.name.rpartition("_")[2])
-    return scan.load(identity.identify(run), path, step, **options)
+    return read_checkpoint.load(identity.identify(run), path, step, **options)
 
 
 def test_a_checkpoint_of_ours_is_told_by_its_manifest(run):
@@ -231,7 +239,7 @@ def test_a_file_that_cannot_be_read_now_tells_nothing(run, monkeypatch, code, vi
     with pytest.raises(OSError, match=os.strerror(code)):
         load(run, path)
     with pytest.raises(OSError, match=os.strerror(code)):
-        scan.find_uuid(identity.identify(run), path, 5)
+        checkpoint_identity.find_uuid(identity.identify(run), path, 5)
 
 
 def test_with_a_manifest_an_info_that_cannot_be_read_is_a_problem(run, monkeypatch):
@@ -241,7 +249,7 @@ def test_with_a_manifest_an_info_that_cannot_be_read_is_a_problem(run, monkeypat
     assert found.problem == "training_info.json cannot be opened (Input/output error)"
     assert found.fingerprint is None  # looked at again the next time
     with pytest.raises(OSError, match="Input/output"):
-        scan.load(identity.identify(run), path, 5, strict=True)
+        read_checkpoint.load(identity.identify(run), path, 5, strict=True)
 
 
 @pytest.mark.parametrize("what", ["nothing", "file", "symlink"])
@@ -251,7 +259,7 @@ def test_what_is_no_directory_has_no_uuid(run, what):
         path.touch()
     elif what == "symlink":
         path.symlink_to(run)
-    assert scan.find_uuid(identity.identify(run), path, 5) is None
+    assert checkpoint_identity.find_uuid(identity.identify(run), path, 5) is None
 
 
 def test_a_fingerprint_shows_any_change_and_waits_until_it_is_sure(run):
@@ -275,8 +283,8 @@ def test_a_fingerprint_shows_any_change_and_waits_until_it_is_sure(run):
 # --- a tmp ------------------------------------------------------------------------------
 
 
-def load_tmp(run: Path, step: int) -> scan.Tmp:
-    return scan.load_tmp(identity.identify(run), run / f"tmp_step_{step}", step)
+def load_tmp(run: Path, step: int) -> Tmp:
+    return read_tmp.load_tmp(identity.identify(run), run / f"tmp_step_{step}", step)
 
 
 def test_a_tmp_has_the_uuid_that_its_writer_gave_it(run):
@@ -319,7 +327,7 @@ def test_everything_is_sorted_by_what_it_is(run):
     (run / "latest_checkpoint_status.json").write_text("{}")
     (run / "logs").mkdir()
 
-    seen = scan.observe(run)
+    seen = observation.observe(run)
 
     assert list(seen.finals) == [2, 6, 10]
     assert seen.unreadable == {"step_7": "it is a link to nowhere, which is not there"}
@@ -332,20 +340,20 @@ def test_everything_is_sorted_by_what_it_is(run):
         "old_step_4", "step_007", "step_1-hf", "step_5", "step_\u0661", "tmp_step_x",
     )  # fmt: skip
     assert (seen.errors, seen.trash) == ((), ())
-    assert seen.stamp == scan.find_stamp(run)
+    assert seen.stamp == run_stamp.find_stamp(run)
 
 
 def test_looking_leaves_no_trace(run):
     put(run, "step_1")
-    before = scan.find_stamp(run)
-    scan.observe(run, verify=True)
-    assert scan.find_stamp(run) == before
+    before = run_stamp.find_stamp(run)
+    observation.observe(run, verify=True)
+    assert run_stamp.find_stamp(run) == before
     assert os.listdir(run) == ["step_1"]
 
 
 def test_a_missing_run_cannot_be_observed(run):
     with pytest.raises(FileNotFoundError, match="is not there"):
-        scan.observe(run / "nowhere")
+        observation.observe(run / "nowhere")
 
 
 def test_what_is_known_and_unchanged_is_not_read_again(run):
@@ -355,12 +363,12 @@ def test_what_is_known_and_unchanged_is_not_read_again(run):
         {c.step: (c.uuid, load(run, c.path).fingerprint) for c in (one, two)}, 0, config=True
     )
 
-    seen = scan.observe(run, known)
+    seen = observation.observe(run, known)
     assert seen.finals == {1: None, 2: None}
     assert (seen.facts, seen.config) == (None, None)
 
     (run / "step_2" / "training_info.json").write_text('{"loss": 0.1}')
-    seen = scan.observe(run, known)
+    seen = observation.observe(run, known)
     assert seen.finals[1] is None
     assert seen.finals[2].metrics == {"loss": 0.1}
     assert seen.facts is None
@@ -370,25 +378,25 @@ def test_a_new_checkpoint_makes_the_journal_be_read_again(run):
     save(run, 1)
     Publisher(run, make_durable=False).record([Fact(AT, "pin", UUID)])
     known = KnownFingerprints(journal_bytes=journal.size(run))
-    assert scan.observe(run, known).facts.annotations[UUID].pinned
+    assert observation.observe(run, known).facts.annotations[UUID].pinned
 
     known = replace(known, finals={1: (load(run, run / "step_1").uuid, None)})
-    assert scan.observe(run, known).facts is None
-    assert scan.observe(run, replace(known, journal_bytes=3)).facts is not None
+    assert observation.observe(run, known).facts is None
+    assert observation.observe(run, replace(known, journal_bytes=3)).facts is not None
 
 
 def test_the_config_is_that_of_the_newest_checkpoint_that_has_one(run):
     save(run, 1, config=b"lr: 1")
     save(run, 2, config=b"lr: 2")
     save(run, 3)
-    assert scan.observe(run).config == {"lr": 2}
+    assert observation.observe(run).config == {"lr": 2}
 
 
 def test_each_checkpoint_is_counted(run):
     for step in (1, 2, 3):
         put(run, f"step_{step}")
     calls = []
-    scan.observe(run, on_checkpoint=lambda: calls.append(1))
+    observation.observe(run, on_checkpoint=lambda: calls.append(1))
     assert len(calls) == 3
 
 
@@ -403,7 +411,7 @@ def test_what_cannot_be_read_is_told_and_the_rest_observed(run, monkeypatch):
         return real(path, *arguments, **options)
 
     monkeypatch.setattr(training_info.os, "open", fail)
-    seen = scan.observe(run)
+    seen = observation.observe(run)
     assert list(seen.finals) == [2]
     assert seen.errors == ()
     assert seen.unreadable == {"step_1": "Input/output error", "tmp_step_3": "Input/output error"}
@@ -419,7 +427,7 @@ def test_an_error_that_may_befall_all_of_them_is_told_apart(run, monkeypatch):
         return real(path, *arguments, **options)
 
     monkeypatch.setattr(training_info.os, "open", fail)
-    seen = scan.observe(run)
+    seen = observation.observe(run)
     assert seen.errors == (f"{bad}: Too many open files",)
     assert seen.unreadable == {}
 
@@ -427,7 +435,7 @@ def test_an_error_that_may_befall_all_of_them_is_told_apart(run, monkeypatch):
 def test_a_journal_that_cannot_be_read_hides_no_checkpoint(run):
     put(run, "step_1")
     (run / ".ckptdb" / "journal.jsonl").mkdir(parents=True)
-    seen = scan.observe(run)
+    seen = observation.observe(run)
     assert (list(seen.finals), seen.facts) == ([1], None)
     assert seen.errors == (f"{run}/.ckptdb/journal.jsonl: is a directory, not a regular file",)
 
@@ -435,7 +443,7 @@ def test_a_journal_that_cannot_be_read_hides_no_checkpoint(run):
 @pytest.mark.parametrize("name", ["step_1", "tmp_step_1"])
 def test_what_leaves_while_we_look_was_never_there(run, monkeypatch, name):
     path = put(run, name)
-    owner, reader = (read_checkpoint, "read") if name == "step_1" else (scan, "load_tmp")
+    owner, reader = (read_checkpoint, "read") if name == "step_1" else (read_tmp, "load_tmp")
     real = getattr(owner, reader)
 
     def leave(*arguments, **options):
@@ -443,7 +451,7 @@ def test_what_leaves_while_we_look_was_never_there(run, monkeypatch, name):
         return real(*arguments, **options)
 
     monkeypatch.setattr(owner, reader, leave)
-    seen = scan.observe(run)
+    seen = observation.observe(run)
     assert (seen.errors, seen.finals, seen.tmps) == ((), {}, {})
 
 
@@ -463,43 +471,43 @@ def test_runs_are_found_below_a_directory(tmp_path):
     (tmp_path / "empty" / ".ckptdb").mkdir(parents=True)
     (tmp_path / "empty" / ".ckptdb" / "run.json").write_text("{}")
 
-    found = [path.relative_to(tmp_path).as_posix() for path in scan.find_runs(tmp_path)]
+    found = [path.relative_to(tmp_path).as_posix() for path in run_finder.find_runs(tmp_path)]
 
     assert found == [".hidden", "deep/er", "empty", "nemo", "nested", "nested/child"]
-    assert scan.is_run(tmp_path / "nemo")
-    assert not scan.is_run(tmp_path)
+    assert run_listing.is_run(tmp_path / "nemo")
+    assert not run_listing.is_run(tmp_path)
 
 
 def test_other_roots_are_searched_only_when_asked(tmp_path):
     put(tmp_path, "a/step_1")
     put(tmp_path, "b/inner/step_1")
-    identity.mark_root(tmp_path / "b")
-    assert list(scan.find_runs(tmp_path)) == [tmp_path / "a"]
+    root_marker.mark_root(tmp_path / "b")
+    assert list(run_finder.find_runs(tmp_path)) == [tmp_path / "a"]
     inner = tmp_path / "b" / "inner"
-    assert list(scan.find_runs(tmp_path, other_roots=True)) == [tmp_path / "a", inner]
-    assert list(scan.find_runs(tmp_path / "b")) == [inner]
+    assert list(run_finder.find_runs(tmp_path, other_roots=True)) == [tmp_path / "a", inner]
+    assert list(run_finder.find_runs(tmp_path / "b")) == [inner]
 
 
 def test_a_run_that_is_a_root_of_its_own_is_a_run(tmp_path):
     put(tmp_path, "a/step_1")
-    identity.mark_root(tmp_path / "a")
-    assert list(scan.find_runs(tmp_path)) == [tmp_path / "a"]
+    root_marker.mark_root(tmp_path / "a")
+    assert list(run_finder.find_runs(tmp_path)) == [tmp_path / "a"]
 
 
 def test_a_directory_that_may_not_be_read_holds_no_run(tmp_path, monkeypatch):
     def refuse(path):
         raise PermissionError(errno.EACCES, "Permission denied")
 
-    monkeypatch.setattr(scan.os, "scandir", refuse)
-    assert list(scan.find_runs(tmp_path)) == []
+    monkeypatch.setattr(run_listing.os, "scandir", refuse)
+    assert list(run_finder.find_runs(tmp_path)) == []
 
 
 def test_published_steps_are_listed(run):
     for name in ("step_10", "step_2", "tmp_step_3"):
         put(run, name)
-    assert scan.list_finals(run) == [(2, run / "step_2"), (10, run / "step_10")]
-    assert scan.list_finals(run / "nowhere") == []
-    assert scan.list_finals(run / "step_2" / "training_info.json") == []
+    assert run_listing.list_finals(run) == [(2, run / "step_2"), (10, run / "step_10")]
+    assert run_listing.list_finals(run / "nowhere") == []
+    assert run_listing.list_finals(run / "step_2" / "training_info.json") == []
 
 
 def test_a_manifest_of_other_hands_never_breaks_the_reading(run):

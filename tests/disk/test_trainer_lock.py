@@ -17,8 +17,8 @@ from types import CodeType
 
 import pytest
 
+from ckptdb.core.process import this_process
 from ckptdb.disk import lock, trainer_lock
-from ckptdb.disk.process import this_process
 from ckptdb.disk.trainer_lock import Holder, find_holder, take
 from ckptdb.errors import RunInUse
 

@@ -15,8 +15,9 @@ from pathlib import Path
 import pytest
 from tests.support import requirements
 
-from ckptdb.disk import lock, process, writer
-from ckptdb.disk.writer import Writer
+from ckptdb.core import process
+from ckptdb.core.observed import Writer
+from ckptdb.disk import lock, writer
 
 AT = "2026-11-22T16:01:24.123Z"
 STAGE = """

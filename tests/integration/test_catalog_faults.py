@@ -19,7 +19,7 @@ from tests.support.warned import warned
 
 from ckptdb.catalog.schema import APPLICATION_ID
 from ckptdb.core.fork import FileConnection
-from ckptdb.disk import identity
+from ckptdb.disk import root_marker
 from ckptdb.errors import CatalogBroken
 from ckptdb.manager import CheckpointManager, _load_checkpoint_history
 from ckptdb.registry import Registry
@@ -37,7 +37,7 @@ def root(request, tmp_path):
         root = run
     else:
         root.mkdir()
-        identity.mark_root(root)
+        root_marker.mark_root(root)
     with make_manager(run) as manager:
         for step, loss in ((1, 0.5), (2, 0.1), (3, 0.9)):
             save(manager, step, loss)

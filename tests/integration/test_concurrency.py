@@ -20,9 +20,11 @@ from tests.support import requirements
 from ckptdb.catalog.catalog import Catalog
 from ckptdb.disk import (
     fsutil,
-    identity,
     names,
-    scan,
+    published_name,
+    read_trash,
+    root_marker,
+    run_stamp,
     writer,
 )
 from ckptdb.disk.publish import Publisher
@@ -129,7 +131,7 @@ def test_eight_processes_open_the_same_new_root_at_once_fifty_times(tmp_path, cr
     for number in range(ROUNDS):
         root = tmp_path / str(number)
         root.mkdir()
-        identity.mark_root(root)
+        root_marker.mark_root(root)
         # Flushing only makes the rounds slower, and the races fewer.
         answers = crowd.do("own run", root, "none" if number % 5 else "full")
         assert answers == [str(root / f"run{n}" / f"step_{n}") for n in range(PROCESSES)]
@@ -198,7 +200,7 @@ def set_after(event):
 def test_a_fork_after_opening_loses_nothing(tmp_path):
     root = tmp_path / "results"
     root.mkdir()
-    identity.mark_root(root)
+    root_marker.mark_root(root)
     with open_manager(root / "run", exclusive=False) as manager:
         save(manager, 0)
         manager.get_best_checkpoint_path()
@@ -584,7 +586,7 @@ def aside(tmp_path, monkeypatch):
         save(manager, 1, loss=0.5)
     final, old = run / "step_1", run / names.old_name(1, str(uuid.uuid4()))
     final.rename(old)
-    monkeypatch.setattr(scan.time, "sleep", lambda _: old.rename(final))
+    monkeypatch.setattr(published_name.time, "sleep", lambda _: old.rename(final))
     return final
 
 
@@ -600,7 +602,7 @@ def test_a_registry_waits_for_a_step_that_is_being_replaced(aside):
 
 
 def test_reading_does_not_wait_for_what_does_not_come_back(tmp_path, aside, monkeypatch):
-    monkeypatch.setattr(scan, "_GAP_SECONDS", 0.0)
+    monkeypatch.setattr(published_name, "_GAP_SECONDS", 0.0)
     with open_manager(tmp_path / "other") as manager:
         with pytest.raises(NoCheckpointHere):
             manager.load_training_info(aside)
@@ -616,7 +618,7 @@ def test_a_replacement_by_another_process_does_not_hide_a_pin(tmp_path):
             registry.pin(None, 1)
         with pytest.warns(UserWarning, match="pinned checkpoint at step 1 was replaced"):
             save(manager, 1)
-    assert len(scan.list_trash(run)) == 1
+    assert len(read_trash.list_trash(run)) == 1
 
 
 # --- reconcile while a save is under way --------------------------------------------------------
@@ -659,7 +661,7 @@ def test_a_reconcile_elsewhere_touches_nothing_of_a_save_under_way(tmp_path):
     [
         (Publisher, "_seal"),
         (Publisher, "_publish_or_find"),
-        (scan, "find_stamp"),
+        (run_stamp, "find_stamp"),
         (writer, "write"),
     ],
     ids=lambda moment: moment if isinstance(moment, str) else None,

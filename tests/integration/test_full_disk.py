@@ -15,7 +15,7 @@ from tests.support.warned import warned
 
 from ckptdb import CheckpointManager, Registry
 from ckptdb.catalog import engine
-from ckptdb.disk import identity, scan
+from ckptdb.disk import read_trash, root_marker, run_listing
 from ckptdb.disk.publish import Publisher
 from ckptdb.disk.retire import Deletion
 from ckptdb.errors import NotEnoughSpace
@@ -53,7 +53,7 @@ def full(request, small_disk):
     run = small_disk / "results" / "run"
     if request.param == "below a root":
         (small_disk / "results").mkdir()
-        identity.mark_root(small_disk / "results")
+        root_marker.mark_root(small_disk / "results")
     make_run(run)
     with Registry.open(run) as registry:
         registry.reconcile()
@@ -90,7 +90,7 @@ def free_bytes(run):
 def check(run, live, reasons):
     """The disk, the journal and the index say the same, and a rebuild says it too."""
     assert steps(run) == live
-    assert scan.list_trash(run) == ()
+    assert read_trash.list_trash(run) == ()
     with Registry.open(run) as registry:
         assert [cp.step for cp in registry.checkpoints(status="final")] == live
         gone = {cp.step: cp.deleted_reason for cp in registry.checkpoints(status="deleted")}
@@ -158,7 +158,7 @@ def test_a_save_that_fills_the_disk_gives_back_what_it_took(full, small_disk, st
         (folder / "model.bin").write_bytes(b"m" * BYTES)
     assert struck == [9]
     assert not folder.exists()
-    assert scan.list_trash(full) == ()
+    assert read_trash.list_trash(full) == ()
     assert free_bytes(full) > 10 * PAGE
     check(full, [1, 2, 3, 4], {9: "discarded"})
 
@@ -230,7 +230,7 @@ def test_condemned_bytes_make_room_for_a_save(full, small_disk):
     Publisher(full).retire(retired)  # by somebody who died before removing the bytes
     leave(small_disk, 20)
     with open_manager(full) as manager, manager.save(9, {"loss": 0.2}) as folder:
-        assert scan.list_trash(full) == ()
+        assert read_trash.list_trash(full) == ()
         (folder / "model.bin").write_bytes(b"m" * BYTES)
     check(full, [2, 3, 4, 9], {1: "retention"})
 
@@ -301,7 +301,7 @@ def uuid_of(run, step):
 
 
 def steps(run):
-    return sorted(step for step, _ in scan.list_finals(run))
+    return sorted(step for step, _ in run_listing.list_finals(run))
 
 
 # --- without a catalog that works ---------------------------------------------------------------
@@ -358,7 +358,7 @@ def test_without_a_catalog_that_works_the_files_decide(run, how):
     with spoilt(run / ".ckptdb" / "catalog.db", how), warned() as texts:
         with Registry.open(run) as registry:
             registry.gc(Policy(keep_top_k=1))
-        assert [step for step, _ in scan.list_finals(run)] == [1, 5, 6]
+        assert [step for step, _ in run_listing.list_finals(run)] == [1, 5, 6]
         with Registry.open(run) as registry:
             registry.remove([6])
     assert len(texts) == 2, texts

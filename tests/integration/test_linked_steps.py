@@ -12,7 +12,7 @@ from contextlib import contextmanager
 import pytest
 
 from ckptdb import CheckpointManager, Registry
-from ckptdb.disk import scan
+from ckptdb.disk import observation, read_checkpoint
 from ckptdb.disk.publish import Publisher
 from ckptdb.disk.retire import Deletion
 from ckptdb.errors import LinkedCheckpoint, StepTaken
@@ -134,7 +134,7 @@ def test_a_limit_in_bytes_does_not_count_what_lies_on_another_disk(run):
 
 
 def test_a_link_that_was_judged_as_a_directory_is_not_followed_by_retiring(run):
-    uuid = scan.load(scan.observe(run).identity, run / "step_100", 100).uuid
+    uuid = read_checkpoint.load(observation.observe(run).identity, run / "step_100", 100).uuid
     target = move_and_link(run, 100)
     assert Publisher(run).retire([Deletion(100, uuid, "judged before")]).gone == ()
     assert (target / "model.bin").exists()

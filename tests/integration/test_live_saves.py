@@ -19,16 +19,16 @@ from tests.support import requirements
 from tests.support.requirements import needs_namespaces
 
 from ckptdb import CheckpointManager, Registry
+from ckptdb.core.observed import Writer
 from ckptdb.disk import (
     fs_clock,
     identity,
     liveness,
     lock,
     names,
-    scan,
+    observation,
     writer,
 )
-from ckptdb.disk.writer import Writer
 from ckptdb.errors import StepInUse
 
 LOSS = "val:loss"
@@ -202,7 +202,7 @@ def test_a_save_in_progress_is_not_discarded_for_the_space_that_it_takes(run, el
     with begun(elsewhere, TRAINER, run, "not exclusive", until="staged") as trainer:
         age(run / "tmp_step_200", 2 * DAY)
         with manager_of(run, exclusive=False) as manager:
-            for tmp in scan.observe(run, may_touch=True).tmps.values():
+            for tmp in observation.observe(run, may_touch=True).tmps.values():
                 assert not tmp.abandoned
                 path, uuid = tmp.checkpoint.path, tmp.checkpoint.uuid
                 assert manager._publisher.discard(path, reason="no space", uuid=uuid).gone == ()
@@ -417,14 +417,14 @@ def test_looking_at_an_old_save_changes_nothing_in_the_tree(run):
 def test_a_save_that_somebody_goes_on_with_while_gc_judges_is_left_alone(run, monkeypatch):
     staged = leave(run, host="gpu-7")
     age(staged, 2 * DAY)
-    real = scan.observe
+    real = observation.observe
 
     def go_on(*arguments, **options):
         found = real(*arguments, **options)
         (staged / "model.bin").write_bytes(b"more")
         return found
 
-    monkeypatch.setattr(scan, "observe", go_on)
+    monkeypatch.setattr(observation, "observe", go_on)
     assert gc(run).leftovers == ()
     assert (staged / "model.bin").exists()
 

@@ -17,7 +17,8 @@ from dataclasses import replace
 import pytest
 from tests.support.misuse import stories
 
-from ckptdb.disk import identity, journal, names, scan
+from ckptdb.disk import checkpoint_identity, identity, journal, names, run_listing
+from ckptdb.disk.journal_pins import Pins
 from ckptdb.disk.retire import Deletion, Retiring
 from ckptdb.retention import decision, policy
 
@@ -55,9 +56,9 @@ def take_one_more(monkeypatch):
     def retire(self, deletions, **options):
         deletions = list(deletions)
         who, taken = identity.identify(self.directory), {deletion.step for deletion in deletions}
-        for step, path in scan.list_finals(self.directory) if deletions else ():
+        for step, path in run_listing.list_finals(self.directory) if deletions else ():
             if step not in taken:
-                uuid = scan.find_uuid(who, path, step)
+                uuid = checkpoint_identity.find_uuid(who, path, step)
                 return real(
                     self, [*deletions, Deletion(step, uuid or "", "retention: one more")], **options
                 )
@@ -67,12 +68,12 @@ def take_one_more(monkeypatch):
 
 
 def forget_pins(monkeypatch):
-    monkeypatch.setattr(journal.Pins, "find", lambda _: frozenset())
+    monkeypatch.setattr(Pins, "find", lambda _: frozenset())
     monkeypatch.setattr(decision, "_find_pinned", lambda _: {})
 
 
 def forget_where_training_continued(monkeypatch):
-    monkeypatch.setattr(journal.Pins, "find_resumed_from", lambda _: None)
+    monkeypatch.setattr(Pins, "find_resumed_from", lambda _: None)
     monkeypatch.setattr(decision, "find_resumed_from", lambda _: None)
 
 

@@ -26,13 +26,18 @@ import pytest
 
 from ckptdb import Registry
 from ckptdb.catalog.catalog import Catalog
+from ckptdb.core import stamp
 from ckptdb.disk import (
+    checkpoint_identity,
     fsutil,
     identity,
     journal,
     manifest,
+    observation,
     read_checkpoint,
-    scan,
+    read_tmp,
+    root_marker,
+    run_stamp,
 )
 from ckptdb.errors import CkptdbError, InvalidConfig, NoCheckpointHere, SaveFailed, StepTaken
 from ckptdb.manager import CheckpointManager
@@ -231,7 +236,7 @@ class World:
         self.run = self.top / self.rng.choice(RUNS)
         self.run.mkdir(parents=True)
         if self.rng.random() < 0.5:
-            identity.mark_root(self.top, make_durable=False)
+            root_marker.mark_root(self.top, make_durable=False)
         self.start_afresh()
 
     def begin_history(self, *, may_restart: bool = True) -> None:
@@ -606,7 +611,11 @@ GAPS = (
         "fsync", "fsync_tree", "make_directories", "write_new", "write_json", "rename_new",
         "exchange", "remove_tree",
     )),
-    *((scan, name) for name in ("find_stamp", "find_uuid", "load", "load_tmp", "observe")),
+    (run_stamp, "find_stamp"),
+    (checkpoint_identity, "find_uuid"),
+    (read_checkpoint, "load"),
+    (read_tmp, "load_tmp"),
+    (observation, "observe"),
     *((journal, name) for name in ("append", "read")),
     (identity, "identify"),
     (manifest, "list_files"),
@@ -713,7 +722,7 @@ def test_a_change_by_hand_at_any_gap_of_ours_is_never_masked(
         assert kept <= set(look(world.run)), world.story
         world.check_questions()
         with monkeypatch.context() as patch:
-            patch.setattr(read_checkpoint, "SETTLE_SECONDS", -3600)  # as if an hour had passed
+            patch.setattr(stamp, "SETTLE_SECONDS", -3600)  # as if an hour had passed
             world.check_questions()
         world.use(replace(Rules.draw(world.rng), **Rules().metric))
         world.prune()

@@ -22,7 +22,7 @@ from tests.support.users import (
 
 from ckptdb import CheckpointManager, Registry
 from ckptdb.cli.main import main
-from ckptdb.disk import identity
+from ckptdb.disk import root_marker
 from ckptdb.errors import RootRefused
 from ckptdb.reconcile.location import find_location
 
@@ -142,7 +142,7 @@ def test_a_reader_who_may_not_write_uses_the_catalog_of_the_owner(shared):
 @pytest.mark.parametrize("folder", [0o755, 0o777, 0o2775])
 def test_the_mark_of_a_stranger_in_a_place_open_to_all_does_not_count(shared, mode, folder):
     place = make(shared / "scratch", 0, mode=mode)
-    as_user(EVE, identity.mark_root, place)
+    as_user(EVE, root_marker.mark_root, place)
     os.chown(place / ".ckptdb", EVE, GROUP)
     (place / ".ckptdb").chmod(folder)
     for uid in (ANN, 0):
@@ -168,7 +168,7 @@ def test_a_link_to_a_folder_of_mine_makes_no_root_of_a_place_open_to_all(shared)
 
 def test_a_folder_open_to_everybody_in_a_directory_of_a_group_does_not_count(shared):
     root = make(shared / "team", 0, mode=0o2775, group=GROUP)
-    as_user(EVE, identity.mark_root, root, groups=[GROUP], umask=0)
+    as_user(EVE, root_marker.mark_root, root, groups=[GROUP], umask=0)
     assert (root / ".ckptdb").stat().st_mode & stat.S_IWOTH
     texts = as_user(ANN, told, save, root / "run", groups=[GROUP])
     assert len(texts) == 1
@@ -178,7 +178,7 @@ def test_a_folder_open_to_everybody_in_a_directory_of_a_group_does_not_count(sha
 def test_where_a_stranger_has_marked_the_very_directory_the_files_answer(shared, capfd):
     place = make(shared / "scratch", 0, mode=0o1777)
     as_user(ANN, save, place / "run")
-    as_user(EVE, identity.mark_root, place)
+    as_user(EVE, root_marker.mark_root, place)
 
     def ask():
         with Registry.open(place) as registry:
@@ -196,7 +196,7 @@ def test_where_a_stranger_has_marked_the_very_directory_the_files_answer(shared,
 
 def test_a_run_whose_folder_a_stranger_has_made_a_root_is_saved_all_the_same(shared):
     run = make(shared / "run", ANN, mode=0o777)
-    as_user(EVE, identity.mark_root, run, umask=0)
+    as_user(EVE, root_marker.mark_root, run, umask=0)
     texts = as_user(ANN, told, save, run)
     assert (run / "step_1").is_dir()
     assert len(texts) == 1

@@ -15,7 +15,8 @@ from tests.support.trees import AS_ANY_USER, settle, snapshot
 
 from ckptdb.catalog.catalog import Catalog
 from ckptdb.catalog.engine import Database
-from ckptdb.disk import identity, read_checkpoint
+from ckptdb.core import stamp
+from ckptdb.disk import root_marker
 from ckptdb.disk.publish import Publisher
 from ckptdb.manager import CheckpointManager
 from ckptdb.reconcile.run import reconcile_run
@@ -31,7 +32,7 @@ QUESTIONS = {
 def ours(request, tmp_path):
     """Return a settled run of ours that has been asked once."""
     if request.param == "below a root":
-        identity.mark_root(tmp_path)
+        root_marker.mark_root(tmp_path)
     run = tmp_path / "run"
     with make_manager(run) as manager:
         for step, loss in ((1, 0.5), (2, 0.1), (3, 0.9)):
@@ -97,7 +98,7 @@ def test_a_change_by_hand_is_seen_by_the_next_question(ours):
 
 
 def test_a_reader_writes_nothing_for_a_stamp_that_is_too_young(ours, monkeypatch):
-    monkeypatch.setattr(read_checkpoint, "SETTLE_SECONDS", 3600)
+    monkeypatch.setattr(stamp, "SETTLE_SECONDS", 3600)
     manager = make_manager(ours)
     with manager.save(4, {"val:loss": 0.05}):
         pass
@@ -210,7 +211,7 @@ def test_looking_at_a_tree_of_nemo_rl_leaves_it_as_it_was(tmp_path, age):
 
 
 def test_looking_at_a_run_of_nemo_rl_below_a_root_writes_nothing_into_it(tmp_path):
-    identity.mark_root(tmp_path)
+    root_marker.mark_root(tmp_path)
     with make_manager(tmp_path / "ours") as manager, manager.save(10, {"val:loss": 0.5}):
         pass
     run = tmp_path / "theirs"

@@ -20,14 +20,17 @@ from hypothesis.stateful import (
 )
 
 from ckptdb.disk import (
+    checkpoint_identity,
     fsutil,
     identity,
     journal,
+    journal_records,
     leases,
     names,
     publish,
+    read_checkpoint,
+    read_tmp,
     retire,
-    scan,
 )
 from ckptdb.errors import CatalogMissing, LeasedCheckpoint, PinnedCheckpoint, UnknownMetric
 from ckptdb.manager import CheckpointManager
@@ -243,7 +246,7 @@ class Rebuild(RuleBasedStateMachine):
             path = found[0] / names.final_name(found[1])
             hidden = identity.hidden(found[0])
             with self.publisher(found[0].name).alone() as (who, _):
-                uuid = scan.find_uuid(who, path, found[1])
+                uuid = checkpoint_identity.find_uuid(who, path, found[1])
                 claim = leases.write(hidden, uuid, name, seconds=300, since="then")
             if not alive:
                 content = json.loads(claim.path.read_text())
@@ -402,7 +405,7 @@ class Rebuild(RuleBasedStateMachine):
     @rule(pick=PICK, info=INFOS, then=st.sampled_from(["nothing", "new step_N", "no exchange"]))
     def leave_the_replaced_one_in_old(self, pick, info, then):
         path = self.find(pick)
-        if path is None or (found := scan.find_uuid(*self.named(path))) is None:
+        if path is None or (found := checkpoint_identity.find_uuid(*self.named(path))) is None:
             return
         old = path.with_name(f"old_{path.name}.{found}")
         if old.exists():
@@ -428,7 +431,9 @@ class Rebuild(RuleBasedStateMachine):
         if path is None:
             return
         who, _, step = self.named(path)
-        deletions = retire.Deletion(step, scan.find_uuid(who, path, step), "retention: by the test")
+        deletions = retire.Deletion(
+            step, checkpoint_identity.find_uuid(who, path, step), "retention: by the test"
+        )
         self.publisher(path.parent.name).retire([deletions])
 
     @rule(pick=PICK, whole=st.booleans())
@@ -444,11 +449,13 @@ class Rebuild(RuleBasedStateMachine):
             return
         who, _, step = self.named(path)
         if path.name.startswith("tmp_"):
-            checkpoint = scan.load_tmp(who, path, step).checkpoint
+            checkpoint = read_tmp.load_tmp(who, path, step).checkpoint
         else:
-            checkpoint = scan.load(who, path, step)
+            checkpoint = read_checkpoint.load(who, path, step)
         at = "2026-01-02T03:04:05.678Z"
-        self.publisher(path.parent.name).record([journal.gone(checkpoint, kind, f"{kind}: …", at)])
+        self.publisher(path.parent.name).record(
+            [journal_records.gone(checkpoint, kind, f"{kind}: …", at)]
+        )
 
     def named(self, path):
         return identity.identify(path.parent), path, int(path.name.rpartition("_")[2])

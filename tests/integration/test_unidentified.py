@@ -11,7 +11,7 @@ from ckptdb import CheckpointManager, Registry
 from ckptdb.disk import (
     free_space,
     fsutil,
-    scan,
+    read_trash,
     trash,
 )
 from ckptdb.disk.fsutil import ExchangeUnsupported
@@ -51,7 +51,7 @@ def told():
 
 
 def kept(run):
-    return [left for left in scan.list_trash(run) if not left.identified]
+    return [left for left in read_trash.list_trash(run) if not left.identified]
 
 
 def test_a_persons_own_directory_is_kept_for_a_month_when_its_step_is_saved(run):
@@ -111,7 +111,7 @@ def test_a_checkpoint_is_replaced_as_ever(run, kind):
     with told() as texts:
         save(run, 100)
     assert texts == []
-    assert scan.list_trash(run) == ()
+    assert read_trash.list_trash(run) == ()
 
 
 def test_it_comes_back_by_undelete_when_the_step_is_free(run):
@@ -126,7 +126,7 @@ def test_it_comes_back_by_undelete_when_the_step_is_free(run):
         registry.remove([100])
         registry.undelete(100)
     assert (run / "step_100" / "merged.safetensors").read_bytes() == b"precious"
-    assert scan.list_trash(run) == ()
+    assert read_trash.list_trash(run) == ()
 
 
 def test_what_was_deleted_since_comes_back_before_it(run):
@@ -158,7 +158,7 @@ def test_gc_names_it_and_removes_it_only_when_told_to(run):
         assert len(kept(run)) == 1
         (found,) = registry.gc(empty_trash=True)
         assert [left.step for left in found.leftovers] == [100]
-    assert scan.list_trash(run) == ()
+    assert read_trash.list_trash(run) == ()
 
 
 def test_it_goes_when_its_month_is_over(run):

@@ -15,17 +15,22 @@ from ckptdb.catalog.catalog import Catalog
 from ckptdb.catalog.engine import Database
 from ckptdb.catalog.location import locate
 from ckptdb.core.candidates import Wanted
+from ckptdb.core.facts import Fact
 from ckptdb.disk import (
     fsutil,
     identity,
     journal,
+    journal_records,
+    observation,
     paths,
-    scan,
+    read_tmp,
+    read_trash,
+    run_stamp,
     writer,
 )
-from ckptdb.disk.journal import Fact
 from ckptdb.disk.publish import Publisher
 from ckptdb.disk.retire import Deletion
+from ckptdb.disk.run_stamp import StampWatch
 from ckptdb.errors import RunLocked
 from ckptdb.reconcile import apply, locks
 from ckptdb.reconcile.run import index_run, reconcile_run
@@ -347,7 +352,7 @@ def test_a_complete_tmp_that_replaces_what_is_published_is_published(catalog, ru
     assert [(c.uuid, c.deleted_reason) for c in gone] == [
         (old.uuid, "replaced by a new save of step 1")
     ]
-    assert scan.list_trash(run) == ()
+    assert read_trash.list_trash(run) == ()
 
 
 @pytest.mark.parametrize("by", ["ckptdb", "NeMo-RL"])
@@ -360,8 +365,8 @@ def test_what_was_exchanged_before_a_crash_is_put_away(catalog, run, by):
     publisher = Publisher(run)
     who = publisher.establish()
     new = seal(run, 1, 0.2)
-    sealed = scan.load_tmp(who, run / "tmp_step_1", 1).manifest
-    publisher._record_replaced(who, scan.StampWatch(run), run / "step_1", sealed)
+    sealed = read_tmp.load_tmp(who, run / "tmp_step_1", 1).manifest
+    publisher._record_replaced(who, StampWatch(run), run / "step_1", sealed)
     fsutil.exchange(run / "tmp_step_1", run / "step_1")
 
     report = reconcile(catalog, run)
@@ -370,7 +375,7 @@ def test_what_was_exchanged_before_a_crash_is_put_away(catalog, run, by):
     assert live(catalog) == {1: new}
     assert rows(catalog) == {("grpo", 1): ["deleted", "final"]}
     assert sorted(os.listdir(run)) == [".ckptdb", "step_1"]
-    assert scan.list_trash(run) == ()
+    assert read_trash.list_trash(run) == ()
 
 
 @pytest.mark.parametrize("new", [True, False], ids=["with the new one", "alone"])
@@ -383,8 +388,8 @@ def test_an_old_one_left_by_two_renames_finds_its_place(catalog, run, new):
     report = reconcile_run(catalog, run)
     assert "orphan old" in kinds(report)
     assert live(catalog) == {1: expected}
-    assert scan.observe(run).olds == ()
-    assert scan.list_trash(run) == ()
+    assert observation.observe(run).olds == ()
+    assert read_trash.list_trash(run) == ()
     assert not reconcile_run(catalog, run).has_changes
 
 
@@ -392,13 +397,13 @@ def test_bytes_of_what_was_retired_are_removed(catalog, run):
     one = save(run, 1)
     Publisher(run).retire([Deletion(1, one.uuid, "by hand")])
     assert "unfinished removal" in kinds(reconcile(catalog, run))
-    assert scan.list_trash(run) == ()
+    assert read_trash.list_trash(run) == ()
 
 
 def test_a_deletion_that_was_recorded_and_did_not_happen_counts_for_nothing(catalog, run):
     one = save(run, 1)
     reconcile(catalog, run)
-    Publisher(run).record([journal.gone(one, "deleted", "too old", AT)])
+    Publisher(run).record([journal_records.gone(one, "deleted", "too old", AT)])
     assert reconcile(catalog, run).actions == ()
     assert live(catalog) == {1: one.uuid}
 
@@ -412,12 +417,12 @@ def test_what_was_pinned_and_replaced_stays_in_the_trash_until_it_is_unpinned(ca
 
     report = reconcile_run(catalog, run, depth=depth)
     assert report.blocked is None
-    assert [leftover.uuid for leftover in scan.list_trash(run)] == [old.uuid]
+    assert [leftover.uuid for leftover in read_trash.list_trash(run)] == [old.uuid]
     assert not reconcile_run(catalog, run, depth=depth).has_changes
 
     Publisher(run).record([Fact(AT, "unpin", old.uuid)])
     reconcile_run(catalog, run, depth=depth)
-    assert scan.list_trash(run) == ()
+    assert read_trash.list_trash(run) == ()
 
 
 def test_an_unfinished_tmp_is_kept_and_reported(catalog, run):
@@ -807,7 +812,7 @@ def test_a_settled_look_is_remembered_and_saves_the_next(catalog, run):
     save(run, 1)
     age(run)
     first = reconcile_run(catalog, run, depth="changes")
-    assert first.verified == scan.find_stamp(run)
+    assert first.verified == run_stamp.find_stamp(run)
     seen = catalog.find_run(identity.identify(run).run.uuid)
     assert (seen.stamp, seen.verified) == (str(first.verified), True)
 
@@ -823,7 +828,7 @@ def test_a_young_look_is_not_remembered_unless_assumed(catalog, run):
     report = reconcile_run(catalog, run, depth="changes", assume=True)
     assert report.verified is None
     seen = catalog.runs()[0]
-    assert (seen.stamp, seen.verified) == (str(scan.find_stamp(run)), False)
+    assert (seen.stamp, seen.verified) == (str(run_stamp.find_stamp(run)), False)
     assert not reconcile_run(catalog, run, depth="changes", assume=True).applied
 
 
@@ -839,7 +844,7 @@ def test_fingerprints_are_remembered_once_they_are_sure(catalog, run):
 def test_a_change_during_the_look_is_not_masked(catalog, run, monkeypatch):
     save(run, 1)
     age(run)
-    real = scan.observe
+    real = observation.observe
 
     def observe_then_change(*arguments, **options):
         seen = real(*arguments, **options)
@@ -847,7 +852,7 @@ def test_a_change_during_the_look_is_not_masked(catalog, run, monkeypatch):
         age(run, 5)
         return seen
 
-    monkeypatch.setattr(scan, "observe", observe_then_change)
+    monkeypatch.setattr(observation, "observe", observe_then_change)
     report = reconcile_run(catalog, run)
     assert report.verified is None
     assert catalog.runs()[0].stamp is None
@@ -870,13 +875,13 @@ def test_what_a_trainer_does_between_look_and_lock_is_seen(catalog, run, monkeyp
 @pytest.fixture
 def looks(monkeypatch):
     """Collect every look at a directory."""
-    made, real = [], scan.observe
+    made, real = [], observation.observe
 
     def observe(directory, *arguments, **options):
         made.append(directory)
         return real(directory, *arguments, **options)
 
-    monkeypatch.setattr(scan, "observe", observe)
+    monkeypatch.setattr(observation, "observe", observe)
     return made
 
 
@@ -884,7 +889,7 @@ def looks(monkeypatch):
 def test_a_settled_run_is_not_looked_at_again_under_the_lock(catalog, run, looks, depth):
     save(run, 1)
     age(run)
-    assert reconcile_run(catalog, run, depth=depth).verified == scan.find_stamp(run)
+    assert reconcile_run(catalog, run, depth=depth).verified == run_stamp.find_stamp(run)
     assert looks == [run]
     save(run, 2)
     reconcile_run(catalog, run, depth=depth)
@@ -935,7 +940,7 @@ def test_what_comes_between_a_settled_look_and_the_lock_is_seen(
 def test_the_journal_says_why_one_is_gone_even_if_it_has_not_grown(catalog, run):
     one = save(run, 1)
     save(run, 2)
-    ended = journal.gone(one, "deleted", "retention: a crash came before the rename", AT)
+    ended = journal_records.gone(one, "deleted", "retention: a crash came before the rename", AT)
     journal.append(identity.hidden(run), [ended], make_durable=False)
     age(run)
     assert reconcile_run(catalog, run, depth="changes").verified

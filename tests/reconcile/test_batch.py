@@ -16,15 +16,16 @@ from tests.support.statements import sent
 from ckptdb.catalog.catalog import Catalog
 from ckptdb.catalog.engine import Database
 from ckptdb.catalog.store import Changes
+from ckptdb.core.facts import Fact
 from ckptdb.core.records import Checkpoint
 from ckptdb.disk import (
     identity,
     journal,
+    observation,
     parallel,
     read_checkpoint,
-    scan,
 )
-from ckptdb.disk.journal import Fact
+from ckptdb.disk.observation import PORTION
 from ckptdb.disk.publish import Publisher
 from ckptdb.disk.retire import Deletion
 from ckptdb.errors import CatalogBroken, CatalogLocked
@@ -36,7 +37,7 @@ AT = "2026-11-22T16:01:24.000Z"
 
 @pytest.fixture(autouse=True)
 def _small(monkeypatch):
-    monkeypatch.setattr(scan, "PORTION", 3)
+    monkeypatch.setattr(observation, "PORTION", 3)
     monkeypatch.setattr(parallel, "_PORTION", 2)
     monkeypatch.setattr(os, "fsync", lambda _: None)
 
@@ -122,7 +123,7 @@ def test_in_portions_it_is_the_same_as_at_once(run, monkeypatch, depth, dry_run)
     write_a_bit_of_everything(run)
     found = []
     for portion in (1, 3, 5, 10_000):
-        monkeypatch.setattr(scan, "PORTION", portion)
+        monkeypatch.setattr(observation, "PORTION", portion)
         catalog = Catalog(Database.in_memory())
         first = reconcile_run(catalog, run, depth=depth, dry_run=dry_run)
         again = reconcile_run(catalog, run, depth=depth)
@@ -135,7 +136,7 @@ def test_in_portions_it_is_the_same_as_at_once(run, monkeypatch, depth, dry_run)
 @pytest.mark.parametrize("portion", [1, 3])
 def test_what_changed_meanwhile_is_learnt_in_portions_too(run, catalog, monkeypatch, portion):
     write_a_bit_of_everything(run)
-    monkeypatch.setattr(scan, "PORTION", 10_000)
+    monkeypatch.setattr(observation, "PORTION", 10_000)
     reconcile_run(catalog, run)
     (run / "step_3").rename(run.parent / "aside")
     settle(run, 50)
@@ -148,7 +149,7 @@ def test_what_changed_meanwhile_is_learnt_in_portions_too(run, catalog, monkeypa
     for step in range(30, 36):
         put(run, step)
     settle(run, 40)
-    monkeypatch.setattr(scan, "PORTION", portion)
+    monkeypatch.setattr(observation, "PORTION", portion)
 
     report = reconcile_run(catalog, run)
 
@@ -181,7 +182,7 @@ def test_few_checkpoints_are_in_memory_at_a_time(run, catalog):
     report = reconcile_run(catalog, run, on_checkpoint=count)
     most, before = max(alive), alive[0]
     assert len(alive) == 61
-    assert most - before <= 2 * (scan.PORTION + parallel._PORTION)
+    assert most - before <= 2 * (PORTION + parallel._PORTION)
     assert len(report.actions) == 61
     assert all(action.checkpoint is None for action in report.actions)
     assert len(live(catalog)) == 60
@@ -221,7 +222,7 @@ WRITERS = {
 def test_a_checkpoint_costs_a_few_calls_and_a_portion_a_few_statements(
     tmp_path, monkeypatch, write, first, later
 ):
-    monkeypatch.setattr(scan, "PORTION", 20)
+    monkeypatch.setattr(observation, "PORTION", 20)
     costs = []
     for portions in (2, 5):
         run = tmp_path / str(portions)
@@ -276,7 +277,7 @@ def test_what_stops_in_between_is_completed_by_the_next(run, catalog, monkeypatc
 
 
 def retire(run: Path) -> None:
-    deletions = scan.load(identity.identify(run), run / "step_2", 2)
+    deletions = read_checkpoint.load(identity.identify(run), run / "step_2", 2)
     Publisher(run).retire([Deletion(2, deletions.uuid, "by hand")])
 
 
@@ -306,7 +307,7 @@ def test_what_a_trainer_does_before_a_portion_is_stored_is_seen(
 
     monkeypatch.setattr(batch, "lock_to_change", held_after_a_change)
     reconcile_run(catalog, run)
-    here = scan.observe(run).finals
+    here = observation.observe(run).finals
     assert live(catalog) == {step: checkpoint.uuid for step, checkpoint in here.items()}
     assert not reconcile_run(catalog, run).has_changes
 
@@ -315,7 +316,7 @@ def test_what_a_trainer_does_before_a_portion_is_stored_is_seen(
 def test_nothing_is_done_before_the_catalog_is_known_to_be_sound(
     run, catalog, monkeypatch, portion
 ):
-    monkeypatch.setattr(scan, "PORTION", portion)
+    monkeypatch.setattr(observation, "PORTION", portion)
     save(run, 1)
     save(run, 2)
     reconcile_run(catalog, run)
@@ -343,7 +344,7 @@ def test_another_one_that_the_index_has_meanwhile_is_left_to_the_whole_look(
         save(run, step)
     settle(run)
     who = identity.identify(run)
-    other = scan.load(who, run / "step_1", 1)
+    other = read_checkpoint.load(who, run / "step_1", 1)
     real = Catalog.apply
 
     def be_overtaken(self, changes: Changes, **options):

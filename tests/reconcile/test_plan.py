@@ -5,13 +5,12 @@ from pathlib import Path
 
 import pytest
 
+from ckptdb.core.facts import Facts
 from ckptdb.core.metrics import Metric
+from ckptdb.core.observed import Identity, Leftover, Observation, Tmp, Writer
 from ckptdb.core.recorded import IndexedRun, RecordedRun
 from ckptdb.core.records import Annotations, Checkpoint, Run
-from ckptdb.disk.identity import Identity
-from ckptdb.disk.journal import Facts
-from ckptdb.disk.scan import Leftover, Observation, Stamp, Tmp
-from ckptdb.disk.writer import Writer
+from ckptdb.core.stamp import Stamp
 from ckptdb.reconcile.plan import ReconcilePlan, plan
 
 HERE = Path("/results/grpo")

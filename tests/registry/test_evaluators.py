@@ -9,7 +9,8 @@ from collections import Counter
 from contextlib import ExitStack, contextmanager
 
 from ckptdb import Registry
-from ckptdb.disk import identity, journal
+from ckptdb.disk import identity, root_marker
+from ckptdb.disk.journal_pins import Evaluated
 
 STEPS = 500
 BEST = 30
@@ -112,13 +113,13 @@ class Crowd:
 
 @contextmanager
 def crowd(tmp_path):
-    identity.mark_root(tmp_path)
+    root_marker.mark_root(tmp_path)
     with ExitStack() as stack:
         yield Crowd(tmp_path / "run", stack)
 
 
 def find_unevaluated(registry):
-    done = journal.Evaluated(identity.hidden(registry.runs()[0].directory)).find("mmlu")
+    done = Evaluated(identity.hidden(registry.runs()[0].directory)).find("mmlu")
     return [cp for cp in registry.checkpoints(run="run", status="final") if cp.uuid not in done]
 
 

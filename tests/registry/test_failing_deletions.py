@@ -18,9 +18,11 @@ from ckptdb import CheckpointManager, Registry
 from ckptdb.disk import (
     delete_in_place,
     fsutil,
-    identity,
+    observation,
     read_checkpoint,
-    scan,
+    read_trash,
+    root_marker,
+    run_listing,
 )
 from ckptdb.disk.publish import Publisher
 from ckptdb.disk.retire import Deletion
@@ -55,7 +57,7 @@ def run(tmp_path):
 
 
 def steps(run):
-    return sorted(step for step, _ in scan.list_finals(run))
+    return sorted(step for step, _ in run_listing.list_finals(run))
 
 
 def fill(folder):
@@ -71,7 +73,7 @@ def fill(folder):
 def check(run, live, reasons):
     """Disk, journal and index say the same, and a rebuild says it too."""
     assert sorted(os.listdir(run)) == [".ckptdb", *(f"step_{step}" for step in live)]
-    assert scan.list_trash(run) == ()
+    assert read_trash.list_trash(run) == ()
     with Registry.open(run) as registry:
         assert [cp.step for cp in registry.checkpoints(status="final")] == live
         gone = {cp.step: cp.deleted_reason for cp in registry.checkpoints(status="deleted")}
@@ -189,7 +191,7 @@ print(count[0])
 def test_killed_while_deleting_where_it_stands_it_is_whole_or_deleted(tmp_path, code, refuses):
     """After a kill before any change there is a whole checkpoint, or one that ends by itself."""
     template = make_run(tmp_path / "template", {1: 0.5, 2: 0.1})
-    uuid = scan.load(scan.observe(template).identity, template / "step_1", 1).uuid
+    uuid = read_checkpoint.load(observation.observe(template).identity, template / "step_1", 1).uuid
     seen, number = set(), 0
     while True:
         number += 1
@@ -218,7 +220,7 @@ def test_killed_while_deleting_where_it_stands_it_is_whole_or_deleted(tmp_path, 
 
 def _judge(run, uuid):
     """Return what a reader that may not write takes the first checkpoint for."""
-    observed = scan.observe(run, verify=True)
+    observed = observation.observe(run, verify=True)
     history = [step for step, _, _ in _load_checkpoint_history(run)]
     if 1 in observed.finals:
         assert observed.finals[1].problem is None
@@ -240,7 +242,7 @@ def _recover(run, uuid):
     assert sorted(os.listdir(run)) == [".ckptdb", *(f"step_{step}" for step in left)]
     assert left in ([1, 2], [2])
     assert [cp.uuid for cp in ended] == ([] if left == [1, 2] else [uuid])
-    assert scan.list_trash(run) == ()
+    assert read_trash.list_trash(run) == ()
 
 
 def test_a_step_that_is_half_deleted_can_be_saved_again(run, monkeypatch):
@@ -258,7 +260,7 @@ def mark_only(run, step, monkeypatch):
     def die(*_):
         raise InterruptedError
 
-    uuid = scan.load(scan.observe(run).identity, run / f"step_{step}", step).uuid
+    uuid = read_checkpoint.load(observation.observe(run).identity, run / f"step_{step}", step).uuid
     with monkeypatch.context() as patch:
         NoRename(patch, errno.ENOSPC)
         patch.setattr(Publisher, "_append", refuse_space)
@@ -432,7 +434,7 @@ def test_a_failure_midway_says_what_is_gone_and_what_has_bytes_left(run, monkeyp
             patch.setattr(fsutil, "remove_tree", remove_tree)
             with pytest.raises(DeletionIncomplete) as caught:
                 registry.remove([1, 2, 3])
-        (left,) = scan.list_trash(run)
+        (left,) = read_trash.list_trash(run)
         assert str(caught.value) == (
             f"Not everything was deleted. {run}: step 2 is gone; step 1 is out of sight, with "
             f"bytes left in {left.path}; step 3 is untouched ({run}/step_3: Input/output error; "
@@ -451,7 +453,7 @@ def test_a_failure_midway_says_what_is_gone_and_what_has_bytes_left(run, monkeyp
 def test_what_cannot_be_removed_from_the_trash_is_not_said_to_be_freed(run):
     with Registry.open(run) as registry:
         registry.remove([1, 2], trash_ttl_seconds=3600)
-        kept = next(left.path for left in scan.list_trash(run) if left.step == 1)
+        kept = next(left.path for left in read_trash.list_trash(run) if left.step == 1)
         file = next(path for path in kept.rglob("*") if path.is_file())
         with immutable(file, below=run), pytest.raises(DeletionIncomplete) as caught:
             registry.gc(empty_trash=True)
@@ -484,7 +486,7 @@ def test_gc_over_several_runs_tells_of_all_when_one_fails(tmp_path, monkeypatch)
     root = tmp_path / "root"
     root.mkdir()
     runs = [root / name for name in ("a", "b", "c")]
-    identity.mark_root(root)
+    root_marker.mark_root(root)
     for run in runs:
         make_run(run)
     with Registry.open(root) as registry:
@@ -510,7 +512,7 @@ def test_gc_over_several_runs_tells_of_all_when_one_fails(tmp_path, monkeypatch)
 
 def test_removed_leftovers_are_not_called_nothing_when_the_rest_fails(run, monkeypatch):
     """What a killed process had retired goes, and the checkpoint itself does not."""
-    uuid = scan.load(scan.observe(run).identity, run / "step_1", 1).uuid
+    uuid = read_checkpoint.load(observation.observe(run).identity, run / "step_1", 1).uuid
     Publisher(run).retire([Deletion(1, uuid, "by somebody who died then")])
 
     def rename_new(source, target):
@@ -525,7 +527,7 @@ def test_removed_leftovers_are_not_called_nothing_when_the_rest_fails(run, monke
     assert str(caught.value).startswith(f"Not everything was deleted. {run}: ")
     assert str(caught.value).endswith(" Leftovers that were removed: 1.")
     assert caught.value.is_partial
-    assert scan.list_trash(run) == ()
+    assert read_trash.list_trash(run) == ()
 
 
 def test_a_manager_tells_index_and_hooks_of_what_went_before_it_warns(run, monkeypatch):

@@ -7,7 +7,7 @@ from datetime import UTC, datetime
 import pytest
 
 from ckptdb import Registry
-from ckptdb.disk import identity
+from ckptdb.disk import root_marker
 from ckptdb.disk.publish import Publisher
 from ckptdb.disk.retire import Deletion
 from ckptdb.errors import (
@@ -62,7 +62,7 @@ def root(tmp_path):
     """
     directory = tmp_path / "results"
     directory.mkdir()
-    identity.mark_root(directory)
+    root_marker.mark_root(directory)
     a = Story(directory / "a")
     a.save(1, 1, val__loss=0.5, kl=0.05, acc=0.1)
     best = a.save(2, 2, val__loss=0.1, kl=0.30, acc=0.2)

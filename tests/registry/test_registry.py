@@ -18,10 +18,11 @@ from ckptdb import CheckpointManager, Registry
 from ckptdb.catalog import engine
 from ckptdb.catalog.engine import Database
 from ckptdb.disk import (
-    identity,
     names,
+    observation,
     read_checkpoint,
-    scan,
+    read_trash,
+    root_marker,
 )
 from ckptdb.disk.publish import Publisher
 from ckptdb.errors import (
@@ -88,7 +89,7 @@ def root(tmp_path):
     """Runs a (steps 1 to 3, best 2) and b (steps 2 and 9, best 9) below one root."""
     directory = tmp_path / "results"
     directory.mkdir()
-    identity.mark_root(directory)
+    root_marker.mark_root(directory)
     for step, loss, acc in ((1, 0.5, 0.1), (2, 0.2, 0.2), (3, 0.4, 0.9)):
         save(directory / "a", step, {LOSS: loss, "acc": acc})
     for step, loss in ((2, 0.3), (9, 0.1)):
@@ -545,9 +546,9 @@ def loners(tmp_path):
 
 
 def assert_one_root(top):
-    assert identity.is_root(top)
+    assert root_marker.is_root(top)
     for name in ("x", "y"):
-        assert not identity.is_root(top / name)
+        assert not root_marker.is_root(top / name)
         assert list((top / name / ".ckptdb").glob("catalog.db*")) == []
         with Registry.open(top / name) as registry:
             assert registry.location.file == top / ".ckptdb" / "catalog.db"
@@ -572,7 +573,7 @@ def test_reconcile_above_runs_that_are_their_own_roots_makes_one_root_like_init(
     with Registry.open(loners) as registry:
         assert [run.name for run in registry.runs()] == ["x", "y"]
         planned = registry.reconcile(dry_run=True)
-        assert not identity.is_root(loners)
+        assert not root_marker.is_root(loners)
         done = registry.reconcile()
     assert [run.as_dict()["actions"] for run in planned.runs] == [
         run.as_dict()["actions"] for run in done.runs
@@ -593,10 +594,10 @@ def test_a_trainer_goes_on_in_the_root_that_absorbed_its_run(loners):
 
 
 def test_reconcile_takes_in_a_run_that_came_with_a_catalog_of_its_own(loners):
-    identity.mark_root(loners)
+    root_marker.mark_root(loners)
     with Registry.open(loners) as registry:
         planned = registry.reconcile(dry_run=True)
-        assert identity.is_root(loners / "x")
+        assert root_marker.is_root(loners / "x")
         assert planned.has_drift
         assert len(registry.reconcile().runs) == 2
     assert_one_root(loners)
@@ -621,11 +622,11 @@ def test_reconcile_of_a_path_begins_the_catalog_there_and_not_where_one_stands(
 ):
     here = tmp_path_factory.mktemp("here")
     if marked:
-        identity.mark_root(here)
+        root_marker.mark_root(here)
     before = paths_below(here)
     with Registry.open(here) as registry:
         assert len(registry.reconcile(loners, dry_run=True).runs) == 2
-        assert not identity.is_root(loners)
+        assert not root_marker.is_root(loners)
         assert len(registry.reconcile(loners).runs) == 2
     assert_one_root(loners)
     assert paths_below(here) == before
@@ -636,7 +637,7 @@ def test_reconcile_of_a_path_below_an_unmarked_directory_leaves_that_unmarked(lo
         assert registry.reconcile(loners, dry_run=True).has_drift
         assert registry.reconcile(loners).has_drift
     assert_one_root(loners)
-    assert not identity.is_root(loners.parent)
+    assert not root_marker.is_root(loners.parent)
 
 
 def test_a_path_inside_a_run_is_about_the_run(registry, root):
@@ -654,8 +655,8 @@ def test_a_chosen_catalog_takes_in_what_it_is_told_to_and_leaves_roots_as_they_a
     with Registry.open(chosen.parent, catalog=chosen) as registry:
         assert len(registry.reconcile(loners).runs) == 2
         assert registry.get(1, run="x").deleted_reason == "by hand"
-    assert identity.is_root(loners / "x")
-    assert not identity.is_root(loners)
+    assert root_marker.is_root(loners / "x")
+    assert not root_marker.is_root(loners)
 
 
 @pytest.mark.parametrize("dry_run", [True, False])
@@ -816,7 +817,7 @@ def test_gc_goes_on_when_another_process_removes_the_same_leftovers(registry, ro
     with open_manager(root / "a") as manager:
         staged = manager.init_tmp_checkpoint(4, {LOSS: 1})
     bury(staged)
-    real = scan.observe
+    real = observation.observe
 
     def observe_and_be_overtaken(*arguments, **options):
         found = real(*arguments, **options)
@@ -826,7 +827,7 @@ def test_gc_goes_on_when_another_process_removes_the_same_leftovers(registry, ro
             Publisher(root / "a").empty_trash()
         return found
 
-    monkeypatch.setattr(gc.scan, "observe", observe_and_be_overtaken)
+    monkeypatch.setattr(gc.observation, "observe", observe_and_be_overtaken)
     registry.gc(run="a")
     assert registry.get(4, run="a").deleted_reason == "discarded: by another"
 
@@ -907,7 +908,7 @@ def test_rm_removes_all_that_was_named_or_nothing(registry, root):
 def test_removing_a_pinned_checkpoint_by_force_frees_it_and_ends_its_pin(registry, root, dump):
     registry.pin("a", 2, note="in the paper")
     registry.remove([2], run="a", force=True)
-    assert scan.list_trash(root / "a") == ()
+    assert read_trash.list_trash(root / "a") == ()
     gone = registry.get(2, run="a")
     assert (gone.pinned, gone.notes, gone.deleted_reason) == (False, "in the paper", "by hand")
     registry.reconcile()
@@ -948,7 +949,7 @@ def test_a_pinned_checkpoint_that_is_replaced_keeps_its_bytes_until_unpinned(reg
     with pytest.warns(UserWarning, match="pinned checkpoint at step 2 was replaced"):
         save(root / "a", 2, {LOSS: 0.9})
     registry.gc(all_runs=True)
-    assert [left.step for left in scan.list_trash(root / "a")] == [2]
+    assert [left.step for left in read_trash.list_trash(root / "a")] == [2]
 
 
 def test_a_pin_answers_with_what_was_pinned_though_its_step_is_saved_again(
@@ -989,7 +990,7 @@ def test_names_that_are_no_text_are_indexed_and_come_back_as_they_are(tmp_path):
         os.mkdir(raw)
     except OSError:
         requirements.skip(requirements.ONLY_UTF8)
-    identity.mark_root(tmp_path)
+    root_marker.mark_root(tmp_path)
     save(run, 1, {LOSS: 1})
     (run / "step_1" / os.fsdecode(b"\xff.bin")).write_bytes(b"x")
     save(run, 2, {LOSS: 2})
@@ -1199,7 +1200,7 @@ def test_nothing_that_a_broken_catalog_says_gets_anywhere(root, dump, full):
 def test_a_run_is_absorbed_by_a_root_whose_catalog_is_whole(loners):
     with Registry.open(loners) as registry:
         registry.reconcile()
-    identity.mark_root(loners / "x")
+    root_marker.mark_root(loners / "x")
     (loners / "x" / ".ckptdb" / "catalog.db").write_bytes(b"of its own")
     break_and_lie(loners / ".ckptdb" / "catalog.db")
     with Registry.open(loners) as registry:

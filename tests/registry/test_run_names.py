@@ -7,7 +7,7 @@ from tests.support.trees import settle
 
 from ckptdb import CheckpointManager, Registry
 from ckptdb.cli.main import main
-from ckptdb.disk import names, scan
+from ckptdb.disk import names, run_finder, run_listing
 from ckptdb.disk.run_finder import Runs
 
 LOSS = "val:loss"
@@ -118,7 +118,7 @@ def test_what_cannot_hold_the_runs_of_a_person_is_not_searched(tmp_path, place):
     save(tmp_path / "elsewhere", 1, 0.5)
     (tmp_path / place).mkdir(exist_ok=True)
     (tmp_path / "elsewhere").rename(tmp_path / place / "old")
-    assert list(scan.find_runs(tmp_path)) == [tmp_path / "run"]
+    assert list(run_finder.find_runs(tmp_path)) == [tmp_path / "run"]
 
 
 def test_training_where_nobody_looks_for_runs_is_told(tmp_path):
@@ -175,9 +175,9 @@ def test_a_repository_and_an_environment_beside_the_runs_cost_nothing(tmp_path, 
         (top / "conda-meta").mkdir()
     save(tmp_path / "venv" / "results", 1, 0.5)  # a project may live in its environment
     listed = []
-    real = scan.list_folder
-    monkeypatch.setattr(scan, "list_folder", lambda path: listed.append(path) or real(path))
-    assert list(scan.find_runs(tmp_path)) == [
+    real = run_listing.list_folder
+    monkeypatch.setattr(run_listing, "list_folder", lambda path: listed.append(path) or real(path))
+    assert list(run_finder.find_runs(tmp_path)) == [
         tmp_path / "runs" / "a",
         tmp_path / "venv" / "results",
     ]
@@ -187,19 +187,19 @@ def test_a_repository_and_an_environment_beside_the_runs_cost_nothing(tmp_path, 
 def test_a_directory_that_goes_while_one_looks_stops_no_search(tmp_path, monkeypatch):
     save(tmp_path / "run", 1, 0.5)
     (tmp_path / "gone").mkdir()
-    real = scan.list_folder
+    real = run_listing.list_folder
 
     def list_folder(path):
         if path.name == "gone" and path.is_dir():
             path.rmdir()
         return real(path)
 
-    monkeypatch.setattr(scan, "list_folder", list_folder)
-    assert list(scan.find_runs(tmp_path)) == [tmp_path / "run"]
+    monkeypatch.setattr(run_listing, "list_folder", list_folder)
+    assert list(run_finder.find_runs(tmp_path)) == [tmp_path / "run"]
 
 
 def test_a_checkpoint_is_no_run_though_it_holds_a_step_of_somebody(tmp_path):
     save(tmp_path / "run", 5, 0.5)
     (tmp_path / "run" / "step_5" / "policy" / "step_2").mkdir(parents=True)
     (tmp_path / "run" / "step_5" / "policy" / "step_2" / names.INFO).write_text("{}")
-    assert list(scan.find_runs(tmp_path)) == [tmp_path / "run"]
+    assert list(run_finder.find_runs(tmp_path)) == [tmp_path / "run"]

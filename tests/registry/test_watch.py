@@ -16,7 +16,7 @@ from tests.support.trees import settle, snapshot
 
 from ckptdb import CheckpointManager, Registry
 from ckptdb.catalog.engine import Database
-from ckptdb.disk import identity, scan
+from ckptdb.disk import read_trash, root_marker
 from ckptdb.errors import (
     CatalogMissing,
     InvalidWatch,
@@ -60,7 +60,7 @@ def root(tmp_path):
     """Runs a (steps 1 to 3) and b (steps 2 and 9) below one root."""
     directory = tmp_path / "results"
     directory.mkdir()
-    identity.mark_root(directory)
+    root_marker.mark_root(directory)
     save(directory / "a", 1, 2, 3)
     save(directory / "b", 2, 9)
     return directory
@@ -196,7 +196,7 @@ def test_runs_without_a_catalog_are_watched_and_left_as_they_are(tmp_path):
 @pytest.mark.parametrize("marked", [True, False])
 def test_the_first_run_is_waited_for(tmp_path, marked):
     if marked:
-        identity.mark_root(tmp_path)
+        root_marker.mark_root(tmp_path)
     with Registry.open(tmp_path) as registry:
         with pytest.raises(CatalogMissing):
             registry.watch(poll_seconds=None)
@@ -492,13 +492,13 @@ def test_neither_check_nor_gc_wants_the_bytes_of_what_is_replaced_while_leased(r
     watching = registry.watch("a", lease="mmlu", poll_seconds=None)
     old = next(watching)
     save(root / "a", 1)
-    (left,) = scan.list_trash(root / "a")
+    (left,) = read_trash.list_trash(root / "a")
     assert left.uuid == old.uuid
     assert not registry.reconcile(dry_run=True).has_drift
     assert registry.gc(run="a")[0].leftovers == ()
     assert (left.path / "model.bin").exists()
     assert next(watching).step == 2
-    assert scan.list_trash(root / "a") == ()
+    assert read_trash.list_trash(root / "a") == ()
 
 
 # --- late metrics -------------------------------------------------------------------------------

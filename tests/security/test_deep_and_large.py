@@ -20,7 +20,6 @@ from ckptdb.disk import (
     paths,
     removal_checks,
     run_finder,
-    scan,
 )
 from ckptdb.disk.safe_path import Way
 from ckptdb.retention import Policy
@@ -185,7 +184,7 @@ def test_runs_beside_a_directory_of_1500_levels_are_found(tmp_path, name):
     (tmp_path / "m").mkdir()
     deepen(tmp_path / "m", name)
     expected = [str(tmp_path / "a"), str(tmp_path / "z")]
-    assert bounded(lambda: list(map(str, scan.find_runs(tmp_path))))[0] == expected
+    assert bounded(lambda: list(map(str, run_finder.find_runs(tmp_path))))[0] == expected
     assert bounded(lambda: list(map(str, run_finder.Runs(tmp_path).find())))[0] == expected
 
     def init():
@@ -203,7 +202,7 @@ def test_a_run_below_many_levels_is_found(tmp_path):
     run = top / "/".join([short] * 1100)
     (run / "step_1").mkdir(parents=True)
     (run / "step_1" / "training_info.json").write_text("{}")
-    assert bounded(lambda: list(map(str, scan.find_runs(top))))[0] == [str(run)]
+    assert bounded(lambda: list(map(str, run_finder.find_runs(top))))[0] == [str(run)]
     assert bounded(lambda: list(map(str, run_finder.Runs(top).find())))[0] == [str(run)]
 
 

@@ -15,7 +15,9 @@ import pytest
 from tests.support.bounds import bounded
 
 from ckptdb import CheckpointManager, Registry
-from ckptdb.disk import journal, training_info
+from ckptdb.core.facts import MOST_BYTES
+from ckptdb.disk import journal_lines, training_info
+from ckptdb.disk.journal_pins import Pins
 from ckptdb.errors import UnwritableInfo
 from ckptdb.retention import Policy
 
@@ -79,7 +81,7 @@ def test_a_sparse_journal_of_200_gb_stops_deletions_and_nothing_else(run):
 
     [text] = [text for text in texts if "Nothing is deleted" in text]
     assert text.startswith(
-        f"Nothing is deleted in {run}: its journal.jsonl is larger than {journal.MOST_BYTES} bytes;"
+        f"Nothing is deleted in {run}: its journal.jsonl is larger than {MOST_BYTES} bytes;"
         f" `ckptdb reconcile {run}` says what can be restored, and does it."
     )
     assert published(run) == [100, 200, 300, 400, 500, 600]
@@ -146,7 +148,7 @@ GIGANTIC = {
 
 @pytest.mark.parametrize("content", GIGANTIC.values(), ids=GIGANTIC)
 def test_a_journal_with_what_is_far_too_much_is_read_in_bounds(run, content, monkeypatch):
-    monkeypatch.setattr(journal, "_LONGEST_BYTES", 32 << 20)
+    monkeypatch.setattr(journal_lines, "_LONGEST_BYTES", 32 << 20)
     path = run / ".ckptdb" / "journal.jsonl"
 
     def spoil():
@@ -167,7 +169,7 @@ def test_facts_between_lines_that_are_too_short_are_found(run):
     with Registry.open(run) as registry:
         registry.pin("grpo", 100)
     assert asked(run) == [[100, True, []], *KNOWN[1:]]
-    pins = journal.Pins(run / ".ckptdb")
+    pins = Pins(run / ".ckptdb")
     assert len(pins.find()) == 2
     assert "cannot be read" in pins.find_doubt()
 

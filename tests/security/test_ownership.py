@@ -18,17 +18,17 @@ from tests.support.users import (
     shared_place,
 )
 
+from ckptdb.core.facts import Fact
 from ckptdb.disk import (
     fsutil,
-    identity,
     journal,
     leases,
     lock,
+    root_marker,
     trainer_lock,
     verified,
 )
 from ckptdb.disk.fsutil import ExchangeUnsupported
-from ckptdb.disk.journal import Fact
 from ckptdb.disk.pending_index import Notes
 from ckptdb.errors import LockForbidden
 
@@ -59,7 +59,7 @@ MAKERS = {
     "folders": lambda hidden: fsutil.make_directories(hidden / "a" / "b", durable=True),
     "a file": lambda hidden: fsutil.write_new(hidden / "file", b"x", durable=True),
     "JSON": lambda hidden: fsutil.write_json(hidden / "run.json", {}, durable=True),
-    "the mark of a root": lambda hidden: identity.mark_root(hidden.parent),
+    "the mark of a root": lambda hidden: root_marker.mark_root(hidden.parent),
     "the journal": lambda hidden: journal.append(
         hidden, [Fact(AT, "pin", UUID)], make_durable=True
     ),

@@ -29,7 +29,7 @@ import ckptdb
 from ckptdb import CheckpointManager, Registry
 from ckptdb.cli import formats
 from ckptdb.cli.main import cli, main
-from ckptdb.disk import process
+from ckptdb.core import process
 from ckptdb.errors import RunInUse
 
 LOSS = "val:loss"

@@ -23,12 +23,13 @@ from ckptdb.catalog.engine import Database, script_location
 from ckptdb.catalog.location import locate
 from ckptdb.cli.main import cli
 from ckptdb.disk import (
+    checkpoint_identity,
     identity,
     journal,
+    journal_records,
     leases,
     names,
     read_checkpoint,
-    scan,
     writer,
 )
 from ckptdb.disk.pending_index import Notes
@@ -193,7 +194,9 @@ def save(run, step, loss):
 
 
 def uuid_of(path):
-    return scan.find_uuid(identity.identify(path.parent), path, names.find_final_step(path.name))
+    return checkpoint_identity.find_uuid(
+        identity.identify(path.parent), path, names.find_final_step(path.name)
+    )
 
 
 def write_nemo(run, step):
@@ -250,10 +253,8 @@ def make_half_removed(root):
     Publisher(run, trash_ttl_seconds=1e-9).retire([Deletion(11, uuids[11], "by hand")])
     trash = run / ".ckptdb" / "trash"
     (run / "step_12").rename(trash / names.trash_name(12, uuids[12], recorded=False))
-    publisher.record(
-        [journal.gone(scan.load(identity.identify(run), run / "step_13", 13), "deleted", "by hand",
-                      "2026-01-02T03:04:05.678Z")]
-    )  # fmt: skip
+    left = read_checkpoint.load(identity.identify(run), run / "step_13", 13)
+    publisher.record([journal_records.gone(left, "deleted", "by hand", "2026-01-02T03:04:05.678Z")])
     (run / "step_13").chmod(read_checkpoint.DELETING_MODE)
     (run / "step_14").rename(run / names.old_name(14, uuids[14]))
     shutil.copytree(run / "step_15", run / names.old_name(15, uuids[15]))

@@ -5,7 +5,7 @@ from contextlib import contextmanager
 
 from tests.support.statements import sent
 
-from ckptdb.disk import scan
+from ckptdb.disk import run_stamp
 
 _touched: list[str] | None = None
 
@@ -36,10 +36,10 @@ def counted(monkeypatch):
         stamps.append(directory)
         return original(directory)
 
-    original = scan.find_stamp
+    original = run_stamp.find_stamp
     try:
         with monkeypatch.context() as patch, sent() as found:
-            patch.setattr(scan, "find_stamp", find_stamp)
+            patch.setattr(run_stamp, "find_stamp", find_stamp)
             _touched = files
             yield files, statements, stamps
     finally:

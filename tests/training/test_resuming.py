@@ -11,8 +11,8 @@ import pytest
 from tests.support.warned import warned
 
 from ckptdb import CheckpointManager, Registry
+from ckptdb.core.facts import Fact
 from ckptdb.disk import journal
-from ckptdb.disk.journal import Fact
 from ckptdb.errors import ConfigChanged, InvalidChoice, NoCheckpointHere, UnwritableInfo
 from ckptdb.training.resuming import differences, legible
 

@@ -13,8 +13,9 @@ import stat
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
+from ckptdb.core.observed import Manifest
 from ckptdb.disk import manifest, paths
-from ckptdb.disk.manifest import Compared, Manifest
+from ckptdb.disk.manifest import Compared
 from ckptdb.disk.safe_path import Way
 from ckptdb.errors import ChecksumsUnavailable
 

@@ -16,18 +16,19 @@ from contextlib import suppress
 from functools import partial
 from pathlib import Path
 
+from ckptdb.core.facts import Fact
+from ckptdb.core.observed import Identity, Leftover
 from ckptdb.core.records import Checkpoint
 from ckptdb.disk import (
     fsutil,
     journal,
+    journal_records,
     names,
     paths,
     read_checkpoint,
-    scan,
+    read_trash,
 )
-from ckptdb.disk.identity import Identity
-from ckptdb.disk.journal import Fact
-from ckptdb.disk.scan import Leftover, StampWatch
+from ckptdb.disk.run_stamp import StampWatch
 from ckptdb.disk.transaction import NO_SPACE, Changing
 from ckptdb.errors import NotDeleted
 
@@ -49,12 +50,14 @@ class DeletingInPlace(Changing):
             self._finish_deletion(who, watch, left.path, left.step)
 
     def _finish_deletion(self, who: Identity, watch: StampWatch, path: Path, step: int) -> None:
-        left = scan.find_deleting(who, path, step)
+        left = read_trash.find_deleting(who, path, step)
         if left is None:
             return
         _free(path, names.RECORD)
         told = left.recorded or left.uuid in journal.read(self._hidden, who.run).gone
-        facts = [] if told else [journal.deleted_unrecorded(scan.load_retired(who, left))]
+        facts = (
+            [] if told else [journal_records.deleted_unrecorded(read_trash.load_retired(who, left))]
+        )
         self._finish_in_place(watch, path, facts)
 
     def _mark(self, watch: StampWatch, cp: Checkpoint) -> None:

@@ -11,18 +11,19 @@ from contextlib import suppress
 from functools import partial
 from pathlib import Path
 
+from ckptdb.core import process
+from ckptdb.core.facts import Fact
 from ckptdb.core.threads import Task
 from ckptdb.core.times import utc
 from ckptdb.disk import (
+    checkpoint_identity,
     fsutil,
     identity,
-    journal,
     leases,
     names,
-    process,
-    scan,
+    read_trash,
 )
-from ckptdb.disk.journal import Fact
+from ckptdb.disk.journal_pins import Evaluated
 from ckptdb.disk.leases import Lease
 from ckptdb.disk.publish import Publisher
 from ckptdb.errors import CkptdbError, JournalInDoubt
@@ -49,7 +50,7 @@ class Evaluator:
         self._evaluation = evaluation
         self._seconds = lease_seconds
         self._publisher = Publisher(directory)
-        self._evaluated = journal.Evaluated(identity.hidden(directory))
+        self._evaluated = Evaluated(identity.hidden(directory))
 
     def find_done(self) -> frozenset[str]:
         """Return the uuids of the checkpoints that somebody has evaluated.
@@ -76,7 +77,7 @@ class Evaluator:
                 return None
             if uuid in self.find_done():
                 return None
-            if scan.find_uuid(who, final, step, through_link=True) != uuid:
+            if checkpoint_identity.find_uuid(who, final, step, through_link=True) != uuid:
                 return None
             claim = leases.write(
                 hidden, uuid, self._evaluation, seconds=self._seconds, since=utc(time.time())
@@ -114,7 +115,7 @@ class Evaluator:
     def _free(self, claim: Lease) -> None:
         """Remove the bytes of what was replaced, and was kept only as long as it was leased."""
         with suppress(OSError, JournalInDoubt):  # whoever empties the trash next comes to it
-            if any(left.uuid == claim.uuid for left in scan.list_trash(self._directory)):
+            if any(left.uuid == claim.uuid for left in read_trash.list_trash(self._directory)):
                 self._publisher.empty_trash()
 
 

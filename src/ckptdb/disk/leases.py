@@ -18,13 +18,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from ckptdb.disk import (
-    fs_clock,
-    fsutil,
-    names,
-    paths,
-    process,
-)
+from ckptdb.core import process
+from ckptdb.disk import fs_clock, fsutil, names, paths
 from ckptdb.disk.safe_path import hold
 from ckptdb.disk.trainer_lock import Holder
 from ckptdb.disk.training_info import (
@@ -225,10 +220,10 @@ def _read(path: Path, uuid_: str, evaluation: str) -> Lease | None:
             uuid=uuid_,
             evaluation=evaluation,
             holder=Holder(
-                since=process.legible_text(content["since"]), **process.legible_process(content)
+                since=process.parse_text(content["since"]), **process.parse_process(content)
             ),
-            seconds=_legible_seconds(content["seconds"]),
-            token=process.legible_text(content["token"]),
+            seconds=_parse_seconds(content["seconds"]),
+            token=process.parse_text(content["token"]),
             touched=status.st_mtime,
         )
     except UnreadableInfo as error:
@@ -255,7 +250,7 @@ def _unknown(path: Path, uuid_: str, evaluation: str) -> Lease | None:
     )
 
 
-def _legible_seconds(value: Any) -> float:
+def _parse_seconds(value: Any) -> float:
     seconds = float(value)
     if not (math.isfinite(seconds) and seconds > 0):
         raise ValueError(value)

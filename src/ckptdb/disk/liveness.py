@@ -11,6 +11,8 @@ import os
 from pathlib import Path
 from typing import Final
 
+from ckptdb.core.observed import Writer
+from ckptdb.core.process import Life
 from ckptdb.disk import (
     fs_clock,
     fsutil,
@@ -18,8 +20,6 @@ from ckptdb.disk import (
     trainer_lock,
     writer,
 )
-from ckptdb.disk.process import Life
-from ckptdb.disk.writer import Writer
 
 UNTOUCHED_SECONDS: Final = 24 * 3600.0
 """After so long without a change a save is abandoned whose writer is not known to be dead."""

@@ -10,10 +10,11 @@ import os
 import re
 import stat
 from collections.abc import Mapping, Sequence
-from dataclasses import MISSING, dataclass, field, fields
+from dataclasses import MISSING, dataclass, fields
 from pathlib import Path
 
 from ckptdb.core.filenames import as_names, as_texts
+from ckptdb.core.observed import Manifest
 from ckptdb.core.text import is_storable
 from ckptdb.disk import fsutil, names, paths
 from ckptdb.disk.training_info import MAX_BYTES, load_json
@@ -21,48 +22,33 @@ from ckptdb.errors import UnreadableInfo
 
 OWN = frozenset({names.MANIFEST, names.WRITER})
 """What no manifest lists."""
+
+
 DIFFERS = "differs from its checksum"
 """What is said of a file with the size, but not the content, that was saved."""
+
+
 WITHOUT = "written without a manifest"
 """Why a checkpoint cannot be verified that NeMo-RL has written, or whose manifest is gone."""
+
+
 _LONGEST_FAULT = 400
+
+
 _MOST_BYTES = 2 * MAX_BYTES
 """Of a manifest: a million files with names of a hundred letters."""
+
+
 _LISTED = frozenset({stat.S_IFREG, stat.S_IFLNK})
+
+
 _NOT_THERE = frozenset({errno.ENOENT, errno.ENOTDIR, errno.ELOOP})
+
+
 _FORBIDDEN = frozenset({errno.EACCES, errno.EPERM})
+
+
 _UUID = re.compile(r"[0-9a-f]{8}-(?:[0-9a-f]{4}-){3}[0-9a-f]{12}", re.ASCII)
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Manifest:
-    """What manifest.json holds.
-
-    Attributes:
-        parent: uuid of the checkpoint that training continued from.
-        replaces: uuid of the published checkpoint that this one takes the place of.
-        files: Size in bytes by path below the checkpoint, POSIX style; the manifest itself
-            is not among them.
-        checksums: By the same names, ``algorithm:hexadecimal digits``; of none when nobody wanted
-            them, or whoever did has not come to it.
-        targets: Of the files that are links to a file, by the same names, the size in bytes of
-            what they lead to.
-    """
-
-    uuid: str
-    step: int
-    created_at: str
-    finalized_at: str
-    parent: str | None
-    replaces: str | None
-    files: Mapping[str, int]
-    checksums: Mapping[str, str] = field(default_factory=dict)
-    targets: Mapping[str, int] = field(default_factory=dict)
-
-    @property
-    def size_bytes(self) -> int:
-        """Sum over the listed files."""
-        return sum(self.files.values())
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,7 +65,11 @@ class Compared:
 
 
 _FIELDS = tuple(field.name for field in fields(Manifest))
+
+
 _BY_NAME = ("files", "checksums", "targets")
+
+
 _OPTIONAL = frozenset(f.name for f in fields(Manifest) if f.default_factory is not MISSING)
 
 

@@ -17,25 +17,27 @@ from functools import cached_property
 from pathlib import Path
 
 from ckptdb.core import warnings
+from ckptdb.core.observed import Identity, Leftover, Manifest, Tmp
 from ckptdb.core.records import REPLACED, Checkpoint
 from ckptdb.disk import (
+    checkpoint_identity,
     fsutil,
     identity,
     journal,
+    journal_records,
     liveness,
     manifest,
     names,
     paths,
-    scan,
+    read_checkpoint,
+    read_tmp,
     symlinks,
     trainer_lock,
     training_info,
     writer,
 )
-from ckptdb.disk.identity import Identity
-from ckptdb.disk.manifest import Manifest
 from ckptdb.disk.retire import Retiring
-from ckptdb.disk.scan import Leftover, StampWatch
+from ckptdb.disk.run_stamp import StampWatch
 from ckptdb.disk.trainer_lock import TrainerLock
 from ckptdb.disk.transaction import StampChange
 from ckptdb.errors import (
@@ -163,7 +165,7 @@ class Publisher(Retiring):
                     fsutil.remove_tree(path)
                     raise
             born = (checkpoint_uuid, created_at)
-            checkpoint = scan.as_staged(who, path, step, born, training_info.parse(content))
+            checkpoint = read_tmp.as_staged(who, path, step, born, training_info.parse(content))
             return Staged(checkpoint, tuple(gone), tuple(adopted), watch.span)
 
     def publish(self, path: Path, *, parent: str | None = None) -> Published:
@@ -207,7 +209,7 @@ class Publisher(Retiring):
         """
         with self._changing() as (who, _):
             final = self._final(step)
-            if scan.find_uuid(who, final, step) != uuid:
+            if checkpoint_identity.find_uuid(who, final, step) != uuid:
                 return False
             found = manifest.find(final)
             if found is None:
@@ -226,7 +228,7 @@ class Publisher(Retiring):
         with self._changing() as (who, watch):
             if not fsutil.is_folder(path):
                 return None
-            return self._adopt(who, watch, scan.load_tmp(who, path, step))
+            return self._adopt(who, watch, read_tmp.load_tmp(who, path, step))
 
     def complete(self, path: Path) -> bool:
         """Publish a complete leftover ``tmp_step_N`` where nothing has to be removed for that.
@@ -240,7 +242,7 @@ class Publisher(Retiring):
         with self._changing() as (who, watch):
             if not self._lacks_only_its_name(who, path, step):
                 return False
-            tmp = scan.load_tmp(who, path, step)
+            tmp = read_tmp.load_tmp(who, path, step)
             return self._adopt(who, watch, tmp, in_place=False) is not None
 
     def give_name_back(self, leftover: Leftover) -> bool:
@@ -267,7 +269,7 @@ class Publisher(Retiring):
 
     @staticmethod
     def _lacks_only_its_name(who: Identity, path: Path, step: int) -> bool:
-        return fsutil.is_folder(path) and scan.load_tmp(who, path, step).fate == "publish"
+        return fsutil.is_folder(path) and read_tmp.load_tmp(who, path, step).fate == "publish"
 
     def _make_room(
         self, who: Identity, watch: StampWatch, path: Path, step: int
@@ -275,7 +277,7 @@ class Publisher(Retiring):
         if not fsutil.is_there(path):
             return [], []
         self._refuse_taken(path)
-        tmp = scan.load_tmp(who, path, step, may_touch=True)
+        tmp = read_tmp.load_tmp(who, path, step, may_touch=True)
         self._refuse_in_use(tmp)
         published = self._adopt(who, watch, tmp)
         if published:
@@ -286,7 +288,7 @@ class Publisher(Retiring):
             return [], [self._discard(who, watch, tmp.checkpoint, reason)]
         return [], []
 
-    def _refuse_in_use(self, tmp: scan.Tmp) -> None:
+    def _refuse_in_use(self, tmp: Tmp) -> None:
         """Refuse to discard what another process may still be writing."""
         path, who = tmp.checkpoint.path, tmp.writer
         if tmp.fate or tmp.abandoned or (who and who.is_me):
@@ -328,8 +330,8 @@ class Publisher(Retiring):
             raise
 
     def _seal(self, who: Identity, path: Path, step: int, parent: str | None) -> _Sealed:
-        staged = scan.find_staged(who, path, step)
-        tmp = staged or scan.load_tmp(who, path, step).checkpoint
+        staged = read_tmp.find_staged(who, path, step)
+        tmp = staged or read_tmp.load_tmp(who, path, step).checkpoint
         if self._durable:
             fsutil.fsync_tree(path, but=names.WRITER)
         files, targets, dangling = manifest.list_files_and_targets(path)
@@ -341,7 +343,7 @@ class Publisher(Retiring):
             created_at=tmp.created_at,
             finalized_at=self._now(),
             parent=parent,
-            replaces=scan.find_uuid(who, self._final(step), step),
+            replaces=checkpoint_identity.find_uuid(who, self._final(step), step),
             files=files,
             targets=targets,
         )
@@ -357,11 +359,11 @@ class Publisher(Retiring):
     ) -> Published:
         step, uuid = sealed.manifest.step, sealed.manifest.uuid
         final = self._final(step)
-        if scan.find_uuid(who, final, step) == uuid:
+        if checkpoint_identity.find_uuid(who, final, step) == uuid:
             # Another process came between our manifest and our rename, and published for us. What
             # has our name by now may be a save of its own.
-            return Published(scan.load(who, final, step), None, None)
-        if scan.find_uuid(who, path, step) != uuid:
+            return Published(read_checkpoint.load(who, final, step), None, None)
+        if checkpoint_identity.find_uuid(who, path, step) != uuid:
             ended = journal.read(self._hidden, who.run).gone.get(uuid)
             if ended is None or ended.finalized_at is None:
                 raise NoCheckpointHere(path, _NOT_THERE)
@@ -379,7 +381,7 @@ class Publisher(Retiring):
     ) -> Published:
         step = sealed.manifest.step
         final = self._final(step)
-        current = scan.find_uuid(who, final, step)
+        current = checkpoint_identity.find_uuid(who, final, step)
         if current is None:
             self._finish_deletion(who, watch, final, step)
             self._refuse_taken(final)
@@ -397,7 +399,7 @@ class Publisher(Retiring):
         else:
             old = self._record_replaced(who, watch, final, sealed.manifest)
             self._swap(watch, path, old, in_place=in_place)
-        published = sealed.published_at(final) or scan.load(who, final, step)
+        published = sealed.published_at(final) or read_checkpoint.load(who, final, step)
         return Published(published, old, watch.span)
 
     def _record_replaced(
@@ -405,14 +407,14 @@ class Publisher(Retiring):
     ) -> Checkpoint:
         try:
             # Whether it is damaged no later look can tell.
-            old = scan.load(who, final, sealed.step, verify=True, strict=True)
+            old = read_checkpoint.load(who, final, sealed.step, verify=True, strict=True)
         except OSError:
             # It goes in any case; what of it can be read is recorded.
-            old = scan.load(who, final, sealed.step)
+            old = read_checkpoint.load(who, final, sealed.step)
         at, reason = self._now(), f"{REPLACED} of step {sealed.step}"
-        if not scan.is_identified(final):
+        if not checkpoint_identity.is_identified(final):
             reason += "; it could not be identified, and is kept in the trash for 30 days"
-        self._append(watch, [journal.gone(old, "replaced", reason, at)])
+        self._append(watch, [journal_records.gone(old, "replaced", reason, at)])
         return replace(old, status="deleted", deleted_at=at, deleted_reason=reason)
 
     def _swap(self, watch: StampWatch, path: Path, old: Checkpoint, *, in_place: bool) -> None:
@@ -441,7 +443,7 @@ class Publisher(Retiring):
 
     def _may_end(self, old: Checkpoint) -> bool:
         """Whether nothing of what is replaced has to stay in the trash."""
-        return old.uuid not in self._find_kept() and scan.is_identified(old.path)
+        return old.uuid not in self._find_kept() and checkpoint_identity.is_identified(old.path)
 
     def _replace_in_place(self, watch: StampWatch, path: Path, old: Checkpoint) -> None:
         """Replace what cannot be moved, once the new one is durable under its tmp name.
@@ -460,7 +462,7 @@ class Publisher(Retiring):
             raise ReplacedInPart(path, error) from error
 
     def _adopt(
-        self, who: Identity, watch: StampWatch, tmp: scan.Tmp, *, in_place: bool = True
+        self, who: Identity, watch: StampWatch, tmp: Tmp, *, in_place: bool = True
     ) -> Published | None:
         path, step = tmp.checkpoint.path, tmp.checkpoint.step
         if tmp.fate == "publish" and tmp.manifest:

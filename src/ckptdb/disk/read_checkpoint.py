@@ -10,12 +10,13 @@ import errno
 import hashlib
 import os
 import stat
-import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from ckptdb.core import stamp
 from ckptdb.core.metrics import metrics_of
+from ckptdb.core.observed import Identity, Manifest
 from ckptdb.core.records import Checkpoint
 from ckptdb.core.times import utc
 from ckptdb.disk import (
@@ -25,16 +26,8 @@ from ckptdb.disk import (
     paths,
     training_info,
 )
-from ckptdb.disk.identity import Identity
-from ckptdb.disk.manifest import Compared, Manifest
+from ckptdb.disk.manifest import Compared
 from ckptdb.errors import UnreadableInfo
-
-SETTLE_SECONDS = 2.0
-"""How old a change must be before an equal mtime proves that nothing changed since.
-
-File systems count time in ticks of up to two seconds, and a server's clock may differ a
-little from ours; git calls an entry younger than that racy.
-"""
 
 DELETING_MODE = stat.S_ISUID | stat.S_ISVTX | stat.S_IRWXU
 """Mode of a checkpoint's directory that is being deleted where it stands.
@@ -180,11 +173,6 @@ def is_unchanged(path: str | Path, fingerprint: str, folder: int | None = None) 
     return fingerprint == (f"{found.st_mtime_ns}:{file.st_mtime_ns}:{file.st_size}:{file.st_ino}")
 
 
-def is_settled(mtime_ns: int) -> bool:
-    """Tell whether a later change would be sure to move an mtime."""
-    return mtime_ns < (time.time() - SETTLE_SECONDS) * 1e9
-
-
 def derive_uuid(
     who: Identity, found: Manifest | None, step: int, raw: bytes, kind: str = ""
 ) -> str:
@@ -208,8 +196,8 @@ def derive_uuid(
 
 def _fingerprint(folder: os.stat_result, file: os.stat_result | None) -> str | None:
     if file is None:
-        return str(folder.st_mtime_ns) if is_settled(folder.st_mtime_ns) else None
-    if not is_settled(max(file.st_mtime_ns, folder.st_mtime_ns)):
+        return str(folder.st_mtime_ns) if stamp.is_settled(folder.st_mtime_ns) else None
+    if not stamp.is_settled(max(file.st_mtime_ns, folder.st_mtime_ns)):
         return None
     return f"{folder.st_mtime_ns}:{file.st_mtime_ns}:{file.st_size}:{file.st_ino}"
 

@@ -13,20 +13,22 @@ from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from ckptdb.core.facts import Fact
+from ckptdb.core.observed import Identity, Leftover
 from ckptdb.core.records import Checkpoint
 from ckptdb.disk import (
+    checkpoint_identity,
     fsutil,
-    journal,
+    journal_records,
     leases,
     names,
+    read_checkpoint,
+    read_tmp,
     removal_checks,
-    scan,
     writer,
 )
 from ckptdb.disk.delete_in_place import UNMOVABLE
-from ckptdb.disk.identity import Identity
-from ckptdb.disk.journal import Fact
-from ckptdb.disk.scan import Leftover, StampWatch
+from ckptdb.disk.run_stamp import StampWatch
 from ckptdb.disk.transaction import NO_SPACE, StampChange
 from ckptdb.disk.trash import Trash
 from ckptdb.errors import DeletionIncomplete, NotDeleted
@@ -111,7 +113,9 @@ class Retiring(Trash):
             at = self._now()
             reasons = {cp.uuid: deletion.reason for cp, deletion in leaving}
             judged = [cp for cp, _ in leaving]
-            facts = {cp.uuid: journal.gone(cp, "deleted", reasons[cp.uuid], at) for cp in judged}
+            facts = {
+                cp.uuid: journal_records.gone(cp, "deleted", reasons[cp.uuid], at) for cp in judged
+            }
             try:
                 gone = self._put_away(who, watch, judged, facts, failed)
             except OSError as error:
@@ -152,7 +156,7 @@ class Retiring(Trash):
             if not fsutil.is_folder(path):
                 writer.release(path)
                 return Retired((), watch.span)
-            tmp = scan.load_tmp(who, path, step, may_touch=uuid is not None)
+            tmp = read_tmp.load_tmp(who, path, step, may_touch=uuid is not None)
             if uuid is not None and not (tmp.abandoned and tmp.checkpoint.uuid == uuid):
                 return Retired((), watch.span)
             return Retired((self._discard(who, watch, tmp.checkpoint, reason),), watch.span)
@@ -164,7 +168,7 @@ class Retiring(Trash):
         self, who: Identity, watch: StampWatch, checkpoint: Checkpoint, reason: str
     ) -> Checkpoint:
         at = self._now()
-        fact = journal.gone(checkpoint, "discarded", reason, at)
+        fact = journal_records.gone(checkpoint, "discarded", reason, at)
         failed: list[NotDeleted] = []
         self._put_away(who, watch, [checkpoint], {checkpoint.uuid: fact}, failed)
         if failed:
@@ -254,7 +258,7 @@ class Retiring(Trash):
         self, who: Identity, watch: StampWatch, cp: Checkpoint, *, recorded: bool
     ) -> Path | None:
         """Return where a checkpoint is by now: in the trash, or still there and marked."""
-        if cp.status == "tmp" and not scan.is_identified(cp.path):
+        if cp.status == "tmp" and not checkpoint_identity.is_identified(cp.path):
             if not recorded:  # what is somebody's own frees no disk
                 raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(cp.path))
             return self._keep_unidentified(watch, cp.path, cp.step, cp.uuid).path
@@ -273,7 +277,7 @@ class Retiring(Trash):
         self, who: Identity, watch: StampWatch, cp: Checkpoint, *, recorded: bool
     ) -> Path | None:
         # Looked at once more: reading and flushing took their time.
-        if cp.status == "final" and scan.find_uuid(who, cp.path, cp.step) != cp.uuid:
+        if cp.status == "final" and checkpoint_identity.find_uuid(who, cp.path, cp.step) != cp.uuid:
             return None
         try:
             # On a full disk nothing waits.
@@ -319,7 +323,7 @@ class Retiring(Trash):
                     continue
                 # What cannot be read now cannot be recorded: it stays, unless it is forced.
                 # What somebody takes away by hand may be damaged, which no later look can tell.
-                found = scan.load(
+                found = read_checkpoint.load(
                     who, path, deletion.step, verify=deletion.by_hand, strict=not deletion.force
                 )
                 if found.uuid == deletion.uuid:

@@ -19,8 +19,9 @@ from io import FileIO
 from pathlib import Path
 from typing import Final, Self
 
-from ckptdb.disk import lock, paths, process
-from ckptdb.disk.process import Process
+from ckptdb.core import process
+from ckptdb.core.process import Process
+from ckptdb.disk import lock, paths
 from ckptdb.disk.training_info import RECORD_BYTES, load_json
 from ckptdb.errors import RunInUse, UnreadableInfo
 
@@ -103,9 +104,7 @@ def find_holder(hidden: Path) -> Holder | None:
     """Return who wrote last that it holds the lease, or None when that is not legible."""
     try:
         content, _ = load_json(hidden / _NAME, RECORD_BYTES)
-        return Holder(
-            since=process.legible_text(content["since"]), **process.legible_process(content)
-        )
+        return Holder(since=process.parse_text(content["since"]), **process.parse_process(content))
     except (UnreadableInfo, KeyError, TypeError, ValueError, OverflowError):
         return None
 

@@ -9,8 +9,11 @@ from contextlib import ExitStack, contextmanager, suppress
 from functools import partial
 from pathlib import Path
 
+from ckptdb.core.facts import Fact
+from ckptdb.core.observed import Identity
 from ckptdb.core.ranking import RankedBy
 from ckptdb.core.records import Run
+from ckptdb.core.stamp import Stamp
 from ckptdb.core.times import utc
 from ckptdb.disk import (
     fsutil,
@@ -19,11 +22,10 @@ from ckptdb.disk import (
     names,
     paths,
 )
-from ckptdb.disk.identity import Identity
-from ckptdb.disk.journal import Fact
+from ckptdb.disk.journal_pins import Pins
 from ckptdb.disk.lock import run_lock
+from ckptdb.disk.run_stamp import StampWatch
 from ckptdb.disk.safe_path import Place, hold
-from ckptdb.disk.scan import Stamp, StampWatch
 from ckptdb.errors import JournalInDoubt, RunNotHere
 
 _NO_DIRECTORY = "for there is no such directory"
@@ -71,7 +73,7 @@ class Changing:
         self._clock = clock
         self._names_durable = not make_durable
         self._known_as: tuple[str, str | None] | None = None
-        self._pins = journal.Pins(self._hidden)
+        self._pins = Pins(self._hidden)
 
     def find_doubt(self) -> str | None:
         """Return why nothing may be deleted by what the journal says, in words; None if it may.
@@ -125,7 +127,7 @@ class Changing:
                 known_as = who.run.uuid, who.run.created_at
                 if known_as != self._known_as:
                     # One that was begun anew has a journal of its own.
-                    self._pins = journal.Pins(self._hidden)
+                    self._pins = Pins(self._hidden)
                     self._known_as = known_as
                 yield who, StampWatch(self.directory)
 

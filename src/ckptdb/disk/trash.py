@@ -13,18 +13,22 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from ckptdb.core import warnings
+from ckptdb.core.facts import Fact
+from ckptdb.core.observed import Leftover
 from ckptdb.core.records import Checkpoint
 from ckptdb.core.times import utc
 from ckptdb.disk import (
+    checkpoint_identity,
     fsutil,
     journal,
+    journal_records,
     leases,
     names,
-    scan,
+    read_checkpoint,
+    read_trash,
 )
 from ckptdb.disk.delete_in_place import DeletingInPlace
-from ckptdb.disk.journal import Fact
-from ckptdb.disk.scan import Leftover, StampWatch
+from ckptdb.disk.run_stamp import StampWatch
 from ckptdb.errors import DeletionIncomplete, NotDeleted, NotUndeleted, RunNotHere
 
 UNIDENTIFIED_TTL_SECONDS = 30 * 24 * 3600.0
@@ -45,7 +49,7 @@ class Trash(DeletingInPlace):
         """
         with self._changing() as (who, watch):
             final = self._final(step)
-            trash = scan.list_trash(self.directory)
+            trash = read_trash.list_trash(self.directory)
             found = [left for left in trash if left.step == step and left.until is not None]
             # What cannot be identified has waited longer; what was deleted since comes first.
             found.sort(key=lambda left: (not left.identified, -(left.until or 0)))
@@ -59,7 +63,7 @@ class Trash(DeletingInPlace):
                 fsutil.rename_new(left.path, final)
             self._sync_directory()
             self._append(watch, [Fact(self._now(), "reappeared", left.uuid)])
-            return scan.load(who, final, step)
+            return read_checkpoint.load(who, final, step)
 
     def empty_trash(self, *, everything: bool = False, unidentified: bool = False) -> int:
         """Remove the bytes of everything retired; return how many checkpoints that were.
@@ -88,17 +92,17 @@ class Trash(DeletingInPlace):
             wanted = everything and (left.identified or unidentified)
             return left.is_due(math.inf if wanted else now)
 
-        trash = scan.list_trash(self.directory)
+        trash = read_trash.list_trash(self.directory)
         if trash:
             self.must_be_here()
             self._refuse_in_doubt()
         if any(map(is_due, trash)):
             self._condemn(is_due)
-            trash = scan.list_trash(self.directory)
+            trash = read_trash.list_trash(self.directory)
         removed = self._remove_retired(trash, failed)
         if not all(left.recorded for left in trash):
             self._record_late()
-            removed += self._remove_retired(scan.list_trash(self.directory), failed)
+            removed += self._remove_retired(read_trash.list_trash(self.directory), failed)
         if failed:
             raise DeletionIncomplete({}, failed, done=removed)
         return removed
@@ -107,7 +111,7 @@ class Trash(DeletingInPlace):
         """Take from what has waited long enough the name by which it can be undeleted."""
         # Under the lock: nobody may undelete what is being removed, whatever the clocks say.
         with self._changing() as (_, watch):
-            for left in scan.list_trash(self.directory):
+            for left in read_trash.list_trash(self.directory):
                 if is_due(left):
                     self._to_trash(watch, left.path, left.step, left.uuid)
 
@@ -145,16 +149,18 @@ class Trash(DeletingInPlace):
     def _record_late(self) -> None:
         """Write down what was freed by somebody who died, or still had no space for it."""
         with self._changing() as (who, watch):
-            aside = [left for left in scan.list_trash(self.directory) if not left.recorded]
+            aside = [left for left in read_trash.list_trash(self.directory) if not left.recorded]
             self._sync_trash()
             self._sync_directory()
             told = journal.read(self._hidden, who.run).gone
-            ends = [scan.load_retired(who, left) for left in aside if left.uuid not in told]
-            self._record_freed(watch, aside, [journal.deleted_unrecorded(end) for end in ends])
+            ends = [read_trash.load_retired(who, left) for left in aside if left.uuid not in told]
+            self._record_freed(
+                watch, aside, [journal_records.deleted_unrecorded(end) for end in ends]
+            )
 
     def _set_aside(self, watch: StampWatch, path: Path, step: int, checkpoint_uuid: str) -> None:
         """Move what was replaced into the trash, where it stays as long as it is pinned."""
-        if scan.is_identified(path):
+        if checkpoint_identity.is_identified(path):
             self._to_trash(watch, path, step, checkpoint_uuid)
         else:
             self._keep_unidentified(watch, path, step, checkpoint_uuid)

@@ -19,63 +19,24 @@ import struct
 import threading
 import uuid
 from contextlib import suppress
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
-from typing import Any, Final, Literal, NamedTuple
+from typing import Any, Final, Literal
 
-from ckptdb.disk import (
-    fsutil,
-    lock,
-    names,
-    ownership,
-    paths,
-    process,
-)
-from ckptdb.disk.process import Process
+from ckptdb.core import process
+from ckptdb.core.observed import Locked, Writer
+from ckptdb.disk import fsutil, lock, names, ownership, paths
 from ckptdb.disk.training_info import RECORD_BYTES, load_json, raise_if_unknown
 from ckptdb.errors import UnreadableInfo
 
-
-class Locked(NamedTuple):
-    """A locked file, as its process saw it.
-
-    Attributes:
-        system: Kind of the file system, as the kernel numbers them.
-    """
-
-    system: int
-    device: int
-    inode: int
-
-
-@dataclass(frozen=True, slots=True)
-class Writer(Process):
-    """The process that stages a checkpoint.
-
-    Attributes:
-        lock: On which file it holds the lock as long as it stages; None where it holds none.
-        has_write_lock: Whether it holds a write lock besides, which nobody can take who may only
-            read the file.
-    """
-
-    uuid: str
-    created_at: str
-    lock: Locked | None = None
-    has_write_lock: bool = False
-
-    @classmethod
-    def this_process(cls, checkpoint_uuid: str, created_at: str) -> Writer:
-        """Describe the calling process."""
-        return cls(checkpoint_uuid, created_at, **process.this_process())
-
-    def __str__(self) -> str:
-        return f"process {self.pid} on {self.host}"
-
-
 # `struct flock`: type, whence, start, length (0 for all of the file), process (0 for this kind).
 _FLOCK: Final = struct.Struct("hhqqi4x")
+
+
 _locked: Final[dict[Path, int]] = {}
 """What this process stages, by directory: the descriptor of the file that it keeps locked."""
+
+
 _guard: Final = threading.RLock()
 
 
@@ -140,10 +101,10 @@ def find(folder: Path) -> Writer | None:
         content, _ = load_json(folder / names.WRITER, RECORD_BYTES)
         return Writer(
             uuid=str(uuid.UUID(content["uuid"])),
-            created_at=process.legible_text(content["created_at"]),
-            lock=_legible_lock(content.get("lock")),
+            created_at=process.parse_text(content["created_at"]),
+            lock=_parse_lock(content.get("lock")),
             has_write_lock=content.get("has_write_lock") is True,
-            **process.legible_process(content),
+            **process.parse_process(content),
         )
     except UnreadableInfo as error:
         raise_if_unknown(error)
@@ -237,7 +198,7 @@ def _locked_file(handle: int) -> Locked:
     return Locked(lock.find_file_system(handle), found.st_dev, found.st_ino)
 
 
-def _legible_lock(content: Any) -> Locked | None:
+def _parse_lock(content: Any) -> Locked | None:
     return None if content is None else Locked(*map(int, content))
 
 
@@ -247,9 +208,3 @@ def _close_inherited() -> None:
         os.close(handle)
     _locked.clear()
     _guard.release()
-
-
-# The guard is taken for the fork: a file that another thread is about to lock would be missed.
-os.register_at_fork(
-    before=_guard.acquire, after_in_parent=_guard.release, after_in_child=_close_inherited
-)

@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import ClassVar, Final, Literal
 
 from ckptdb.core.jsonable import JsonKeys, JsonRecord
+from ckptdb.core.observed import Leftover
 from ckptdb.core.records import Annotations, Checkpoint
-from ckptdb.disk.scan import Leftover
 from ckptdb.reconcile.missing_facts import MissingFacts
 
 ActionKind = Literal[

@@ -10,8 +10,8 @@ from pathlib import Path
 from ckptdb.catalog.catalog import Catalog
 from ckptdb.catalog.store import Changes
 from ckptdb.core.records import Checkpoint
-from ckptdb.disk import identity, scan
-from ckptdb.disk.scan import Stamp
+from ckptdb.core.stamp import Stamp
+from ckptdb.disk import identity, run_stamp
 from ckptdb.errors import CkptdbError
 from ckptdb.reconcile import journal_lines, missing_facts
 from ckptdb.reconcile.action import REPAIRS, Action
@@ -219,7 +219,7 @@ def _is_still_true(catalog: Catalog, planned: PlannedRun) -> bool:
         return False
     directory = planned.directory
     return (
-        scan.find_stamp(directory) == observed.stamp
+        run_stamp.find_stamp(directory) == observed.stamp
         and identity.identify(directory) == observed.identity
         and catalog.find_run(observed.identity.run.uuid) == planned.recorded.indexed
     )
@@ -268,7 +268,7 @@ def _with_stamp(
 def _find_stored_stamp(planned: PlannedRun) -> Stamp | None:
     """Return the stamp that the index is exact for, unless another process came in between."""
     observed = planned.observation.stamp
-    now = scan.find_stamp(planned.directory)
+    now = run_stamp.find_stamp(planned.directory)
     # Our own lines in the journal are in it; nobody else writes there while we hold the lock.
     same = now and (now.mtime_ns, now.links) == (observed.mtime_ns, observed.links)
     return now if same else None

@@ -15,10 +15,10 @@ from pathlib import Path
 
 from ckptdb.catalog.catalog import Catalog
 from ckptdb.catalog.store import Changes, Child
+from ckptdb.core.observed import Identity
 from ckptdb.core.recorded import RecordedRun
 from ckptdb.core.records import Checkpoint
-from ckptdb.disk import identity, scan
-from ckptdb.disk.identity import Identity
+from ckptdb.disk import identity, read_changed, run_stamp
 from ckptdb.errors import IndexStale
 from ckptdb.reconcile.action import Action
 from ckptdb.reconcile.journal_lines import record_vanished
@@ -57,7 +57,7 @@ class BatchReader:
     children: list[Child] = field(default_factory=list)
 
     def __post_init__(self) -> None:
-        self._stamp = scan.find_stamp(self.who.run.directory)
+        self._stamp = run_stamp.find_stamp(self.who.run.directory)
         self._refused = False
 
     def take(self, found: Sequence[Checkpoint]) -> Mapping[int, Checkpoint]:
@@ -82,7 +82,7 @@ class BatchReader:
             compared = self._compare(batch)
             if store and not self._store(compared):
                 compared = []
-            self._stamp = scan.find_stamp(directory)
+            self._stamp = run_stamp.find_stamp(directory)
         for checkpoint, action in compared:
             self._remember(checkpoint, action)
         steps = {checkpoint.step for checkpoint, _ in compared}
@@ -113,7 +113,7 @@ class BatchReader:
     def _read_again(self, found: Sequence[Checkpoint]) -> list[Checkpoint]:
         """Return, under the lock, those checkpoints that are still what was read without it."""
         who = self.who
-        stamp = scan.find_stamp(who.run.directory)
+        stamp = run_stamp.find_stamp(who.run.directory)
         if stamp and stamp.is_settled() and stamp == self._stamp:
             return list(found)
         if identity.identify(who.run.directory) != who:
@@ -121,7 +121,9 @@ class BatchReader:
         before = {cp.step: cp for cp in found}
         known = {cp.step: (cp.uuid, cp.fingerprint) for cp in found}
         here: list[Checkpoint] = []
-        for again in scan.look(who, list(before), known, verify=self.options.depth == "full"):
+        for again in read_changed.read_changed(
+            who, list(before), known, verify=self.options.depth == "full"
+        ):
             here += [before[step] for step in again.same]
             here += [cp for cp in again.read if cp.uuid == before[cp.step].uuid]
         return here

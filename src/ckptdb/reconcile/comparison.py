@@ -8,10 +8,10 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from ckptdb.core.observed import Observation
 from ckptdb.core.recorded import RecordedRun
 from ckptdb.core.records import Checkpoint
 from ckptdb.disk import identity, names
-from ckptdb.disk.scan import Observation
 from ckptdb.reconcile import missing_facts
 from ckptdb.reconcile.missing_facts import MissingFacts
 

@@ -14,6 +14,7 @@ from pathlib import Path
 from ckptdb.catalog.catalog import Catalog
 from ckptdb.catalog.engine import Database
 from ckptdb.core.candidates import Candidate, Wanted
+from ckptdb.core.observed import Observation
 from ckptdb.core.recorded import IndexedRun
 from ckptdb.core.records import (
     NO_ANNOTATIONS,
@@ -21,7 +22,7 @@ from ckptdb.core.records import (
     Checkpoint,
 )
 from ckptdb.disk import identity, journal, manifest
-from ckptdb.disk.scan import Observation, ReadFiles
+from ckptdb.disk.observation import ReadFiles
 from ckptdb.reconcile.run import index_run
 
 _SHORT_BYTES = 1_000_000

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from ckptdb.core.recorded import IndexedRun
-from ckptdb.disk.scan import Stamp
+from ckptdb.core.stamp import Stamp
 
 
 def is_exact(indexed: IndexedRun | None, stamp: Stamp | None) -> bool:

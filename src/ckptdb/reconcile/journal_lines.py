@@ -8,10 +8,10 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from ckptdb.core.facts import Fact, Gone
 from ckptdb.core.records import Checkpoint
 from ckptdb.core.times import utc
-from ckptdb.disk import identity, journal
-from ckptdb.disk.journal import Fact
+from ckptdb.disk import identity, journal, journal_records, journal_repair
 from ckptdb.reconcile.action import Action
 from ckptdb.reconcile.missing_facts import MissingFacts
 
@@ -48,7 +48,7 @@ def record_vanished(
         if checkpoint
     ]
     facts = [
-        journal.gone(end, "vanished", end.deleted_reason or reason, end.deleted_at or at)
+        journal_records.gone(end, "vanished", end.deleted_reason or reason, end.deleted_at or at)
         for end in found
     ]
     # A checkpoint that may only have other metadata now is no loss.
@@ -81,7 +81,7 @@ def restore(
     restored = [fact for action in missing for fact in _restore_facts(action, at)]
     settled = Fact(at, "settled", "", {"restored": len(restored), "bytes": longest_bytes})
     if is_damaged:
-        return journal.rewrite(hidden, [*restored, settled])
+        return journal_repair.rewrite(hidden, [*restored, settled])
     journal.append(hidden, [*restored, settled], make_durable=True)
     return None
 
@@ -102,11 +102,11 @@ def _restore_facts(action: Action, at: str) -> Iterator[Fact]:
         return
     if ended is not None:
         reason = ended.deleted_reason or "deleted"
-        yield journal.gone(ended, _find_kind(reason), reason, ended.deleted_at or at)
+        yield journal_records.gone(ended, _find_kind(reason), reason, ended.deleted_at or at)
     yield from (Fact(when, kind, uuid, more) for when, kind, more in _list_annotations(missing, at))
 
 
-def _find_kind(reason: str) -> journal.Gone:
+def _find_kind(reason: str) -> Gone:
     if reason.startswith("replaced"):
         return "replaced"
     return "discarded" if reason.startswith("discarded") else "deleted"

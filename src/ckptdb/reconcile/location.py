@@ -6,7 +6,7 @@ import os
 from pathlib import Path
 
 from ckptdb.catalog.location import Location, fixed, locate
-from ckptdb.disk import identity
+from ckptdb.disk import identity, root_marker
 
 
 def find_location(directory: Path, choice: str | os.PathLike[str] | None = None) -> Location:
@@ -32,9 +32,9 @@ def find_fixed_location(directory: Path, choice: str | None) -> Location:
     """Return where the catalog of a run or root is, once `fix_choice` has answered."""
     if choice is not None:
         return locate(choice)
-    root = identity.find_root(directory)
+    root = root_marker.find_root(directory)
     if root is None:
-        identity.raise_if_refused(directory)
+        root_marker.raise_if_refused(directory)
         root = directory
     file = identity.hidden(root) / "catalog.db"
     return Location(url=f"sqlite:///{file}", file=file, base=root)

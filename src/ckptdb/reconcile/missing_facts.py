@@ -13,10 +13,11 @@ from contextlib import suppress
 from dataclasses import dataclass, replace
 from typing import Final
 
+from ckptdb.core.observed import Observation
 from ckptdb.core.recorded import RecordedRun
 from ckptdb.core.records import NO_ANNOTATIONS, Annotations
+from ckptdb.core.stamp import Stamp
 from ckptdb.core.times import seconds
-from ckptdb.disk.scan import Observation, Stamp
 
 _NAMED: Final = 3
 """Number of facts that a sentence names."""

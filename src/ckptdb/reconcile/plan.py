@@ -6,10 +6,9 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
+from ckptdb.core.observed import Identity, Observation
 from ckptdb.core.recorded import IndexedRun, RecordedRun
 from ckptdb.core.records import NO_ANNOTATIONS
-from ckptdb.disk.identity import Identity
-from ckptdb.disk.scan import Observation
 from ckptdb.reconcile import missing_facts
 from ckptdb.reconcile.action import OF_THE_JOURNAL, Action
 from ckptdb.reconcile.comparison import Comparison

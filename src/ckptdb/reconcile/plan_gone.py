@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+from ckptdb.core.facts import Facts
+from ckptdb.core.observed import Observation
 from ckptdb.core.recorded import RecordedRun
-from ckptdb.disk.journal import Facts
-from ckptdb.disk.scan import Observation
 from ckptdb.reconcile.action import Action, ActionKind
 from ckptdb.reconcile.comparison import Comparison, is_same_record
 

@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable, Container, Iterator
 from dataclasses import replace
 
+from ckptdb.core.observed import Observation
 from ckptdb.core.recorded import RecordedRun
 from ckptdb.core.records import Checkpoint
 from ckptdb.disk import manifest, names
-from ckptdb.disk.scan import Observation
 from ckptdb.reconcile.action import NOT_RANKED, Action, ActionKind
 from ckptdb.reconcile.comparison import Comparison, find_any_step, is_same_record
 

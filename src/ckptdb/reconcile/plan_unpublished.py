@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+from ckptdb.core.observed import Tmp
 from ckptdb.core.recorded import RecordedRun
 from ckptdb.core.records import NO_ANNOTATIONS, Checkpoint
 from ckptdb.disk import names
-from ckptdb.disk.scan import Tmp
 from ckptdb.reconcile.action import Action
 from ckptdb.reconcile.comparison import Comparison, is_same_record
 

@@ -10,11 +10,12 @@ from pathlib import Path
 from ckptdb.catalog.catalog import Catalog
 from ckptdb.catalog.statements import TAKEN
 from ckptdb.catalog.store import Child
+from ckptdb.core.observed import Identity, KnownFingerprints, Observation
 from ckptdb.core.recorded import IndexedRun, RecordedRun
 from ckptdb.core.records import Checkpoint
-from ckptdb.disk import identity, scan
-from ckptdb.disk.identity import Identity
-from ckptdb.disk.scan import KnownFingerprints, Listing, Observation, Stamp
+from ckptdb.core.stamp import Stamp
+from ckptdb.disk import identity, observation, read_trash
+from ckptdb.disk.run_listing import Listing
 from ckptdb.reconcile.action import OF_A_RUN, OF_THE_JOURNAL, REPAIRS, Action
 from ckptdb.reconcile.batch import BatchReader
 from ckptdb.reconcile.freshness import is_exact
@@ -130,7 +131,7 @@ def plan_run(
     history = options.depth != "changes" or before is not None or options.writes_journal
     recorded = catalog.recorded(indexed, history=history)
     batches = BatchReader(catalog, who, recorded, options, history=history)
-    observed = scan.observe(
+    observed = observation.observe(
         directory,
         _find_known(recorded, options, before),
         verify=options.depth == "full",
@@ -237,7 +238,7 @@ def _add_history(
     if find_missing(observed, recorded):
         # Perhaps only because another process has written both since.
         with suppress(OSError):
-            facts = scan.read_facts(observed.identity)
+            facts = read_trash.read_facts(observed.identity)
             observed = replace(observed, facts=facts)
     return observed, recorded
 

@@ -9,7 +9,7 @@ from typing import ClassVar
 
 from ckptdb.core.jsonable import JsonKeys, JsonRecord
 from ckptdb.core.records import Run
-from ckptdb.disk.scan import Stamp
+from ckptdb.core.stamp import Stamp
 from ckptdb.reconcile.action import Action
 
 _PREFIX = 8

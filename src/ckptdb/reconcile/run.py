@@ -9,7 +9,7 @@ from pathlib import Path
 
 from ckptdb.catalog.catalog import Catalog
 from ckptdb.disk.publish import Publisher
-from ckptdb.disk.scan import Listing
+from ckptdb.disk.run_listing import Listing
 from ckptdb.reconcile import journal_lines, missing_facts
 from ckptdb.reconcile.action import OF_THE_JOURNAL, Action
 from ckptdb.reconcile.apply import apply_plan, is_new_copy, is_worth_storing, repair

@@ -7,9 +7,9 @@ from pathlib import Path
 from typing import Literal
 
 from ckptdb.catalog.catalog import Catalog
+from ckptdb.core.observed import Identity
 from ckptdb.core.recorded import IndexedRun
 from ckptdb.disk import identity
-from ckptdb.disk.identity import Identity
 
 Whereabouts = Literal["here", "unclear", "replaced", "missing"]
 """Of a run's directory: it is the run's; it does not tell whose it is; it is another run's by now;

@@ -10,8 +10,8 @@ from pathlib import Path
 
 from ckptdb.catalog.catalog import Catalog
 from ckptdb.core.records import Run
-from ckptdb.disk import identity, scan
-from ckptdb.disk.scan import Listing
+from ckptdb.disk import identity, run_finder
+from ckptdb.disk.run_listing import Listing
 from ckptdb.reconcile.options import ReconcileDepth
 from ckptdb.reconcile.report import ReconcileReport, RunReport
 from ckptdb.reconcile.run import reconcile_run
@@ -53,7 +53,7 @@ def reconcile_tree(
     look = partial(
         reconcile_run, catalog, depth=depth, dry_run=dry_run, on_checkpoint=counted, restore=True
     )
-    with_known = _with_known(scan.list_runs(top), catalog, top, reports)
+    with_known = _with_known(run_finder.list_runs(top), catalog, top, reports)
     for directory, listing in _moved_first(with_known, catalog):
         if on_run:
             on_run(directory)

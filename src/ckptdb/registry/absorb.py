@@ -11,7 +11,7 @@ from ckptdb.catalog.catalog import Catalog
 from ckptdb.catalog.engine import Database
 from ckptdb.catalog.location import FILE, Location, locate
 from ckptdb.core import warnings
-from ckptdb.disk import identity, paths
+from ckptdb.disk import identity, paths, root_marker
 from ckptdb.errors import (
     CatalogBroken,
     CatalogError,
@@ -48,7 +48,7 @@ class Gathering:
         try:
             why = self._reconcile_own(run, dry_run=False)
             if why is None:
-                identity.unmark_root(run)
+                root_marker.unmark_root(run)
                 self.gathered.append(run)
         except CatalogError as error:
             why = str(error)
@@ -72,7 +72,7 @@ class Gathering:
     def has_own(self, run: Path) -> bool:
         """Tell whether a run below the root is a root of its own."""
         root = self.root
-        return root is not None and root in run.parents and identity.is_root(run)
+        return root is not None and root in run.parents and root_marker.is_root(run)
 
     def _reconcile_own(self, run: Path, *, dry_run: bool) -> str | None:
         """Compare a run with its own catalog; return why that one cannot go yet.
@@ -104,7 +104,7 @@ def find_own_doubt(run: Path, used: Location) -> str | None:
         run: Its directory.
         used: The catalog that is asked already; nothing is said of that one.
     """
-    own = locate(identity.hidden(identity.find_root(run) or run) / FILE)
+    own = locate(identity.hidden(root_marker.find_root(run) or run) / FILE)
     if own.file == used.file:
         return None
     try:

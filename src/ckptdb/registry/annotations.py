@@ -7,6 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from ckptdb.core import warnings
+from ckptdb.core.facts import Fact
 from ckptdb.core.metrics import TRAINING_INFO, metrics_of
 from ckptdb.core.recorded import IndexedRun
 from ckptdb.core.records import Checkpoint
@@ -14,10 +15,9 @@ from ckptdb.core.times import utc
 from ckptdb.disk import (
     identity,
     names,
-    scan,
+    read_trash,
     training_info,
 )
-from ckptdb.disk.journal import Fact
 from ckptdb.disk.publish import Publisher
 from ckptdb.errors import (
     CheckpointGone,
@@ -78,7 +78,7 @@ class AnnotationMethods(Tree):
         seen = self._run_names.get(run)
         found = self._get_at(seen, step)
         Publisher(seen.run.directory, of=seen.run).must_be_here()
-        left = {leftover.uuid for leftover in scan.list_trash(seen.run.directory)}
+        left = {leftover.uuid for leftover in read_trash.list_trash(seen.run.directory)}
         if found.status == "deleted" and found.uuid not in left:
             raise CheckpointGone(seen.run.name, found.step, found.deleted_reason)
         facts: list[tuple[str, dict[str, Any]]] = [("pin", {})]
@@ -141,7 +141,7 @@ class AnnotationMethods(Tree):
         Publisher(directory, of=seen.run).must_be_here()
         # What is missing may not have been written down yet.
         reconcile_run(self._catalogs.get_for_writing(), directory, depth="changes")
-        facts = scan.read_facts(identity.identify(directory))
+        facts = read_trash.read_facts(identity.identify(directory))
         lost = sorted((facts.gone[uuid] for uuid in facts.lost), key=lambda end: end.step)
         there_are = {end.step for end in lost}
         for step in wanted or ():

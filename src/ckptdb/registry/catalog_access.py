@@ -11,7 +11,7 @@ from ckptdb.catalog.engine import Database
 from ckptdb.catalog.files import Look, look_at
 from ckptdb.catalog.worker import Workers
 from ckptdb.core import warnings
-from ckptdb.disk import identity, scan
+from ckptdb.disk import root_marker, run_finder
 from ckptdb.errors import (
     CatalogBroken,
     CatalogError,
@@ -93,7 +93,7 @@ class CatalogAccess:
             self.warn_once(f"{refused} Until then answers come from the files.")
             raise CatalogMissing(base)
         if create and base is not None and self._place.directory is not None:
-            identity.mark_root(base)
+            root_marker.mark_root(base)
         return Database.open(self._place.location, create=create, upgrade=create)
 
     def use(self, catalog: Catalog) -> None:
@@ -205,7 +205,7 @@ class CatalogAccess:
     def _index_in_memory(self, directory: Path) -> Database:
         database = Database.in_memory(self._place.location.base or directory)
         catalog, found = Catalog(database), False
-        for run in scan.find_runs(directory, other_roots=True):
+        for run in run_finder.find_runs(directory, other_roots=True):
             found = True
             index_run(catalog, run)
         if not found:

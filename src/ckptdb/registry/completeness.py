@@ -13,7 +13,7 @@ from contextlib import suppress
 from pathlib import Path
 
 from ckptdb.catalog.catalog import Catalog
-from ckptdb.disk import fsutil, scan
+from ckptdb.disk import fsutil, run_finder, run_listing, run_stamp
 from ckptdb.errors import CatalogError, RunLocked
 from ckptdb.reconcile.run import index_run
 from ckptdb.registry.catalog_access import CatalogAccess
@@ -65,7 +65,7 @@ class Completeness:
         for seen in self._catalogs.get().runs():
             if not self._bounds.contain(seen.run.directory):
                 continue
-            stamp = scan.find_stamp(seen.run.directory)
+            stamp = run_stamp.find_stamp(seen.run.directory)
             if stamp is not None and seen.stamp != str(stamp):
                 self._healing.heal(seen.run.directory)
         self._compared_at = time.monotonic()
@@ -82,7 +82,11 @@ class Completeness:
         for note in self._healing.notes.find():
             directory = note.directory
             # One that was moved, or is not mounted, `reconcile` of the whole tree reports.
-            if self._bounds.contain(directory) and directory.is_dir() and scan.is_run(directory):
+            if (
+                self._bounds.contain(directory)
+                and directory.is_dir()
+                and run_listing.is_run(directory)
+            ):
                 self._healing.heal(directory)
 
     def _index_everything(self, base: Path) -> None:
@@ -99,7 +103,7 @@ class Completeness:
     def _index_tree(self, base: Path) -> None:
         """Index every run of a tree that the catalog does not know; nothing else is written."""
         failed: list[str] = []
-        for listing in scan.list_runs(base):
+        for listing in run_finder.list_runs(base):
             directory = listing.directory
             catalog = self._catalogs.get()
             try:
@@ -122,7 +126,7 @@ class Completeness:
         top = None if self._place.run is not None else self._place.directory
         if top is None or catalog.database.is_complete():
             return
-        unknown = [run for run in scan.find_runs(top) if catalog.find_run_at(run) is None]
+        unknown = [run for run in run_finder.find_runs(top) if catalog.find_run_at(run) is None]
         if not unknown:
             with suppress(CatalogError):
                 catalog.database.set_complete()

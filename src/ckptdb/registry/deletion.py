@@ -14,7 +14,7 @@ from ckptdb.catalog.location import Location
 from ckptdb.core import warnings
 from ckptdb.core.recorded import IndexedRun
 from ckptdb.core.records import Checkpoint
-from ckptdb.disk import names, scan
+from ckptdb.disk import names, run_finder
 from ckptdb.disk.paths import find_place
 from ckptdb.disk.publish import Publisher
 from ckptdb.disk.safe_path import Place
@@ -236,7 +236,7 @@ class DeletionMethods(Tree):
     def _find_unlisted(self, listed: Collection[Path]) -> list[IndexedRun]:
         """Return the runs at or below what was opened that the catalog does not have there."""
         top = self.directory
-        unlisted = [] if top is None else [d for d in scan.find_runs(top) if d not in listed]
+        unlisted = [] if top is None else [d for d in run_finder.find_runs(top) if d not in listed]
         if self._place.is_chosen and self.location.base is None:
             return []  # of a catalog elsewhere other runs may have no part
         for directory in unlisted:

@@ -7,8 +7,10 @@ from contextlib import contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
 
+from ckptdb.core.observed import Tmp
 from ckptdb.core.records import Run
-from ckptdb.disk import identity, journal, liveness, manifest, scan
+from ckptdb.disk import identity, liveness, manifest, observation, read_trash
+from ckptdb.disk.journal_pins import Pins
 from ckptdb.disk.publish import Publisher
 from ckptdb.disk.retire import Confirm
 from ckptdb.errors import DeletionIncomplete, NotDeleted, RunChanged
@@ -30,14 +32,14 @@ def collect(
         dry_run: Change nothing; only report what would go.
         empty_trash: Also remove checkpoints that can still be undeleted.
     """
-    observed = scan.observe(publisher.directory, judged.known, may_touch=not dry_run)
+    observed = observation.observe(publisher.directory, judged.known, may_touch=not dry_run)
     planned = judged.plan
-    pinned = journal.Pins(identity.hidden(publisher.directory)).find()
+    pinned = Pins(identity.hidden(publisher.directory)).find()
     unfinished = [tmp for tmp in observed.tmps.values() if tmp.abandoned]
     kept = pinned | observed.leased
     # A checkpoint that could not be moved into the trash is deleted where it stands.
     in_place = [left for left in observed.trash if left.path.parent == publisher.directory]
-    listed = (*scan.list_trash(publisher.directory), *in_place)
+    listed = (*read_trash.list_trash(publisher.directory), *in_place)
     trash = [left for left in listed if left.uuid not in kept]
     retired = [left for left in trash if empty_trash or left in observed.trash]
     waiting = tuple(
@@ -186,7 +188,7 @@ class _Attempt:
         return replace(planned, decisions=decisions, after=None)
 
 
-def _spared(tmp: scan.Tmp) -> SparedSave:
+def _spared(tmp: Tmp) -> SparedSave:
     why = liveness.describe(tmp.writer, tmp.life)
     if tmp.blocked:
         why = "complete, its name is taken; move that away, then `ckptdb reconcile` publishes it"

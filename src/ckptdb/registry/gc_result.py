@@ -6,8 +6,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from ckptdb.core.process import Life
 from ckptdb.disk import names
-from ckptdb.disk.process import Life
 from ckptdb.errors import NotDeleted
 from ckptdb.retention import Decision, RetentionPlan, Standing, plan
 

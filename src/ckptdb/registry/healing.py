@@ -8,7 +8,7 @@ from pathlib import Path
 
 from ckptdb.core import warnings
 from ckptdb.core.recorded import IndexedRun
-from ckptdb.disk import identity, scan
+from ckptdb.disk import identity, run_stamp
 from ckptdb.disk.pending_index import Note, Notes
 from ckptdb.errors import CatalogError, RunLocked
 from ckptdb.reconcile.freshness import is_exact
@@ -127,4 +127,4 @@ def _is_settled(seen: IndexedRun | None, directory: Path) -> bool:
     """Tell whether a run has surely not changed since it was indexed, in that directory."""
     if seen is None or seen.run.directory != directory:
         return False
-    return is_exact(seen, scan.find_stamp(directory))
+    return is_exact(seen, run_stamp.find_stamp(directory))

@@ -20,7 +20,7 @@ from ckptdb.core import warnings
 from ckptdb.core.jsonable import JsonRecord
 from ckptdb.core.recorded import IndexedRun
 from ckptdb.core.records import Run
-from ckptdb.disk import identity, scan
+from ckptdb.disk import identity, root_marker, run_finder, run_listing
 from ckptdb.disk.verified import DEPTHS, VerifyDepth
 from ckptdb.errors import (
     CatalogBroken,
@@ -81,7 +81,7 @@ class IndexMethods(Tree):
         root = Path(os.path.abspath(directory))
         if not root.is_dir():
             raise DirectoryMissing(root)
-        identity.mark_root(root)
+        root_marker.mark_root(root)
         registry = cls(OpenedPlace(find_location(root), root))
         return registry, registry.reconcile()
 
@@ -240,7 +240,7 @@ class IndexMethods(Tree):
         if self._place.is_chosen or self._place.directory is None:
             return (f"{self.location} was named.",)
         found = []
-        for marker in identity.find_markers(self._place.directory):
+        for marker in root_marker.find_markers(self._place.directory):
             found.append(f"{marker}: " + ("used." if marker.counts else "not used."))
             if marker.counts:
                 break
@@ -251,7 +251,7 @@ class IndexMethods(Tree):
         if self._place.refused is not None:
             return self._place.refused
         where = self._place.directory or Path(str(self.location))
-        if any(scan.find_runs(where)):
+        if any(run_finder.find_runs(where)):
             return CatalogNotBegun(self.location.base or where)
         return _nothing_at(where)
 
@@ -269,7 +269,7 @@ class IndexMethods(Tree):
         dry_run: bool,
         full: bool,
     ) -> ReconcileReport:
-        if not self._has_begun() and not any(scan.find_runs(top)):
+        if not self._has_begun() and not any(run_finder.find_runs(top)):
             raise _nothing_at(top)
         if dry_run:
             own = Gathering(self.location.base)
@@ -299,7 +299,7 @@ class IndexMethods(Tree):
     def _is_whole(self, top: Path) -> bool:
         """Whether this is all that the catalog is to know."""
         base = self.location.base
-        return top == base if base is not None else not scan.is_run(top)
+        return top == base if base is not None else not run_listing.is_run(top)
 
     def _look(
         self,
@@ -359,7 +359,7 @@ class IndexMethods(Tree):
 
     def _has_begun(self) -> bool:
         file, base = self.location.file, self.location.base
-        return file is None or file.exists() or (base is not None and identity.is_root(base))
+        return file is None or file.exists() or (base is not None and root_marker.is_root(base))
 
 
 def _is_forbidden(error: CatalogUnusable | OSError) -> bool:
@@ -376,7 +376,7 @@ def _is_ours(directory: Path) -> bool:
 
 
 def _nothing_at(top: Path) -> CatalogMissing:
-    others = {identity.find_root(run) for run in scan.find_runs(top, other_roots=True)}
+    others = {root_marker.find_root(run) for run in run_finder.find_runs(top, other_roots=True)}
     return RootsBelow(top, sorted(filter(None, others))) if others else CatalogMissing(top)
 
 
@@ -385,7 +385,7 @@ def _root_of(directory: Path) -> Path | None:
 
     A run that is only a root of its own belongs into the one that it lies in.
     """
-    root = identity.find_root(directory)
-    if root is not None and scan.is_run(root):
-        return identity.find_root(root.parent) or root
+    root = root_marker.find_root(directory)
+    if root is not None and run_listing.is_run(root):
+        return root_marker.find_root(root.parent) or root
     return root

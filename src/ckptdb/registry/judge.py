@@ -10,12 +10,13 @@ from dataclasses import dataclass, field, replace
 from ckptdb import retention
 from ckptdb.catalog.catalog import Catalog
 from ckptdb.core.candidates import Candidate, Wanted
+from ckptdb.core.observed import KnownFingerprints
 from ckptdb.core.recorded import IndexedRun
 from ckptdb.core.records import Run
-from ckptdb.disk import fs_clock, identity, leases, manifest, names, scan, symlinks
+from ckptdb.disk import fs_clock, identity, leases, manifest, names, run_stamp, symlinks
+from ckptdb.disk.observation import ReadFiles
 from ckptdb.disk.retire import Confirm
 from ckptdb.disk.safe_path import Place
-from ckptdb.disk.scan import KnownFingerprints, ReadFiles
 from ckptdb.errors import (
     CatalogError,
     LeasedCheckpoint,
@@ -84,7 +85,7 @@ def judge_by_files(policy: Policy, catalog: Catalog, indexed: IndexedRun) -> Jud
     )
     agrees = _agrees(catalog, indexed, run, policy.wanted, candidates.sound)
     # A process that has changed the run since may not have updated the catalog yet.
-    is_same = indexed.stamp == str(observed.stamp) == str(scan.find_stamp(directory))
+    is_same = indexed.stamp == str(observed.stamp) == str(run_stamp.find_stamp(directory))
     differs = is_same and not agrees
     if not planned.gone:
         return JudgedRun(run, planned, known, differs=differs)

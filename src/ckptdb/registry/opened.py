@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ckptdb.catalog.location import Location, locate
-from ckptdb.disk import identity, scan
+from ckptdb.disk import root_marker, run_listing
 from ckptdb.errors import DirectoryMissing, RootRefused
 from ckptdb.reconcile.location import find_location, fix_choice
 
@@ -65,9 +65,9 @@ def find_place(location: PathLike, catalog: PathLike | None) -> OpenedPlace:
 def find_enclosing_run(path: Path) -> Path | None:
     """Return the run that a directory is or lies in; the search ends at the next root."""
     for folder in (path, *path.parents):
-        if scan.is_run(folder):
+        if run_listing.is_run(folder):
             return folder
-        marker = identity.find_marker(folder, below=path)
+        marker = root_marker.find_marker(folder, below=path)
         if marker is not None and marker.counts:
             return None
     return None
@@ -75,8 +75,8 @@ def find_enclosing_run(path: Path) -> Path | None:
 
 def _resolve_into_root(path: Path) -> Path:
     """Return the real path of a directory when only that one lies in a root."""
-    if identity.find_root(path) is None and not scan.is_run(path):
+    if root_marker.find_root(path) is None and not run_listing.is_run(path):
         real = Path(os.path.realpath(path))
-        if real != path and identity.find_root(real) is not None:
+        if real != path and root_marker.find_root(real) is not None:
             return real
     return path

@@ -19,7 +19,7 @@ from ckptdb.core.records import (
     Status,
 )
 from ckptdb.core.rows import Rows
-from ckptdb.disk import names, scan
+from ckptdb.disk import names, run_listing
 from ckptdb.errors import InvalidChoice, MetricNotChosen, NothingFinite, UnknownMetric
 from ckptdb.reconcile.run_location import Whereabouts
 from ckptdb.registry.opened import PathLike
@@ -86,7 +86,7 @@ class QueryMethods(Tree):
             newest[seen.run.directory] = -1
         found = []
         for directory, step in newest.items():
-            for other, why in sorted(scan.find_obstructed(directory).items()):
+            for other, why in sorted(run_listing.find_obstructed(directory).items()):
                 if other > step:
                     found.append((directory / names.final_name(other), why))
         return tuple(found)

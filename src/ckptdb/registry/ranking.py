@@ -18,7 +18,7 @@ from ckptdb.core.ranking import MODES, Mode
 from ckptdb.core.recorded import IndexedRun
 from ckptdb.core.records import Checkpoint, Run
 from ckptdb.core.times import parse_time
-from ckptdb.disk import scan
+from ckptdb.disk import published_name
 from ckptdb.errors import (
     CkptdbError,
     InvalidChoice,
@@ -385,7 +385,7 @@ class RankingMethods(Tree):
         # It may have been replaced since it was chosen, or its run: then its path is another one's.
         if checkpoint.status != "final" or not self._bounds.contain(checkpoint.path.parent):
             return False
-        if not scan.is_published(checkpoint.path):
+        if not published_name.is_published(checkpoint.path):
             return False
         where = find_whereabouts(self._catalog(), checkpoint.run_uuid, checkpoint.path.parent)
         return where in ("here", "unclear")

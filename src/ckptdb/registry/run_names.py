@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from ckptdb.core.recorded import IndexedRun
-from ckptdb.disk import identity
+from ckptdb.disk import identity, root_marker
 from ckptdb.errors import AmbiguousRun, RunOutside, UnknownRun
 from ckptdb.reconcile.run_location import find_there
 from ckptdb.registry.catalog_access import CatalogAccess
@@ -147,7 +147,7 @@ class RunNames:
         if not who.marked or who.problem:
             return last
         base = self._place.location.base
-        if known is None and last is None and identity.find_root(place) != base:
+        if known is None and last is None and root_marker.find_root(place) != base:
             return None  # it belongs to another root
         self._healing.heal(place)
         if find_there(self._catalogs.get(), place) is None:

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from ckptdb.core.recorded import IndexedRun
-from ckptdb.disk import identity, scan
+from ckptdb.disk import root_marker, run_finder
 from ckptdb.disk.paths import find_place
 from ckptdb.disk.safe_path import Place
 from ckptdb.errors import NoRuns, NoRunsBelow, RunNotHere
@@ -157,7 +157,7 @@ class Bounds:
         top, location = self._place.scope, self._place.location
         if top is None or top == location.base:
             return NoRuns(str(location))
-        return NoRunsBelow(top, str(location), indexed=not any(scan.find_runs(top)))
+        return NoRunsBelow(top, str(location), indexed=not any(run_finder.find_runs(top)))
 
     def _find_inside(self) -> dict[int, Path]:
         places = self._catalogs.get().places().items()
@@ -168,7 +168,7 @@ class Bounds:
         base = self._place.location.base
         if base is None or not self._place.is_chosen:
             return base
-        if self._marked_root is None and identity.is_root(base):
+        if self._marked_root is None and root_marker.is_root(base):
             self._marked_root = base
         return self._marked_root
 

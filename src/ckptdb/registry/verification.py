@@ -11,6 +11,7 @@ from pathlib import Path
 from ckptdb.catalog.catalog import Catalog
 from ckptdb.catalog.store import Changes
 from ckptdb.core import warnings
+from ckptdb.core.observed import Manifest
 from ckptdb.core.recorded import IndexedRun, RecordedRun
 from ckptdb.core.records import Checkpoint
 from ckptdb.core.times import utc
@@ -19,11 +20,11 @@ from ckptdb.disk import (
     checksums,
     identity,
     manifest,
-    scan,
+    read_checkpoint,
     symlinks,
     verified,
 )
-from ckptdb.disk.manifest import Compared, Manifest
+from ckptdb.disk.manifest import Compared
 from ckptdb.disk.verified import Stopped, Verified, VerifyDepth
 from ckptdb.errors import ChecksumsUnavailable, IndexStale, UnreadableInfo
 from ckptdb.reconcile.plan_published import compare_published, keep_damage
@@ -162,7 +163,7 @@ class Verifier:
     def _verify(self, seen: IndexedRun, known: Checkpoint, notes: Verified) -> None:
         who = identity.identify(seen.run.directory)
         try:
-            found = scan.load(who, known.path, known.step)
+            found = read_checkpoint.load(who, known.path, known.step)
             content = None if found.problem else manifest.find(known.path)
         except (OSError, UnreadableInfo) as error:
             why = symlinks.find_obstruction(known.path)

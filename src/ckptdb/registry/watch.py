@@ -19,14 +19,17 @@ from ckptdb.core import warnings
 from ckptdb.core.candidates import Wanted
 from ckptdb.core.recorded import IndexedRun
 from ckptdb.core.records import Checkpoint
+from ckptdb.core.stamp import Stamp
 from ckptdb.disk import (
+    checkpoint_identity,
     identity,
     leases,
     names,
-    scan,
+    published_name,
+    root_marker,
+    run_stamp,
 )
 from ckptdb.disk.run_finder import Runs
-from ckptdb.disk.scan import Stamp
 from ckptdb.errors import (
     CatalogError,
     CatalogMissing,
@@ -124,7 +127,7 @@ class WatchMethods(Tree):
                 raise
         except CatalogError as error:
             _logger.info("runs are found by looking only: %s", error)
-        runs = Runs(top, other_roots=not self._place.is_chosen and not identity.is_root(top))
+        runs = Runs(top, other_roots=not self._place.is_chosen and not root_marker.is_root(top))
         return lambda: sorted(known.union(runs.find()))
 
     def _find_known(self) -> list[Path]:
@@ -245,7 +248,7 @@ class _Looker:
         return found if _is_there(one) else None
 
     def _look_at(self, directory: Path) -> tuple[Waiting, ...]:
-        stamp = scan.find_stamp(directory)
+        stamp = run_stamp.find_stamp(directory)
         if stamp is None:
             return ()
         before = self._looked.get(directory)
@@ -266,10 +269,10 @@ class _Looker:
 def _is_there(one: Waiting) -> bool:
     path = one.directory / names.final_name(one.step)
     try:
-        if not scan.is_published(path):
+        if not published_name.is_published(path):
             return False
         who = identity.identify(one.directory)
-        return scan.find_uuid(who, path, one.step, through_link=True) == one.uuid
+        return checkpoint_identity.find_uuid(who, path, one.step, through_link=True) == one.uuid
     except OSError:
         return False
 

@@ -23,15 +23,18 @@ from ckptdb.catalog.store import Changes
 from ckptdb.core import fork, warnings
 from ckptdb.core.candidates import Candidate
 from ckptdb.core.records import Checkpoint, Problem
+from ckptdb.core.stamp import Stamp
 from ckptdb.disk import (
     fsutil,
     identity,
     names,
-    scan,
+    root_marker,
+    run_finder,
+    run_stamp,
 )
+from ckptdb.disk.observation import ReadFiles
 from ckptdb.disk.pending_index import Note, Notes
 from ckptdb.disk.publish import Publisher
-from ckptdb.disk.scan import ReadFiles, Stamp
 from ckptdb.disk.transaction import StampChange
 from ckptdb.errors import (
     CatalogBroken,
@@ -273,7 +276,9 @@ class RunIndex:
         with self._mutex:
             fresh = self._stored or self._memory
             followed = fresh.followed if fresh else None
-            if followed is None or not followed.stamp.is_same(scan.find_stamp(self._directory)):
+            if followed is None or not followed.stamp.is_same(
+                run_stamp.find_stamp(self._directory)
+            ):
                 return None
             return followed
 
@@ -348,14 +353,14 @@ class RunIndex:
         location = find_fixed_location(self._directory, self._choice)
         root = location.base
         if root == self._directory:
-            for marker in identity.find_markers(self._directory):
+            for marker in root_marker.find_markers(self._directory):
                 if not marker.counts:
                     warnings.warn(
                         f"{marker}: its catalog is not used, but {location}. To share that of "
                         f"{marker.root}, let a common group write to {marker.root}/.ckptdb and "
                         "nobody else, or name one catalog for both with catalog= or CKPTDB_CATALOG."
                     )
-        if root is not None and (where := scan.find_unsearched(root, self._directory)):
+        if root is not None and (where := run_finder.find_unsearched(root, self._directory)):
             warnings.warn(
                 f"{self._directory} lies {'behind the link' if where.is_symlink() else 'in'} "
                 f"{where}, where no runs are looked for: when the catalog is lost, only "
@@ -461,7 +466,7 @@ class RunIndex:
         location = find_fixed_location(self._directory, self._choice)
         # What has been removed meanwhile is not made again; only a save does that.
         if for_writing and location.base == self._directory and self._directory.is_dir():
-            identity.mark_root(self._directory, make_durable=self._durable)
+            root_marker.mark_root(self._directory, make_durable=self._durable)
         database = Database.open(
             location,
             create=for_writing,
@@ -524,7 +529,7 @@ class RunIndex:
         return question(fresh.catalog, fresh.run_id, fresh.memo)
 
     def _heal(self, fresh: Fresh, *, trust_own: bool) -> None:
-        stamp = scan.find_stamp(self._directory)
+        stamp = run_stamp.find_stamp(self._directory)
         if stamp is None:
             fresh.run_id, fresh.stamp, fresh.followed = None, None, None
             return
@@ -552,7 +557,7 @@ class RunIndex:
         self._doubt = report.doubt
         fresh.run_id = report.run_id
         fresh.stamp = report.verified
-        now = scan.find_stamp(self._directory)
+        now = run_stamp.find_stamp(self._directory)
         # What cannot be read may become readable without moving the stamp; a repair has moved it.
         sure = all(action.kind != "unreadable" for action in report.actions)
         if sure and now is not None and now.is_same(stamp):

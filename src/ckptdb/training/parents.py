@@ -16,7 +16,7 @@ from typing import Final
 from ckptdb.catalog.catalog import Catalog
 from ckptdb.core import warnings
 from ckptdb.core.text import some_steps
-from ckptdb.disk import identity, names, scan
+from ckptdb.disk import checkpoint_identity, identity, names, run_listing
 from ckptdb.training import load_history
 from ckptdb.training.index import RunIndex
 from ckptdb.training.load_history import LoadedCheckpoint
@@ -114,7 +114,9 @@ class ParentTracker:
         with suppress(OSError):
             path = self._directory / names.final_name(one.step)
             if path.lstat().st_ino == one.inode:
-                return scan.find_uuid(identity.identify(self._directory), path, one.step)
+                return checkpoint_identity.find_uuid(
+                    identity.identify(self._directory), path, one.step
+                )
         return None
 
     # --- what it tells ------------------------------------------------------------------
@@ -128,7 +130,7 @@ class ParentTracker:
         others: Sequence[int] = ()
         if self._highest is None:
             with suppress(OSError):
-                listed = scan.list_finals(self._directory)
+                listed = run_listing.list_finals(self._directory)
                 self._highest = max((step for step, _ in listed), default=-1)
                 # A directory of somebody's that is called so is no checkpoint.
                 others = [] if self._is_known() else [

@@ -11,22 +11,23 @@ from pathlib import Path
 from typing import Any, Literal, get_args
 
 from ckptdb.catalog.catalog import Catalog
-from ckptdb.core import warnings
+from ckptdb.core import process, warnings
 from ckptdb.core.compare import ConfigChange, config_changes
+from ckptdb.core.facts import Fact
 from ckptdb.core.records import Checkpoint, LineMember
 from ckptdb.core.text import some_steps
 from ckptdb.core.times import utc
 from ckptdb.disk import (
+    checkpoint_identity,
     checksums,
     identity,
     manifest,
     names,
-    process,
-    scan,
+    read_checkpoint,
+    run_listing,
     symlinks,
     training_info,
 )
-from ckptdb.disk.journal import Fact
 from ckptdb.disk.manifest import Compared
 from ckptdb.disk.publish import Publisher
 from ckptdb.errors import (
@@ -125,7 +126,7 @@ class Resuming:
     # --- which one ----------------------------------------------------------------------
 
     def _find_whole(self) -> Checkpoint | None:
-        obstructed = scan.find_obstructed(self._publisher.directory)
+        obstructed = run_listing.find_obstructed(self._publisher.directory)
         members = self._list_members()
         line = lineage.find_line(members)
         for known in self._in_order(_line_first(members, line)):
@@ -142,7 +143,7 @@ class Resuming:
 
     def tell_obstructed(self, *, above: int) -> None:
         """Warn of what would be a newer checkpoint than a step, and cannot be read as one; once."""
-        self._tell_obstructed(scan.find_obstructed(self._publisher.directory), above=above)
+        self._tell_obstructed(run_listing.find_obstructed(self._publisher.directory), above=above)
 
     def _tell_obstructed(self, obstructed: Mapping[int, str], *, above: int) -> None:
         for step in sorted((step for step in obstructed if step > above), reverse=True):
@@ -214,7 +215,7 @@ class Resuming:
     def _look(self, known: Checkpoint) -> tuple[Checkpoint, str | None]:
         who = identity.identify(self._publisher.directory)
         try:
-            found = scan.load(who, known.path, known.step, verify=True)
+            found = read_checkpoint.load(who, known.path, known.step, verify=True)
             if self._options.checksums and found.problem is None:
                 compared = _compare_contents(found.path)
                 if compared.doubt and not compared.damage:
@@ -309,7 +310,10 @@ class Resuming:
         # Looked at after the record: from then on it is known that somebody needs it.
         try:
             who = identity.identify(self._publisher.directory)
-            return scan.find_uuid(who, found.path, found.step, through_link=True) == found.uuid
+            return (
+                checkpoint_identity.find_uuid(who, found.path, found.step, through_link=True)
+                == found.uuid
+            )
         except OSError:
             return True  # whoever loads it will see
 

@@ -33,7 +33,7 @@ from typing import Any
 
 from ckptdb import CheckpointManager, Registry
 from ckptdb.core.records import Checkpoint
-from ckptdb.disk import identity, names, scan
+from ckptdb.disk import names, root_marker, run_listing
 from ckptdb.errors import CkptdbError, NoCheckpointHere
 from ckptdb.retention import Policy
 from lab import history, payload, readers
@@ -147,7 +147,7 @@ def _begin(folder: Path, seed: int, operations: int) -> Round:
     this = Round(folder, seed, operations, mmap.mmap(-1, 9 * PROCESSES))
     this.root.mkdir()
     this.notes.mkdir()
-    identity.mark_root(this.root)
+    root_marker.mark_root(this.root)
     return this
 
 
@@ -257,7 +257,7 @@ def find_state(root: Path, clock: float) -> history.State:
     """
     live = {}
     for run in POLICIES:
-        for step, path in scan.list_finals(root / run):
+        for step, path in run_listing.list_finals(root / run):
             try:
                 live[run, step] = payload.read(path)
             except (payload.Half, FileNotFoundError) as error:
@@ -570,13 +570,13 @@ class Worker:
         if not self.own or not any(POLICIES[self.run]):
             return self.chance.randrange(STEPS)
         if self.next_step is None:
-            steps = [step for step, _ in scan.list_finals(self.this.root / self.run)]
+            steps = [step for step, _ in run_listing.list_finals(self.this.root / self.run)]
             self.next_step = max(steps, default=0)
         self.next_step += self.chance.randint(1, 3)
         return self.next_step
 
     def _old_step(self, run: str) -> int:
-        steps = [step for step, _ in scan.list_finals(self.this.root / run)]
+        steps = [step for step, _ in run_listing.list_finals(self.this.root / run)]
         return self.chance.choice(steps) if steps else self.chance.randrange(STEPS)
 
     def _save(self) -> None:

@@ -20,7 +20,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from ckptdb import Registry
-from ckptdb.disk import identity
+from ckptdb.disk import root_marker
 from lab import check, control, loop, mounts, outage, shim, speed
 from lab.check import Verdict, Way
 from lab.ledger import METRIC, OPERATIONS, Ledger, Workload, workloads
@@ -159,7 +159,7 @@ class Scene:
         case = self.case
         with shim.armed(self.root.parent, strike) as armed, loop.quiet():
             if case.begins:
-                identity.mark_root(self.root)
+                root_marker.mark_root(self.root)
                 tell(counted=armed.counted)
             running = Loop(self.root, self.before, many=case.many)
             for operation in case.operations[case.begins :]:

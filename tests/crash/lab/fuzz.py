@@ -33,13 +33,15 @@ from urllib.parse import unquote, urlsplit
 from ckptdb.catalog.catalog import Catalog
 from ckptdb.catalog.engine import Database
 from ckptdb.core.metrics import metrics_of
+from ckptdb.core.observed import Identity
 from ckptdb.core.records import Run
 from ckptdb.disk import (
     identity,
     journal,
     manifest,
     names,
-    scan,
+    read_checkpoint,
+    read_tmp,
     training_info,
     writer,
 )
@@ -163,7 +165,7 @@ def _feed_info(folder: Path, content: bytes) -> None:
             again = training_info.dump_info(found)
             if json.dumps(json.loads(again)) != json.dumps(found):
                 raise Wrong("written again, it reads otherwise")
-    loaded = scan.load(_who(folder), folder, 7)
+    loaded = read_checkpoint.load(_who(folder), folder, 7)
     if (loaded.problem is None) != (expected is not None):
         raise Wrong(f"its problem is {loaded.problem!r}")
 
@@ -217,7 +219,7 @@ def _feed_manifest(folder: Path, content: bytes) -> None:
         if found.size_bytes < 0 or any(map(_leads_out, found.files)):
             raise Wrong("it leads elsewhere")
         manifest.verify(folder, found)
-    if scan.load(_who(folder), folder, 7).problem is None:
+    if read_checkpoint.load(_who(folder), folder, 7).problem is None:
         raise Wrong("a checkpoint without training_info.json is trusted")
 
 
@@ -240,7 +242,7 @@ def _feed_writer(folder: Path, content: bytes) -> None:
     found = writer.find(folder)
     if found is not None and not (found.life in ("dead", "unknown") and not found.is_me):
         raise Wrong("it is this process")
-    tmp = scan.load_tmp(_who(folder), folder, 7)
+    tmp = read_tmp.load_tmp(_who(folder), folder, 7)
     if tmp.fate is not None:
         raise Wrong(f"without a manifest its fate is {tmp.fate}")
 
@@ -711,5 +713,5 @@ def _snapshot(top: Path) -> Sequence[tuple[str, int, int]]:
 
 
 @cache
-def _who(folder: Path) -> identity.Identity:
+def _who(folder: Path) -> Identity:
     return identity.identify(folder)

@@ -9,7 +9,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from ckptdb import CheckpointManager, Registry
-from ckptdb.disk import identity
+from ckptdb.disk import root_marker
 from lab.ledger import METRIC, SEEDS, Ledger, Operation, seeded
 
 RUN = "run"
@@ -115,7 +115,7 @@ def open_manager(root: Path) -> CheckpointManager:
 def seed(root: Path, *, many: bool) -> None:
     """Make a root with a run that holds the seeds."""
     root.mkdir(exist_ok=True)
-    identity.mark_root(root)
+    root_marker.mark_root(root)
     loop = Loop(root, Ledger(), many=many)
     for step in SEEDS:
         loop.save_at(step)

@@ -21,19 +21,25 @@ from typing import Any
 from unittest.mock import patch
 
 import ckptdb
+from ckptdb.core.facts import JOURNAL, Fact
+from ckptdb.core.observed import Manifest
 from ckptdb.disk import (
+    checkpoint_identity,
     fsutil,
     journal,
+    journal_lines,
+    journal_repair,
     leases,
     manifest,
     names,
     paths,
-    scan,
+    read_checkpoint,
+    read_tmp,
     trainer_lock,
     writer,
 )
-from ckptdb.disk.journal import Pins
-from ckptdb.disk.manifest import Manifest
+from ckptdb.disk.journal_lines import NO_LINE, LineChain
+from ckptdb.disk.journal_pins import Pins
 from ckptdb.disk.publish import Publisher
 
 DISK = Path(ckptdb.__file__).parent / "disk"
@@ -242,14 +248,14 @@ def _all_unchanged(
     for deletion in deletions:
         path = publisher._final(deletion.step)
         if path.exists():
-            yield scan.load(who, path, deletion.step), deletion
+            yield read_checkpoint.load(who, path, deletion.step), deletion
 
 
 def _look_but_once(publisher: Publisher, real: Callable[..., Any], *arguments: Any) -> Any:
     leaving = arguments[2]
     hit()
     uuids = {cp.path: cp.uuid for cp in leaving}
-    with patch.object(scan, "find_uuid", lambda _, path, __: uuids.get(path)):
+    with patch.object(checkpoint_identity, "find_uuid", lambda _, path, __: uuids.get(path)):
         return real(publisher, *arguments)
 
 
@@ -262,14 +268,14 @@ def _in_place(_: object, path: Path, content: Any, *, durable: bool) -> None:
             os.fsync(file.fileno())
 
 
-def _rewrite_in_place(_: object, hidden: Path, more: Iterable[journal.Fact]) -> Path:
+def _rewrite_in_place(_: object, hidden: Path, more: Iterable[Fact]) -> Path:
     hit()
-    path = hidden / journal._NAME
-    facts = [*journal._facts(hidden, journal._Chain()), *more]
+    path = hidden / JOURNAL
+    facts = [*journal_lines.iter_facts(hidden, LineChain()), *more]
     aside = path.with_name(f"{path.name}.damaged-{uuid.uuid4()}")
-    journal._keep(path, aside)
+    journal_repair._keep(path, aside)
     path.unlink()
-    fsutil.write_new(path, b"".join(journal._sealed(facts, journal._NO_LINE)), durable=True)
+    fsutil.write_new(path, b"".join(journal_lines.serialize(facts, NO_LINE)), durable=True)
     fsutil.fsync(hidden)
     return aside
 
@@ -447,12 +453,12 @@ _FLUSHES = (
     Mutant("the journal: bytes", ("annotated",), ("journal.append/fsync/1",)),
     Mutant("the journal: name", ("annotated",), ("journal.append/fsync/2",)),
     Mutant("a damaged journal written anew: bytes", ("settled",),
-           ("journal._write_lines/fsync/1",)),
+           ("journal_repair._write_lines/fsync/1",)),
     Mutant("a damaged journal written anew: the damaged one's name", ("settled",),
-           ("journal.rewrite/fsync/1",)),
+           ("journal_repair.rewrite/fsync/1",)),
     Mutant("a damaged journal written anew: its name", ("settled beside a trainer",),
-           ("journal.rewrite/fsync/2",)),
-    Mutant("a damaged journal kept: bytes", ("settled",), ("journal._keep/fsync/1",)),
+           ("journal_repair.rewrite/fsync/2",)),
+    Mutant("a damaged journal kept: bytes", ("settled",), ("journal_repair._keep/fsync/1",)),
     Mutant("run.json", ("first save",), _ESTABLISHING),
     Mutant("run.json: bytes", ("first save",), (*_ESTABLISHING, _BYTES)),
     Mutant("run.json: name", ("first save",), (*_ESTABLISHING, _NAME)),
@@ -469,11 +475,11 @@ _FLUSHES = (
            (_NOTE, "pending_index._write/fsync/1")),
     Mutant("a note of what a catalog lacks: its folder", ("noted",),
            (_NOTE, "pending_index._write/make_folder/1")),
-    Mutant("root.json", ("a new root",), ("identity.mark_root/write_json/1",)),
-    Mutant("root.json: bytes", ("a new root",), ("identity.mark_root/write_json/1", _BYTES)),
-    Mutant("root.json: name", ("a new root",), ("identity.mark_root/write_json/1", _NAME)),
+    Mutant("root.json", ("a new root",), ("root_marker.mark_root/write_json/1",)),
+    Mutant("root.json: bytes", ("a new root",), ("root_marker.mark_root/write_json/1", _BYTES)),
+    Mutant("root.json: name", ("a new root",), ("root_marker.mark_root/write_json/1", _NAME)),
     Mutant("root.json: its folder", ("a new root without a folder",),
-           ("identity.mark_root/make_directories/1", "fsutil.make_directories/fsync/1")),
+           ("root_marker.mark_root/make_directories/1", "fsutil.make_directories/fsync/1")),
     Mutant("new folders, by the lease", ("a new run",), ("publish.claim/make_directories/1",)),
     Mutant("new folders, without a lease", ("a new run without a lease",),
            ("transaction._changing/make_directories/1",)),
@@ -512,7 +518,7 @@ _ORDERS = (
            ("killed, summing", "killed, measuring otherwise", "measured otherwise"),
            patch=_of(fsutil, write_json=_in_place)),
     Mutant("a damaged journal written anew in place", ("killed, settling",),
-           patch=_of(journal, rewrite=_rewrite_in_place)),
+           patch=_of(journal_repair, rewrite=_rewrite_in_place)),
     Mutant("a torn line not ended", ("a torn line",), patch=_of(journal, _find_end=_swallowing)),
     Mutant("nothing back when the second of two renames fails",
            ("refused, replacing in two renames",), patch=_of(Publisher, _swap=_no_second_name)),
@@ -523,11 +529,11 @@ _ORDERS = (
 
 _RECOVERIES = (
     Mutant("a save without a manifest is adopted", ("killed, saving many",), recovers=True,
-           patch=_of(scan, _find_manifest=_whatever_is_there)),
+           patch=_of(checkpoint_identity, find_manifest=_whatever_is_there)),
     Mutant("what was set aside not put back", ("killed, replacing in two renames",), recovers=True,
            patch=_of(Publisher, put_back=_never_of_one)),
     Mutant("a complete save not adopted but trashed", ("killed, saving",), recovers=True,
-           patch=_of(scan, _fate=_trash_instead)),
+           patch=_of(read_tmp, _fate=_trash_instead)),
 )  # fmt: skip
 
 _RACES = (

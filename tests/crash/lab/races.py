@@ -10,9 +10,9 @@ from pathlib import Path
 from typing import Any
 from unittest.mock import patch
 
+from ckptdb.core.facts import Fact
 from ckptdb.disk import journal, lock, manifest
 from ckptdb.disk.evaluator import Evaluator
-from ckptdb.disk.journal import Fact
 from ckptdb.disk.publish import Publisher
 from ckptdb.disk.retire import Deletion
 from ckptdb.errors import CkptdbError, RunInUse, StepInUse

@@ -24,7 +24,7 @@ from pathlib import Path
 from typing import Any
 
 from ckptdb import CheckpointManager, Registry
-from ckptdb.disk import fsutil, identity, names
+from ckptdb.disk import fsutil, names, root_marker
 from lab import control, payload
 from lab.payload import METRIC
 from lab.report import Row, Size
@@ -120,7 +120,7 @@ def _hammer(way: str, count: int, seed: int) -> Iterator[Row]:
     row = Row("control: crowd" if way == "control" else f"readers {way}", workloads=1)
     with tempfile.TemporaryDirectory(dir=scratch(), prefix="ckptdb-readers-") as folder:
         root = Path(folder)
-        identity.mark_root(root)
+        root_marker.mark_root(root)
         directory = root / "run"
         directory.mkdir()
         save = _saver(way, directory)

@@ -16,7 +16,7 @@ from pathlib import Path
 
 from ckptdb import CheckpointManager, Registry
 from ckptdb.cli.main import main
-from ckptdb.disk import identity
+from ckptdb.disk import root_marker
 
 GOOD = {2: 0.25, 4: 0.125, 6: 0.5}
 BEST, LATEST, BAD = 4, 6, 9
@@ -77,7 +77,7 @@ def save(run: Path, step: int, loss: float, **options: object) -> Path:
 def build(root: Path) -> Path:
     """Make a root with one run of three good checkpoints, indexed and no longer fresh."""
     root.mkdir()
-    identity.mark_root(root)
+    root_marker.mark_root(root)
     run = root / "run"
     for step, loss in GOOD.items():
         save(run, step, loss)

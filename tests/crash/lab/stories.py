@@ -34,6 +34,7 @@ from ckptdb.disk import (
     journal,
     manifest,
     names,
+    root_marker,
 )
 from ckptdb.disk.pending_index import Notes
 from ckptdb.disk.publish import Publisher
@@ -315,13 +316,13 @@ class Actor(loop.Loop):
             file.write(b'{"at": "20')
 
     def _unmark(self) -> None:
-        identity.unmark_root(self.root)
+        root_marker.unmark_root(self.root)
 
     def _unmark_fully(self) -> None:
         shutil.rmtree(self.root / ".ckptdb")
 
     def _mark(self) -> None:
-        identity.mark_root(self.root)
+        root_marker.mark_root(self.root)
 
 
 _SAVING = frozenset({"save", "async", "bare", "adopt", "foreign"})
@@ -563,7 +564,7 @@ class Stage:
             peaceful = replace(story, acts=story.before, before=())
 
             def work() -> None:
-                identity.mark_root(self.root)
+                root_marker.mark_root(self.root)
                 self._act(peaceful, nullcontext, Strike(no_exchange=not story.native))
 
             if self._in_child(work) != 0:

@@ -11,8 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from ckptdb.disk import process
-from ckptdb.disk.process import Process, this_process
+from ckptdb.core import process
+from ckptdb.core.process import Process, this_process
 
 
 def me() -> Process:

@@ -92,7 +92,7 @@ def _born(pid: int) -> dict[str, Any]:
 os.register_at_fork(after_in_child=_born.cache_clear)
 
 
-def legible_process(content: Mapping[str, Any]) -> dict[str, Any]:
+def parse_process(content: Mapping[str, Any]) -> dict[str, Any]:
     """Return what a `Process` is made of, out of what a file says.
 
     Raises:
@@ -108,7 +108,7 @@ def legible_process(content: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
-def legible_text(value: Any) -> str:
+def parse_text(value: Any) -> str:
     """Return a text as it is.
 
     Raises:
