@@ -36,10 +36,6 @@ _NAMESPACE = uuid.UUID("2f6a3c1e-8d0b-4b7e-9a54-6c1f0e7d2b93")
 _RUN = "run.json"
 
 
-_DERIVED = 5
-"""The version of the uuids that `_derive` makes."""
-
-
 _YOUNG_SECONDS = 2.0
 
 
@@ -244,14 +240,6 @@ def _write(run: Run, origin: str, pruned_by: RankedBy | None, *, make_durable: b
 def derive_checkpoint_uuid(*facts: object) -> str:
     """Return the uuid of a checkpoint that has none of its own: the same for the same facts."""
     return _derive("\0".join(map(str, facts)))
-
-
-def is_derived(checkpoint_uuid: str) -> bool:
-    """Tell whether a checkpoint's uuid may be one of `derive_checkpoint_uuid`."""
-    try:
-        return bool(uuid.UUID(checkpoint_uuid).version == _DERIVED)
-    except ValueError:
-        return False
 
 
 def _derive(text: str) -> str:

@@ -10,8 +10,8 @@ from typing import Any
 
 from ckptdb.core.observed import Observation
 from ckptdb.core.recorded import RecordedRun
-from ckptdb.core.records import Checkpoint
-from ckptdb.disk import identity, names
+from ckptdb.core.records import Checkpoint, is_derived
+from ckptdb.disk import names
 from ckptdb.reconcile import missing_facts
 from ckptdb.reconcile.missing_facts import MissingFacts
 
@@ -74,7 +74,7 @@ class Comparison:
         """
         if step not in self.observed.finals:
             return False
-        return identity.is_derived(uuid) or identity.is_derived(self.get_uuid(step))
+        return is_derived(uuid) or is_derived(self.get_uuid(step))
 
 
 def find_any_step(name: str) -> int | None:
