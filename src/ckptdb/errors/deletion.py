@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 from ckptdb.errors.base import CkptdbError
 from ckptdb.errors.text import listed
@@ -74,6 +74,8 @@ class NotDeleted:
         left: Where bytes of it are left, though it counts as deleted; None when it is untouched.
     """
 
+    JSON_KEYS: ClassVar = {"step": "step", "cause": "cause", "left": "left"}
+
     run: Path
     step: int | None
     error: Exception
@@ -84,11 +86,6 @@ class NotDeleted:
         """The error in words, without what kind of error it is."""
         name, why = getattr(self.error, "filename", None), getattr(self.error, "strerror", None)
         return f"{name}: {why}" if name and why else str(why or self.error)
-
-    def as_dict(self) -> dict[str, object]:
-        """Return it for JSON."""
-        left = None if self.left is None else str(self.left)
-        return {"step": self.step, "cause": self.cause, "left": left}
 
 
 class DeletionIncomplete(CkptdbError, OSError):

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import ClassVar
 
+from ckptdb.core.jsonable import JsonKeys, JsonRecord
 from ckptdb.core.process import Life
 from ckptdb.disk import names
 from ckptdb.errors import NotDeleted
-from ckptdb.retention import Decision, RetentionPlan, Standing, plan
+from ckptdb.retention import Decision, RetentionPlan, plan
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,11 +25,6 @@ class CollectedLeftover:
     step: int
     kind: str
     size_bytes: int
-
-    def as_dict(self) -> dict[str, Any]:
-        """Return it for JSON."""
-        fields = {name: getattr(self, name) for name in self.__slots__}
-        return {**fields, "path": str(self.path)}
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,13 +41,9 @@ class SparedSave:
     life: Life
     why: str
 
-    def as_dict(self) -> dict[str, Any]:
-        """Return it for JSON."""
-        return {"path": str(self.path), "step": self.step, "life": self.life, "why": self.why}
-
 
 @dataclass(frozen=True, slots=True)
-class GcResult:
+class GcResult(JsonRecord):
     """Result of deleting in one run, done or planned.
 
     Attributes:
@@ -62,6 +54,22 @@ class GcResult:
         failed: Checkpoints and leftovers that did not go, or have bytes left.
         spared: Unfinished saves that stay, because a process writes them or may do so.
     """
+
+    JSON_KEYS: ClassVar[JsonKeys] = {
+        "run": "run",
+        "plan": "plan",
+        "directory": "directory",
+        "applied": "applied",
+        "freed_bytes": "freed_bytes",
+        "trash_ttl_seconds": "trash_ttl_seconds",
+        "before": "retention.before",
+        "after": "retention.after",
+        "checkpoints": "decisions",
+        "leftovers": "leftovers",
+        "waiting": "waiting",
+        "failed": "failed",
+        "spared": "spared",
+    }
 
     run: str
     directory: Path
@@ -107,33 +115,6 @@ class GcResult:
         lines += [f"{left.path} {left.size_bytes}" for left in self.leftovers]
         return plan.fingerprint(lines)
 
-    def as_dict(self) -> dict[str, Any]:
-        """Return the plan for JSON."""
-        return {
-            "run": self.run,
-            "plan": self.plan,
-            "directory": str(self.directory),
-            "applied": self.applied,
-            "freed_bytes": self.freed_bytes,
-            "trash_ttl_seconds": self.trash_ttl_seconds,
-            "before": _standing(self.retention.before),
-            "after": _standing(self.retention.after),
-            "checkpoints": [
-                {
-                    "step": d.step,
-                    "uuid": d.uuid,
-                    "keep": d.keep,
-                    "reason": d.reason,
-                    "size_bytes": d.size_bytes,
-                }
-                for d in self.decisions
-            ],
-            "leftovers": [left.as_dict() for left in self.leftovers],
-            "waiting": [left.as_dict() for left in self.waiting],
-            "failed": [one.as_dict() for one in self.failed],
-            "spared": [spared.as_dict() for spared in self.spared],
-        }
-
 
 def _is_of(failed: NotDeleted, one: Decision | CollectedLeftover) -> bool:
     if failed.left is None or failed.step != one.step:
@@ -144,7 +125,3 @@ def _is_of(failed: NotDeleted, one: Decision | CollectedLeftover) -> bool:
         return retired is None or retired[1] == one.uuid
     was = names.find_trash(one.path.name)
     return failed.left == one.path or was is None or was == retired
-
-
-def _standing(standing: Standing | None) -> dict[str, Any] | None:
-    return None if standing is None else standing.as_dict()

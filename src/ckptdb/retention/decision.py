@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import ClassVar
 
 from ckptdb.core.candidates import Candidate
 from ckptdb.core.ranking import rank_key
@@ -32,6 +33,11 @@ class Decision:
         damage: Known damage, which the files may not show at once.
         is_previous: The checkpoint stays only because of the rules before; see `keep_previous`.
     """
+
+    JSON_KEYS: ClassVar = {
+        "step": "step", "uuid": "uuid", "keep": "keep", "reason": "reason",
+        "size_bytes": "size_bytes",
+    }  # fmt: skip
 
     step: int
     uuid: str

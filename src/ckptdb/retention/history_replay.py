@@ -15,6 +15,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from ckptdb.core.candidates import Candidate
+from ckptdb.core.jsonable import JsonRecord
 from ckptdb.core.ranking import rank_key
 from ckptdb.core.records import Checkpoint
 from ckptdb.core.times import seconds
@@ -39,7 +40,7 @@ class Lost:
 
 
 @dataclass(frozen=True, slots=True)
-class Replay:
+class Replay(JsonRecord):
     """How a run would have gone.
 
     Attributes:
@@ -62,15 +63,6 @@ class Replay:
     recorded_peak_bytes: int = 0
     best_ever: int | None = None
     lost: tuple[Lost, ...] = ()
-
-    def as_dict(self) -> dict[str, Any]:
-        """Return it for JSON."""
-        told = {name: getattr(self, name) for name in self.__slots__}
-        told["kept"] = list(self.kept)
-        told["lost"] = [
-            {name: getattr(lost, name) for name in lost.__slots__} for lost in self.lost
-        ]
-        return told
 
 
 def replay(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import Final
 
 from ckptdb.core.candidates import Candidate
 from ckptdb.core.ranking import Mode, rank_key
@@ -22,10 +22,6 @@ class Standing:
     best: int | None
     latest: int | None
     top: tuple[int, ...]
-
-    def as_dict(self) -> dict[str, Any]:
-        """Return it for JSON."""
-        return {"best": self.best, "latest": self.latest, "top": list(self.top)}
 
 
 @dataclass(frozen=True, slots=True)
