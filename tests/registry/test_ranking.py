@@ -18,7 +18,7 @@ from ckptdb.errors import (
     UnknownMetric,
     UnknownName,
 )
-from ckptdb.registry import ranking
+from ckptdb.registry import published
 
 LOSS = "val:loss"
 
@@ -156,21 +156,21 @@ def test_what_vanished_is_not_chosen_however_it_was_asked_for(root, registry):
 
 @pytest.mark.parametrize("ask", ["best", "pareto"])
 def test_what_is_replaced_while_it_is_chosen_is_not_named(root, registry, monkeypatch, ask):
-    ranked = ranking.ranked
+    ranked = published.ranked
 
-    def ranked_too_early(*asked):
-        found = ranked(*asked)
+    def ranked_too_early(*arguments):
+        found = ranked(*arguments)
         monkeypatch.undo()
         Story(root / "a").save(8, 4, val__loss=0.9, kl=0.9)
         registry.reconcile()
         return found
 
-    monkeypatch.setattr(ranking, "ranked", ranked_too_early)
+    monkeypatch.setattr(published, "ranked", ranked_too_early)
     if ask == "best":
         assert registry.best(run="a", where="kl < 0.15").step == 1
     else:
         assert steps(registry.pareto(run="a", against=("kl", "min"))) == [3, 1]
-    assert ranking.ranked is ranked
+    assert published.ranked is ranked
 
 
 # --- ties ---------------------------------------------------------------------------------------

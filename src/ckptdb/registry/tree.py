@@ -16,6 +16,7 @@ from ckptdb.registry.catalog_access import CatalogAccess
 from ckptdb.registry.completeness import Completeness
 from ckptdb.registry.healing import Healing
 from ckptdb.registry.opened import OpenedPlace, PathLike, find_place
+from ckptdb.registry.published import PublishedCheckpoints
 from ckptdb.registry.run_names import RunNames
 from ckptdb.registry.scope import Bounds, Scope
 
@@ -33,6 +34,7 @@ class Tree:
         self._run_names = RunNames(
             place, self._catalogs, self._bounds, self._healing, self._completeness
         )
+        self._published = PublishedCheckpoints(self._catalogs, self._bounds, self._healing)
 
     @classmethod
     def open(cls, location: PathLike = ".", *, catalog: PathLike | None = None) -> Self:
