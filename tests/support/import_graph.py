@@ -12,7 +12,7 @@ import sys
 from collections.abc import Iterator, Mapping
 from collections.abc import Set as AbstractSet
 from dataclasses import dataclass
-from graphlib import CycleError, TopologicalSorter
+from graphlib import TopologicalSorter
 from pathlib import Path
 
 SOURCE = Path(__file__).parents[2] / "src" / "ckptdb"
@@ -43,15 +43,15 @@ class Figures:
 
     @property
     def circles(self) -> tuple[tuple[str, ...], ...]:
-        """Import circles, between rooms and between files; at most one of each is found."""
-        return tuple(found for graph in (self.rooms, self.files) if (found := find_circle(graph)))
+        """Import circles, between rooms and between files, each with all that belong to it."""
+        return (*find_circles(self.rooms), *find_circles(self.files))
 
     @property
     def counts(self) -> dict[str, int]:
         """Each figure that has a limit."""
         return {
             "rooms": len(self.rooms),
-            "floors": 0 if find_circle(self.rooms) else max(floors(self.rooms).values()),
+            "floors": 0 if find_circles(self.rooms) else max(floors(self.rooms).values()),
             "arrows": sum(map(len, self.rooms.values())),
             "circles": len(self.circles),
             "long files": len(self.long_files),
@@ -126,13 +126,26 @@ def is_property(function: ast.FunctionDef | ast.AsyncFunctionDef) -> bool:
     return any(isinstance(d, ast.Name) and d.id == "property" for d in function.decorator_list)
 
 
-def find_circle(graph: Graph) -> tuple[str, ...]:
-    """Return the modules of an import circle in order, nothing when there is none."""
-    try:
-        TopologicalSorter(graph).prepare()
-    except CycleError as error:
-        return tuple(error.args[1])
-    return ()
+def find_circles(graph: Graph) -> list[tuple[str, ...]]:
+    """Return the sets of modules that all import each other, directly or not."""
+    reached = {start: set(reachable(graph, start)) for start in graph}
+    return sorted(
+        {
+            tuple(sorted({start} | {one for one in found if start in reached[one]}))
+            for start, found in reached.items()
+            if start in found
+        }
+    )
+
+
+def reachable(graph: Graph, start: str) -> Iterator[str]:
+    """Yield everything that is imported from a module on, itself only through a circle."""
+    found, pending = set[str](), list(graph[start])
+    while pending:
+        if (module := pending.pop()) not in found:
+            found.add(module)
+            pending += graph[module]
+            yield module
 
 
 def floors(graph: Graph) -> dict[str, int]:
@@ -149,11 +162,11 @@ def main() -> int:
     counts = figures.counts
     for name, count in counts.items():
         print(f"{name:<14}{count:>4}  (at most {LIMITS[name]})")
-    if not figures.circles:
+    if not find_circles(figures.rooms):
         for room, floor in sorted(floors(figures.rooms).items(), key=lambda pair: -pair[1]):
             print(f"  {floor}  {room:<12} -> {' '.join(sorted(figures.rooms[room]))}")
     for circle in figures.circles:
-        print("circle:", " -> ".join(circle))
+        print("circle:", ", ".join(circle))
     for what, count in {**figures.long_files, **figures.wide_classes}.items():
         print(f"over the limit: {what} ({count})")
     return int(any(counts[name] > limit for name, limit in LIMITS.items()))
