@@ -662,6 +662,7 @@ def test_retired_checkpoints_are_out_of_sight_when_shutdown_returns(make):
     assert list((manager.checkpoint_dir / ".ckptdb" / "trash").iterdir()) == []
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("rules", "exclude_latest", "kept"),
     [
@@ -1366,6 +1367,7 @@ NAMES = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("own_root", [True, False])
 @pytest.mark.parametrize("name", NAMES.values(), ids=NAMES)
 def test_any_bytes_may_stand_in_a_directorys_name(make, tmp_path, name, own_root):

@@ -8,6 +8,8 @@ from pathlib import Path
 import pytest
 from tests.support.requirements import needs_compiler
 
+pytestmark = pytest.mark.slow
+
 TOP = Path(__file__).parents[2]
 
 

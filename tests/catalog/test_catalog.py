@@ -203,6 +203,7 @@ moves = st.one_of(
 )
 
 
+@pytest.mark.slow
 @given(st.lists(st.lists(moves, min_size=1, max_size=3), max_size=5))
 @settings(
     max_examples=80, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
@@ -233,6 +234,7 @@ def test_in_whatever_order_it_is_told_only_what_can_be_trusted_is_ranked(catalog
 TOLD = st.dictionaries(st.sampled_from("abc"), st.sampled_from([None, 0.5, 1.0]))
 
 
+@pytest.mark.slow
 @given(TOLD, TOLD, st.sampled_from(["tmp", "final", "deleted"]), st.booleans(), st.booleans())
 @settings(
     max_examples=80, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]

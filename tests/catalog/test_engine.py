@@ -432,6 +432,7 @@ for line in sys.stdin:
 """
 
 
+@pytest.mark.slow
 def test_eight_processes_may_create_one_catalog_at_once(tmp_path: Path):
     command = [sys.executable, "-c", CREATE_AT_ONCE]
     children = [

@@ -20,6 +20,7 @@ CALLS = (
 )  # fmt: skip
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("call", CALLS)
 @given(a=VALUES, b=VALUES, c=VALUES)
 def test_ours_and_theirs_agree(call, a, b, c):

@@ -275,6 +275,7 @@ def test_an_upgrade_needs_a_catalog(tmp_path: Path):
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.slow
 def test_several_processes_may_upgrade_at_once(first_revision: Path):
     code = (
         "import sys; from ckptdb.catalog.engine import Database;"
@@ -309,6 +310,7 @@ def test_nobody_imports_alembic_for_a_current_catalog(tmp_path: Path):
     subprocess.run([sys.executable, "-c", code, str(tmp_path)], check=True)
 
 
+@pytest.mark.slow
 def test_each_migration_takes_away_what_it_made(tmp_path: Path):
     file = tmp_path / "catalog.db"
     alembic("upgrade", "0001", catalog=file)

@@ -153,6 +153,7 @@ asked = pytest.mark.parametrize(
 )
 
 
+@pytest.mark.slow
 @asked
 def test_a_question_goes_through_its_index_and_never_through_history(catalog, ask, indexes, most):
     del most

@@ -239,6 +239,7 @@ def test_a_query_ends_in_time(database: Database, sql: str):
 LONG = "hex(zeroblob(4000000))"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "sql",
     [

@@ -203,6 +203,7 @@ slowly = settings(
 )
 
 
+@pytest.mark.slow
 @given(st.lists(births, max_size=25), st.lists(selections, min_size=15, max_size=15))
 @slowly
 def test_sql_ranks_as_the_oracle_does_whatever_is_demanded(catalog, births, selections):
@@ -214,6 +215,7 @@ def test_sql_ranks_as_the_oracle_does_whatever_is_demanded(catalog, births, sele
         assert answer(catalog, asked, 2) == found[:2], asked
 
 
+@pytest.mark.slow
 @given(st.lists(births, max_size=20), st.sampled_from(sorted(CONDITIONS)))
 @slowly
 def test_what_matches_is_what_the_oracle_says(catalog, births, text):
@@ -224,6 +226,7 @@ def test_what_matches_is_what_the_oracle_says(catalog, births, text):
         assert found == {uuid for uuid, _, _ in expected(history, asked, run)}
 
 
+@pytest.mark.slow
 @given(st.lists(births, max_size=20), st.sampled_from([(LOSS, "min"), ("kl", "max")]))
 @slowly
 def test_a_record_as_of_a_moment_has_the_values_that_sql_ranks_by(catalog, births, by):
@@ -264,6 +267,7 @@ def test_the_front_is_what_nothing_beats_in_both(values, mode, tie_mode):
 # --- what is no condition for a database --------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("text", "why"),
     [

@@ -127,6 +127,7 @@ QUESTIONS = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("question", "expected"), QUESTIONS.values(), ids=QUESTIONS)
 def test_no_question_answers_with_what_was_rejected_or_is_damaged(run, question, expected):
     with Registry.open(run) as registry:

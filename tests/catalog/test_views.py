@@ -162,6 +162,7 @@ def test_after_a_resume_from_an_earlier_step_every_save_follows_what_was_there_t
     ]  # fmt: skip
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("before", "after", "seconds"),
     [

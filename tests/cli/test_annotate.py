@@ -74,6 +74,7 @@ def test_forget_drops_a_run_from_the_catalog_alone(ckptdb, root):
     assert "beta" in ckptdb("ls", cwd=root).out
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "command",
     [

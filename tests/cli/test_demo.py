@@ -52,6 +52,7 @@ def _answers(out):
         yield command, rest.partition("\n\n")[0].rstrip("\n")
 
 
+@pytest.mark.slow
 def test_it_ends_well_and_says_nothing_on_stderr(shown):
     assert (shown.code, shown.err) == (0, "")
     assert "to explore" in shown.out
@@ -113,6 +114,7 @@ def test_best_and_latest_are_what_the_files_say(shown):
         manager.shutdown()
 
 
+@pytest.mark.slow
 def test_a_killed_run_ends_where_an_undisturbed_one_does(shown, tmp_path):
     demo.train(tmp_path / "undisturbed", demo.RATES["lr-0.5"])
 
@@ -146,6 +148,7 @@ def test_it_stays_out_of_a_chosen_catalog(tmp_path, capfd, monkeypatch):
     assert os.listdir(tmp_path) == []
 
 
+@pytest.mark.slow
 def test_a_process_that_survives_is_noticed(tmp_path, monkeypatch):
     monkeypatch.setattr(demo, "KILLED_AT", None)
 

@@ -73,6 +73,7 @@ def test_the_same_one_differs_in_nothing(ckptdb, root):
     assert "files: no difference" in out
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("which", "error"),
     [

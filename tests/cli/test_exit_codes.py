@@ -117,6 +117,7 @@ def test_10_where_runs_have_no_catalog_yet(ckptdb, tmp_path, write_nemo, command
     )
 
 
+@pytest.mark.slow
 def test_11_when_the_catalog_is_locked(ckptdb, root, holder):
     file = root / ".ckptdb" / "catalog.db"
     holder(LOCK_CATALOG, file)
@@ -219,6 +220,7 @@ def test_the_version_is_printed(ckptdb):
     assert answer.out.startswith("ckptdb, version 0.")
 
 
+@pytest.mark.slow
 def test_warnings_are_one_line_on_standard_error(ckptdb, root, holder):
     holder(LOCK_CATALOG, root / ".ckptdb" / "catalog.db")
     answer = ckptdb("db", "status", cwd=root)
@@ -227,6 +229,7 @@ def test_warnings_are_one_line_on_standard_error(ckptdb, root, holder):
     assert os.environ.get("NO_COLOR") is None or "\x1b" not in answer.out
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("command", [("diff", "1", "2"), ("plot",)])
 def test_what_the_encoding_of_a_terminal_lacks_is_no_error(root, command):
     done = subprocess.run(

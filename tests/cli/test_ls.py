@@ -198,6 +198,7 @@ def test_help_shows_no_escapes_and_names_the_exit_codes(ckptdb):
     assert "10 no catalog here" in " ".join(shown.split())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("columns", [80, 200])
 @pytest.mark.parametrize(
     "command", [["ls"], ["ls", "--all"], ["ls", "alpha"], ["show", "2", "--run", "alpha"], ["top"],

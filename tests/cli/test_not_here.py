@@ -63,6 +63,7 @@ def files(top):
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("command", WRITING.values(), ids=WRITING)
 def test_a_run_that_was_moved_away_is_left_as_it_was(root, tmp_path, ckptdb, command):
     was = dump_catalog(root / ".ckptdb" / "catalog.db")
@@ -82,6 +83,7 @@ def test_a_run_that_was_moved_away_is_left_as_it_was(root, tmp_path, ckptdb, com
     assert dump_catalog(root / ".ckptdb" / "catalog.db") == was
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("command", WRITING.values(), ids=WRITING)
 def test_the_empty_place_of_a_run_that_is_not_mounted_stays_empty(root, tmp_path, ckptdb, command):
     (root / "r2").rename(tmp_path / "elsewhere")
@@ -98,6 +100,7 @@ def test_the_empty_place_of_a_run_that_is_not_mounted_stays_empty(root, tmp_path
     assert (shown["status"], shown["pinned"]) == ("final", True)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("command", WRITING.values(), ids=WRITING)
 def test_history_whose_place_another_run_has_is_not_written_to(root, ckptdb, command):
     old = json.loads((root / "r2" / ".ckptdb" / "run.json").read_text())["uuid"]

@@ -54,6 +54,7 @@ def test_into_a_pipe_goes_no_escape_and_nothing_wider_than_80(ckptdb, pruned):
     assert all(line == line.rstrip() for line in out.splitlines())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("columns", [80, 200])
 def test_on_a_terminal_it_is_as_wide_as_that_and_in_colour(pruned, columns):
     command = [sys.executable, "-m", "ckptdb", "plot", "val:loss"]

@@ -42,6 +42,7 @@ def prompt(request, root, state):
     return open_it
 
 
+@pytest.mark.slow
 def test_it_answers_until_ctrl_d(prompt, state, root):
     before = sorted(root.rglob("*"))
     with prompt() as terminal:
@@ -53,6 +54,7 @@ def test_it_answers_until_ctrl_d(prompt, state, root):
     assert sorted(root.rglob("*")) == before
 
 
+@pytest.mark.slow
 def test_a_query_may_take_several_lines(prompt):
     with prompt("-o", "csv") as terminal:
         terminal.type("SELECT 6 *\r")
@@ -68,6 +70,7 @@ def test_a_query_may_take_several_lines(prompt):
         terminal.wait_for("x\na;\\nb")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("query", "why"),
     [
@@ -114,6 +117,7 @@ def test_a_fault_is_marked(prompt):
         terminal.wait_for("no such column: nix", "       ^^^\n")
 
 
+@pytest.mark.slow
 def test_commands_begin_with_a_dot(prompt):
     with prompt() as terminal:
         terminal.type(".help\r")
@@ -136,6 +140,7 @@ def test_commands_begin_with_a_dot(prompt):
         assert terminal.wait() == 0
 
 
+@pytest.mark.slow
 def test_tab_completes_keywords_tables_columns_and_runs(prompt):
     with prompt("-o", "csv") as terminal:
         terminal.type("SEL\t")
@@ -150,6 +155,7 @@ def test_tab_completes_keywords_tables_columns_and_runs(prompt):
         terminal.wait_for("step\n5\n")
 
 
+@pytest.mark.slow
 def test_what_was_typed_is_there_the_next_time_and_for_nobody_else(prompt, state):
     with prompt() as terminal:
         terminal.type("SELECT 6 * 7 AS once;\r")
@@ -173,6 +179,7 @@ def test_parameters_count_in_the_prompt_too(prompt):
         terminal.wait_for("42")
 
 
+@pytest.mark.slow
 def test_where_history_cannot_be_kept_there_is_none(prompt, state):
     state.write_text("a file where a folder should be")
     with prompt() as terminal:
@@ -189,6 +196,7 @@ def test_without_a_home_there_is_no_history(monkeypatch):
     assert history_file() is None
 
 
+@pytest.mark.slow
 def test_bytes_that_are_no_text_are_one_sentence_and_the_prompt_goes_on(prompt):
     with prompt() as terminal:
         terminal.type("SELECT '\udcff';\r")
@@ -197,6 +205,7 @@ def test_bytes_that_are_no_text_are_one_sentence_and_the_prompt_goes_on(prompt):
         terminal.wait_for("42")
 
 
+@pytest.mark.slow
 def test_bytes_are_answered_in_every_form_and_the_prompt_goes_on(prompt):
     with prompt("-o", "json") as terminal:
         terminal.type("SELECT x'ff' AS b;\r")

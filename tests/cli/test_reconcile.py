@@ -125,6 +125,7 @@ def test_a_broken_catalog_is_set_aside_and_rebuilt(ckptdb, root):
     assert ckptdb("best", cwd=root).code == 0
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("command", ["check", "reconcile", "verify"])
 def test_progress_is_shown_on_a_terminal_and_only_there(root, command):
     parent, child = pty.openpty()

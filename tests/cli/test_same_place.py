@@ -66,6 +66,7 @@ COMMANDS = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("command", COMMANDS.values(), ids=COMMANDS)
 def test_a_name_means_the_run_that_was_trained_where_another_was_removed(root, ckptdb, command):
     remove_and_train(root)

@@ -103,6 +103,7 @@ TABLE = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("command", "run", "options", "asked", "sentence", "raised"), TABLE.values(), ids=TABLE
 )

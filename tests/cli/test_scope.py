@@ -58,6 +58,7 @@ QUESTIONS = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("asked", QUESTIONS.values(), ids=QUESTIONS)
 def test_a_question_is_about_the_runs_at_or_below_where_it_is_asked(root, ckptdb, asked):
     answer = ckptdb(*asked, cwd=root / "exp3")
@@ -72,6 +73,7 @@ def test_a_question_is_about_the_runs_at_or_below_where_it_is_asked(root, ckptdb
     assert "exp3" not in one.out + one.err
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("asked", QUESTIONS.values(), ids=QUESTIONS)
 def test_where_no_run_is_nothing_is_answered_from_elsewhere(root, ckptdb, asked):
     answer = ckptdb(*asked, cwd=root / "exp2")
@@ -262,6 +264,7 @@ def test_of_a_single_run_below_nothing_has_to_be_named(root, ckptdb):
     assert steps_below(root / "exp1") == ["checkpoints/step_3"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("said", "code", "left"), [("y", 0, 2), ("n", 1, 6), ("", 1, 6)])
 def test_a_terminal_is_asked_before_anything_goes(root, said, code, left):
     command = [sys.executable, "-m", "ckptdb", "gc", "--keep-latest", "1", "--all-runs"]

@@ -38,6 +38,7 @@ def test_sql_reads_standard_input(root):
     assert done.stdout == "n\n6\n"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "query",
     [
@@ -97,6 +98,7 @@ def test_sql_reads_a_file_as_if_started_in_the_chosen_directory(ckptdb, root, tm
     assert missing.err == "ckptdb: nix.sql cannot be read: No such file or directory.\n"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("text", "kind"),
     [

@@ -64,6 +64,7 @@ def test_wide_letters_take_two_columns():
     assert lines == ["日本  x", "abc   y"]
 
 
+@pytest.mark.slow
 @given(st.text(), st.integers(3, 40))
 def test_what_is_cut_is_no_wider_than_asked_and_keeps_both_ends(text, width):
     short = cut(text, width)

@@ -181,6 +181,7 @@ def tree(request, public):
     return public if request.param == "a root" else public / "run"
 
 
+@pytest.mark.slow
 def test_who_may_only_read_verifies_and_is_told_that_it_is_not_recorded(tree, warm):
     protect(tree)
     done = as_a_reader("verify", cwd=tree, warm=warm)

@@ -180,6 +180,7 @@ def test_a_command_that_fails_is_told_and_left_to_others(ckptdb, root):
     assert (ckptdb(*arguments, "true", cwd=root).code) == 0
 
 
+@pytest.mark.slow
 def test_a_command_may_log_what_it_has_measured(root):
     ckptdb = f"{sys.executable} -c 'from ckptdb.cli.main import main; main()'"
     log = (
@@ -202,6 +203,7 @@ def test_a_command_may_log_what_it_has_measured(root):
 # --- being told to stop -------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
 def test_a_signal_ends_the_command_too_and_gives_the_lease_up(root, number):
     command = "trap 'echo told; exit 3' INT TERM HUP; echo at it; while :; do sleep 0.01; done"

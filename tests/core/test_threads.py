@@ -25,6 +25,7 @@ for step in (1, 2):
 """
 
 
+@pytest.mark.slow
 def test_a_loop_that_ends_without_shutdown_gets_its_last_checkpoint(tmp_path):
     done = subprocess.run(
         [sys.executable, "-c", LEAVES_WITHOUT_SHUTDOWN, str(tmp_path)],
@@ -115,6 +116,7 @@ for work in (flush, go_through, finalize, submit):
 """
 
 
+@pytest.mark.slow
 def test_an_interrupt_anywhere_leaves_nobody_waiting(tmp_path):
     environment = {k: v for k, v in os.environ.items() if not k.startswith("COV")}
     done = subprocess.run(

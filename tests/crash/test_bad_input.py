@@ -89,6 +89,7 @@ UNTRUSTED = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("spoil", "problem"),
     [
@@ -121,6 +122,7 @@ UNRANKED = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("content", "metrics"), UNRANKED.values(), ids=UNRANKED)
 def test_a_metric_that_is_none_is_whole_and_never_the_best(run, ours, content, metrics):
     scene.add(run, put(INFO, content), ours=ours)
@@ -198,6 +200,7 @@ MANIFESTS = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("spoil", "problem"), MANIFESTS.values(), ids=MANIFESTS)
 def test_a_manifest_that_cannot_be_trusted_is_told_kept_and_not_counted(run, spoil, problem):
     scene.add(run, spoil, ours=True)
@@ -229,6 +232,7 @@ CONFIGS = {
 }  # fmt: skip
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("spoil", CONFIGS.values(), ids=CONFIGS)
 def test_a_config_that_cannot_be_read_costs_the_checkpoint_nothing(run, ours, spoil, monkeypatch):
     monkeypatch.chdir(run.parent)
@@ -288,6 +292,7 @@ ODD_LINES = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("odd", ODD_LINES.values(), ids=ODD_LINES)
 @pytest.mark.parametrize("rebuilt", [False, True])
 def test_a_rejection_or_resumption_of_the_wrong_kind_counts_for_nothing(run, odd, rebuilt):

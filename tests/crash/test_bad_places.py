@@ -47,6 +47,7 @@ NAMES = [
 ]  # fmt: skip
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", NAMES, ids=repr)
 def test_a_name_that_is_no_step_is_nobody_s_checkpoint(run, name):
     stranger = run / os.fsdecode(name)

@@ -11,6 +11,8 @@ from lab import crowd, history, payload, report
 from lab.history import Found, Op, State
 from lab.report import Row
 
+pytestmark = pytest.mark.slow
+
 LAB = Path(__file__).parent
 
 

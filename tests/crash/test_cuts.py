@@ -13,6 +13,8 @@ from lab.report import NOT_TRIED, Row
 from tests.support import requirements
 from tests.support.requirements import needs_compiler, needs_root
 
+pytestmark = pytest.mark.slow
+
 CRASH = Path(__file__).parent
 
 

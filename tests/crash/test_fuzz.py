@@ -13,6 +13,7 @@ from ckptdb.disk import (
 from ckptdb.errors import UnreadableInfo
 
 
+@pytest.mark.slow
 def test_a_short_round_strikes_everywhere_and_finds_nothing():
     rows = list(fuzz.run("smoke", seed=1, shard=0, shards=1))
     assert {row.harness for row in rows} == {
@@ -70,6 +71,7 @@ PLANTED = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("what", "plant"), PLANTED.values(), ids=PLANTED)
 def test_a_planted_bug_in_a_parser_is_found_and_made_again(tmp_path, monkeypatch, what, plant):
     plant(monkeypatch)
@@ -110,6 +112,7 @@ def rank_backwards(monkeypatch):
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("plant", [write_while_looking, overlook_a_good_one, rank_backwards])
 def test_a_planted_bug_in_the_whole_way_is_found(tmp_path, monkeypatch, plant):
     real = fuzz._World.__init__

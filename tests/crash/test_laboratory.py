@@ -11,6 +11,8 @@ from lab import replay, report, shim
 from lab.report import Row
 from tests.support.requirements import needs_compiler
 
+pytestmark = pytest.mark.slow
+
 HERE = Path(__file__).parent
 
 

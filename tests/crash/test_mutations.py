@@ -10,6 +10,8 @@ from lab.mutants import MUTANTS
 from lab.stories import STORIES
 from tests.support.requirements import needs_compiler
 
+pytestmark = pytest.mark.slow
+
 HERE = Path(__file__).parent
 
 

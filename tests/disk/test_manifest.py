@@ -316,6 +316,7 @@ def test_damage_of_a_file_whose_name_is_bytes_of_any_kind_is_text(tmp_path: Path
     manifest.verify(tmp_path, Manifest(**{**asdict(SOUND), "files": {strange: 1}})).damage.encode()
 
 
+@pytest.mark.slow
 def test_a_manifest_of_a_million_files_is_read_again(tmp_path):
     files = {f"shard-{number:06}/{'x' * 70}.distcp": 1 for number in range(10**6)}
     manifest.write(tmp_path, replace(SOUND, files=files), make_durable=False)

@@ -1147,6 +1147,7 @@ def check_reconciling(
     return live
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("work", "by", "points"),
     [

@@ -22,6 +22,7 @@ def run_bash(code, folder, *options):
     )  # fmt: skip
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("block", blocks("python"), ids=str)
 def test_python_runs(block, tree, monkeypatch):
     monkeypatch.setitem(sys.modules, "nemo_rl.utils.checkpoint", None)  # put back afterwards

@@ -152,6 +152,7 @@ def test_every_rank_writes_its_shard(tree):
     assert {"shard_0.bin", "shard_1.bin", "shard_2.bin", "manifest.json"} <= names
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("part", "expected"), ANSWERS, ids=[part for part, _ in ANSWERS])
 def test_queries_answer(part, expected, read_only_tree):
     with Registry.open(read_only_tree / "results") as registry:

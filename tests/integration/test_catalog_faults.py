@@ -180,6 +180,7 @@ def broken_and_when():
             yield pytest.param(damage, "while open", id=f"{name}, while open")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("damage", "when"), list(broken_and_when()))
 def test_a_broken_catalog_costs_one_warning_and_is_set_aside(root, damage, when):
     manager = make_manager(find_run(root))
@@ -201,6 +202,7 @@ def test_a_broken_catalog_costs_one_warning_and_is_set_aside(root, damage, when)
     assert aside.read_bytes() == broken, "set aside, never overwritten"
 
 
+@pytest.mark.slow
 def test_flipped_bits_never_raise_and_never_change_an_answer(root):
     run, file = find_run(root), catalog_of(root)
     settle(run)
@@ -243,6 +245,7 @@ NONSENSE = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("statement", NONSENSE.values(), ids=NONSENSE)
 def test_nonsense_in_the_catalog_stops_nothing(root, statement):
     with closing(sqlite3.connect(catalog_of(root))) as connection:
@@ -254,6 +257,7 @@ def test_nonsense_in_the_catalog_stops_nothing(root, statement):
     assert len(texts) <= 1, texts
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("statement", NONSENSE.values(), ids=NONSENSE)
 def test_nonsense_is_one_error_for_whoever_asks_and_reconcile_ends_it(root, statement):
     file, run = catalog_of(root), find_run(root)
@@ -324,6 +328,7 @@ GONE: dict[str, Callable[[Path], None]] = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("when", ["before", "while open"])
 @pytest.mark.parametrize("lose", GONE.values(), ids=GONE)
 def test_a_catalog_that_is_gone_is_made_anew(root, lose, when):
@@ -444,6 +449,7 @@ def locked(file: Path):
             process.wait()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("when", ["before", "while open"])
 def test_a_catalog_locked_through_several_saves_costs_one_warning(root, when):
     manager = make_manager(find_run(root))
@@ -490,6 +496,7 @@ def test_a_failed_catalog_is_left_alone_for_a_while(root, monkeypatch):
 
 
 # A run's own folder holds its lock and journal too: read-only, it would stop the run itself.
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("root", "what"),
     [

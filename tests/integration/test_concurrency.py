@@ -32,6 +32,8 @@ from ckptdb.errors import NoCheckpointHere, StepInUse
 from ckptdb.manager import CheckpointManager
 from ckptdb.registry import Registry
 
+pytestmark = pytest.mark.slow
+
 METRIC = "val:loss"
 PROCESSES = 8
 ROUNDS = 50

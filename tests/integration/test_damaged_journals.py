@@ -112,6 +112,7 @@ def warned(call):
 # --- nothing is deleted -----------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @damaged
 def test_a_pin_outlives_a_journal_that_is_damaged(run, damage):
     catalog = run.parent / ".ckptdb" / "catalog.db"
@@ -147,6 +148,7 @@ def test_a_pin_outlives_a_journal_that_is_damaged(run, damage):
     assert histories(catalog) >= before
 
 
+@pytest.mark.slow
 @damaged
 def test_what_only_the_catalog_knew_is_rebuilt_after_reconcile(run, damage, dump):
     catalog = run.parent / ".ckptdb" / "catalog.db"
@@ -211,6 +213,7 @@ def pinned(run):
         return [uuid for (uuid,) in database.execute("SELECT uuid FROM checkpoints WHERE pinned")]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("damage", [fill_with_noise, overwrite_the_middle, empty, Path.unlink],
                          ids=lambda d: d.__name__)  # fmt: skip
 @pytest.mark.parametrize("indexed", [True, False])
@@ -280,6 +283,7 @@ def test_the_other_runs_are_collected_all_the_same(run):
 # --- what is no damage ------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("left", [b'{"at": "2026', b"\0" * 5000, b'{"at": "2026\0\0\0', b""])
 def test_what_a_crash_leaves_is_no_damage_however_much_follows(run, left):
     for step in (500, 600):
@@ -314,6 +318,7 @@ def kinds(report):
     return [action.kind for action in report.runs[0].actions]
 
 
+@pytest.mark.slow
 @damaged
 def test_check_says_what_reconcile_would_restore_and_changes_nothing(run, damage):
     damage(path_of(run))
@@ -353,6 +358,7 @@ def test_with_the_catalog_lost_too_it_is_said_what_that_may_mean(run):
         registry.gc(Policy(keep_top_k=4))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("damage", [overwrite_the_middle, empty], ids=lambda d: d.__name__)
 @pytest.mark.parametrize("at", range(12))
 def test_settling_may_be_killed_between_any_two_steps(run, damage, dump, at, monkeypatch):
@@ -409,6 +415,7 @@ def test_another_catalog_has_no_doubt_once_it_is_settled(run, monkeypatch):
         assert 300 in published(run)
 
 
+@pytest.mark.slow
 @damaged
 @pytest.mark.parametrize("by_init", [False, True], ids=["reconcile", "init"])
 def test_gathering_a_run_into_a_root_keeps_what_only_its_own_catalog_knew(
@@ -434,6 +441,7 @@ def test_gathering_a_run_into_a_root_keeps_what_only_its_own_catalog_knew(
         assert registry.get(400, run="grpo").deleted_reason == "by hand"
 
 
+@pytest.mark.slow
 @damaged
 def test_from_above_nothing_is_deleted_that_a_runs_own_catalog_contradicts(tmp_path, damage):
     run = tmp_path / "results" / "grpo"
@@ -453,6 +461,7 @@ def test_from_above_nothing_is_deleted_that_a_runs_own_catalog_contradicts(tmp_p
     assert published(run) == set(STEPS)
 
 
+@pytest.mark.slow
 def test_a_catalog_of_its_own_stays_while_it_is_locked(tmp_path):
     run = tmp_path / "results" / "grpo"
     save(run, *STEPS)

@@ -235,6 +235,7 @@ def test_condemned_bytes_make_room_for_a_save(full, small_disk):
     check(full, [2, 3, 4, 9], {1: "retention"})
 
 
+@pytest.mark.slow
 def test_what_a_killed_save_left_makes_room_for_the_next(full, small_disk):
     (small_disk / "ballast").unlink()
     killed = """
@@ -352,6 +353,7 @@ def spoilt(file, how):
         other.execute("ROLLBACK")
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("_impatient")
 @pytest.mark.parametrize("how", ["IMMEDIATE", "EXCLUSIVE", "broken"])
 def test_without_a_catalog_that_works_the_files_decide(run, how):

@@ -19,6 +19,8 @@ from ckptdb.cli.main import main
 from ckptdb.disk.pending_index import Notes
 from ckptdb.training import index
 
+pytestmark = pytest.mark.slow
+
 LOSS = "val:loss"
 
 

@@ -19,6 +19,8 @@ from ckptdb.errors import LinkedCheckpoint, StepTaken
 from ckptdb.manager import _load_checkpoint_history
 from ckptdb.retention import Policy
 
+pytestmark = pytest.mark.slow
+
 LOSSES = {100: 0.5, 200: 0.4, 300: 0.3}
 
 

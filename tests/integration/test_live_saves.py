@@ -31,6 +31,8 @@ from ckptdb.disk import (
 )
 from ckptdb.errors import StepInUse
 
+pytestmark = pytest.mark.slow
+
 LOSS = "val:loss"
 DAY = 24 * 3600.0
 

@@ -22,6 +22,8 @@ from ckptdb.disk.journal_pins import Pins
 from ckptdb.disk.retire import Deletion, Retiring
 from ckptdb.retention import decision, policy
 
+pytestmark = pytest.mark.slow
+
 STORIES = int(os.environ.get("CKPTDB_STORIES", "60"))
 STRUCK = (
     "gone: deleted", "gone: replaced", "gone: discarded", "rule: best", "rule: latest",

@@ -97,6 +97,7 @@ def agree(run, *, higher):
 # --- ours, read by theirs -----------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("higher", [True, False], ids=["max", "min"])
 def test_plain_code_finds_the_same_best_and_latest_in_what_ckptdb_wrote(run, higher):
     rng = random.Random(int(higher))
@@ -147,6 +148,7 @@ def expected_top(run, count, *, higher):
     return [step for step, _ in having[:count]]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("mode", ["min", "max"])
 def test_a_thousand_of_theirs_have_the_same_best_latest_and_top_ten_once_indexed(thousand, mode):
     before = snapshot(thousand)
@@ -166,6 +168,7 @@ def test_a_thousand_of_theirs_have_the_same_best_latest_and_top_ten_once_indexed
     assert snapshot(thousand) == before
 
 
+@pytest.mark.slow
 def test_the_command_line_gives_the_same_answers(thousand):
     def ckptdb(*arguments):
         command = [sys.executable, "-m", "ckptdb", "-C", str(thousand.parent), *arguments]
@@ -179,6 +182,7 @@ def test_the_command_line_gives_the_same_answers(thousand):
     assert [row["step"] for row in top] == expected_top(thousand, 10, higher=False)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("higher", [True, False], ids=["max", "min"])
 def test_a_manager_on_a_thousand_of_theirs_agrees_without_any_catalog(tmp_path, thousand, higher):
     run = tmp_path / "grpo"

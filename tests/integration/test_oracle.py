@@ -545,6 +545,7 @@ class World:
 
 # What a trainer is told that ranks by what no checkpoint has, goes back, or has not looked.
 pytestmark = [
+    pytest.mark.slow,
     pytest.mark.filterwarnings("ignore:No checkpoint has ever had the metric"),
     pytest.mark.filterwarnings(r"ignore:Step \d+ is saved below"),
     pytest.mark.filterwarnings("ignore:.* of another process .*, and this one has not asked for"),

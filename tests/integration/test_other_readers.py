@@ -16,6 +16,8 @@ from tests.support.requirements import needs_sqlite_shell
 from ckptdb import CheckpointManager, Registry
 from ckptdb.catalog.views import VIEWS
 
+pytestmark = pytest.mark.slow
+
 TABLES = ("checkpoints", "metrics", "resumes", "runs", "tags")
 
 

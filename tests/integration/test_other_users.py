@@ -138,6 +138,7 @@ def test_a_reader_who_may_not_write_uses_the_catalog_of_the_owner(shared):
     assert as_user(BOB, told, look) == []
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("mode", [0o1777, 0o777])
 @pytest.mark.parametrize("folder", [0o755, 0o777, 0o2775])
 def test_the_mark_of_a_stranger_in_a_place_open_to_all_does_not_count(shared, mode, folder):

@@ -168,6 +168,7 @@ COSTS = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("change", "act", "most"), COSTS.values(), ids=COSTS)
 def test_what_changed_little_costs_few_statements(ours, monkeypatch, change, act, most):
     change(ours)
@@ -231,6 +232,7 @@ def test_constructing_a_manager_creates_nothing_not_even_the_directory(tmp_path)
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("age", ["fresh", "settled"])
 @pytest.mark.parametrize("whose", ["theirs", "ours", "ours, with leftovers"])
 def test_a_read_only_tree_is_answered_from_and_left_as_it_was(tmp_path, whose, age):
@@ -300,6 +302,7 @@ def loaded_by(script, *arguments):
     return set(done.stdout.splitlines()[-1].split())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("script", "without"),
     [
@@ -316,6 +319,7 @@ def test_importing_loads_nothing_heavy(script, without):
     assert loaded.isdisjoint(HEAVY | NEEDED_LATER | without)
 
 
+@pytest.mark.slow
 def test_what_is_imported_late_is_there_all_the_same():
     script = (
         "import ckptdb\n"
@@ -329,6 +333,7 @@ def test_what_is_imported_late_is_there_all_the_same():
     assert "ckptdb.manager" in loaded_by(script)
 
 
+@pytest.mark.slow
 def test_printing_a_path_loads_nothing_to_draw_with(tmp_path):
     with CheckpointManager({"checkpoint_dir": tmp_path}) as manager, manager.save(1, {"a": 1.0}):
         pass
@@ -344,6 +349,7 @@ def test_printing_a_path_loads_nothing_to_draw_with(tmp_path):
     assert loaded.isdisjoint((HEAVY - {"click"}) | NEEDED_LATER | {"ckptdb.manager"})
 
 
+@pytest.mark.slow
 def test_saving_and_asking_loads_nothing_heavy_either(tmp_path):
     script = (
         "import ckptdb\n"

@@ -37,6 +37,8 @@ from ckptdb.manager import CheckpointManager
 from ckptdb.registry import Registry
 from ckptdb.retention import Policy
 
+pytestmark = pytest.mark.slow
+
 EXAMPLES = 200
 SHARES = 4
 MOVES = 15

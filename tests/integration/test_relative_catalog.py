@@ -35,6 +35,7 @@ def start(tmp_path, monkeypatch):
 CHOICES = ["cat.db", "./sub/../cat.db", "sqlite:///cat.db", "cat-folder/", Path("cat.db")]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("how", ["keyword", "environment"])
 @pytest.mark.parametrize("choice", CHOICES, ids=str)
 def test_a_manager_keeps_the_catalog_it_was_made_with(start, tmp_path, monkeypatch, choice, how):
@@ -82,6 +83,7 @@ def test_a_registry_keeps_the_catalog_it_was_opened_with(start, tmp_path, monkey
     assert list((tmp_path / "outputs").iterdir()) == []
 
 
+@pytest.mark.slow
 def test_the_command_line_takes_a_relative_catalog_from_where_it_was_started(start, tmp_path):
     with make_manager(tmp_path / "run", catalog="cat.db") as manager:
         save(manager, 1, 0.5)

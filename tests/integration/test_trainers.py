@@ -17,6 +17,8 @@ from ckptdb.errors import RunInUse
 from ckptdb.manager import CheckpointManager
 from ckptdb.registry import Registry
 
+pytestmark = pytest.mark.slow
+
 METRIC = "val:loss"
 
 # Answers every line of Python with what it comes to, or with the error.

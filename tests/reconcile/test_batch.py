@@ -168,6 +168,7 @@ def test_what_changed_meanwhile_is_learnt_in_portions_too(run, catalog, monkeypa
 # --- in little memory -------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_few_checkpoints_are_in_memory_at_a_time(run, catalog):
     for step in range(60):
         put(run, step)

@@ -8,6 +8,8 @@ import time
 from collections import Counter
 from contextlib import ExitStack, contextmanager
 
+import pytest
+
 from ckptdb import Registry
 from ckptdb.disk import identity, root_marker
 from ckptdb.disk.journal_pins import Evaluated
@@ -123,6 +125,7 @@ def find_unevaluated(registry):
     return [cp for cp in registry.checkpoints(run="run", status="final") if cp.uuid not in done]
 
 
+@pytest.mark.slow
 def test_each_checkpoint_that_survives_is_evaluated_once_though_evaluators_are_killed(tmp_path):
     with crowd(tmp_path) as people, Registry.open(tmp_path) as registry:
         victims = [people.start(EVALUATOR, "victim") for _ in range(2)]
@@ -160,6 +163,7 @@ def test_each_checkpoint_that_survives_is_evaluated_once_though_evaluators_are_k
     assert os.listdir(tmp_path / "run" / ".ckptdb" / "leases") == []
 
 
+@pytest.mark.slow
 def test_control_where_leases_mean_nothing_evaluators_miss_their_files(tmp_path):
     with crowd(tmp_path) as people:
         evaluator = people.start(EVALUATOR, "")

@@ -30,6 +30,8 @@ from ckptdb.errors import DeletionIncomplete, ReplacedInPart, SaveFailed
 from ckptdb.manager import _load_checkpoint_history
 from ckptdb.retention import Policy
 
+pytestmark = pytest.mark.slow
+
 BYTES = 300_000
 LOSSES = {1: 0.5, 2: 0.1, 3: 0.9, 4: 0.3}
 

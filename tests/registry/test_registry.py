@@ -454,6 +454,7 @@ def test_late_metrics_of_a_deleted_checkpoint_are_history(registry):
     assert registry.best("mmlu", mode="max", run="a") is None
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("values", "source", "why"),
     [
@@ -1064,6 +1065,7 @@ def away(directory):
         aside.rename(directory)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("mount_point", [True, False], ids=["empty directory", "no directory"])
 @pytest.mark.parametrize("nemo", [True, False], ids=["NeMo-RL's", "ckptdb's"])
 def test_an_unmounted_run_is_not_read_as_deleted(registry, root, mount_point, nemo):

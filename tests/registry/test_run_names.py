@@ -69,6 +69,7 @@ def root_of(run):
     return next(folder for folder in run.parents if folder.name == "results")
 
 
+@pytest.mark.slow
 def test_reconcile_finds_it_again_and_check_says_that_it_is_missing(run):
     with Registry.open(root_of(run)) as registry:
         assert run in [one.directory for one in registry.reconcile(dry_run=True).runs]
@@ -79,6 +80,7 @@ def test_reconcile_finds_it_again_and_check_says_that_it_is_missing(run):
         assert registry.best(run=run).step == 2
 
 
+@pytest.mark.slow
 def test_it_is_watched_and_found_where_there_is_no_catalog(run):
     settle(root_of(run))
     assert run in Runs(root_of(run)).find()
@@ -87,6 +89,7 @@ def test_it_is_watched_and_found_where_there_is_no_catalog(run):
         assert run in {found.directory for found in registry.runs()}
 
 
+@pytest.mark.slow
 def test_init_above_takes_it_in(run):
     (root_of(run) / ".ckptdb" / "root.json").unlink()
     top = root_of(run).parent
@@ -94,6 +97,7 @@ def test_init_above_takes_it_in(run):
         assert run in {found.directory for found in registry.runs()}
 
 
+@pytest.mark.slow
 def test_the_command_line_names_it_by_path(run, capfd):
     with pytest.raises(SystemExit) as ended:
         main(["-C", str(root_of(run)), "latest", f"--run={run}"])

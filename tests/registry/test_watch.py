@@ -311,6 +311,7 @@ def test_it_stops_before_the_next_one(registry):
     assert all_there(registry, lease="mmlu") == ALL[1:]  # and the last one was done
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("options", "why"),
     [

@@ -127,6 +127,7 @@ def naive(rule, found):  # noqa: C901, PLR0911  # one for each
     return kept
 
 
+@pytest.mark.slow
 @given(histories(), RULES)
 @settings(max_examples=500)
 def test_a_rule_alone_keeps_what_its_text_says(found, rule):
@@ -140,6 +141,7 @@ def protected(found, leases):
     return kept | {step for _, step in resumed[-1:]}
 
 
+@pytest.mark.slow
 @given(histories(), st.lists(RULES, min_size=1, max_size=4), LEASES)
 @settings(max_examples=500)
 def test_a_union_keeps_what_any_of_its_rules_keeps(found, rules, leases):
@@ -155,6 +157,7 @@ def test_a_union_keeps_what_any_of_its_rules_keeps(found, rules, leases):
         assert decision.keep == (decision.reason in texts)
 
 
+@pytest.mark.slow
 @given(
     found=histories(),
     rules=st.lists(RULES, max_size=2),
@@ -223,6 +226,7 @@ def test_a_plan_tells_what_becomes_of_best_latest_and_top():
     assert (lost.before, lost.after) == (Standing(4, 4, (4, 3)), Standing(None, None, ()))
 
 
+@pytest.mark.slow
 @given(histories(), st.lists(RULES, min_size=1, max_size=4))
 def test_what_is_kept_is_kept_the_second_time(found, rules):
     policy = Policy(keep=tuple(rules))
@@ -232,6 +236,7 @@ def test_what_is_kept_is_kept_the_second_time(found, rules):
     assert all(d.keep for d in decide(left, policy, now=NOW))
 
 
+@pytest.mark.slow
 @given(
     found=histories(),
     period=PERIODS,
@@ -277,6 +282,7 @@ def test_a_clock_set_back_three_hours_drops_nothing_that_every_hour_kept():
 HOURS = st.integers(0, 40).map(lambda tenths: tenths / 4)
 
 
+@pytest.mark.slow
 @given(st.lists(HOURS, min_size=1, max_size=15), st.sampled_from([0.5, 1, 2.5]))
 @settings(max_examples=500)
 def test_whatever_the_clocks_say_what_every_hours_has_kept_stays(clock, hours):
@@ -287,6 +293,7 @@ def test_whatever_the_clocks_say_what_every_hours_has_kept_stays(clock, hours):
         kept = now_kept
 
 
+@pytest.mark.slow
 @given(st.lists(HOURS, min_size=1, max_size=15), st.sampled_from([0.5, 1, 2.5]))
 @settings(max_examples=500)
 def test_clocks_in_any_order_keep_no_fewer_than_a_clock_that_goes_on(clock, hours):

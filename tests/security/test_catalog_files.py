@@ -146,6 +146,7 @@ def put(kind, path, victim):
     OBSTACLES[kind][0](path, victim)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("ending", ENDINGS, ids=["the catalog", "journal", "wal", "shm"])
 @pytest.mark.parametrize("kind", OBSTACLES)
 def test_what_is_no_file_of_ours_is_refused_at_once_and_nothing_else_is_touched(
@@ -180,6 +181,7 @@ def suppress_catalog():
         yield
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["a symlink", "a named pipe", "a hard link"])
 @pytest.mark.parametrize("name", ["ls", "best", "check", "report", "verify", "serve"])
 def test_a_command_says_so_in_one_sentence(root, tmp_path, kind, name, capsys):
@@ -312,6 +314,7 @@ def test_it_is_true_that_sqlite_removes_what_a_journal_names(root, hostile, tmp_
     assert not hostile.exists()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "arguments",
     [

@@ -198,6 +198,7 @@ def plant_or_skip(root, sql):
         requirements.skip(requirements.OLD_SQLITE, str(error))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("sql", "what"), HOSTILE.values(), ids=HOSTILE)
 def test_what_was_planted_never_runs_and_reconcile_sets_it_aside(root, sql, what):
     plant_or_skip(root, sql)

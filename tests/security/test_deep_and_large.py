@@ -24,6 +24,8 @@ from ckptdb.disk import (
 from ckptdb.disk.safe_path import Way
 from ckptdb.retention import Policy
 
+pytestmark = pytest.mark.slow
+
 LEVELS = 1500
 METRIC = {"metric_name": "loss", "higher_is_better": False}
 OPTIONS = {**METRIC, "durability": "none"}

@@ -85,6 +85,7 @@ KINDS = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("words", COMMANDS.values(), ids=COMMANDS)
 def test_a_symlink_in_the_trash_leads_no_command_anywhere(tmp_path, capsys, words, kind):
@@ -217,6 +218,7 @@ def take_away(path: Path) -> None:
         path.unlink(missing_ok=True)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("put", PUT)
 @pytest.mark.parametrize("name", ["lock", "trainer", "journal.jsonl"])
 def test_what_we_write_into_must_be_a_file_of_its_own(tmp_path, neighbour, name, put):
@@ -239,6 +241,7 @@ def test_what_we_write_into_must_be_a_file_of_its_own(tmp_path, neighbour, name,
     assert (run / "step_1").is_dir()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("put", PUT)
 def test_a_run_json_that_leads_elsewhere_is_not_written_through(tmp_path, neighbour, put):
     run = tmp_path / "run"
@@ -256,6 +259,7 @@ def test_a_run_json_that_leads_elsewhere_is_not_written_through(tmp_path, neighb
     assert after == before
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("put", [put_symlink, put_dangling, put_pipe, put_hard_link])
 @pytest.mark.parametrize("name", [".ckptdb", ".ckptdb/trash"])
 def test_folders_of_ours_that_lead_elsewhere_are_refused(tmp_path, neighbour, name, put):
@@ -396,6 +400,7 @@ def collect_for(seconds: float, root: Path) -> list[str]:
     return outcomes
 
 
+@pytest.mark.slow
 def test_a_second_process_that_swaps_runs_all_the_time_costs_its_neighbour_nothing(tmp_path):
     root, victim = tmp_path / "root", tmp_path / "victim"
     root.mkdir()

@@ -14,6 +14,8 @@ from ckptdb.errors import CkptdbError
 from ckptdb.retention import Policy, parse_all
 from ckptdb.training import index
 
+pytestmark = pytest.mark.slow
+
 POLICIES = {
     "best": Policy(keep_top_k=2),
     "latest": Policy(keep_top_k=0, ft_keep_latest_k=1),

@@ -21,6 +21,8 @@ from ckptdb.disk.journal_pins import Pins
 from ckptdb.errors import UnwritableInfo
 from ckptdb.retention import Policy
 
+pytestmark = pytest.mark.slow
+
 HUGE_BYTES = 200 * 1024**3
 METRIC = {"metric_name": "loss", "higher_is_better": False}
 

@@ -27,6 +27,8 @@ from ckptdb.disk.pending_index import Notes
 from ckptdb.errors import CkptdbError
 from ckptdb.web import data, serve
 
+pytestmark = pytest.mark.slow
+
 LOSS = "val:loss"
 ANN, EVE = 20101, 20666
 IS_ROOT = os.geteuid() == 0

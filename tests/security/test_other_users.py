@@ -34,7 +34,7 @@ from ckptdb.disk import lock
 from ckptdb.errors import CkptdbError
 from ckptdb.retention import Policy
 
-pytestmark = needs_root
+pytestmark = [needs_root, pytest.mark.slow]
 
 # What a training loop writes itself belongs to whoever runs it.
 THEIRS = {"model.bin", "rank0.bin", "shards"}

@@ -210,6 +210,7 @@ VISIT = {"Sec_Fetch_Mode": "navigate", "Sec_Fetch_Dest": "document"}
 FIREFOX_80 = {"User_Agent": "Mozilla/5.0 (X11; Linux x86_64; rv:80.0) Gecko/20100101 Firefox/80.0"}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("headers", "path", "expected"),
     [
@@ -286,6 +287,7 @@ def test_no_server_on_another_port_is_sent_our_cookie(locked, page):
         assert {cookies for _, cookies in other.sent} == {""}
 
 
+@pytest.mark.slow
 def test_a_cookie_lets_in_nowhere_else(tree, tmp_path, monkeypatch):
     monkeypatch.setenv("CKPTDB_TOKEN", "the same")
     jar = CookieJar()

@@ -16,6 +16,8 @@ from tests.support.attempts import ATTEMPTS
 from tests.support.planting import plant
 from tests.support.serving import serving
 
+pytestmark = pytest.mark.slow
+
 CKPTDB = Path(sys.executable).with_name("ckptdb")
 MOST_BYTES = 300 << 20
 TIMEOUT_SECONDS = 1.0

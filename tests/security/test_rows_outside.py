@@ -101,6 +101,7 @@ COMMANDS = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("place", PLACES)
 def test_no_command_changes_anything_where_a_row_leads_out_of_the_root(root, tmp_path, place):
     directory = PLACES[place].format(top=tmp_path)

@@ -75,6 +75,7 @@ def is_closed(connection, within=20):
     return told
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("files", [256, 20_000], ids=["few files", "many files"])
 def test_four_hundred_silent_sockets_leave_the_page_reachable(tree, tmp_path, files):
     hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
@@ -123,6 +124,7 @@ def hasty():
         thread.join()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("sent", "more"),
     [
@@ -165,6 +167,7 @@ def test_who_does_not_read_an_answer_is_not_waited_for(hasty):
     pytest.fail("The connection is still open.")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("version", ["1.0", "1.1"])
 def test_who_reads_an_answer_slowly_gets_all_of_it(hasty, version):
     with socket.create_connection(hasty.place, timeout=20) as connection:

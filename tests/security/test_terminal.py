@@ -212,6 +212,7 @@ def test_every_command_there_is_is_tried_here():
     assert set(find_commands(cli)) == set(COMMANDS)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("command", COMMANDS)
 def test_no_command_sends_a_terminal_what_it_would_obey(root, command):
     for arguments in COMMANDS[command]:
@@ -219,6 +220,7 @@ def test_no_command_sends_a_terminal_what_it_would_obey(root, command):
         assert find_obeyed(raw) == [], (arguments, raw)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("command", COMMANDS)
 def test_no_mistake_in_a_command_is_sent_back_to_the_terminal_as_it_is(root, command):
     for arguments in WRONG:
@@ -236,6 +238,7 @@ def test_no_place_that_is_not_there_is_named_as_it_is(root, options):
         assert find_obeyed(raw) == [], raw
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("command", ["best", "latest", "watch"])
 def test_a_path_is_quoted_for_a_person_and_exact_for_a_program(root, command):
     once = ["--once"] if command == "watch" else []

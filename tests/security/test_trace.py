@@ -37,6 +37,8 @@ from ckptdb.disk.publish import Publisher
 from ckptdb.disk.retire import Deletion
 from ckptdb.retention import Policy
 
+pytestmark = pytest.mark.slow
+
 LOSS = "val:loss"
 SCRIPT = Path(tracing.__file__)
 

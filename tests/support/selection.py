@@ -24,14 +24,17 @@ def add_options(parser):
 
 
 def choose(config):
-    """Restrict ``pytest`` alone to the quick tests, and distribute tests that nobody named."""
-    named = config.args_source is not config.ArgsSource.TESTPATHS
-    if named or hasattr(config, "workerinput"):
-        return
+    """Restrict ``pytest`` alone to the quick tests, and distribute tests that nobody named.
+
+    Each process of pytest-xdist asks for itself: it parses the same command line.
+    """
     option = config.option
+    if config.args_source is not config.ArgsSource.TESTPATHS:
+        return
     if not option.all and not option.markexpr:
         option.markexpr = QUICK
-    if getattr(option, "numprocesses", 0) is None and not option.usepdb:
+    is_worker = hasattr(config, "workerinput")
+    if not is_worker and not option.usepdb and getattr(option, "numprocesses", 0) is None:
         option.numprocesses = "auto"
 
 

@@ -90,6 +90,7 @@ RULES = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("act", [save, save_behind], ids=["synchronous", "in the background"])
 @pytest.mark.parametrize("rules", RULES.values(), ids=RULES)
 def test_saving_below_the_newest_step_keeps_what_was_just_saved(run, rules, act):
@@ -156,6 +157,7 @@ def by_another_path(manager, path):
 LOADS = [by_info, by_resume_paths, by_drop_in, by_a_link, by_another_path]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("load", LOADS)
 @pytest.mark.parametrize("fill_run", [fill, write_like_nemo], ids=["ours", "NeMo-RL's"])
 def test_going_on_by_hand_beside_a_bad_one_keeps_what_was_loaded(run, load, fill_run):
@@ -426,6 +428,7 @@ def test_a_second_job_that_begins_again_below_is_told_both_at_once(run):
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("ask", QUESTIONS.values(), ids=QUESTIONS)
 def test_who_has_asked_what_is_there_is_not_warned(run, ask):
     fill(run, 1, 2, 3, 4)

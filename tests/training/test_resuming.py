@@ -431,6 +431,7 @@ NOT_COMPARABLE = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("change", "why"), NOT_COMPARABLE.values(), ids=NOT_COMPARABLE)
 def test_a_configuration_that_is_there_but_cannot_be_compared_is_not_equal(configured, change, why):
     (configured / "step_1" / "manifest.json").unlink()  # else it is damage
@@ -449,6 +450,7 @@ def test_a_configuration_that_is_there_but_cannot_be_compared_is_not_equal(confi
         assert texts == []
 
 
+@pytest.mark.slow
 def test_a_configuration_that_is_too_large_now_is_not_equal_either(configured):
     large = {**CONFIG, "steps": list(range(200_000))}
     with open_manager(configured) as manager:

@@ -111,6 +111,7 @@ def check_saved_once(job, reason, before=()):
     return last
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("how", ["finalize_checkpoint", "begin_finalization"])
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1])
 def test_a_run_that_is_sent_a_signal_saves_once_and_ends(start, number, how):
@@ -149,6 +150,7 @@ def record_a_save(folder, seconds):
         manager.finalize_checkpoint(staged)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("kind", "how"), [("slurm", "finalize_checkpoint"), ("must save by", "begin_finalization")]
 )

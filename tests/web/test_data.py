@@ -152,6 +152,7 @@ def test_an_empty_root_has_nothing_to_show(tmp_path):
     assert (found.runs, found.saves, found.deletions, found.metric) == ((), (), (), None)
 
 
+@pytest.mark.slow
 def test_of_many_points_the_outstanding_ones_are_drawn(tmp_path):
     root = fill(tmp_path / "root", count=12_000)
     (shown,) = snapshot(root).runs
@@ -165,6 +166,7 @@ def test_of_many_points_the_outstanding_ones_are_drawn(tmp_path):
     assert shown.latest is shown.points[-1]
 
 
+@pytest.mark.slow
 def test_much_that_is_kept_is_thinned_too_but_no_pin_is_lost(tmp_path):
     root = fill(tmp_path / "root", count=5_000, live=5_000, names=[f"m{i}" for i in range(30)])
     database = Database.open(locate(root))

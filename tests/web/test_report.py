@@ -24,6 +24,7 @@ def run(*command, **options):
     )
 
 
+@pytest.mark.slow
 @given(st.recursive(st.text() | st.integers(), st.lists))
 def test_embedded_json_cannot_leave_its_element_and_means_the_same(content):
     embedded = str(embed_json(content))
@@ -32,6 +33,7 @@ def test_embedded_json_cannot_leave_its_element_and_means_the_same(content):
     assert json.loads(embedded) == content
 
 
+@pytest.mark.slow
 def test_the_report_is_one_file_that_names_no_other(tree, tmp_path):
     written = run("-C", tree, "report", "-o", tmp_path / "r.html")
     text = (tmp_path / "r.html").read_text()
@@ -43,6 +45,7 @@ def test_the_report_is_one_file_that_names_no_other(tree, tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == ["r.html"]
 
 
+@pytest.mark.slow
 def test_what_is_no_file_is_written_to_and_not_replaced(tree, tmp_path):
     os.mkfifo(tmp_path / "pipe")
     with subprocess.Popen([CKPTDB, "-C", tree, "report", "-o", tmp_path / "pipe"]) as process:
@@ -51,6 +54,7 @@ def test_what_is_no_file_is_written_to_and_not_replaced(tree, tmp_path):
     assert (tmp_path / "pipe").is_fifo()
 
 
+@pytest.mark.slow
 def test_a_link_is_followed(tree, tmp_path):
     (tmp_path / "report.html").symlink_to(tmp_path / "elsewhere.html")
 
@@ -59,10 +63,12 @@ def test_a_link_is_followed(tree, tmp_path):
     assert (tmp_path / "elsewhere.html").read_text().startswith("<!doctype html>")
 
 
+@pytest.mark.slow
 def test_the_report_goes_to_standard_output_too(tree):
     assert run("-C", tree, "report", "-o", "-").stdout.startswith("<!doctype html>")
 
 
+@pytest.mark.slow
 def test_the_report_of_a_run_shows_what_has_just_been_put_into_it(tmp_path):
     run_directory = plant(tmp_path / "results") / "plain"
     copytree(run_directory / "step_5", run_directory / "step_7")
@@ -114,6 +120,7 @@ def test_a_metric_that_runs_disagree_about_has_no_direction(tmp_path):
     assert content["directions"] == ["some runs want it low, some high"]
 
 
+@pytest.mark.slow
 def test_a_metric_that_no_run_is_judged_by_has_no_direction(hostile):
     with Registry.open(hostile) as registry:
         snapshot = take_snapshot(registry)
@@ -123,6 +130,7 @@ def test_a_metric_that_no_run_is_judged_by_has_no_direction(hostile):
     assert set(drawn(snapshot)["directions"]) == {"lower is better"}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("live", [5, 1_000], ids=["mostly deleted", "all kept"])
 def test_sixty_runs_of_a_thousand_stay_below_five_megabytes(tmp_path, live):
     root = fill(tmp_path / "root", count=1_000, runs=60, live=live)
@@ -133,6 +141,7 @@ def test_sixty_runs_of_a_thousand_stay_below_five_megabytes(tmp_path, live):
     assert len(text.encode()) < 5_000_000
 
 
+@pytest.mark.slow
 def test_without_the_libraries_one_sentence_says_what_to_install(tree, tmp_path):
     script = (
         "import sys; sys.modules[sys.argv[1]] = None; from ckptdb.cli.main import main;"
@@ -157,6 +166,7 @@ def test_without_the_libraries_one_sentence_says_what_to_install(tree, tmp_path)
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.slow
 def test_nobody_else_loads_what_only_the_page_needs(tree):
     heavy = {"datasette", "jinja2", "plotly", "uvicorn"}
     script = (

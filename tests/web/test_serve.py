@@ -27,6 +27,8 @@ from ckptdb import Registry
 from ckptdb.errors import NotServable
 from ckptdb.web.serve import AUTO, NO_TOKEN, open_door
 
+pytestmark = pytest.mark.slow
+
 CKPTDB = Path(sys.executable).with_name("ckptdb")
 ENDLESS = "with recursive c(x) as (select 1 union all select x+1 from c) select count(*) from c"
 
