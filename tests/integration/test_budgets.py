@@ -21,7 +21,7 @@ from ckptdb.catalog.location import locate
 from ckptdb.catalog.store import Changes
 from ckptdb.core import fork
 from ckptdb.core.records import Checkpoint, Run
-from ckptdb.training import index
+from ckptdb.training import followed_run
 
 AT = "2026-01-01T00:00:00.000Z"
 ROWS = 100_000
@@ -69,7 +69,7 @@ def test_a_save_has_at_most_two_transactions(tmp_path):
 
 @pytest.mark.parametrize("kept", [2, 20])
 def test_with_its_pruning_a_save_has_at_most_three_however_many_go(tmp_path, monkeypatch, kept):
-    monkeypatch.setattr(index, "LISTING_SHARE", 0)
+    monkeypatch.setattr(followed_run, "LISTING_SHARE", 0)
     with make_manager(tmp_path / "run") as manager:
         for step in range(1, kept + 1):
             save(manager, step, 1 / step)
@@ -83,7 +83,7 @@ def test_with_its_pruning_a_save_has_at_most_three_however_many_go(tmp_path, mon
 
 
 def test_a_save_that_prunes_one_sends_few_statements(tmp_path, monkeypatch):
-    monkeypatch.setattr(index, "LISTING_SHARE", 0)  # however slow the machine is
+    monkeypatch.setattr(followed_run, "LISTING_SHARE", 0)  # however slow the machine is
     with make_manager(tmp_path / "run", keep_top_k=2) as manager:
         for step in range(1, 8):
             save(manager, step, 1 / step)

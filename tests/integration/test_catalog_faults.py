@@ -22,6 +22,7 @@ from ckptdb.core.fork import FileConnection
 from ckptdb.disk import root_marker
 from ckptdb.errors import CatalogBroken
 from ckptdb.manager import CheckpointManager, _load_checkpoint_history
+from ckptdb.reconcile import fallback
 from ckptdb.registry import Registry
 from ckptdb.training import index
 
@@ -48,7 +49,7 @@ def root(request, tmp_path):
 def _little_patience(monkeypatch):
     """Wait for a locked catalog as little as one can, and try a failed one again at once."""
     monkeypatch.setattr(index, "PATIENCE_SECONDS", 0.05)
-    monkeypatch.setattr(index, "RETRY_SECONDS", 0.0)
+    monkeypatch.setattr(fallback, "RETRY_SECONDS", 0.0)
 
 
 def find_run(root: Path) -> Path:
@@ -479,7 +480,7 @@ def check_recovery_after_one_more_replacement(root: Path) -> None:
 
 
 def test_a_failed_catalog_is_left_alone_for_a_while(root, monkeypatch):
-    monkeypatch.setattr(index, "RETRY_SECONDS", 3600.0)
+    monkeypatch.setattr(fallback, "RETRY_SECONDS", 3600.0)
     manager = make_manager(find_run(root))
     with locked(catalog_of(root)), warned() as texts:
         save(manager, 4, 0.05)

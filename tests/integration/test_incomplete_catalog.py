@@ -17,7 +17,7 @@ from tests.support.trees import AS_ANY_USER, settle
 from ckptdb import CheckpointManager, Registry
 from ckptdb.cli.main import main
 from ckptdb.disk.pending_index import Notes
-from ckptdb.training import index
+from ckptdb.reconcile import fallback
 
 pytestmark = pytest.mark.slow
 
@@ -373,7 +373,7 @@ def test_only_the_runs_that_were_passed_over_are_looked_at(root, monkeypatch):
 
 
 def test_a_trainer_that_goes_on_brings_the_catalog_up_to_date_itself(root, monkeypatch):
-    monkeypatch.setattr(index, "RETRY_SECONDS", 0.0)
+    monkeypatch.setattr(fallback, "RETRY_SECONDS", 0.0)
     config = {"checkpoint_dir": root / "a", "metric_name": LOSS, "higher_is_better": False}
     with CheckpointManager(config) as manager:
         with locked(catalog_of(root)), warnings.catch_warnings():

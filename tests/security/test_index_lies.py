@@ -12,7 +12,7 @@ from ckptdb import CheckpointManager, Registry
 from ckptdb.catalog.schema import metadata
 from ckptdb.errors import CkptdbError
 from ckptdb.retention import Policy, parse_all
-from ckptdb.training import index
+from ckptdb.training import followed_run
 
 pytestmark = pytest.mark.slow
 
@@ -271,7 +271,7 @@ def test_a_prune_keeps_the_real_best_whatever_the_catalog_says_of_another(root, 
     """Of what goes the catalog says the truth: what it says of one that stays is wrong."""
     config = {"checkpoint_dir": root / "b", "metric_name": "acc", "higher_is_better": True,
               "keep_top_k": 3, "durability": "none"}  # fmt: skip
-    monkeypatch.setattr(index, "LISTING_SHARE", share)
+    monkeypatch.setattr(followed_run, "LISTING_SHARE", share)
     with CheckpointManager(config) as manager:
         for step in (8, 9, 10, 11):
             with manager.save(step, {"acc": 0.05, "kl": 1.0, "other": 1}):

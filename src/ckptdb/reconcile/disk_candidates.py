@@ -12,7 +12,6 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from ckptdb.catalog.catalog import Catalog
-from ckptdb.catalog.engine import Database
 from ckptdb.core.candidates import Candidate, Wanted
 from ckptdb.core.observed import Observation
 from ckptdb.core.recorded import IndexedRun
@@ -23,7 +22,7 @@ from ckptdb.core.records import (
 )
 from ckptdb.disk import identity, journal, manifest
 from ckptdb.disk.observation import ReadFiles
-from ckptdb.reconcile.run import index_run
+from ckptdb.reconcile.fallback import index_in_memory
 
 _SHORT_BYTES = 1_000_000
 """A journal up to this size is read at every comparison."""
@@ -168,8 +167,7 @@ def _query_in_memory(directory: Path, wanted: Wanted, base: Path | None) -> tupl
         wanted: Facts that the rules ask for.
         base: Directory that paths are relative to, because a condition may name them.
     """
-    with closing(Database.in_memory(base)) as database:
-        index = Catalog(database)
-        report = index_run(index, directory, depth="changes", locked=True)
-        seen = None if report.uuid is None else index.find_run(report.uuid)
-        return () if seen is None else index.candidates(seen.id, wanted)
+    index, report = index_in_memory(directory, base, locked=True)
+    with closing(index.database):
+        run = None if report.uuid is None else index.find_run(report.uuid)
+        return () if run is None else index.candidates(run.id, wanted)

@@ -9,7 +9,6 @@ from dataclasses import replace
 from pathlib import Path
 
 from ckptdb.catalog.catalog import Catalog
-from ckptdb.catalog.engine import Database
 from ckptdb.catalog.location import Location
 from ckptdb.core import warnings
 from ckptdb.core.recorded import IndexedRun
@@ -30,8 +29,8 @@ from ckptdb.errors import (
     RunNotHere,
     RunsNotNamed,
 )
+from ckptdb.reconcile.fallback import index_in_memory
 from ckptdb.reconcile.report import RunReport
-from ckptdb.reconcile.run import index_run
 from ckptdb.reconcile.run_location import find_there
 from ckptdb.registry import gc, judge
 from ckptdb.registry.absorb import find_own_doubt
@@ -300,8 +299,7 @@ class DeletionMethods(Tree):
                 raise
             except (*UNUSABLE, OSError) as error:
                 self._catalogs.doubt(error)
-        catalog = Catalog(Database.in_memory(self.location.base))
-        report = index_run(catalog, directory, depth="changes")
+        catalog, report = index_in_memory(directory, self.location.base)
         return catalog, find_there(catalog, directory) or seen, report
 
 

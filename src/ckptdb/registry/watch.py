@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 import reprlib
 import threading
-import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass
@@ -14,7 +13,6 @@ from pathlib import Path
 from typing import TypeVar
 
 from ckptdb.catalog.catalog import Catalog
-from ckptdb.catalog.engine import Database
 from ckptdb.core import warnings
 from ckptdb.core.candidates import Wanted
 from ckptdb.core.recorded import IndexedRun
@@ -33,11 +31,10 @@ from ckptdb.disk.run_finder import Runs
 from ckptdb.errors import (
     CatalogError,
     CatalogMissing,
-    CatalogOutdated,
-    CatalogReadOnly,
     InvalidWatch,
     RunLocked,
 )
+from ckptdb.reconcile.fallback import EXPECTED, Fallback
 from ckptdb.reconcile.freshness import is_exact
 from ckptdb.reconcile.run import index_run
 from ckptdb.reconcile.run_location import find_there
@@ -47,10 +44,6 @@ from ckptdb.registry.tree import Tree
 
 POLL_SECONDS = 5.0
 """How long nobody looks after nothing has come. A look is one stamp a run."""
-_RETRY_SECONDS = 10.0
-"""How long a catalog that failed is left alone."""
-# A reader that may not write cannot bring it up to date; that is no failure to warn about.
-_QUIET = (CatalogMissing, CatalogOutdated, CatalogReadOnly)
 
 _T = TypeVar("_T")
 _Question = Callable[[Catalog, int], _T]
@@ -152,33 +145,31 @@ class _Answers:
         self._open = open_catalog
         self._heal = heal
         self._close = close
-        self._memory: Catalog | None = None
-        self._retry_at = 0.0
+        self._fallback = Fallback()
 
     def ask(self, directory: Path, question: _Question[_T]) -> tuple[IndexedRun, _T] | None:
         """Return where a run stands in the index, and the answer; None when it is not there."""
         try:
-            if time.monotonic() >= self._retry_at:
+            if not self._fallback.is_active:
                 stored = self._open_current()
                 self._heal(directory)
                 if answer := _put(question, stored, directory):
                     return answer
         except (CatalogError, RunLocked, OSError) as error:
             self._give_up(error)
-        if self._memory is None:
-            self._memory = Catalog(Database.in_memory())
+        memory = self._fallback.get_memory()
         try:
-            index_run(self._memory, directory, depth="changes")
+            index_run(memory, directory, depth="changes")
         except OSError as error:
             _logger.info("%s cannot be looked at now: %s", directory, error)
             return None
-        return _put(question, self._memory, directory)
+        return _put(question, memory, directory)
 
     def recall(self, directory: Path, question: _Question[_T]) -> _T | None:
         """Return the answer as it was when somebody looked last."""
         try:
-            usable = time.monotonic() >= self._retry_at
-            catalog = self._open_current() if usable else self._memory
+            is_active = self._fallback.is_active
+            catalog = self._fallback.find_memory() if is_active else self._open_current()
             answer = None if catalog is None else _put(question, catalog, directory)
         except CatalogError as error:
             self._give_up(error)
@@ -193,11 +184,11 @@ class _Answers:
         return self._open()
 
     def _give_up(self, error: Exception) -> None:
-        self._retry_at = time.monotonic() + _RETRY_SECONDS
+        is_first = self._fallback.activate(error, is_expected=isinstance(error, EXPECTED))
         with suppress(CatalogError):
             self._close()
         _logger.info("the catalog is given up for now: %s", error)
-        if self._memory is None and not isinstance(error, _QUIET):
+        if is_first:
             warnings.warn(f"{error} Checkpoints are found by looking at the directories.")
 
 

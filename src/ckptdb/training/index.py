@@ -1,150 +1,73 @@
-"""One run's view of the index: healed before every answer, and never in the way of a save.
+"""The index of one run: healed before every answer, and never in the way of a save.
 
-`RunIndex` is the one place where a failing catalog is caught. It is then warned about once,
-questions are answered by the same `Catalog` in memory, filled from disk by the same
-reconcile, and the catalog is tried again later.
+A failing catalog is caught here, and nowhere else in a training loop. A warning names it once,
+questions are answered by the same `Catalog` in memory, filled from disk by the same reconcile, and
+the stored catalog is tried again later.
 """
 
 from __future__ import annotations
 
 import logging
-import math
 import os
 import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import suppress
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any, TypeVar
 
 from ckptdb.catalog.catalog import Catalog
 from ckptdb.catalog.engine import Database
+from ckptdb.catalog.location import Location
 from ckptdb.catalog.store import Changes
 from ckptdb.core import fork, warnings
-from ckptdb.core.candidates import Candidate
 from ckptdb.core.records import Checkpoint, Problem
-from ckptdb.core.stamp import Stamp
-from ckptdb.disk import (
-    fsutil,
-    identity,
-    names,
-    root_marker,
-    run_finder,
-    run_stamp,
-)
+from ckptdb.disk import identity, root_marker, run_stamp
 from ckptdb.disk.observation import ReadFiles
-from ckptdb.disk.pending_index import Note, Notes
 from ckptdb.disk.publish import Publisher
 from ckptdb.disk.transaction import StampChange
 from ckptdb.errors import (
     CatalogBroken,
     CatalogError,
-    CatalogMissing,
-    CatalogOutdated,
     CatalogReadOnly,
     IndexStale,
     JournalInDoubt,
     RunLocked,
-    Untrustworthy,
 )
-from ckptdb.reconcile.action import NOT_RANKED
-from ckptdb.reconcile.freshness import is_exact
+from ckptdb.reconcile.fallback import EXPECTED, Fallback
 from ckptdb.reconcile.location import find_fixed_location, fix_choice
-from ckptdb.reconcile.options import ReconcileDepth
-from ckptdb.reconcile.repairs import Completing
-from ckptdb.reconcile.report import RunReport
-from ckptdb.reconcile.run import index_run, reconcile_run
+from ckptdb.training.followed_run import FollowedRun
+from ckptdb.training.missed_saves import MissedSaves
+from ckptdb.training.root_warnings import warn_about_root
+from ckptdb.training.run_healing import RunHealing, RunView
 
 _T = TypeVar("_T")
 _logger = logging.getLogger("ckptdb")
 
 PATIENCE_SECONDS = 2.0
-"""How long all waits of one save on the catalog may take together."""
+"""Time that all waits of one save on the catalog may take together."""
 WORK_SECONDS = 120.0
-"""How long a catalog may work on one question or transaction, however large it is: it was made to
-take that long, or its disk is of no use, and training goes on without it."""
-RETRY_SECONDS = 10.0
-"""How long a catalog that failed is left alone."""
-LISTING_SHARE = 1 / 20
-"""How much of its time a loop that saves without a pause may spend on listing its run again."""
+"""Time that one query or transaction may take, however large the catalog is. A catalog that takes
+longer was made to do so, or its disk is of no use; training goes on without it."""
 
-# A reader that may not write has nothing to repair with; that is no failure to warn about.
-_QUIET = (CatalogMissing, CatalogOutdated, CatalogReadOnly)
 # SQLite has no checksums: flipped bits can come back as text that is no UTF-8, no JSON, no number.
 _NONSENSE = (ValueError, TypeError, LookupError)
 
-
-@dataclass(slots=True)
-class Fresh:
-    """A catalog and the state of the run it is known to show.
-
-    Attributes:
-        stamp: The stamp that a settled listing has confirmed.
-        memo: Answers that hold as long as that stamp does.
-        followed: What is known beyond our own changes, None when somebody else's came between.
-    """
-
-    catalog: Catalog
-    run_id: int | None = None
-    stamp: Stamp | None = None
-    memo: dict[str, Any] = field(default_factory=dict)
-    followed: Followed | None = None
-
-
-@dataclass(slots=True)
-class Followed:
-    """A run that since this process has looked at it was changed by nobody else.
-
-    Attributes:
-        stamp: As it is now, settled or not.
-        listed_at: When its directory was listed last (monotonic).
-        listing_seconds: How long that took.
-        at_most: How many published checkpoints it has, or more; infinite when not counted.
-        ranked_by: Metrics of which each of them has a value.
-        resumed_from: uuid of what training was last resumed from, when that was asked.
-        by_files: By uuid, what is published by its files; None when that was not looked at.
-    """
-
-    stamp: Stamp
-    listed_at: float = -math.inf
-    listing_seconds: float = 0.0
-    at_most: float = math.inf
-    ranked_by: frozenset[str] = frozenset()
-    resumed_from: str | None = None
-    by_files: dict[str, Candidate] | None = None
-
-    @property
-    def is_fresh(self) -> bool:
-        """Whether listing it again would take more than its share of the time since."""
-        return (time.monotonic() - self.listed_at) * LISTING_SHARE < self.listing_seconds
-
-    def move(self, told: Sequence[Checkpoint], stamp: Stamp) -> None:
-        """Follow a change of our own."""
-        self.stamp = stamp
-        published = [checkpoint for checkpoint in told if checkpoint.status == "final"]
-        self.at_most += len(published)
-        for checkpoint in published:
-            ranks = {name for name, value in checkpoint.metrics.items() if value is not None}
-            self.ranked_by &= ranks
-        if self.by_files is not None:
-            for checkpoint in told:
-                self.by_files.pop(checkpoint.uuid, None)
-            self.by_files |= {cp.uuid: _candidate(cp) for cp in published}
-
-
 Question = Callable[[Catalog, int, dict[str, Any]], _T]
-"""Asks a catalog about a run, by id; may keep answers in the memo while nothing changes."""
+"""Queries a catalog about a run, by id; may keep answers in the memo while nothing changes."""
 
 
 class RunIndex:
-    """Asks and tells the catalog about one run.
+    """The index of one run: queries of it, and records of what was done on disk.
 
     Args:
         publisher: Changes the run's directory, for what a crash left there.
         choice: The catalog, when it was chosen explicitly.
         durable: Whether the catalog's own commits are flushed.
-        on_problem: Told of a catalog that is given up, and of checkpoints that were found not to
-            be trustworthy, each once; must not wait.
+        on_problem: Called once for a catalog that is given up, and once for each checkpoint that
+            cannot be trusted; must not wait.
+
+    Attributes:
+        files: The run's files, read again only where they have changed.
     """
 
     def __init__(
@@ -159,25 +82,19 @@ class RunIndex:
         self._directory = publisher.directory
         self._choice = fix_choice(choice)
         self._durable = durable
-        self._mutex = threading.RLock()
-        self._stored: Fresh | None = None
-        self._memory: Fresh | None = None
-        self._retry_at = 0.0
-        self._patience = PATIENCE_SECONDS
-        self._warned = False
-        self._missed = False
-        self._has_looked_for_notes = False
-        self._placed = False
         self._on_problem = on_problem
-        self._reported: set[tuple[int, str]] = set()
-        self._doubt: str | None = None
-        self._is_unfinished = False
+        self._mutex = threading.RLock()
+        self._stored: RunView | None = None
+        self._memory: RunView | None = None
+        self._fallback = Fallback()
+        self._healing = RunHealing(publisher, on_problem)
+        self._missed = MissedSaves(self._directory, self._healing.find_uuid)
+        self._patience = PATIENCE_SECONDS
+        self._has_checked_root = False
         self.files = ReadFiles(self._directory)
         fork.AFTER_FORK.add(self)
 
-    def begin_save(self) -> None:
-        """Start counting the waits of another save."""
-        self._patience = PATIENCE_SECONDS
+    # --- queries --------------------------------------------------------------------------
 
     def ask(self, question: Question[_T], *, nothing: _T, trust_own: bool = False) -> _T:
         """Answer a question about the run as it is on disk now.
@@ -188,38 +105,45 @@ class RunIndex:
             trust_own: Accept a stamp that only our own changes have advanced.
         """
         with self._mutex:
-            try:
+            with self._catching_failures():
                 stored = self._open(for_writing=False)
                 if stored is not None:
                     return self._answer(stored, question, nothing, trust_own=trust_own)
-            except (CatalogError, RunLocked, PermissionError) as error:
-                self._give_up(error)
-            except _NONSENSE as error:
-                self._give_up(self._broken(error))
-            except OSError as error:
-                # E.g. a read-only file system under a run that needs repair.
-                _logger.info("%s cannot be repaired: %s", self._directory, error)
-            return self._answer(self._in_memory(), question, nothing, trust_own=trust_own)
+            return self._answer(self._get_memory(), question, nothing, trust_own=trust_own)
 
     def peek(self, question: Callable[[Catalog, int], _T], *, nothing: _T) -> _T:
-        """Answer from what the catalog holds of the run just now: nothing is listed or repaired.
+        """Answer from the rows that the stored catalog has now, without reading the directory.
 
         Args:
             question: Gets the catalog, and the run by id.
-            nothing: The answer when the run or the catalog is not there, or it cannot be asked.
+            nothing: The answer when there is no run or no usable catalog.
+        """
+        with self._mutex, self._catching_failures():
+            stored = self._open(for_writing=False)
+            run = stored.catalog.find_run(self._healing.find_uuid()) if stored else None
+            if stored and run:
+                return question(stored.catalog, run.id)
+        return nothing
+
+    def follow(self) -> FollowedRun | None:
+        """Return what is known of the run if only this process has changed it since its listing.
+
+        A change by another process moves the stamp, unless it falls into one tick of the file
+        system's clock with a change of ours and removes as many directories as it adds.
         """
         with self._mutex:
-            try:
-                stored = self._open(for_writing=False)
-                seen = stored.catalog.find_run(self._uuid()) if stored else None
-                return question(stored.catalog, seen.id) if stored and seen else nothing
-            except CatalogError as error:
-                self._give_up(error)
-            except _NONSENSE as error:
-                self._give_up(self._broken(error))
-            except OSError as error:
-                _logger.info("%s cannot be looked at: %s", self._directory, error)
+            view = self._stored or self._memory
+            followed = view.followed if view else None
+            now = run_stamp.find_stamp(self._directory) if followed else None
+            return followed if followed and followed.stamp.is_same(now) else None
+
+    def _answer(self, view: RunView, question: Question[_T], nothing: _T, *, trust_own: bool) -> _T:
+        self._healing.heal(view, trust_own=trust_own)
+        if view.run_id is None:
             return nothing
+        return question(view.catalog, view.run_id, view.memo)
+
+    # --- before a deletion ----------------------------------------------------------------
 
     def look_for_doubt(self) -> None:
         """Find out whether index and journal contradict each other about what is kept."""
@@ -228,32 +152,18 @@ class RunIndex:
         self.finish()
 
     def finish(self) -> None:
-        """Finish what looking has found half done in the run, and write down what has vanished.
+        """Finish what a crash left half done in the run, and journal what has vanished.
 
-        A question leaves that alone; this is for whoever acts on the run.
+        A question leaves that alone; this is for those who act on the run.
         """
         with self._mutex:
-            if not self._is_unfinished:
+            if not self._healing.is_unfinished:
                 return
-            self._is_unfinished = False
-            try:
+            self._healing.is_unfinished = False
+            with self._catching_failures():
                 stored = self._open(for_writing=False)
-                if stored is None:
-                    return
-                stored.stamp = stored.followed = None
-                stored.memo.clear()
-                report = reconcile_run(
-                    stored.catalog, self._directory, depth="changes", publisher=self._publisher
-                )
-                self._doubt = report.doubt
-                if report.blocked:
-                    _logger.info("not finished: %s", report.blocked)
-            except (CatalogError, RunLocked, PermissionError) as error:
-                self._give_up(error)
-            except _NONSENSE as error:
-                self._give_up(self._broken(error))
-            except OSError as error:
-                _logger.info("%s cannot be repaired: %s", self._directory, error)
+                if stored is not None:
+                    self._healing.finish(stored)
 
     def refuse_in_doubt(self) -> None:
         """Make sure that nothing was found that forbids every deletion.
@@ -262,38 +172,26 @@ class RunIndex:
             JournalInDoubt: Index and journal contradict each other, or the journal is damaged.
             OSError: The journal is there and cannot be read.
         """
-        # What has damaged the journal may have left its length, which is all that a question sees.
-        doubt = self._doubt or self._publisher.find_doubt()
+        # Damage may have kept the journal's length, which is all that a question compares.
+        doubt = self._healing.doubt or self._publisher.find_doubt()
         if doubt is not None:
             raise JournalInDoubt(self._directory, doubt)
 
-    def follow(self) -> Followed | None:
-        """Return what is known of the run if only our own changes have come since it was seen.
-
-        Somebody else's moves the stamp, unless it falls into one tick of the file system's clock
-        with one of ours and takes as many directories away as it adds.
-        """
-        with self._mutex:
-            fresh = self._stored or self._memory
-            followed = fresh.followed if fresh else None
-            if followed is None or not followed.stamp.is_same(
-                run_stamp.find_stamp(self._directory)
-            ):
-                return None
-            return followed
-
     def read_again(self) -> None:
-        """Read every file of the run again: the index was found to contradict one."""
+        """Read every file of the run again, because the index contradicts one of them."""
         with self._mutex:
-            for fresh in (self._stored, self._memory):
-                if fresh is None:
-                    continue
-                fresh.stamp = fresh.followed = None
-                fresh.memo.clear()
+            for view in (self._stored, self._memory):
                 try:
-                    self._report(self._look(fresh, depth="full"))
+                    if view is not None:
+                        self._healing.read_all(view)
                 except (CatalogError, RunLocked, OSError) as error:
                     self._give_up(error)
+
+    # --- records --------------------------------------------------------------------------
+
+    def begin_save(self) -> None:
+        """Start counting the waits of another save."""
+        self._patience = PATIENCE_SECONDS
 
     def tell(
         self,
@@ -303,109 +201,42 @@ class RunIndex:
         config: Mapping[str, Any] | None = None,
         config_step: int | None = None,
     ) -> None:
-        """Store what was just done on disk; what fails is healed by a later question.
+        """Store what was just done on disk; a later question heals what cannot be stored.
 
         Args:
             checkpoints: As they are now; the last is the one that was saved.
             span: The run's stamp before and after.
             config: The run's configuration, when that checkpoint came with one.
-            config_step: Else with which step the one came that is stored, when that is known.
+            config_step: Otherwise the step whose configuration is stored, when that is known.
         """
         with warnings.warning_afterwards(), self._mutex:
             started = time.monotonic()
-            missed = True
+            is_stored = False
             try:
-                self._check_place()
-                stored = self._open(for_writing=True)
-                if stored is not None:
-                    self._look_for_notes(stored)
-                    is_new = self._is_new_to(stored)
-                    changes = self._changes(checkpoints, span, config, config_step)
-                    self._store(stored, changes, span)
-                    if is_new:
-                        # It may hold more than this: answers over all runs must not lack that.
-                        self._heal(stored, trust_own=True)
-                    missed = False
-                    self._catch_up(stored)
-            except (CatalogError, RunLocked, OSError) as error:
-                # E.g. no space for the first catalog of a run: the checkpoint is safe all the same.
-                self._give_up(error, quiet=())
-            except _NONSENSE as error:
-                self._give_up(self._broken(error))
+                with self._catching_failures(is_save=True):
+                    self._check_root()
+                    stored = self._open(for_writing=True)
+                    if stored is not None:
+                        self._missed.search(stored.catalog.database.location)
+                        is_new = self._healing.is_new_to(stored)
+                        changes = self._changes(checkpoints, span, config, config_step)
+                        self._store(stored, changes, span)
+                        if is_new:
+                            # The run may hold more than this, which answers over all runs need.
+                            self._healing.heal(stored, trust_own=True)
+                        is_stored = True
+                        self._catch_up(stored)
             finally:
                 spent = time.monotonic() - started
                 self._patience = max(self._patience - spent, 0.05)
-            if missed:
-                self._note_missed()
-
-    def _is_new_to(self, stored: Fresh) -> bool:
-        """Whether the catalog has never been compared with the run's directory."""
-        if stored.run_id is not None:
-            return False
-        seen = stored.catalog.find_run(self._uuid())
-        return (seen is None or seen.stamp is None) and self._is_ours()
-
-    def _check_place(self) -> None:
-        """Warn once of a root that is passed over, and of a run that its root would not find."""
-        if self._placed:
-            return
-        self._placed = True
-        location = find_fixed_location(self._directory, self._choice)
-        root = location.base
-        if root == self._directory:
-            for marker in root_marker.find_markers(self._directory):
-                if not marker.counts:
-                    warnings.warn(
-                        f"{marker}: its catalog is not used, but {location}. To share that of "
-                        f"{marker.root}, let a common group write to {marker.root}/.ckptdb and "
-                        "nobody else, or name one catalog for both with catalog= or CKPTDB_CATALOG."
-                    )
-        if root is not None and (where := run_finder.find_unsearched(root, self._directory)):
-            warnings.warn(
-                f"{self._directory} lies {'behind the link' if where.is_symlink() else 'in'} "
-                f"{where}, where no runs are looked for: when the catalog is lost, only "
-                f"`ckptdb reconcile {self._directory}` finds it again."
-            )
-
-    def _note_missed(self) -> None:
-        """Leave a note for answers over all runs, which would not compare this one."""
-        self._missed = True
-        try:
-            location = find_fixed_location(self._directory, self._choice)
-            notes = Notes(location.notes, location.base)
-            notes.add(self._directory, self._uuid(), make_durable=self._durable)
-        except (CatalogError, OSError) as error:
-            _logger.info("no note that the catalog is behind: %s", error)
-
-    def _look_for_notes(self, stored: Fresh) -> None:
-        """Once, look whether somebody has left a note that the catalog is behind on the run."""
-        if self._has_looked_for_notes:
-            return
-        self._has_looked_for_notes = True
-        location = stored.catalog.database.location
-        self._missed |= bool(Notes(location.notes, location.base).find(self._uuid()))
-
-    def _catch_up(self, stored: Fresh) -> None:
-        """Bring a catalog that works again to all that it has missed from this process."""
-        if not self._missed:
-            return
-        location = stored.catalog.database.location
-        notes: Sequence[Note] = Notes(location.notes, location.base).find(self._uuid())
-        with suppress(OSError):
-            notes = [note.claim() for note in notes]
-        self._heal(stored, trust_own=False)
-        self._missed = False
-        for note in notes:
-            note.remove()
-
-    def _uuid(self) -> str:
-        return identity.identify(self._directory).run.uuid
+            if not is_stored:
+                self._missed.leave_note(self._find_location, make_durable=self._durable)
 
     def learn(self, checkpoints: Sequence[Checkpoint]) -> None:
-        """Store what looking closer at published checkpoints has shown, wherever one answers."""
+        """Store what a closer reading of published checkpoints has found, in memory too."""
         for checkpoint in checkpoints:
             if checkpoint.problem is not None:
-                self._report_one(checkpoint.step, checkpoint.problem)
+                self._healing.report_problem(checkpoint.step, checkpoint.problem)
         self.tell(checkpoints, None)
         with self._mutex:
             if self._memory is not None:
@@ -427,18 +258,29 @@ class RunIndex:
             moved=None if span is None else (str(span[0]), str(span[1])),
         )
 
-    def _store(self, stored: Fresh, changes: Changes, span: StampChange) -> None:
-        followed, stored.followed = stored.followed, None
-        stored.stamp = None
-        stored.memo.clear()
+    def _store(self, view: RunView, changes: Changes, span: StampChange) -> None:
+        followed = view.forget()
         try:
-            stored.run_id = stored.catalog.apply(changes, timeout_seconds=self._patience)
+            view.run_id = view.catalog.apply(changes, timeout_seconds=self._patience)
         except IndexStale:
-            self._heal(stored, trust_own=False)
+            self._healing.heal(view, trust_own=False)
             return
         if span is not None and followed is not None and span[0].is_same(followed.stamp):
-            followed.move(changes.checkpoints, span[1])
-            stored.followed = followed
+            followed.advance(changes.checkpoints, span[1])
+            view.followed = followed
+
+    def _catch_up(self, stored: RunView) -> None:
+        """Bring a catalog that works again to the saves that it has missed."""
+        if self._missed.is_behind:
+            with self._missed.catching_up(stored.catalog.database.location):
+                self._healing.heal(stored, trust_own=False)
+
+    def _check_root(self) -> None:
+        if not self._has_checked_root:
+            self._has_checked_root = True
+            warn_about_root(self._directory, self._find_location())
+
+    # --- which catalog ------------------------------------------------------------------
 
     def close(self) -> None:
         """Close the catalog; the next question opens it again."""
@@ -447,24 +289,35 @@ class RunIndex:
                 self._stored.catalog.database.close()
             self._stored = None
 
+    def close_quietly(self) -> None:
+        """Close a catalog that may be broken."""
+        try:
+            self.close()
+        except CatalogError as error:
+            _logger.info("closing the catalog: %s", error)
+            self._stored = None
+
     def after_fork(self) -> None:
         """Begin anew in a child; called there by the fork itself."""
-        # A thread of the parent may be in the middle of it, which the child does not have.
+        # A thread of the parent may hold the mutex, and the child does not have that thread.
         self._mutex = threading.RLock()
-        fork.keep_for_ever((self._stored, self._memory))
+        fork.keep_for_ever((self._stored, self._memory, self._fallback))
         self._stored = self._memory = None
+        self._fallback = Fallback()
 
-    # --- which catalog ------------------------------------------------------------------
+    def _find_location(self) -> Location:
+        return find_fixed_location(self._directory, self._choice)
 
-    def _open(self, *, for_writing: bool) -> Fresh | None:
+    def _open(self, *, for_writing: bool) -> RunView | None:
+        """Return the stored catalog, None as long as it is left alone."""
         if self._stored is not None:
             if not self._stored.catalog.database.replaced():
                 return self._stored
             self.close()
-        if time.monotonic() < self._retry_at:
+        if self._fallback.is_active:
             return None
-        location = find_fixed_location(self._directory, self._choice)
-        # What has been removed meanwhile is not made again; only a save does that.
+        location = self._find_location()
+        # A directory that was removed meanwhile is not created again; only a save does that.
         if for_writing and location.base == self._directory and self._directory.is_dir():
             root_marker.mark_root(self._directory, make_durable=self._durable)
         database = Database.open(
@@ -475,28 +328,41 @@ class RunIndex:
             timeout_seconds=self._patience if for_writing else PATIENCE_SECONDS,
             work_seconds=WORK_SECONDS,
         )
-        self._stored = Fresh(Catalog(database))
+        self._stored = RunView(Catalog(database), is_stored=True)
         return self._stored
 
-    def _is_ours(self) -> bool:
-        """Before our first write there is no journal to say what is gone."""
-        return fsutil.is_there(identity.hidden(self._directory) / "run.json")
-
-    def _in_memory(self) -> Fresh:
+    def _get_memory(self) -> RunView:
         if self._memory is None:
-            self._memory = Fresh(Catalog(Database.in_memory()))
+            self._memory = RunView(self._fallback.get_memory(), is_stored=False)
         return self._memory
 
-    def _give_up(self, error: Exception, *, quiet: tuple[type[CatalogError], ...] = _QUIET) -> None:
-        self._retry_at = time.monotonic() + RETRY_SECONDS
+    @contextmanager
+    def _catching_failures(self, *, is_save: bool = False) -> Iterator[None]:
+        """Give the stored catalog up when it fails; the code behind this goes on without it."""
+        try:
+            yield
+        except (CatalogError, RunLocked, PermissionError) as error:
+            self._give_up(error, is_save=is_save)
+        except _NONSENSE as error:
+            _logger.info("the catalog holds nonsense", exc_info=error)
+            self._give_up(CatalogBroken(str(self._find_location()), str(error)))
+        except OSError as error:
+            if is_save:
+                # E.g. no space for the first catalog of a run: the checkpoint is safe all the same.
+                self._give_up(error)
+            else:
+                # E.g. a read-only file system under a run that needs repair.
+                _logger.info("%s cannot be repaired: %s", self._directory, error)
+
+    def _give_up(self, error: Exception, *, is_save: bool = False) -> None:
+        # A process that may only read has nothing to repair with; a save has to be stored.
+        is_expected = isinstance(error, EXPECTED) and not is_save
+        is_first = self._fallback.activate(error, is_expected=is_expected)
         self.close_quietly()
-        if isinstance(error, quiet):
-            if isinstance(error, CatalogMissing):
-                self._retry_at = 0.0
+        if is_expected:
             return
         _logger.warning("catalog given up for now: %s", error)
-        if not self._warned:
-            self._warned = True
+        if is_first:
             self._on_problem(Problem("catalog", self._directory, error))
             later = (
                 "whoever may write the catalog completes it with `ckptdb reconcile`."
@@ -507,107 +373,3 @@ class RunIndex:
                 f"{error} Checkpoints are saved as usual and questions are answered from disk; "
                 f"{later}"
             )
-
-    def _broken(self, error: Exception) -> CatalogBroken:
-        _logger.info("the catalog holds nonsense", exc_info=error)
-        return CatalogBroken(str(find_fixed_location(self._directory, self._choice)), str(error))
-
-    def close_quietly(self) -> None:
-        """Close a catalog that may be broken."""
-        try:
-            self.close()
-        except CatalogError as error:
-            _logger.info("closing the catalog: %s", error)
-            self._stored = None
-
-    # --- healing ------------------------------------------------------------------------
-
-    def _answer(self, fresh: Fresh, question: Question[_T], nothing: _T, *, trust_own: bool) -> _T:
-        self._heal(fresh, trust_own=trust_own)
-        if fresh.run_id is None:
-            return nothing
-        return question(fresh.catalog, fresh.run_id, fresh.memo)
-
-    def _heal(self, fresh: Fresh, *, trust_own: bool) -> None:
-        stamp = run_stamp.find_stamp(self._directory)
-        if stamp is None:
-            fresh.run_id, fresh.stamp, fresh.followed = None, None, None
-            return
-        followed = fresh.followed
-        if fresh.stamp == stamp or (trust_own and followed and followed.stamp.is_same(stamp)):
-            return
-        fresh.memo.clear()
-        fresh.stamp = fresh.followed = None
-        if self._is_known(fresh, stamp, trust_own=trust_own):
-            self._doubt = None
-            fresh.followed = Followed(stamp)
-            return
-        if fresh is not self._memory and not self._is_ours():
-            raise _Blocked("a run that was never written to is not repaired by looking at it")
-        started = time.monotonic()
-        report = self._look(fresh, assume=trust_own)
-        if report.blocked and fresh is not self._memory:
-            raise _Blocked(report.blocked)
-        if report.blocked:
-            # What memory still has may be gone, and that may not be concluded: begin again.
-            fresh.catalog.database.close()
-            fresh.catalog = Catalog(Database.in_memory())
-            report = self._look(fresh, assume=trust_own)
-        self._report(report)
-        self._doubt = report.doubt
-        fresh.run_id = report.run_id
-        fresh.stamp = report.verified
-        now = run_stamp.find_stamp(self._directory)
-        # What cannot be read may become readable without moving the stamp; a repair has moved it.
-        sure = all(action.kind != "unreadable" for action in report.actions)
-        if sure and now is not None and now.is_same(stamp):
-            ended = time.monotonic()
-            fresh.followed = Followed(now, ended, ended - started)
-
-    def _look(
-        self, fresh: Fresh, *, depth: ReconcileDepth = "changes", assume: bool = False
-    ) -> RunReport:
-        """Bring an index to what is on disk; what a crash left complete is published."""
-        is_stored = fresh is not self._memory
-        report = index_run(
-            fresh.catalog,
-            self._directory,
-            depth=depth,
-            assume=assume,
-            completing=Completing(self._publisher) if is_stored else None,
-        )
-        self._is_unfinished |= is_stored and report.is_unfinished
-        return report
-
-    def _report(self, report: RunReport) -> None:
-        for action in report.actions:
-            if action.kind not in ("unreadable", "damaged") or action.step is None:
-                continue
-            self._report_one(action.step, action.what.removesuffix(NOT_RANKED))
-
-    def _report_one(self, step: int, what: str) -> None:
-        if (step, what) not in self._reported:
-            self._reported.add((step, what))
-            path = self._directory / names.final_name(step)
-            self._on_problem(Problem("checkpoint", path, Untrustworthy(path, what)))
-
-    def _is_known(self, fresh: Fresh, stamp: Stamp, *, trust_own: bool) -> bool:
-        indexed = fresh.catalog.find_run(self._uuid())
-        if indexed is None or indexed.stamp != str(stamp):
-            return False
-        exact = is_exact(indexed, stamp)
-        if exact:
-            fresh.stamp = stamp
-        if exact or trust_own:
-            fresh.run_id = indexed.id
-            return True
-        return False
-
-
-def _candidate(checkpoint: Checkpoint) -> Candidate:
-    finite = {name: value for name, value in checkpoint.metrics.items() if value is not None}
-    return Candidate(checkpoint.step, checkpoint.uuid, finite)
-
-
-class _Blocked(OSError):
-    """The stored index may not be brought to what is on disk; the reason is the message."""

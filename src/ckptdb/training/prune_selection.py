@@ -26,7 +26,8 @@ from ckptdb.retention import (
     plan,
     without_linked_bytes,
 )
-from ckptdb.training.index import Followed, RunIndex
+from ckptdb.training.followed_run import FollowedRun
+from ckptdb.training.index import RunIndex
 
 
 @dataclass(frozen=True, slots=True)
@@ -279,7 +280,9 @@ def _find_leased(directory: Path) -> dict[str, str]:
 # --- decisions of a prune whose files were read before ------------------------------------------
 
 
-def _is_confirmed(directory: Path, rules: PruneRules, judged: _Judged, followed: Followed) -> bool:
+def _is_confirmed(
+    directory: Path, rules: PruneRules, judged: _Judged, followed: FollowedRun
+) -> bool:
     """Return whether the files are known to say the same as the index about what is judged.
 
     SQLite has no checksums: a flipped bit may turn the best checkpoint into the worst, and so may
