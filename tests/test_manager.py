@@ -17,7 +17,7 @@ from tests.support.warned import warned
 from ckptdb import Registry
 from ckptdb import manager as module
 from ckptdb.core.facts import Fact
-from ckptdb.disk import fsutil, journal, root_marker
+from ckptdb.disk import fsutil, journal, root_marker, tree_removal
 from ckptdb.errors import (
     CatalogUnusable,
     CkptdbError,
@@ -416,7 +416,7 @@ def _fail(*args, **kwargs):
 def test_a_save_discarded_by_hand_meanwhile_is_told(make):
     manager = make()
     with pytest.raises(NoCheckpointHere), manager.save(1, {}) as folder:
-        fsutil.remove_tree(folder)
+        tree_removal.remove_tree(folder)
 
 
 # --- saving a step again ------------------------------------------------------------------------
@@ -554,7 +554,7 @@ def test_beginning_with_a_wrong_path_raises_at_once(make):
 def test_a_save_that_fails_in_the_background_has_its_reason_as_the_cause(make):
     manager = make()
     staged = manager.init_tmp_checkpoint(1, {})
-    fsutil.remove_tree(staged)
+    tree_removal.remove_tree(staged)
     manager.begin_finalization(staged)
     with pytest.raises(RuntimeError) as caught:
         manager.finalize_pending()
@@ -625,7 +625,7 @@ def test_a_manager_works_after_shutdown_any_number_of_times(make):
         manager.shutdown()
         assert max(steps(manager)) == step + 10
         (manager.checkpoint_dir / f"step_{step + 10}").rename(manager.checkpoint_dir / "keep")
-        fsutil.remove_tree(manager.checkpoint_dir / "keep")
+        tree_removal.remove_tree(manager.checkpoint_dir / "keep")
     with manager, manager:
         save(manager, 50)
     assert manager.get_latest_checkpoint_path().endswith("step_50")

@@ -35,9 +35,10 @@ from ckptdb.disk import (
     published_name,
     run_listing,
 )
+from ckptdb.disk.config_file import serialize_config
 from ckptdb.disk.publish import Publisher
 from ckptdb.disk.trainer_lock import TrainerLock
-from ckptdb.disk.training_info import config_values, dump_config, dump_info, load_info
+from ckptdb.disk.training_info import dump_info, load_info
 from ckptdb.errors import (
     CkptdbError,
     DeletionIncomplete,
@@ -200,7 +201,7 @@ class CheckpointManager:
         """
         number = names.as_step(step)
         content = dump_info(training_info)
-        settings = None if run_config is None else dump_config(run_config)
+        settings = None if run_config is None else serialize_config(run_config)
         pending = self._background.pending
         if pending is not None and pending.name == names.tmp_name(number):
             self.finalize_pending()
@@ -218,14 +219,16 @@ class CheckpointManager:
             self._index.begin_save()
             self._parents.warn_before(number)
             with warnings.warning_afterwards():
-                staged = self._publisher.stage(number, content, settings)
+                staged = self._publisher.stage(
+                    number, content, None if settings is None else settings.content
+                )
                 self._parents.begin(path, number)
                 changed = [staged.checkpoint, *staged.adopted, *staged.gone]
                 self._index.tell(changed, staged.span)
                 self._hooks.report_deleted(staged.gone)
                 self._hooks.report_published(staged.adopted)
                 if settings is not None:
-                    self._configs[path] = config_values(run_config)
+                    self._configs[path] = settings.mapping
         return path
 
     def finalize_checkpoint(self, checkpoint_path: PathLike) -> None:

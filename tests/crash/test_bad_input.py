@@ -20,8 +20,9 @@ from tests.support.requirements import needs_root
 
 from ckptdb import Registry
 from ckptdb.core.facts import Fact
-from ckptdb.disk import paths, training_info
+from ckptdb.disk import paths
 from ckptdb.disk.journal import append
+from ckptdb.disk.json_file import MAX_BYTES
 from ckptdb.errors import InvalidStep, UnreadableInfo
 
 HUGE_BYTES = 200 * 1024 * 1024
@@ -75,7 +76,7 @@ UNTRUSTED = {
     "truncated": (put(INFO, b'{"loss": 0.00'), NOT_JSON),
     "200,000 levels deep": (put(INFO, b'{"a":' * 200_000 + b"1" + b"}" * 200_000), NOT_JSON),
     "4,301-digit integer": (put(INFO, b'{"loss": ' + b"9" * 4301 + b"}"), NOT_JSON),
-    "200 MB": (instead(INFO, make_huge), f"{INFO} is larger than {training_info.MAX_BYTES} bytes"),
+    "200 MB": (instead(INFO, make_huge), f"{INFO} is larger than {MAX_BYTES} bytes"),
     "invalid UTF-8": (put(INFO, b'{"loss": 0.001, "a": "\xff"}'), NOT_JSON),
     "BOM": (put(INFO, b'\xef\xbb\xbf{"loss": 0.001}'), NOT_JSON),
     "UTF-16": (put(INFO, '{"loss": 0.001}'.encode("utf-16")), NOT_JSON),

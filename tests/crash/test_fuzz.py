@@ -5,10 +5,10 @@ from lab import fuzz
 
 from ckptdb.disk import (
     journal_records,
+    json_file,
     manifest,
     read_checkpoint,
     run_listing,
-    training_info,
 )
 from ckptdb.errors import UnreadableInfo
 
@@ -38,7 +38,7 @@ def test_an_input_depends_on_its_key_alone(what):
 
 
 def let_a_deep_file_escape(monkeypatch):
-    real = training_info.load_json
+    real = json_file.load_json
 
     def load(path):
         try:
@@ -48,7 +48,7 @@ def let_a_deep_file_escape(monkeypatch):
                 raise RecursionError from None
             raise
 
-    monkeypatch.setattr(training_info, "load_json", load)
+    monkeypatch.setattr(json_file, "load_json", load)
 
 
 def take_true_for_a_number(monkeypatch):

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from ckptdb.disk import fsutil
+from ckptdb.disk import fsutil, tree_removal
 from ckptdb.disk.fsutil import ExchangeUnsupported
 
 
@@ -233,7 +233,7 @@ def test_a_tree_is_removed_and_no_symlink_followed(tmp_path: Path):
     (top / "sub" / "deeper").chmod(0o500)
     (top / "sub").chmod(0)
 
-    fsutil.remove_tree(top)
+    tree_removal.remove_tree(top)
 
     assert os.listdir(tmp_path) == ["kept"]
     assert os.listdir(tmp_path / "kept") == ["file"]
@@ -252,7 +252,7 @@ def test_a_directory_that_forbids_looking_is_removed_too(tmp_path: Path, monkeyp
         return real(path, flags, *arguments, **options)
 
     monkeypatch.setattr(fsutil.os, "open", open_as_a_user)
-    fsutil.remove_tree(tmp_path / "top")
+    tree_removal.remove_tree(tmp_path / "top")
 
     assert refused == ["sub"]
     assert os.listdir(tmp_path) == []
@@ -265,13 +265,13 @@ def test_what_is_no_directory_is_unlinked(tmp_path: Path, what):
         path.touch()
     else:
         path.symlink_to(tmp_path)
-    fsutil.remove_tree(path)
+    tree_removal.remove_tree(path)
     assert os.listdir(tmp_path) == []
 
 
 def test_removing_nothing_is_told(tmp_path: Path):
     with pytest.raises(FileNotFoundError):
-        fsutil.remove_tree(tmp_path / "a")
+        tree_removal.remove_tree(tmp_path / "a")
 
 
 @pytest.mark.parametrize("victim", ["top", "sub"])
@@ -279,7 +279,7 @@ def test_a_symlink_swapped_in_during_a_removal_is_not_followed(tmp_path: Path, m
     (tmp_path / "kept").mkdir()
     (tmp_path / "kept" / "file").touch()
     (tmp_path / "top" / "sub").mkdir(parents=True)
-    real = fsutil._open_to_empty
+    real = tree_removal._open_to_empty
 
     def swap_then_open(parent, name):
         if Path(name).name == victim:
@@ -288,9 +288,9 @@ def test_a_symlink_swapped_in_during_a_removal_is_not_followed(tmp_path: Path, m
             path.symlink_to(tmp_path / "kept")
         return real(parent, name)
 
-    monkeypatch.setattr(fsutil, "_open_to_empty", swap_then_open)
+    monkeypatch.setattr(tree_removal, "_open_to_empty", swap_then_open)
     with pytest.raises(OSError, match=r"Not a directory|symbolic links"):
-        fsutil.remove_tree(tmp_path / "top")
+        tree_removal.remove_tree(tmp_path / "top")
     assert os.listdir(tmp_path / "kept") == ["file"]
 
 
@@ -306,7 +306,7 @@ def test_what_somebody_else_removes_meanwhile_is_not_missed(tmp_path: Path, monk
         real(name, dir_fd=dir_fd)
 
     monkeypatch.setattr(fsutil.os, "unlink", unlink_twice)
-    fsutil.remove_tree(top)
+    tree_removal.remove_tree(top)
     assert os.listdir(tmp_path) == []
 
 

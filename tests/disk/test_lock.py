@@ -61,7 +61,7 @@ def test_a_lock_held_by_another_process_is_waited_for_and_then_told(tmp_path: Pa
     told = pytest.raises(RunLocked, match=r"lock stayed locked for 0\.01 s")
     with holder(tmp_path), told, run_lock(tmp_path):
         pytest.fail("it is held")
-    assert lock._held == set()
+    assert lock._open_handles == set()
 
 
 def test_a_waiting_process_gets_the_lock_when_it_is_free(tmp_path: Path):
@@ -93,7 +93,7 @@ def test_an_error_inside_frees_the_lock(tmp_path: Path):
     with pytest.raises(KeyError), run_lock(tmp_path):
         raise KeyError
     assert is_free(tmp_path)
-    assert lock._held == set()
+    assert lock._open_handles == set()
 
 
 def test_a_forked_child_does_not_keep_the_lock(tmp_path: Path):
@@ -101,7 +101,7 @@ def test_a_forked_child_does_not_keep_the_lock(tmp_path: Path):
     with run_lock(tmp_path):
         child = os.fork()
         if child == 0:
-            os.write(ready[1], str(len(lock._held)).encode())
+            os.write(ready[1], str(len(lock._open_handles)).encode())
             os.read(go_on[0], 1)
             os._exit(0)
         assert os.read(ready[0], 1) == b"0"
@@ -137,9 +137,9 @@ def test_a_forked_child_of_a_killed_holder_does_not_keep_the_lock(tmp_path: Path
 
 def test_copies_of_a_lock_are_closed_in_a_child(tmp_path: Path):
     copy = os.open(tmp_path, os.O_RDONLY)
-    lock._held.add(copy)
+    lock._open_handles.add(copy)
     lock._close_inherited()
-    assert lock._held == set()
+    assert lock._open_handles == set()
     with pytest.raises(OSError, match="Bad file descriptor"):
         os.fstat(copy)
 
@@ -166,7 +166,7 @@ def test_any_other_error_of_the_lock_is_raised(tmp_path: Path, monkeypatch):
     monkeypatch.setattr(lock.fcntl, "flock", refuse)
     with pytest.raises(OSError, match="Input/output"), run_lock(tmp_path):
         pass
-    assert lock._held == set()
+    assert lock._open_handles == set()
 
 
 def test_a_lock_that_is_a_symlink_is_refused(tmp_path: Path):

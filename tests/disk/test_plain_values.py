@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 
 from ckptdb import CheckpointManager, Registry
 from ckptdb.core.metrics import metrics_of
-from ckptdb.disk import training_info
+from ckptdb.disk import config_file, training_info
 from ckptdb.errors import InvalidAnnotation, UnwritableInfo
 
 
@@ -208,12 +208,12 @@ class Size(enum.IntEnum):
     ids=lambda value: " ".join(map(str, value))[:50],
 )  # fmt: skip
 def test_what_is_written_of_a_configuration_can_be_read_again(tmp_path, config, read):
-    raw = training_info.dump_config(config)
+    raw = config_file.serialize_config(config).content
     assert b"!!python" not in raw.replace(b"'!!python/tuple", b"")
     (tmp_path / "config.yaml").write_bytes(raw)
-    assert training_info.get_config(tmp_path) == read
-    assert training_info.config_to_compare(config) == read
-    assert training_info.config_values(config) == read
+    assert config_file.get_config(tmp_path) == read
+    assert config_file.config_to_compare(config) == read
+    assert config_file.serialize_config(config).mapping == read
 
 
 @pytest.mark.parametrize(
@@ -234,14 +234,14 @@ def test_what_is_written_of_a_configuration_can_be_read_again(tmp_path, config, 
 )  # fmt: skip
 def test_what_cannot_be_read_again_is_refused_by_name(config, fault):
     with pytest.raises(UnwritableInfo, match=fault):
-        training_info.dump_config({"fine": 1, **config})
+        config_file.serialize_config({"fine": 1, **config})
 
 
 def test_a_value_that_many_share_is_written_once():
     shared: object = ["x" * 10]
     for _ in range(60):
         shared = [shared, shared]
-    assert len(training_info.dump_config({"a": shared})) < 10_000
+    assert len(config_file.serialize_config({"a": shared}).content) < 10_000
 
 
 TEXTS = st.text(st.characters(exclude_categories=["Cs"])) | st.text(string.printable)
@@ -282,10 +282,11 @@ CONFIGS = st.dictionaries(
 @example({"=": {"<<": ["=", "<<"]}})
 def test_every_configuration_comes_back_or_is_refused(config):
     try:
-        raw = training_info.dump_config(config)
+        raw = config_file.serialize_config(config).content
     except UnwritableInfo as error:
         assert "same text as another key" in str(error)  # noqa: PT017  # nothing else is refused
         return
-    assert training_info._parse_config(Path("config.yaml"), raw) == training_info.config_values(
-        config
+    assert (
+        config_file._parse_config(Path("config.yaml"), raw)
+        == config_file.serialize_config(config).mapping
     )

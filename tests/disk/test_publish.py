@@ -28,6 +28,7 @@ from ckptdb.disk import (
     observation,
     paths,
     run_stamp,
+    tree_removal,
     writer,
 )
 from ckptdb.disk.fsutil import ExchangeUnsupported
@@ -991,7 +992,7 @@ def test_the_trash_is_emptied_except_for_what_is_kept(publisher):
 def test_one_that_will_not_go_does_not_keep_the_others(publisher, monkeypatch):
     saved = [save(publisher, step) for step in (1, 2, 3)]
     publisher.retire([Deletion(c.step, c.uuid, "old") for c in saved])
-    real = fsutil.remove_tree
+    real = tree_removal.remove_tree
 
     def remove(path):
         if path.name.startswith("step_1."):
@@ -1000,7 +1001,7 @@ def test_one_that_will_not_go_does_not_keep_the_others(publisher, monkeypatch):
             real(path)  # another process is faster
         real(path)
 
-    monkeypatch.setattr(fsutil, "remove_tree", remove)
+    monkeypatch.setattr(tree_removal, "remove_tree", remove)
     with pytest.raises(DeletionIncomplete, match="step 1 is out of sight"):
         publisher.empty_trash()
     assert trash(publisher) == [f"step_1.{saved[0].uuid}"]
@@ -1211,18 +1212,19 @@ def steps(publisher, monkeypatch):
     """What happens to names and what is flushed, in order."""
     seen = []
 
-    def record(name):
-        real = getattr(fsutil, name)
+    def record(module, name):
+        real = getattr(module, name)
 
         def call(path, *rest):
             short = Path(path).name
             seen.append(f"{name} {short.partition('.')[0] or short}")
             real(path, *rest)
 
-        monkeypatch.setattr(fsutil, name, call)
+        monkeypatch.setattr(module, name, call)
 
-    for name in ("fsync", "rename_new", "exchange", "remove_tree"):
-        record(name)
+    for name in ("fsync", "rename_new", "exchange"):
+        record(fsutil, name)
+    record(tree_removal, "remove_tree")
     return seen
 
 

@@ -11,7 +11,8 @@ import numpy as np
 import pytest
 import yaml
 
-from ckptdb.disk import config_yaml, training_info
+from ckptdb.disk import config_file, config_yaml, json_file, json_values, training_info
+from ckptdb.disk.json_file import MAX_BYTES
 from ckptdb.errors import UnreadableInfo, UnwritableInfo
 
 
@@ -108,7 +109,7 @@ def test_an_integer_that_nobody_could_read_back_is_refused():
 
 
 def test_what_would_be_too_large_to_read_back_is_refused(monkeypatch):
-    monkeypatch.setattr(training_info, "MAX_BYTES", 100)
+    monkeypatch.setattr(json_file, "MAX_BYTES", 100)
     with pytest.raises(UnwritableInfo, match="more than 100"):
         training_info.dump_info({"text": "x" * 100})
 
@@ -193,9 +194,9 @@ def test_only_a_regular_file_is_read(tmp_path: Path, put, why):
 def test_a_file_beyond_the_limit_is_not_read(tmp_path: Path):
     path = tmp_path / "large"
     with path.open("wb") as file:
-        file.truncate(training_info.MAX_BYTES + 1)  # sparse
+        file.truncate(MAX_BYTES + 1)  # sparse
     with pytest.raises(UnreadableInfo, match="is larger than"):
-        training_info.read_regular(path, training_info.MAX_BYTES)
+        json_file.read_regular(path, MAX_BYTES)
 
 
 def test_an_error_while_reading_is_told(tmp_path: Path, monkeypatch):
@@ -206,9 +207,9 @@ def test_an_error_while_reading_is_told(tmp_path: Path, monkeypatch):
         raise OSError(5, "Input/output error")
 
     with monkeypatch.context() as patch:
-        patch.setattr(training_info.os, "read", fail)
+        patch.setattr(json_file.os, "read", fail)
         with pytest.raises(UnreadableInfo) as caught:
-            training_info.read_regular(path, 10)
+            json_file.read_regular(path, 10)
     assert caught.value.why == "cannot be read (Input/output error)"
 
 
@@ -218,13 +219,13 @@ def test_an_error_while_reading_is_told(tmp_path: Path, monkeypatch):
 def test_the_catalog_gets_numbers_that_are_not_finite_as_words():
     given = {"a": math.nan, "b": [math.inf, {"c": -math.inf}], "d": 1, "e": None, 3: "x"}
     expected = {"a": "NaN", "b": ["Infinity", {"c": "-Infinity"}], "d": 1, "e": None, "3": "x"}
-    assert training_info.for_catalog(given) == expected
+    assert json_values.for_catalog(given) == expected
 
 
 def test_the_catalog_gets_nothing_of_what_is_absurdly_large(monkeypatch):
-    monkeypatch.setattr(training_info, "_MAX_NODES", 3)
-    assert training_info.for_catalog({"a": [1, 2, 3, 4]}) == {}
-    assert training_info.for_catalog({"a": 1 << 20_000}) == {}
+    monkeypatch.setattr(json_values, "_MAX_NODES", 3)
+    assert json_values.for_catalog({"a": [1, 2, 3, 4]}) == {}
+    assert json_values.for_catalog({"a": 1 << 20_000}) == {}
 
 
 def test_what_is_deep_enough_to_be_written_is_deep_enough_for_the_catalog():
@@ -232,7 +233,7 @@ def test_what_is_deep_enough_to_be_written_is_deep_enough_for_the_catalog():
     for _ in range(99):
         value = [value]
     given = {"nested": value}
-    assert training_info.for_catalog(json.loads(training_info.dump_info(given))) == given
+    assert json_values.for_catalog(json.loads(training_info.dump_info(given))) == given
 
 
 # --- config.yaml ------------------------------------------------------------------------
@@ -264,20 +265,20 @@ class Colour(enum.Enum):
     ids=["mapping", "model", "old model", "empty", "text"],
 )
 def test_a_config_comes_back_as_it_was(tmp_path: Path, config, read):
-    (tmp_path / "config.yaml").write_bytes(training_info.dump_config(config))
-    assert training_info.find_config(tmp_path) == read
-    assert training_info.config_values(config) == read
+    (tmp_path / "config.yaml").write_bytes(config_file.serialize_config(config).content)
+    assert config_file.find_config(tmp_path) == read
+    assert config_file.serialize_config(config).mapping == read
 
 
 @pytest.mark.parametrize("config", [[1], "text", 3, None], ids=repr)
 def test_a_config_has_to_be_a_mapping(config):
     with pytest.raises(UnwritableInfo, match="is not a mapping"):
-        training_info.dump_config(config)
+        config_file.serialize_config(config)
 
 
 def test_config_values_that_no_yaml_can_keep_are_named():
     with pytest.raises(UnwritableInfo, match=r"'colour' \(Colour\)") as caught:
-        training_info.dump_config({"colour": Colour.RED, "fine": 1})
+        config_file.serialize_config({"colour": Colour.RED, "fine": 1})
     assert "fine" not in str(caught.value)
 
 
@@ -287,7 +288,7 @@ def test_a_config_too_deep_for_yaml_is_refused():
         deep = [deep]
     try:
         with pytest.raises(UnwritableInfo, match=r"'deep' \(list\)"):
-            training_info.dump_config({"deep": deep})
+            config_file.serialize_config({"deep": deep})
     finally:
         while deep:  # taken apart by hand: freeing it at once recurses too
             deep = deep.pop()
@@ -303,20 +304,20 @@ def test_a_config_whose_fault_is_nowhere_refers_to_itself(monkeypatch):
 
     monkeypatch.setattr(config_yaml, "dump", fail_once)
     with pytest.raises(UnwritableInfo, match="refers to itself"):
-        training_info.dump_config({"a": 1})
+        config_file.serialize_config({"a": 1})
 
 
 def test_nemo_rl_config_json_counts_when_there_is_no_yaml(tmp_path: Path):
     (tmp_path / "config.json").write_text('{"lr": 0.3}')
-    assert training_info.find_config(tmp_path) == {"lr": 0.3}
+    assert config_file.find_config(tmp_path) == {"lr": 0.3}
 
     (tmp_path / "config.yaml").write_text("lr: 0.4")
-    assert training_info.find_config(tmp_path) == {"lr": 0.4}
+    assert config_file.find_config(tmp_path) == {"lr": 0.4}
 
 
 def test_dates_and_odd_keys_become_text(tmp_path: Path):
     (tmp_path / "config.yaml").write_text("day: 2026-11-22\n1: {2: .nan}\nset: !!set {a}\n")
-    assert training_info.find_config(tmp_path) == {
+    assert config_file.find_config(tmp_path) == {
         "day": str(dt.date(2026, 11, 22)),
         "1": {"2": "NaN"},
         "set": ["a"],
@@ -364,25 +365,25 @@ MERGES = "b0: &b0 {x: 1, y: 2}\n" + "".join(
 )  # fmt: skip
 def test_a_config_that_cannot_be_read_is_no_reason_for_anything(tmp_path: Path, content):
     (tmp_path / "config.yaml").write_text(content)
-    assert training_info.find_config(tmp_path) is None
+    assert config_file.find_config(tmp_path) is None
     with pytest.raises(UnreadableInfo, match=r"config\.yaml (cannot be loaded|holds a|has too)"):
-        training_info.get_config(tmp_path)
+        config_file.get_config(tmp_path)
 
 
 def test_merges_that_fill_any_memory_are_refused_or_unfolded_once(tmp_path: Path):
     # From 6.0.4 on PyYAML merges each key once.
     (tmp_path / "config.yaml").write_text(MERGES)
-    found = training_info.find_config(tmp_path)
+    found = config_file.find_config(tmp_path)
     assert found is None or found == {f"b{i}": {"x": 1, "y": 2} for i in range(10)}
 
 
 def test_what_a_config_merges_is_read(tmp_path: Path):
     (tmp_path / "config.yaml").write_text("a: &a {x: 1, y: 2}\nb: {<<: [*a, {z: 4}], x: 3}\n")
-    assert training_info.find_config(tmp_path) == {
+    assert config_file.find_config(tmp_path) == {
         "a": {"x": 1, "y": 2}, "b": {"x": 3, "y": 2, "z": 4}
     }  # fmt: skip
 
 
 def test_without_a_config_there_is_none(tmp_path: Path):
-    assert training_info.find_config(tmp_path) is None
-    assert training_info.get_config(tmp_path) is None
+    assert config_file.find_config(tmp_path) is None
+    assert config_file.get_config(tmp_path) is None

@@ -31,6 +31,7 @@ from ckptdb.disk import (
     read_checkpoint,
     read_tmp,
     retire,
+    tree_removal,
 )
 from ckptdb.errors import CatalogMissing, LeasedCheckpoint, PinnedCheckpoint, UnknownMetric
 from ckptdb.manager import CheckpointManager
@@ -59,7 +60,7 @@ CHANGERS = (
     (fsutil, "exchange"),
     (fsutil, "write_json"),
     (fsutil, "write_new"),
-    (fsutil, "remove_tree"),
+    (tree_removal, "remove_tree"),
     (journal, "append"),
 )
 

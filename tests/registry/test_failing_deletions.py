@@ -23,6 +23,7 @@ from ckptdb.disk import (
     read_trash,
     root_marker,
     run_listing,
+    tree_removal,
 )
 from ckptdb.disk.publish import Publisher
 from ckptdb.disk.retire import Deletion
@@ -418,7 +419,7 @@ def test_gc_leaves_what_is_immutable_whole_and_removes_the_rest(run):
 
 def test_a_failure_midway_says_what_is_gone_and_what_has_bytes_left(run, monkeypatch):
     """Something forbids it that could not be seen before, in the moving and in the removing."""
-    real_rename, real_remove = fsutil.rename_new, fsutil.remove_tree
+    real_rename, real_remove = fsutil.rename_new, tree_removal.remove_tree
 
     def rename_new(source, target):
         if source.name == "step_3":
@@ -433,7 +434,7 @@ def test_a_failure_midway_says_what_is_gone_and_what_has_bytes_left(run, monkeyp
     with Registry.open(run) as registry:
         with monkeypatch.context() as patch:
             patch.setattr(fsutil, "rename_new", rename_new)
-            patch.setattr(fsutil, "remove_tree", remove_tree)
+            patch.setattr(tree_removal, "remove_tree", remove_tree)
             with pytest.raises(DeletionIncomplete) as caught:
                 registry.remove([1, 2, 3])
         (left,) = read_trash.list_trash(run)

@@ -15,7 +15,7 @@ from tests.support.requirements import needs_root
 
 from ckptdb import CheckpointManager, Registry
 from ckptdb.cli.main import main
-from ckptdb.disk import fsutil
+from ckptdb.disk import fsutil, tree_removal
 from ckptdb.disk.evaluator import Evaluator
 from ckptdb.disk.publish import Publisher
 from ckptdb.errors import CkptdbError, Obstructed, RunNotHere
@@ -119,7 +119,7 @@ def test_a_symlink_put_in_the_place_of_what_is_being_removed_is_not_followed(tmp
     retired.mkdir()
     (retired / "model.bin").touch()
     before = take_picture(victim)
-    real, swapped = fsutil.remove_tree, []
+    real, swapped = tree_removal.remove_tree, []
 
     def swap_and_remove(path):
         path.rename(tmp_path / "aside")
@@ -127,7 +127,7 @@ def test_a_symlink_put_in_the_place_of_what_is_being_removed_is_not_followed(tmp
         swapped.append(path)
         real(path)
 
-    monkeypatch.setattr(fsutil, "remove_tree", swap_and_remove)
+    monkeypatch.setattr(tree_removal, "remove_tree", swap_and_remove)
     Publisher(run).empty_trash()
     assert swapped == [retired]
     assert take_picture(victim) == before
@@ -141,16 +141,16 @@ def test_a_directory_that_is_moved_away_while_it_is_emptied_stops_the_removal(
     top = tmp_path / "top"
     (top / "sub" / "below").mkdir(parents=True)
     (top / "sub" / "below" / "file").touch()
-    real = fsutil._remove_files
+    real = tree_removal._remove_files
 
     def move_and_remove(handle, kept):
         if os.path.exists(top / "sub" / "below") and os.listdir(handle) == ["file"]:
             (top / "sub" / "below").rename(victim / "deep" / "below")
         return real(handle, kept)
 
-    monkeypatch.setattr(fsutil, "_remove_files", move_and_remove)
+    monkeypatch.setattr(tree_removal, "_remove_files", move_and_remove)
     with pytest.raises(OSError, match="moved while it was removed"):
-        fsutil.remove_tree(top)
+        tree_removal.remove_tree(top)
     assert (victim / "deep" / "data").read_bytes() == b"more of it"
     assert (victim / "thesis.tex").exists()
 
@@ -165,7 +165,7 @@ def test_a_tree_deeper_than_there_may_be_open_files_is_removed(tmp_path):
         os.close(left)
     os.close(os.open("file", os.O_CREAT | os.O_WRONLY, dir_fd=handle))
     os.close(handle)
-    fsutil.remove_tree(top)
+    tree_removal.remove_tree(top)
     assert not top.exists()
 
 
@@ -213,7 +213,7 @@ def neighbour(tmp_path):
 
 def take_away(path: Path) -> None:
     if path.is_dir():
-        fsutil.remove_tree(path)
+        tree_removal.remove_tree(path)
     else:
         path.unlink(missing_ok=True)
 
@@ -295,7 +295,7 @@ def test_a_question_of_a_run_whose_folder_leads_elsewhere_is_refused(
 ):
     run = tmp_path / "run"
     save(run, 1, 2)
-    fsutil.remove_tree(run / ".ckptdb")
+    tree_removal.remove_tree(run / ".ckptdb")
     put(run / ".ckptdb", neighbour / ".ckptdb")
     before = take_picture(tmp_path / "neighbour")
     for words in (["best"], ["ls"], ["check"], ["reconcile"], ["gc", "--dry-run"]):

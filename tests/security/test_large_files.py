@@ -16,7 +16,7 @@ from tests.support.bounds import bounded
 
 from ckptdb import CheckpointManager, Registry
 from ckptdb.core.facts import MOST_BYTES
-from ckptdb.disk import journal_lines, training_info
+from ckptdb.disk import config_file, journal_lines, json_file, training_info
 from ckptdb.disk.journal_pins import Pins
 from ckptdb.errors import UnwritableInfo
 from ckptdb.retention import Policy
@@ -252,7 +252,7 @@ def test_a_long_number_is_refused_also_where_python_has_no_limit(tmp_path):
 
 
 def test_what_has_too_many_values_to_be_read_back_is_not_saved(monkeypatch):
-    monkeypatch.setattr(training_info, "MAX_VALUES", 100)
+    monkeypatch.setattr(json_file, "MAX_VALUES", 100)
     with pytest.raises(UnwritableInfo, match="100 values"):
         training_info.dump_info({"values": list(range(101))})
 
@@ -296,7 +296,7 @@ CONFIGS = {
 def test_a_configuration_that_would_take_for_ever_is_not_read(tmp_path, text, encoding):
     (tmp_path / "config.yaml").write_bytes(text.encode(encoding))
 
-    found, _ = bounded(training_info.get_config, tmp_path)
+    found, _ = bounded(config_file.get_config, tmp_path)
     assert re.fullmatch(
         r"UnreadableInfo: /.*/config\.yaml "
         r"((cannot be loaded \(.*\)|has too many values or levels to be compared \(.*\))\.( .*)?"
@@ -310,7 +310,7 @@ def test_a_time_to_the_base_of_60_and_a_merged_mapping_are_read_as_ever(tmp_path
     (tmp_path / "config.yaml").write_text(
         "limit: 1:30:00\nbase: &base {lr: 0.1, 2305843009213693951: x}\nrun: {<<: *base, lr: 0.2}\n"
     )
-    assert training_info.get_config(tmp_path) == {
+    assert config_file.get_config(tmp_path) == {
         "limit": 5400,
         "base": {"lr": 0.1, "2305843009213693951": "x"},
         "run": {"lr": 0.2, "2305843009213693951": "x"},

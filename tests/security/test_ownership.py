@@ -26,6 +26,7 @@ from ckptdb.disk import (
     lock,
     root_marker,
     trainer_lock,
+    tree_removal,
     verified,
 )
 from ckptdb.disk.fsutil import ExchangeUnsupported
@@ -200,7 +201,7 @@ def theirs(shared):
 
 def remove(path):
     try:
-        fsutil.remove_tree(path)
+        tree_removal.remove_tree(path)
     except OSError as error:
         return [error.errno, error.filename]
     return None

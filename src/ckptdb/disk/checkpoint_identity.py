@@ -9,6 +9,7 @@ from pathlib import Path
 
 from ckptdb.core.observed import Identity, Manifest
 from ckptdb.disk import (
+    json_file,
     manifest,
     names,
     paths,
@@ -26,7 +27,7 @@ def find_manifest(path: Path) -> Manifest | None:
     try:
         return manifest.find(path)
     except UnreadableInfo as error:
-        training_info.raise_if_unknown(error)
+        json_file.raise_if_unknown(error)
         raise
 
 
@@ -61,7 +62,7 @@ def derive_at(who: Identity, path: Path, step: int) -> str:
         try:
             raw = training_info.load_info(path)[1]
         except UnreadableInfo as error:
-            training_info.raise_if_unknown(error)
+            json_file.raise_if_unknown(error)
     return derive_uuid(who, found, step, raw)
 
 

@@ -27,6 +27,7 @@ from ckptdb.disk import (
     paths,
     read_checkpoint,
     read_trash,
+    tree_removal,
 )
 from ckptdb.disk.run_stamp import StampWatch
 from ckptdb.disk.transaction import NO_SPACE, Changing
@@ -155,7 +156,7 @@ def _free(path: Path, kept: Container[str]) -> None:
     """Remove what is in a checkpoint, what other readers go by first."""
     if names.INFO not in kept:
         paths.unlink(path / names.INFO, missing_ok=True)
-    fsutil.remove_all_but(path, kept)
+    tree_removal.remove_all_but(path, kept)
 
 
 def _set_mark(path: Path) -> None:

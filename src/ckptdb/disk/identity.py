@@ -26,22 +26,14 @@ from ckptdb.disk import (
     names,
     paths,
 )
-from ckptdb.disk.training_info import parse_object, raise_if_unknown, read_regular
+from ckptdb.disk.json_file import parse_object, raise_if_unknown, read_regular
 from ckptdb.errors import Obstructed, UnreadableInfo
 
 # A random constant: it only has to differ from everybody else's.
 _NAMESPACE = uuid.UUID("2f6a3c1e-8d0b-4b7e-9a54-6c1f0e7d2b93")
-
-
 _RUN = "run.json"
-
-
 _YOUNG_SECONDS = 2.0
-
-
 _MOST_IDENTITIES = 1024
-
-
 _MOST_BYTES = 1024 * 1024
 """Of a run.json, which is a few hundred bytes and the name of a metric."""
 

@@ -16,38 +16,20 @@ from typing import BinaryIO
 
 from ckptdb.core.facts import JOURNAL, MOST_BYTES, Damage, Fact
 from ckptdb.disk import journal_records, paths
-from ckptdb.disk.training_info import MAX_BYTES, has_too_many_values
+from ckptdb.disk.json_file import MAX_BYTES, has_too_many_values
 
 PART_BYTES = 1024 * 1024
-
-
 _LONGEST_BYTES = 4 * MAX_BYTES
 """A line with the record of the largest training_info.json, whose letters may all be escaped."""
-
-
 NO_LINE = "00000000"
 """What the first line comes after."""
-
-
 SEAL = re.compile(rb', "after": "([0-9a-f]{8})", "crc": "([0-9a-f]{8})"\}\n')
-
-
 _LONG_ENOUGH = re.compile(rb"\n[^\n]{45}")
-
-
 _MANY = 1000
 """After so many lines in a row that are too short to be ours, more are not read one by one."""
-
-
 SEAL_BYTES = len(b', "after": "01234567", "crc": "01234567"}\n')
-
-
 _CRC_BYTES = len(b', "crc": "01234567"}\n')
-
-
 _BEGIN = b'{"at": "'
-
-
 _OF_A_TORN_LINE = re.compile(rb"[\0\x20-\x7e]*\n?")
 
 

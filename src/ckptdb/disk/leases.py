@@ -20,14 +20,9 @@ from typing import Any
 
 from ckptdb.core import process
 from ckptdb.disk import fs_clock, fsutil, names, paths
+from ckptdb.disk.json_file import RECORD_BYTES, parse_object, raise_if_unknown, read_with_status
 from ckptdb.disk.safe_path import hold
 from ckptdb.disk.trainer_lock import Holder
-from ckptdb.disk.training_info import (
-    RECORD_BYTES,
-    parse_object,
-    raise_if_unknown,
-    read_with_status,
-)
 from ckptdb.errors import UnreadableInfo
 
 SECONDS = 300.0

@@ -11,7 +11,7 @@ import os
 from pathlib import Path
 from typing import Final
 
-from ckptdb.core.observed import Writer
+from ckptdb.core.observed import Tmp, Writer
 from ckptdb.core.process import Life
 from ckptdb.disk import (
     fs_clock,
@@ -20,6 +20,7 @@ from ckptdb.disk import (
     trainer_lock,
     writer,
 )
+from ckptdb.errors import StepInUse
 
 UNTOUCHED_SECONDS: Final = 24 * 3600.0
 """After so long without a change a save is abandoned whose writer is not known to be dead."""
@@ -104,3 +105,20 @@ def _is_older(folder: Path, since: float, now: float) -> bool:
 def _changed(status: os.stat_result, now: float) -> float:
     # A time that is still to come was set by somebody; nobody can set the other one.
     return status.st_mtime if status.st_mtime <= now else status.st_ctime
+
+
+def raise_if_in_use(tmp: Tmp, hidden: Path) -> None:
+    """Refuse to discard an unfinished save that another process may still be writing.
+
+    Raises:
+        StepInUse: Its writer is alive, or may be.
+    """
+    path, who = tmp.checkpoint.path, tmp.writer
+    if tmp.fate or tmp.abandoned or (who and who.is_me):
+        return
+    if tmp.life == "unknown" and (
+        # Without a writer's record it was left by a crash, or by another framework.
+        who is None or has_silent_writer(path, who, hidden)
+    ):
+        return
+    raise StepInUse(path, str(who or "another process"), is_sure=tmp.life == "alive")

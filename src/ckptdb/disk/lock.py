@@ -31,7 +31,7 @@ LOCAL = frozenset({0xEF53, 0x58465342, 0x9123683E, 0xF2F52010, 0xCA451A4E, 0x2FC
 """The kinds of file systems that one machine at a time can have, where every lock is seen by all:
 ext2 to ext4, XFS, Btrfs, F2FS, bcachefs, ZFS and tmpfs."""
 
-_held: set[int] = set()
+_open_handles: set[int] = set()
 _warned: set[Path] = set()
 
 
@@ -43,17 +43,8 @@ def run_lock(hidden: Path) -> Iterator[None]:
         RunLocked: Another process or thread kept it for `TIMEOUT_SECONDS`.
     """
     path = hidden / "lock"
-    handle = open_lock(path)
-    _held.add(handle)
-    try:
-        _take(handle, path, TIMEOUT_SECONDS)
-        try:
-            yield
-        finally:
-            fcntl.flock(handle, fcntl.LOCK_UN)
-    finally:
-        _held.discard(handle)
-        os.close(handle)
+    with _locked(open_lock(path), path, fcntl.LOCK_EX):
+        yield
 
 
 def open_lock(path: Path) -> int:
@@ -98,15 +89,22 @@ def read_lock(hidden: Path) -> Iterator[None]:
     except (FileNotFoundError, NotADirectoryError):
         yield
         return
-    _held.add(handle)
+    with _locked(handle, path, fcntl.LOCK_SH):
+        yield
+
+
+@contextmanager
+def _locked(handle: int, path: Path, kind: int) -> Iterator[None]:
+    """Hold the lock of an open file, and close the file afterwards."""
+    _open_handles.add(handle)
     try:
-        _take(handle, path, TIMEOUT_SECONDS, kind=fcntl.LOCK_SH)
+        _take(handle, path, kind)
         try:
             yield
         finally:
             fcntl.flock(handle, fcntl.LOCK_UN)
     finally:
-        _held.discard(handle)
+        _open_handles.discard(handle)
         os.close(handle)
 
 
@@ -118,14 +116,14 @@ def may_be_held(hidden: Path) -> bool:
         return False
     except OSError:
         return _has_just_changed(hidden.parent)  # the lock is not for us to see
-    _held.add(handle)
+    _open_handles.add(handle)
     try:
         fcntl.flock(handle, fcntl.LOCK_SH | fcntl.LOCK_NB)
         fcntl.flock(handle, fcntl.LOCK_UN)  # by name: a fork may just have copied it
     except OSError:
         return True
     finally:
-        _held.discard(handle)
+        _open_handles.discard(handle)
         os.close(handle)
     return False
 
@@ -137,15 +135,15 @@ def _has_just_changed(directory: Path) -> bool:
         return True
 
 
-def _take(handle: int, path: Path, timeout_seconds: float, *, kind: int = fcntl.LOCK_EX) -> None:
-    deadline = time.monotonic() + timeout_seconds
+def _take(handle: int, path: Path, kind: int) -> None:
+    deadline = time.monotonic() + TIMEOUT_SECONDS
     wait = _FIRST_WAIT_SECONDS
     while True:
         try:
             fcntl.flock(handle, kind | fcntl.LOCK_NB)
         except BlockingIOError:
             if time.monotonic() >= deadline:
-                raise RunLocked(path, timeout_seconds) from None
+                raise RunLocked(path, TIMEOUT_SECONDS) from None
             time.sleep(wait)
             wait = min(wait * 2, _LONGEST_WAIT_SECONDS)
         except OSError as error:
@@ -183,9 +181,9 @@ def warn_of_no_locks(hidden: Path) -> None:
 
 
 def _close_inherited() -> None:
-    for handle in _held:
+    for handle in _open_handles:
         os.close(handle)
-    _held.clear()
+    _open_handles.clear()
 
 
 os.register_at_fork(after_in_child=_close_inherited)

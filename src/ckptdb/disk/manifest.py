@@ -17,37 +17,21 @@ from ckptdb.core.filenames import as_names, as_texts
 from ckptdb.core.observed import Manifest
 from ckptdb.core.text import is_storable
 from ckptdb.disk import fsutil, names, paths
-from ckptdb.disk.training_info import MAX_BYTES, load_json
+from ckptdb.disk.json_file import MAX_BYTES, load_json
 from ckptdb.errors import UnreadableInfo
 
 OWN = frozenset({names.MANIFEST, names.WRITER})
 """What no manifest lists."""
-
-
 DIFFERS = "differs from its checksum"
 """What is said of a file with the size, but not the content, that was saved."""
-
-
 WITHOUT = "written without a manifest"
 """Why a checkpoint cannot be verified that NeMo-RL has written, or whose manifest is gone."""
-
-
 _LONGEST_FAULT = 400
-
-
 _MOST_BYTES = 2 * MAX_BYTES
 """Of a manifest: a million files with names of a hundred letters."""
-
-
 _LISTED = frozenset({stat.S_IFREG, stat.S_IFLNK})
-
-
 _NOT_THERE = frozenset({errno.ENOENT, errno.ENOTDIR, errno.ELOOP})
-
-
 _FORBIDDEN = frozenset({errno.EACCES, errno.EPERM})
-
-
 _UUID = re.compile(r"[0-9a-f]{8}-(?:[0-9a-f]{4}-){3}[0-9a-f]{12}", re.ASCII)
 
 
@@ -65,11 +49,7 @@ class Compared:
 
 
 _FIELDS = tuple(field.name for field in fields(Manifest))
-
-
 _BY_NAME = ("files", "checksums", "targets")
-
-
 _OPTIONAL = frozenset(f.name for f in fields(Manifest) if f.default_factory is not MISSING)
 
 

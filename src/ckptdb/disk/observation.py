@@ -18,6 +18,7 @@ from ckptdb.core.facts import Facts
 from ckptdb.core.observed import Identity, KnownFingerprints, Observation, Tmp
 from ckptdb.core.records import Checkpoint
 from ckptdb.disk import (
+    config_file,
     fsutil,
     identity,
     names,
@@ -25,7 +26,6 @@ from ckptdb.disk import (
     read_tmp,
     read_trash,
     run_listing,
-    training_info,
 )
 from ckptdb.disk.parallel import ParallelReader
 from ckptdb.disk.read_changed import ReadBatch
@@ -40,8 +40,6 @@ _OF_ONE_DIRECTORY = frozenset({
     errno.EACCES, errno.EPERM, errno.EIO, errno.ESTALE, errno.EBADMSG, errno.EUCLEAN,
     errno.ENAMETOOLONG, errno.EFBIG,
 })  # fmt: skip
-
-
 Take = Callable[[Sequence[Checkpoint]], Mapping[int, Checkpoint]]
 
 
@@ -236,13 +234,13 @@ def _load_finals(
 def _newest_config(directory: Path, finals: Iterable[int], pace: ParallelReader) -> dict[str, Any]:
     def having_one(some: Sequence[int]) -> list[Path]:
         folders = (f"{directory}/{names.final_name(step)}" for step in some)
-        return [Path(path) for path in folders if training_info.has_config(path)]
+        return [Path(path) for path in folders if config_file.has_config(path)]
 
     newest = sorted(finals, reverse=True)
     for steps in (newest[:1], newest[1:]):  # nearly always the very first
         for folders in pace.through(steps, having_one):
             for folder in folders:
-                found = training_info.find_config(folder)
+                found = config_file.find_config(folder)
                 if found is not None:
                     return found
     return {}

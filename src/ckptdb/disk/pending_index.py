@@ -17,7 +17,7 @@ from pathlib import Path
 from urllib.parse import quote_from_bytes, unquote_to_bytes
 
 from ckptdb.disk import fsutil, paths
-from ckptdb.disk.training_info import read_regular
+from ckptdb.disk.json_file import read_regular
 from ckptdb.errors import UnreadableInfo
 
 _UUID_LENGTH = 36

@@ -7,24 +7,22 @@ between any two of them loses neither a checkpoint nor the record of a deletion.
 
 from __future__ import annotations
 
-import errno
 import stat
 import uuid
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 
-from ckptdb.core import warnings
 from ckptdb.core.observed import Identity, Leftover, Manifest, Tmp
-from ckptdb.core.records import REPLACED, Checkpoint
+from ckptdb.core.records import Checkpoint
 from ckptdb.disk import (
     checkpoint_identity,
     fsutil,
     identity,
     journal,
-    journal_records,
+    json_file,
     liveness,
     manifest,
     names,
@@ -33,20 +31,18 @@ from ckptdb.disk import (
     read_tmp,
     symlinks,
     trainer_lock,
-    training_info,
+    tree_removal,
     writer,
 )
-from ckptdb.disk.retire import Retiring
+from ckptdb.disk.replace import Replacing
 from ckptdb.disk.run_stamp import StampWatch
 from ckptdb.disk.trainer_lock import TrainerLock
 from ckptdb.disk.transaction import StampChange
 from ckptdb.errors import (
     NoCheckpointHere,
-    NotDeleted,
     ReplacedInPart,
     RunLocked,
     SaveFailed,
-    StepInUse,
     StepTaken,
 )
 
@@ -106,7 +102,7 @@ class _Sealed:
         )
 
 
-class Publisher(Retiring):
+class Publisher(Replacing):
     """Changes one run directory; the only code that does. See `Changing` for the arguments."""
 
     @cached_property
@@ -162,10 +158,10 @@ class Publisher(Retiring):
                     self._write_metadata(path, content, config, checkpoint_uuid, created_at)
                 except OSError:
                     # Not one byte of the loop's is in it yet; do not leave half a file.
-                    fsutil.remove_tree(path)
+                    tree_removal.remove_tree(path)
                     raise
             born = (checkpoint_uuid, created_at)
-            checkpoint = read_tmp.as_staged(who, path, step, born, training_info.parse(content))
+            checkpoint = read_tmp.as_staged(who, path, step, born, json_file.parse(content))
             return Staged(checkpoint, tuple(gone), tuple(adopted), watch.span)
 
     def publish(self, path: Path, *, parent: str | None = None) -> Published:
@@ -278,7 +274,7 @@ class Publisher(Retiring):
             return [], []
         self._refuse_taken(path)
         tmp = read_tmp.load_tmp(who, path, step, may_touch=True)
-        self._refuse_in_use(tmp)
+        liveness.raise_if_in_use(tmp, self._hidden)
         published = self._adopt(who, watch, tmp)
         if published:
             gone = [published.replaced] if published.replaced else []
@@ -287,18 +283,6 @@ class Publisher(Retiring):
             reason = "discarded: left unfinished, the step was saved again"
             return [], [self._discard(who, watch, tmp.checkpoint, reason)]
         return [], []
-
-    def _refuse_in_use(self, tmp: Tmp) -> None:
-        """Refuse to discard what another process may still be writing."""
-        path, who = tmp.checkpoint.path, tmp.writer
-        if tmp.fate or tmp.abandoned or (who and who.is_me):
-            return
-        if tmp.life == "unknown" and (
-            # What says of no writer is a crash's, or another framework's.
-            who is None or liveness.has_silent_writer(path, who, self._hidden)
-        ):
-            return
-        raise StepInUse(path, str(who or "another process"), is_sure=tmp.life == "alive")
 
     @staticmethod
     def _refuse_taken(place: Path) -> None:
@@ -336,7 +320,7 @@ class Publisher(Retiring):
             fsutil.fsync_tree(path, but=names.WRITER)
         files, targets, dangling = manifest.list_files_and_targets(path)
         if dangling:
-            _warn_of_links(path, dangling)
+            symlinks.warn_of_dangling(path, dangling)
         sealed = Manifest(
             uuid=tmp.uuid,
             step=step,
@@ -402,65 +386,6 @@ class Publisher(Retiring):
         published = sealed.published_at(final) or read_checkpoint.load(who, final, step)
         return Published(published, old, watch.span)
 
-    def _record_replaced(
-        self, who: Identity, watch: StampWatch, final: Path, sealed: Manifest
-    ) -> Checkpoint:
-        try:
-            # Whether it is damaged no later look can tell.
-            old = read_checkpoint.load(who, final, sealed.step, verify=True, strict=True)
-        except OSError:
-            # It goes in any case; what of it can be read is recorded.
-            old = read_checkpoint.load(who, final, sealed.step)
-        at, reason = self._now(), f"{REPLACED} of step {sealed.step}"
-        if not checkpoint_identity.is_identified(final):
-            reason += "; it could not be identified, and is kept in the trash for 30 days"
-        self._append(watch, [journal_records.gone(old, "replaced", reason, at)])
-        return replace(old, status="deleted", deleted_at=at, deleted_reason=reason)
-
-    def _swap(self, watch: StampWatch, path: Path, old: Checkpoint, *, in_place: bool) -> None:
-        final = self._final(old.step)
-        aside: Path | None = path
-        try:
-            with watch.change():
-                fsutil.exchange(path, final)
-        except OSError as error:
-            if error.errno != errno.EXDEV or not in_place or not self._may_end(old):
-                raise
-            self._replace_in_place(watch, path, old)
-            aside = None
-        except fsutil.ExchangeUnsupported:
-            aside = self.directory / names.old_name(old.step, old.uuid)
-            with watch.change():
-                fsutil.rename_new(final, aside)
-                try:
-                    fsutil.rename_new(path, final)
-                except OSError:
-                    fsutil.rename_new(aside, final)  # the older one stays what is published
-                    raise
-        self._sync_directory()
-        if aside is not None:
-            self._set_aside(watch, aside, old.step, old.uuid)
-
-    def _may_end(self, old: Checkpoint) -> bool:
-        """Whether nothing of what is replaced has to stay in the trash."""
-        return old.uuid not in self._find_kept() and checkpoint_identity.is_identified(old.path)
-
-    def _replace_in_place(self, watch: StampWatch, path: Path, old: Checkpoint) -> None:
-        """Replace what cannot be moved, once the new one is durable under its tmp name.
-
-        Whoever finds this interrupted finishes the removal, and then publishes the complete tmp.
-        """
-        self._mark(watch, old)
-        failed: list[NotDeleted] = []
-        self._delete_in_place(watch, [old], {}, failed)
-        try:
-            if failed:
-                raise failed[0].error
-            with watch.change():
-                fsutil.rename_new(path, self._final(old.step))
-        except OSError as error:
-            raise ReplacedInPart(path, error) from error
-
     def _adopt(
         self, who: Identity, watch: StampWatch, tmp: Tmp, *, in_place: bool = True
     ) -> Published | None:
@@ -473,11 +398,3 @@ class Publisher(Retiring):
         if tmp.fate == "trash":
             self._set_aside(watch, path, step, tmp.published_uuid)
         return None
-
-
-def _warn_of_links(path: Path, dangling: Sequence[str]) -> None:
-    more = f" and {len(dangling) - 1} more" if len(dangling) > 1 else ""
-    warnings.warn(
-        f"{path / dangling[0]}{more} leads to {paths.read_link(path / dangling[0])}, which is not "
-        "there: the checkpoint will count as damaged. Make the link relative, or copy the file."
-    )

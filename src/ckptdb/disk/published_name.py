@@ -21,8 +21,6 @@ from ckptdb.errors import UnreadableInfo
 
 _GAP_SECONDS = 2.0
 """How long a reader waits for a name that a replacement in two renames has taken away."""
-
-
 _LOOKS = 5
 
 

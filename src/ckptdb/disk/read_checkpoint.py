@@ -21,11 +21,14 @@ from ckptdb.core.records import Checkpoint
 from ckptdb.core.times import utc
 from ckptdb.disk import (
     identity,
+    json_file,
+    json_values,
     manifest,
     names,
     paths,
-    training_info,
 )
+from ckptdb.disk.config_file import CONFIGS
+from ckptdb.disk.json_file import MAX_BYTES
 from ckptdb.disk.manifest import Compared
 from ckptdb.errors import UnreadableInfo
 
@@ -110,17 +113,17 @@ def read_files(
         if files is None or names.MANIFEST in files:
             found = manifest.find(path)
     except UnreadableInfo as error:
-        training_info.raise_if_unknown(error)
+        json_file.raise_if_unknown(error)
         problem = f"{names.MANIFEST} {error.why}"
     try:
-        raw, file = training_info.read_with_status(f"{path}/{names.INFO}", training_info.MAX_BYTES)
-        content = training_info.parse_object(f"{path}/{names.INFO}", raw)
+        raw, file = json_file.read_with_status(f"{path}/{names.INFO}", MAX_BYTES)
+        content = json_file.parse_object(f"{path}/{names.INFO}", raw)
         fingerprint = _fingerprint(folder, file)
     except UnreadableInfo as error:
         if found is None or strict:
-            training_info.raise_if_unknown(error)
+            json_file.raise_if_unknown(error)
         file = file or _find_lstat(f"{path}/{names.INFO}")
-        fingerprint = None if training_info.find_unknown(error) else _fingerprint(folder, file)
+        fingerprint = None if json_file.find_unknown(error) else _fingerprint(folder, file)
         problem = f"{names.INFO} {error.why}"
     doubt: str | None = None
     if verify and problem is None:
@@ -147,12 +150,12 @@ def read_files(
         file_count=len(sizes),
         parent=found.parent if found and found.step == step else None,
         problem=problem,
-        info=training_info.for_catalog(content),
+        info=json_values.for_catalog(content),
         metrics=metrics_of(content),
         fingerprint=fingerprint,
     )
     listed = found.files if found else files or ()
-    return Reading(checkpoint, any(name in listed for name in training_info.CONFIGS), doubt)
+    return Reading(checkpoint, any(name in listed for name in CONFIGS), doubt)
 
 
 def is_unchanged(path: str | Path, fingerprint: str, folder: int | None = None) -> bool:

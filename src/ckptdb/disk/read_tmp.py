@@ -17,6 +17,8 @@ from ckptdb.disk import (
     checkpoint_identity,
     fsutil,
     identity,
+    json_file,
+    json_values,
     liveness,
     manifest,
     names,
@@ -46,7 +48,7 @@ def load_tmp(who: Identity, path: Path, step: int, *, may_touch: bool = False) -
     try:
         content, raw = training_info.load_info(path)
     except UnreadableInfo as error:
-        training_info.raise_if_unknown(error)
+        json_file.raise_if_unknown(error)
         found = None  # not to be published as it is
     if found and found.step != step:
         found = None
@@ -85,7 +87,7 @@ def as_staged(
         path=path,
         status="tmp",
         created_at=born[1],
-        info=training_info.for_catalog(content),
+        info=json_values.for_catalog(content),
         metrics=metrics_of(content),
     )
 
@@ -98,7 +100,7 @@ def find_staged(who: Identity, path: Path, step: int) -> Checkpoint | None:
     try:
         content, _ = training_info.load_info(path)
     except UnreadableInfo as error:
-        training_info.raise_if_unknown(error)
+        json_file.raise_if_unknown(error)
         return None
     return as_staged(who, path, step, (by.uuid, by.created_at), content)
 

@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import os
 import stat
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
+from ckptdb.core import warnings
 from ckptdb.disk import fsutil, names, paths
 
 
@@ -50,3 +51,12 @@ def find_target(path: Path) -> str | None:
 def find_linked(directory: Path, steps: Iterable[int]) -> frozenset[int]:
     """Return the steps of a run that stand behind a symlink, of some."""
     return frozenset(s for s in steps if os.path.islink(f"{directory}/{names.final_name(s)}"))
+
+
+def warn_of_dangling(path: Path, dangling: Sequence[str]) -> None:
+    """Warn of links in a staged checkpoint that lead to nothing, named by their paths below it."""
+    more = f" and {len(dangling) - 1} more" if len(dangling) > 1 else ""
+    warnings.warn(
+        f"{path / dangling[0]}{more} leads to {paths.read_link(path / dangling[0])}, which is not "
+        "there: the checkpoint will count as damaged. Make the link relative, or copy the file."
+    )

@@ -22,7 +22,7 @@ from typing import Final, Self
 from ckptdb.core import process
 from ckptdb.core.process import Process
 from ckptdb.disk import lock, paths
-from ckptdb.disk.training_info import RECORD_BYTES, load_json
+from ckptdb.disk.json_file import RECORD_BYTES, load_json
 from ckptdb.errors import RunInUse, UnreadableInfo
 
 PATIENCE_SECONDS = 0.2

@@ -26,6 +26,7 @@ from ckptdb.disk import (
     names,
     read_checkpoint,
     read_trash,
+    tree_removal,
 )
 from ckptdb.disk.delete_in_place import DeletingInPlace
 from ckptdb.disk.run_stamp import StampWatch
@@ -125,7 +126,7 @@ class Trash(DeletingInPlace):
         removed = 0
         for left in deletions:
             try:
-                fsutil.remove_tree(left.path)
+                tree_removal.remove_tree(left.path)
                 removed += 1
             except FileNotFoundError:
                 continue  # another process removes it at the same time
@@ -141,7 +142,7 @@ class Trash(DeletingInPlace):
         self, watch: StampWatch, aside: Sequence[Leftover], facts: Sequence[Fact]
     ) -> None:
         for left in aside:
-            fsutil.remove_all_but(left.path, names.RECORD)
+            tree_removal.remove_all_but(left.path, names.RECORD)
         self._append_to_freed(watch, facts)
         for left in aside:
             self._to_trash(watch, left.path, left.step, left.uuid)

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, Literal, get_args
 
 from ckptdb.disk import fsutil
-from ckptdb.disk.training_info import load_json
+from ckptdb.disk.json_file import load_json
 from ckptdb.errors import UnreadableInfo
 
 VerifyDepth = Literal["sizes", "contents"]

@@ -26,7 +26,7 @@ from typing import Any, Final, Literal
 from ckptdb.core import process
 from ckptdb.core.observed import Locked, Writer
 from ckptdb.disk import fsutil, lock, names, ownership, paths
-from ckptdb.disk.training_info import RECORD_BYTES, load_json, raise_if_unknown
+from ckptdb.disk.json_file import RECORD_BYTES, load_json, raise_if_unknown
 from ckptdb.errors import UnreadableInfo
 
 # `struct flock`: type, whence, start, length (0 for all of the file), process (0 for this kind).

@@ -8,7 +8,7 @@ from typing import Final
 
 from ckptdb.core.compare import Difference, Side, compare
 from ckptdb.core.records import Checkpoint
-from ckptdb.disk import manifest, names, training_info
+from ckptdb.disk import config_file, manifest, names
 from ckptdb.errors import NotACheckpoint, UnknownRun
 from ckptdb.registry.opened import PathLike
 from ckptdb.registry.tree import Tree
@@ -42,7 +42,7 @@ class DiffMethods(Tree):
         # What is deleted has no files; its configuration went with them.
         if not checkpoint.path.is_dir():
             return Side(checkpoint, None, None)
-        config = training_info.find_config(checkpoint.path)
+        config = config_file.find_config(checkpoint.path)
         return Side(checkpoint, config, manifest.list_files(checkpoint.path))
 
     def _find_named(self, which: int | PathLike, run: PathLike | None) -> Checkpoint:

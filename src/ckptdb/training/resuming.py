@@ -20,13 +20,13 @@ from ckptdb.core.times import utc
 from ckptdb.disk import (
     checkpoint_identity,
     checksums,
+    config_file,
     identity,
     manifest,
     names,
     read_checkpoint,
     run_listing,
     symlinks,
-    training_info,
 )
 from ckptdb.disk.manifest import Compared
 from ckptdb.disk.publish import Publisher
@@ -278,11 +278,11 @@ class Resuming:
     def _find_change(self, path: Path, config: object) -> ConfigChanged | None:
         """Return what has changed since a checkpoint was saved, or why that is not known."""
         try:
-            now = training_info.config_to_compare(config)
+            now = config_file.config_to_compare(config)
         except UnreadableInfo as error:
             return ConfigNotComparable(path, f"the one passed {error.why}")
         try:
-            stored = training_info.get_config(path)
+            stored = config_file.get_config(path)
         except UnreadableInfo as error:
             return ConfigNotComparable(path, f"{error.path.name} {error.why}")
         if stored is None:

@@ -36,8 +36,10 @@ from ckptdb.core.metrics import metrics_of
 from ckptdb.core.observed import Identity
 from ckptdb.core.records import Run
 from ckptdb.disk import (
+    config_file,
     identity,
     journal,
+    json_values,
     manifest,
     names,
     read_checkpoint,
@@ -159,7 +161,7 @@ def _feed_info(folder: Path, content: bytes) -> None:
     else:
         if expected is None or raw != content:
             raise Wrong("what is no JSON object is read")
-        json.dumps(training_info.for_catalog(found), allow_nan=False)
+        json.dumps(json_values.for_catalog(found), allow_nan=False)
         check_metrics(found)
         with suppress(UnwritableInfo):
             again = training_info.dump_info(found)
@@ -189,7 +191,7 @@ def check_metrics(content: dict[str, object]) -> None:
 
 def _feed_config(folder: Path, content: bytes) -> None:
     del content
-    found = training_info.find_config(folder)
+    found = config_file.find_config(folder)
     if found is not None:
         json.dumps(found, allow_nan=False)
 

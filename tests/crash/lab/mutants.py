@@ -36,6 +36,7 @@ from ckptdb.disk import (
     read_checkpoint,
     read_tmp,
     trainer_lock,
+    tree_removal,
     writer,
 )
 from ckptdb.disk.journal_lines import NO_LINE, LineChain
@@ -197,7 +198,7 @@ def _remove_at_once(
     publisher: Publisher, _: object, __: object, path: Path, *___: object, **____: object
 ) -> Path:
     hit()
-    fsutil.remove_tree(path)
+    tree_removal.remove_tree(path)
     return publisher._trash / path.name
 
 
@@ -420,7 +421,7 @@ _FLUSHES = (
     Mutant("the commit point, until older ones are gone", ("rolling",),
            ("publish._publish/_sync_directory/1",)),
     Mutant("the commit point of a replacement", ("replaced for certain",),
-           ("publish._swap/_sync_directory/1",)),
+           ("replace._swap/_sync_directory/1",)),
     Mutant("any flush of the run's directory", ("first save",),
            ("transaction._sync_directory/fsync/1",)),
     Mutant("replaced: the trash", ("pinned and replaced", "repaired"),
