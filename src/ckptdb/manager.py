@@ -145,7 +145,7 @@ class CheckpointManager:
         self._background = Background()
         self._check_space = settings.check_space
         none: Sequence[SaveCost] = ()
-        self._recent = RecentSaves(partial(self._index.peek, find_recorded, nothing=none))
+        self._recent = RecentSaves(partial(self._index.query_stored, find_recorded, nothing=none))
         self._signals = Signals(settings.signals)
         ends_at: float | None = None
         if settings.slurm_deadline:
@@ -224,7 +224,7 @@ class CheckpointManager:
                 )
                 self._parents.begin(path, number)
                 changed = [staged.checkpoint, *staged.adopted, *staged.gone]
-                self._index.tell(changed, staged.span)
+                self._index.record(changed, staged.span)
                 self._hooks.report_deleted(staged.gone)
                 self._hooks.report_published(staged.adopted)
                 if settings is not None:
@@ -351,7 +351,7 @@ class CheckpointManager:
             if selection.removed:
                 self._warn_of_unknown_metrics(terms.policy)
                 self._retire(selection.removed)
-            self._index.finish()
+            self._index.finish_repairs()
             self._settle(terms, selection)
 
     def plan_retention(self, *, exclude_latest: bool = True) -> RetentionPlan:
@@ -417,7 +417,7 @@ class CheckpointManager:
 
         def empty_trash() -> None:
             self._background.wait()
-            self._index.look_for_doubt()
+            self._index.check_journal()
             self._empty_trash()
 
         def discard_unfinished() -> None:
@@ -523,7 +523,7 @@ class CheckpointManager:
             return catalog.find_best_step(run_id, metric, self._mode), unranked
 
         nothing: tuple[int | None, Unranked] = (None, Unranked())
-        step, unranked = self._index.ask(find, nothing=nothing)
+        step, unranked = self._index.query(find, nothing=nothing)
         for ignored in _ignoring(unranked, metric):
             warnings.warn(ignored)
         if step is None and unranked != Unranked():
@@ -540,7 +540,7 @@ class CheckpointManager:
         """Return the checkpoint with the highest step, or None."""
         self._parents.note_look()
         return self._shown(
-            self._index.ask(lambda catalog, run_id, _: catalog.find_latest_step(run_id),
+            self._index.query(lambda catalog, run_id, _: catalog.find_latest_step(run_id),
                             nothing=None)
         )  # fmt: skip
 
@@ -571,7 +571,7 @@ class CheckpointManager:
             return catalog.top_steps(run_id, metric, self._mode, count), unranked
 
         nothing: tuple[tuple[int, ...], Unranked] = ((), Unranked())
-        steps, unranked = self._index.ask(find, nothing=nothing)
+        steps, unranked = self._index.query(find, nothing=nothing)
         for ignored in _ignoring(unranked, metric):
             warnings.warn(ignored)
         top = f"{self._answered_directory}/"
@@ -733,7 +733,7 @@ class CheckpointManager:
         if not there:
             config = None
         self._config_step = None if config is None else published.checkpoint.step
-        self._index.tell([*gone, published.checkpoint], published.span, config=config)
+        self._index.record([*gone, published.checkpoint], published.span, config=config)
         # In this order: whoever goes by the step alone must not take the new one for the old.
         self._hooks.report_deleted(gone)
         self._hooks.report_published(there)
@@ -744,8 +744,8 @@ class CheckpointManager:
     def _retire(self, removed: Sequence[Decision]) -> None:
         if not removed:
             return
-        self._index.look_for_doubt()
-        self._index.refuse_in_doubt()
+        self._index.check_journal()
+        self._index.ensure_deletable()
         failure: DeletionIncomplete | None = None
         try:
             retired = deletions.retire(self._publisher, removed)
@@ -753,7 +753,7 @@ class CheckpointManager:
             failure, retired = error, error.done
         for checkpoint in retired.gone:
             _logger.info("retired %s: %s", checkpoint.path, checkpoint.deleted_reason)
-        self._index.tell(retired.gone, retired.span, config_step=self._config_step)
+        self._index.record(retired.gone, retired.span, config_step=self._config_step)
         self._hooks.report_deleted(retired.gone)
         self._background.submit(self._empty_trash)
         if failure is not None:
@@ -784,7 +784,7 @@ class CheckpointManager:
 
         nothing: tuple[str, ...] = ()
         # A pin is a line in the journal, and changes the stamp whatever the clock says.
-        return self._index.ask(find, nothing=nothing, trust_own=True)
+        return self._index.query(find, nothing=nothing, trust_own=True)
 
     def _warn_if_pinned(self, replaced: Checkpoint) -> None:
         if replaced.uuid in self._pinned_gone():
@@ -823,7 +823,7 @@ class CheckpointManager:
     def _empty_trash(self, *, everything: bool = False) -> None:
         try:
             # In the background nobody is asked: the loop has begun to change the run again.
-            self._index.refuse_in_doubt()
+            self._index.ensure_deletable()
             self._publisher.empty_trash(everything=everything)
         except JournalInDoubt as error:
             self._tell_of_doubt(error)
@@ -851,9 +851,9 @@ class CheckpointManager:
     ) -> None:  # fmt: skip
         self._parents.discard(path)
         try:
-            self._index.look_for_doubt()
+            self._index.check_journal()
             retired = self._publisher.discard(path, reason=reason, uuid=uuid)
-            self._index.tell(retired.gone, retired.span)
+            self._index.record(retired.gone, retired.span)
             self._hooks.report_deleted(retired.gone)
             self._background.submit(self._empty_trash)
         except (OSError, CkptdbError) as error:

@@ -340,7 +340,7 @@ def test_a_child_forked_in_the_middle_of_a_question_answers_its_own(tmp_path, wh
             (run / ".ckptdb" / "catalog.db").write_bytes(b"no database" * 100)
             with pytest.warns(UserWarning, match="answered from disk"):
                 manager.get_latest_checkpoint_path()
-        thread = threading.Thread(target=lambda: manager._index.ask(linger, nothing=None))
+        thread = threading.Thread(target=lambda: manager._index.query(linger, nothing=None))
         thread.start()
         inside.wait()
 

@@ -52,7 +52,7 @@ longer was made to do so, or its disk is of no use; training goes on without it.
 # SQLite has no checksums: flipped bits can come back as text that is no UTF-8, no JSON, no number.
 _NONSENSE = (ValueError, TypeError, LookupError)
 
-Question = Callable[[Catalog, int, dict[str, Any]], _T]
+Query = Callable[[Catalog, int, dict[str, Any]], _T]
 """Queries a catalog about a run, by id; may keep answers in the memo while nothing changes."""
 
 
@@ -96,7 +96,7 @@ class RunIndex:
 
     # --- queries --------------------------------------------------------------------------
 
-    def ask(self, question: Question[_T], *, nothing: _T, trust_own: bool = False) -> _T:
+    def query(self, question: Query[_T], *, nothing: _T, trust_own: bool = False) -> _T:
         """Answer a question about the run as it is on disk now.
 
         Args:
@@ -111,7 +111,7 @@ class RunIndex:
                     return self._answer(stored, question, nothing, trust_own=trust_own)
             return self._answer(self._get_memory(), question, nothing, trust_own=trust_own)
 
-    def peek(self, question: Callable[[Catalog, int], _T], *, nothing: _T) -> _T:
+    def query_stored(self, question: Callable[[Catalog, int], _T], *, nothing: _T) -> _T:
         """Answer from the rows that the stored catalog has now, without reading the directory.
 
         Args:
@@ -125,7 +125,7 @@ class RunIndex:
                 return question(stored.catalog, run.id)
         return nothing
 
-    def follow(self) -> FollowedRun | None:
+    def find_followed(self) -> FollowedRun | None:
         """Return what is known of the run if only this process has changed it since its listing.
 
         A change by another process moves the stamp, unless it falls into one tick of the file
@@ -137,7 +137,7 @@ class RunIndex:
             now = run_stamp.find_stamp(self._directory) if followed else None
             return followed if followed and followed.stamp.is_same(now) else None
 
-    def _answer(self, view: RunView, question: Question[_T], nothing: _T, *, trust_own: bool) -> _T:
+    def _answer(self, view: RunView, question: Query[_T], nothing: _T, *, trust_own: bool) -> _T:
         self._healing.heal(view, trust_own=trust_own)
         if view.run_id is None:
             return nothing
@@ -145,13 +145,13 @@ class RunIndex:
 
     # --- before a deletion ----------------------------------------------------------------
 
-    def look_for_doubt(self) -> None:
+    def check_journal(self) -> None:
         """Find out whether index and journal contradict each other about what is kept."""
         # A journal that was cut has moved the stamp, whoever advanced it.
-        self.ask(lambda *_: None, nothing=None, trust_own=True)
-        self.finish()
+        self.query(lambda *_: None, nothing=None, trust_own=True)
+        self.finish_repairs()
 
-    def finish(self) -> None:
+    def finish_repairs(self) -> None:
         """Finish what a crash left half done in the run, and journal what has vanished.
 
         A question leaves that alone; this is for those who act on the run.
@@ -165,7 +165,7 @@ class RunIndex:
                 if stored is not None:
                     self._healing.finish(stored)
 
-    def refuse_in_doubt(self) -> None:
+    def ensure_deletable(self) -> None:
         """Make sure that nothing was found that forbids every deletion.
 
         Raises:
@@ -177,7 +177,7 @@ class RunIndex:
         if doubt is not None:
             raise JournalInDoubt(self._directory, doubt)
 
-    def read_again(self) -> None:
+    def read_everything(self) -> None:
         """Read every file of the run again, because the index contradicts one of them."""
         with self._mutex:
             for view in (self._stored, self._memory):
@@ -193,7 +193,7 @@ class RunIndex:
         """Start counting the waits of another save."""
         self._patience = PATIENCE_SECONDS
 
-    def tell(
+    def record(
         self,
         checkpoints: Sequence[Checkpoint],
         span: StampChange,
@@ -232,12 +232,12 @@ class RunIndex:
             if not is_stored:
                 self._missed.leave_note(self._find_location, make_durable=self._durable)
 
-    def learn(self, checkpoints: Sequence[Checkpoint]) -> None:
+    def record_findings(self, checkpoints: Sequence[Checkpoint]) -> None:
         """Store what a closer reading of published checkpoints has found, in memory too."""
         for checkpoint in checkpoints:
             if checkpoint.problem is not None:
                 self._healing.report_problem(checkpoint.step, checkpoint.problem)
-        self.tell(checkpoints, None)
+        self.record(checkpoints, None)
         with self._mutex:
             if self._memory is not None:
                 changes = self._changes(checkpoints, None, None, None)

@@ -155,7 +155,7 @@ class ParentTracker:
             return catalog.newest_steps(run_id, _MOST_ABOVE)
 
         nothing: tuple[int, ...] = ()
-        newest = self._index.ask(find, nothing=nothing, trust_own=True)
+        newest = self._index.query(find, nothing=nothing, trust_own=True)
         return sorted(other for other in newest if other > step)
 
 

@@ -120,26 +120,26 @@ def select(index: RunIndex, directory: Path, rules: PruneRules) -> Selection:
         JournalInDoubt: The run's journal is damaged, or the catalog contradicts it.
     """
     policy = rules.policy
-    followed = index.follow()
+    followed = index.find_followed()
     if not policy.has_limit or (followed and policy.keeps_all(followed.at_most)):
         return Selection()
     judging = _Judging(index, directory, rules)
     # A stamp that only our own changes have advanced may hide a change that somebody made by hand
     # in between. It is exact enough to see that nothing goes, not to choose what goes.
-    judged = index.ask(judging.judge_below_best, nothing=_NOTHING, trust_own=True)
+    judged = index.query(judging.judge_below_best, nothing=_NOTHING, trust_own=True)
     if all(decision.keep and not decision.is_previous for decision in judged.decisions):
         return Selection()
-    followed = index.follow()
+    followed = index.find_followed()
     if followed and followed.is_fresh and _is_confirmed(directory, rules, judged, followed):
         return judged.select()
     none: _Judged | None = _NOTHING
-    confirmed = index.ask(judging.judge_and_compare, nothing=none)
+    confirmed = index.query(judging.judge_and_compare, nothing=none)
     if confirmed is None:
         # A damaged journal may be the cause: then nothing is read again, and the error says so.
-        index.look_for_doubt()
-        index.refuse_in_doubt()
-        index.read_again()
-        confirmed = index.ask(judging.judge_and_compare, nothing=none)
+        index.check_journal()
+        index.ensure_deletable()
+        index.read_everything()
+        confirmed = index.query(judging.judge_and_compare, nothing=none)
     # Files that still differ are being changed at this moment: the next prune tries again.
     return Selection(is_contradicted=True) if confirmed is None else confirmed.select()
 
@@ -154,7 +154,7 @@ def plan_all(index: RunIndex, directory: Path, rules: PruneRules) -> RetentionPl
         decisions = rules.judge(candidates, directory)
         return plan.make(decisions, candidates, rules.policy, exclude_latest=rules.exclude_latest)
 
-    return index.ask(find, nothing=RetentionPlan())
+    return index.query(find, nothing=RetentionPlan())
 
 
 @dataclass(frozen=True, slots=True)
@@ -188,7 +188,7 @@ def find_unknown_metrics(index: RunIndex, policy: Policy) -> UnknownMetrics:
             known,
         )
 
-    return index.ask(find, nothing=UnknownMetrics(), trust_own=True)
+    return index.query(find, nothing=UnknownMetrics(), trust_own=True)
 
 
 class _Judging:
@@ -202,7 +202,7 @@ class _Judging:
 
     def judge_below_best(self, catalog: Catalog, run_id: int, _: Any) -> _Judged:
         """Judge only the checkpoints below the best, where each has a rank: no other is read."""
-        policy, followed = self._policy, self._index.follow()
+        policy, followed = self._policy, self._index.find_followed()
         metric, mode, best = policy.metric, policy.mode, policy.keep_top_k
         if followed is None or self._rules.previous or metric not in followed.ranked_by:
             return self._judge_all(catalog, run_id)
@@ -233,7 +233,7 @@ class _Judging:
 
     def _judge_all(self, catalog: Catalog, run_id: int) -> _Judged:
         """Judge all checkpoints, unless there are so few that nothing can go."""
-        policy, followed = self._policy, self._index.follow()
+        policy, followed = self._policy, self._index.find_followed()
         count = catalog.count_live(run_id)
         if followed:
             followed.at_most = count
@@ -255,7 +255,7 @@ class _Judging:
         )
         if compared is None:
             return False
-        followed = self._index.follow()
+        followed = self._index.find_followed()
         if followed:
             followed.by_files = {candidate.uuid: candidate for candidate in compared.sound}
         return tuple(indexed) == tuple(self._without_linked_bytes(compared.sound))

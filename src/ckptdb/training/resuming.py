@@ -155,7 +155,7 @@ class Resuming:
             return catalog.line_members(run_id)
 
         nothing: tuple[LineMember, ...] = ()
-        return self._index.ask(find, nothing=nothing)
+        return self._index.query(find, nothing=nothing)
 
     def _in_order(self, first: Sequence[LineMember]) -> Iterator[Checkpoint]:
         """Yield what is published, trusted or not: first some, then the others by step."""
@@ -192,14 +192,14 @@ class Resuming:
             return {checkpoint.uuid: checkpoint for checkpoint in found}
 
         nothing: dict[str, Checkpoint] = {}
-        return self._index.ask(find, nothing=nothing)
+        return self._index.query(find, nothing=nothing)
 
     def _list(self, count: int) -> Sequence[Checkpoint]:
         def find(catalog: Catalog, run_id: int, _: object) -> tuple[Checkpoint, ...]:
             return catalog.checkpoints(run_id=run_id, status="final", limit=count)[::-1]
 
         nothing: tuple[Checkpoint, ...] = ()
-        return self._index.ask(find, nothing=nothing)
+        return self._index.query(find, nothing=nothing)
 
     def _examine(self, known: Checkpoint) -> tuple[Checkpoint, str | None]:
         """Return a checkpoint as it is now, and why training cannot continue from it."""
@@ -230,7 +230,7 @@ class Resuming:
         if found.problem == known.problem:
             return known, known.problem
         learned = replace(known, problem=found.problem, fingerprint=found.fingerprint)
-        self._index.learn([learned])
+        self._index.record_findings([learned])
         return learned, found.problem
 
     def _tell(self, checkpoint: Checkpoint, why: str) -> None:
