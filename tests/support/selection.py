@@ -33,16 +33,23 @@ def choose(config):
         return
     if not option.all and not option.markexpr:
         option.markexpr = QUICK
-    is_worker = hasattr(config, "workerinput")
-    if not is_worker and not option.usepdb and getattr(option, "numprocesses", 0) is None:
+    # pytest-cov has looked for processes before: with --cov they need an explicit -n.
+    alone = hasattr(config, "workerinput") or option.usepdb or getattr(option, "cov_source", None)
+    if not alone and getattr(option, "numprocesses", 0) is None:
         option.numprocesses = "auto"
 
 
 def mark(item):
-    """Mark a test by the expensive fixtures that it asks for."""
+    """Mark a test by the expensive fixtures that it asks for; measure no coverage of slow ones.
+
+    They repeat the same lines many times, and measuring takes as long again as the test. What
+    a slow test alone reaches counts as not covered.
+    """
     for fixture, name in _MARK_OF_FIXTURE.items():
         if fixture in item.fixturenames:
             item.add_marker(name)
+    if item.get_closest_marker("slow"):
+        item.add_marker("no_cover")
 
 
 class NoSkips:
