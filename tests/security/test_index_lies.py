@@ -246,7 +246,7 @@ def find_drift(registry):
         found = registry.reconcile(dry_run=True)
     except CkptdbError as error:
         return {str(error)} if is_sentence(str(error)) else None
-    assert found.has_drift == bool(found.counts["differences"] or found.has_lasting)
+    assert found.has_drift == bool(found.counts["differences"] or found.has_unresolved)
     kinds = {action.kind for run in found.runs for action in run.actions if action.is_drift}
     return kinds | ({"strays"} if found.strays else set())
 

@@ -63,7 +63,7 @@ def _reconcile(session: Session, path: str | None, form: str, *, full: bool, dry
         print_report(report, dry_run=dry_run)
     if report.blocked:
         return PARTLY_DONE
-    return DRIFT if report.has_lasting or (dry_run and report.has_drift) else 0
+    return DRIFT if report.has_unresolved or (dry_run and report.has_drift) else 0
 
 
 def print_report(report: ReconcileReport, *, dry_run: bool) -> None:

@@ -51,7 +51,7 @@ NOT_RANKED: Final = "; kept, not ranked"
 OF_A_RUN: Final = frozenset({"new run", "moved run", "changed run"})
 REPAIRS: Final = frozenset({"complete tmp", "orphan old", "unfinished removal"})
 OF_THE_JOURNAL: Final = frozenset({"damaged journal", "contradicted"})
-LASTING: Final = frozenset({"lost", "unreadable", "damaged"})
+UNRESOLVED: Final = frozenset({"lost", "unreadable", "damaged"})
 REPORTED: Final = frozenset(
     {
         "abandoned tmp", "live tmp", "blocked tmp", "not verifiable", "rejected", "duplicate",
@@ -94,12 +94,12 @@ class Action(JsonRecord):
     @property
     def is_change(self) -> bool:
         """Whether applying would change something."""
-        return self.is_drift and self.kind not in LASTING
+        return self.is_drift and self.kind not in UNRESOLVED
 
     @property
-    def is_lasting(self) -> bool:
+    def is_unresolved(self) -> bool:
         """Whether only a person can resolve it; it is found again after every reconcile."""
-        return self.kind in LASTING or self.is_lost
+        return self.kind in UNRESOLVED or self.is_lost
 
     def without_record(self) -> Action:
         """Return the difference without the record: a report may hold a hundred thousand."""

@@ -25,7 +25,7 @@ def record_vanished(
         directory: The run.
         vanished: Checkpoints that are gone.
         back: Checkpoints that are there again.
-        writes_journal: False to write nothing; whoever acts next on the run does.
+        writes_journal: False to write nothing; the next `reconcile_run` does.
 
     Returns:
         The vanished checkpoints as the index has to store them.

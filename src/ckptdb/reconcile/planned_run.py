@@ -127,7 +127,7 @@ def plan_run(
     indexed, blocked = _find_indexed(catalog, who)
     if blocked:
         return RunReport(directory, directory.name, (), blocked=blocked)
-    # The second time the journal is always read; whoever writes it has to know what it lacks.
+    # The second time the journal is always read, and before a line is written to it.
     history = options.depth != "changes" or before is not None or options.writes_journal
     recorded = catalog.recorded(indexed, history=history)
     batches = BatchReader(catalog, who, recorded, options, history=history)

@@ -1,7 +1,7 @@
 """Repairs that reconciling may do in a run's directory.
 
 A question does none, so that it cannot change a run. A training loop's manager uses `Completing`
-when it is asked, whoever acts on a run uses `Finishing`.
+before its answers; every other change of a run uses `Finishing`.
 """
 
 from __future__ import annotations

@@ -18,18 +18,18 @@ _PREFIX = 8
 
 @dataclass(frozen=True, slots=True)
 class RunReport(JsonRecord):
-    """What reconciling one run found, and whether it was carried out.
+    """Report of reconciling one run: the differences, and whether they were applied.
 
     Attributes:
-        blocked: Why some of it could not be done, or None.
+        blocked: Why something could not be applied, or None.
         run_id: The run in the catalog, None when it is not there.
         verified: The stamp for which the catalog is now known to be exact.
-        doubt: Why nothing of it may be deleted now, in words: its journal is damaged, or the
+        doubt: Why nothing of the run may be deleted now, in words: its journal is damaged, or the
             catalog contradicts it.
         uuid: The run's.
-        journal_aside: Where its damaged journal is kept.
-        is_unfinished: Whether something is left to do in its directory that only whoever acts on
-            the run may do: removals, and lines of the journal.
+        journal_aside: The path of its damaged journal, which is kept.
+        is_unfinished: Whether work is left in its directory that a question may not do: removals,
+            and lines of the journal.
     """
 
     JSON_KEYS: ClassVar[JsonKeys] = {
@@ -56,28 +56,30 @@ class RunReport(JsonRecord):
 
     @property
     def has_drift(self) -> bool:
-        """Disk and index differed, or a checkpoint is lost or cannot be trusted."""
+        """Whether disk and index differed, or a checkpoint is lost or cannot be trusted."""
         return any(action.is_drift for action in self.actions)
 
     @property
     def has_changes(self) -> bool:
-        """Disk and index differed: applying changes something."""
+        """Whether disk and index differed: applying changes something."""
         return any(action.is_change for action in self.actions)
 
     @property
-    def lasting(self) -> tuple[Action, ...]:
-        """What only a person can settle: checkpoints that are lost or cannot be trusted."""
-        return tuple(action for action in self.actions if action.is_lasting)
+    def has_unresolved(self) -> bool:
+        """Whether a checkpoint is lost or cannot be trusted, which only a person can resolve."""
+        return any(action.is_unresolved for action in self.actions)
 
 
 @dataclass(frozen=True, slots=True)
 class ReconcileReport(JsonRecord):
-    """What reconciling a tree found.
+    """Report of reconciling a tree.
 
     Attributes:
         missing: Runs that the catalog has below the tree and that are not there.
         replaced: Runs whose directory below the tree is another run's by now.
-        strays: How many rows of the catalog belong to no run or checkpoint that there is; removed.
+        set_aside: The path of a broken catalog, which is kept.
+        checkpoints: Number of checkpoints that were read.
+        strays: Number of rows in the catalog that belonged to no run or checkpoint; removed.
     """
 
     JSON_KEYS: ClassVar[JsonKeys] = {
@@ -101,27 +103,27 @@ class ReconcileReport(JsonRecord):
 
     @property
     def not_verifiable(self) -> int:
-        """Of how many checkpoints the files could not be compared, where that was asked."""
+        """Number of checkpoints whose files could not be compared with a manifest."""
         return sum(a.kind == "not verifiable" for run in self.runs for a in run.actions)
 
     @property
     def has_drift(self) -> bool:
-        """Disk and index differed somewhere, or a checkpoint is lost or cannot be trusted."""
+        """Whether any run has drift, or the catalog has stray rows."""
         return bool(self.strays) or any(run.has_drift for run in self.runs)
 
     @property
     def has_changes(self) -> bool:
-        """Disk and index differed somewhere: applying changes something."""
+        """Whether applying changes anything."""
         return bool(self.strays) or any(run.has_changes for run in self.runs)
 
     @property
-    def has_lasting(self) -> bool:
-        """Something is left that only a person can settle."""
-        return any(run.lasting for run in self.runs)
+    def has_unresolved(self) -> bool:
+        """Whether something is left that only a person can resolve."""
+        return any(run.has_unresolved for run in self.runs)
 
     @property
     def counts(self) -> dict[str, int]:
-        """How many differences there are, and how many checkpoints of each kind are not well."""
+        """Number of differences, and of checkpoints that are lost or cannot be trusted, by kind."""
         actions = [action for run in self.runs for action in run.actions]
         kinds = Counter("lost" if a.is_lost else a.kind for a in actions)
         return {
@@ -131,7 +133,7 @@ class ReconcileReport(JsonRecord):
 
     @property
     def history(self) -> tuple[str, ...]:
-        """Which runs only the catalog has, because others took their directories; a line each."""
+        """Runs that only the catalog has, because others took their directories; a line each."""
         return tuple(
             f"{run.directory} is another run's by now; what was there before is history, and is "
             f"called {run.uuid[:_PREFIX]} (`ckptdb ls {run.uuid[:_PREFIX]} --all`, `ckptdb forget "
@@ -141,7 +143,7 @@ class ReconcileReport(JsonRecord):
 
     @property
     def blocked(self) -> tuple[str, ...]:
-        """What could not be done, one sentence each."""
+        """Reasons why something could not be applied, one sentence each."""
         gone = (
             f"{path} is not there; its history is kept until it is back or `ckptdb forget {path}`"
             for path in self.missing

@@ -1,4 +1,4 @@
-"""Reconciling one run: for those who act on it, and for those who only ask."""
+"""Reconciling one run: `reconcile_run` may change its directory, `index_run` only the index."""
 
 from __future__ import annotations
 
@@ -34,8 +34,8 @@ def reconcile_run(
 ) -> RunReport:
     """Compare one run with the index, correct the index, and finish what a crash left half done.
 
-    For those who act on the run: removals that a crash interrupted are finished, and the journal
-    records what has vanished. Those who only ask use `index_run`.
+    Removals that a crash interrupted are finished, and the journal records what has vanished. A
+    question uses `index_run` instead.
 
     Args:
         catalog: The index.
@@ -69,7 +69,7 @@ def index_run(
 ) -> RunReport:
     """Bring the index to what is on disk in one run, and change nothing there.
 
-    The index then records what has vanished; whoever acts next on the run writes the journal.
+    The index then records what has vanished; the next `reconcile_run` writes it to the journal.
 
     Args:
         catalog: The index.

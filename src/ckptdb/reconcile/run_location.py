@@ -1,4 +1,4 @@
-"""Whether a run is where the index has it: what counts is the uuid that its directory tells."""
+"""Whereabouts of a run: whether it is in the directory that the index has, by its uuid."""
 
 from __future__ import annotations
 
@@ -12,17 +12,22 @@ from ckptdb.core.recorded import IndexedRun
 from ckptdb.disk import identity
 
 Whereabouts = Literal["here", "unclear", "replaced", "missing"]
-"""Of a run's directory: it is the run's; it does not tell whose it is; it is another run's by now;
-there is none."""
+"""State of the directory that the index has for a run.
+
+``"here"``: it holds the run. ``"unclear"``: its uuid cannot be read. ``"replaced"``: it holds
+another run by now. ``"missing"``: there is no such directory.
+"""
 
 
-def judge(uuid: str, who: Identity | None, is_known: Callable[[str], bool]) -> Whereabouts:
-    """Say whether a run is in a directory.
+def judge_whereabouts(
+    uuid: str, who: Identity | None, is_known: Callable[[str], bool]
+) -> Whereabouts:
+    """Tell whether a run is in a directory.
 
     Args:
         uuid: The run's.
-        who: What the directory tells; None when there is none.
-        is_known: Whether the index has a run with some uuid.
+        who: The directory's identity; None when there is no directory.
+        is_known: Tells whether the index has a run with a uuid.
     """
     if who is None:
         return "missing"
@@ -30,32 +35,32 @@ def judge(uuid: str, who: Identity | None, is_known: Callable[[str], bool]) -> W
         return "here"
     if not who.marked or who.problem:
         return "unclear"
-    # A copied tree, or a run that came back from a backup: the index has had nothing else in mind.
+    # A copied tree, or a run from a backup: the index has the copy under the uuid of the original.
     is_copy = who.run.forked_from == uuid and not is_known(who.run.uuid)
     return "here" if is_copy else "replaced"
 
 
 def find_whereabouts(catalog: Catalog, uuid: str, directory: Path) -> Whereabouts:
-    """Look where a run is that the index has in a directory."""
+    """Return whether a run is in the directory that the index has for it."""
     try:
         who = identity.find(directory)
     except OSError:
-        return "unclear"  # not for us to see now
-    return judge(uuid, who, lambda known: catalog.find_run(known) is not None)
+        return "unclear"  # not readable for this user, or not mounted
+    return judge_whereabouts(uuid, who, lambda known: catalog.find_run(known) is not None)
 
 
 def find_there(catalog: Catalog, directory: Path) -> IndexedRun | None:
     """Return the run of the index that is in a directory, else the last one that was.
 
-    None when another run is there by now, which the index does not know.
+    None when the directory holds another run by now, which the index does not have.
     """
     try:
         who = identity.find(directory)
     except OSError:
         who = None
-    seen = None if who is None else catalog.find_run(who.run.uuid)
-    if seen is not None and seen.run.directory == directory:
-        return seen
+    indexed = None if who is None else catalog.find_run(who.run.uuid)
+    if indexed is not None and indexed.run.directory == directory:
+        return indexed
     last = catalog.find_run_at(directory)
     if last is None or find_whereabouts(catalog, last.run.uuid, directory) == "replaced":
         return None

@@ -32,8 +32,8 @@ def reconcile_tree(
     Args:
         catalog: The index to bring up to date.
         top: A run, a root, or any directory between.
-        depth: How much is looked at again.
-        dry_run: Only say what would be done.
+        depth: Extent of the reading.
+        dry_run: Only report what would be done.
         on_run: Called before each run, for a progress bar.
         on_checkpoint: Called after each checkpoint.
     """
@@ -43,79 +43,94 @@ def reconcile_tree(
     if strays and not dry_run:
         catalog.remove_strays()
 
-    def counted() -> None:
+    def count_checkpoint() -> None:
         nonlocal count
         count += 1
         if on_checkpoint:
             on_checkpoint()
 
-    reports: dict[Path, RunReport] = {}
-    look = partial(
-        reconcile_run, catalog, depth=depth, dry_run=dry_run, on_checkpoint=counted, restore=True
+    reconcile = partial(
+        reconcile_run,
+        catalog,
+        depth=depth,
+        dry_run=dry_run,
+        on_checkpoint=count_checkpoint,
+        restore=True,
     )
-    with_known = _with_known(run_finder.list_runs(top), catalog, top, reports)
-    for directory, listing in _moved_first(with_known, catalog):
-        if on_run:
-            on_run(directory)
-        reports[directory] = look(directory, listing=listing)
-    if any(action.kind == "moved run" for run in reports.values() for action in run.actions):
-        # What seemed to have lost its run.json may be another run, begun where one moved away.
-        again = [directory for directory, report in reports.items() if report.blocked]
-        reports |= {directory: look(directory) for directory in again}
-    # One that has moved is not missing where it was.
-    found = {report.uuid for report in reports.values()}
-    known = (seen.run.directory for seen in catalog.runs() if seen.run.uuid not in found)
-    missing = tuple(
-        d for d in known if d.is_relative_to(top) and (".." in d.parts or not d.is_dir())
-    )
-    replaced = _find_replaced(catalog, top, reports)
-    seconds = time.monotonic() - started
+    reports = _reconcile_all(catalog, top, reconcile, on_run or (lambda _: None))
     return ReconcileReport(
         tuple(reports.values()),
-        missing,
-        replaced,
+        _find_missing(catalog, top, reports.values()),
+        _find_replaced(catalog, top, reports),
         checkpoints=count,
-        seconds=seconds,
+        seconds=time.monotonic() - started,
         strays=strays,
     )
 
 
+def _reconcile_all(
+    catalog: Catalog,
+    top: Path,
+    reconcile: Callable[..., RunReport],
+    on_run: Callable[[Path], None],
+) -> dict[Path, RunReport]:
+    reports: dict[Path, RunReport] = {}
+    found = _add_indexed(run_finder.list_runs(top), catalog, top, reports)
+    for directory, listing in _sort_moved_first(found, catalog):
+        on_run(directory)
+        reports[directory] = reconcile(directory, listing=listing)
+    if any(action.kind == "moved run" for run in reports.values() for action in run.actions):
+        # A run that seems to have lost its run.json may be another run, begun where one moved away.
+        again = [directory for directory, report in reports.items() if report.blocked]
+        reports |= {directory: reconcile(directory) for directory in again}
+    return reports
+
+
+def _find_missing(catalog: Catalog, top: Path, reports: Iterable[RunReport]) -> tuple[Path, ...]:
+    """Return the directories below a tree that the index has for runs that are nowhere."""
+    # A run that has moved is not missing where it was.
+    found = {report.uuid for report in reports}
+    known = (row.run.directory for row in catalog.runs() if row.run.uuid not in found)
+    return tuple(d for d in known if d.is_relative_to(top) and (".." in d.parts or not d.is_dir()))
+
+
 def _find_replaced(catalog: Catalog, top: Path, reports: Iterable[Path]) -> tuple[Run, ...]:
-    """Return the runs of the index whose directory holds another one, and that are nowhere."""
+    """Return the runs of the index whose directory holds another run, and that are nowhere."""
     here = set[str]()
     for directory in reports:
         with suppress(OSError):
             here.add(identity.identify(directory).run.uuid)
     return tuple(
-        seen.run
-        for seen in catalog.runs()
-        if seen.run.uuid not in here
-        and seen.run.directory.is_relative_to(top)
-        and ".." not in seen.run.directory.parts
-        and find_whereabouts(catalog, seen.run.uuid, seen.run.directory) == "replaced"
+        row.run
+        for row in catalog.runs()
+        if row.run.uuid not in here
+        and row.run.directory.is_relative_to(top)
+        and ".." not in row.run.directory.parts
+        and find_whereabouts(catalog, row.run.uuid, row.run.directory) == "replaced"
     )
 
 
-def _with_known(
+def _add_indexed(
     found: Iterator[Listing], catalog: Catalog, top: Path, done: Mapping[Path, object]
 ) -> Iterator[tuple[Path, Listing | None]]:
+    """Yield the runs that were found on disk, then those that only the index knows."""
     for listing in found:
         yield listing.directory, listing
-    # A run behind a symlink, or emptied, is not found by looking; the catalog remembers it.
-    for seen in catalog.runs():
-        directory = seen.run.directory
+    # A search does not find a run behind a symlink, nor an emptied one; the index has its row.
+    for row in catalog.runs():
+        directory = row.run.directory
         if ".." in directory.parts or directory in done:
-            continue  # such a row of the catalog leads anywhere
+            continue  # a path with ".." may lead anywhere
         if directory.is_relative_to(top) and directory.is_dir():
             yield directory, None
 
 
-def _moved_first(
+def _sort_moved_first(
     found: Iterator[tuple[Path, Listing | None]], catalog: Catalog
 ) -> Iterator[tuple[Path, Listing | None]]:
-    """Yield last what stands where another run was: that one may be found elsewhere before."""
-    there = {seen.run.directory: seen.run.uuid for seen in catalog.runs()}
-    others: dict[Path, None] = {}  # the catalog names once more what has not been looked at
+    """Yield last the runs that stand where another run was, which may be found elsewhere first."""
+    there = {row.run.directory: row.run.uuid for row in catalog.runs()}
+    others: dict[Path, None] = {}  # a directory may come twice: from the disk and from the index
     for directory, listing in found:
         if there.get(directory) in (None, identity.identify(directory).run.uuid):
             yield directory, listing
