@@ -50,7 +50,7 @@ def test_it_answers_until_ctrl_d(prompt, state, root):
         terminal.wait_for("beta     5\n", "ckptdb>")
         terminal.type("\x04")
         assert terminal.wait() == 0
-    assert "read-only; .help tells more" in terminal.text
+    assert "read-only; .help lists the commands" in terminal.text
     assert sorted(root.rglob("*")) == before
 
 

@@ -11,11 +11,11 @@ from ckptdb.core.records import Checkpoint
 
 @click.command()
 @step_argument
-@click.option("--note", help="Why it is kept.")
+@click.option("--note", help="Reason, as a note.")
 @run_option
 @click.pass_obj
 def pin(session: Session, step: int, note: str | None, run: str | None) -> None:
-    """Keep the checkpoint at STEP whatever retention says."""
+    """Pin the checkpoint at STEP: no retention rule deletes it."""
     with session.open() as registry:
         _say(registry.pin(run, step, note=note), "pinned")
 
@@ -25,7 +25,7 @@ def pin(session: Session, step: int, note: str | None, run: str | None) -> None:
 @run_option
 @click.pass_obj
 def unpin(session: Session, step: int, run: str | None) -> None:
-    """Leave the checkpoint at STEP to retention again."""
+    """Remove the pin of the checkpoint at STEP: retention decides again."""
     with session.open() as registry:
         _say(registry.unpin(run, step), "not pinned any more")
 
@@ -36,7 +36,7 @@ def unpin(session: Session, step: int, run: str | None) -> None:
 @run_option
 @click.pass_obj
 def tag(session: Session, step: int, name: str, run: str | None) -> None:
-    """Give the checkpoint at STEP the tag NAME."""
+    """Add the tag NAME to the checkpoint at STEP."""
     with session.open() as registry:
         _say(registry.tag(run, step, name), f"tagged {name}")
 
@@ -47,7 +47,7 @@ def tag(session: Session, step: int, name: str, run: str | None) -> None:
 @run_option
 @click.pass_obj
 def untag(session: Session, step: int, name: str, run: str | None) -> None:
-    """Take the tag NAME from the checkpoint at STEP."""
+    """Remove the tag NAME from the checkpoint at STEP."""
     with session.open() as registry:
         _say(registry.untag(run, step, name), f"without the tag {name}")
 
@@ -58,7 +58,7 @@ def untag(session: Session, step: int, name: str, run: str | None) -> None:
 @run_option
 @click.pass_obj
 def reject(session: Session, step: int, reason: str, run: str | None) -> None:
-    """Put the checkpoint at STEP aside, for a REASON: kept, but neither ranked nor counted."""
+    """Reject the checkpoint at STEP for a REASON: it is kept, but neither ranked nor counted."""
     with session.open() as registry:
         _say(registry.reject(run, step, reason), "rejected")
 
@@ -68,7 +68,7 @@ def reject(session: Session, step: int, reason: str, run: str | None) -> None:
 @run_option
 @click.pass_obj
 def unreject(session: Session, step: int, run: str | None) -> None:
-    """Let the checkpoint at STEP count again."""
+    """Undo the rejection of the checkpoint at STEP."""
     with session.open() as registry:
         _say(registry.unreject(run, step), "not rejected any more")
 
@@ -77,7 +77,7 @@ def unreject(session: Session, step: int, run: str | None) -> None:
 @step_argument
 @click.argument("values", nargs=-1, required=True, metavar="NAME=VALUE...")
 @click.option("--source", default="cli", show_default=True, help="Who measured it.")
-@click.option("--uuid", help="Which one, should STEP have been saved again meanwhile.")
+@click.option("--uuid", help="uuid of the checkpoint, in case STEP was saved again meanwhile.")
 @run_option
 @click.pass_obj
 def log(  # noqa: PLR0917  # one parameter an option
@@ -97,14 +97,14 @@ def log(  # noqa: PLR0917  # one parameter an option
 
 @click.command()
 @click.argument("steps", nargs=-1, type=click.IntRange(0), metavar="STEP...")
-@click.option("--all", "everything", is_flag=True, help="All that are lost.")
+@click.option("--all", "everything", is_flag=True, help="Accept all lost checkpoints.")
 @run_option
 @click.pass_obj
 def accept(session: Session, steps: tuple[int, ...], run: str | None, *, everything: bool) -> None:
     """Accept that the checkpoints at STEP are lost.
 
-    They were not deleted by ckptdb, and are not there any more: `check` names them and exits 3
-    until they are back, or somebody says that it is known. Their history stays.
+    A lost checkpoint vanished without ckptdb deleting it. `check` names it and exits 3 until it
+    is back or its loss is accepted. Its history stays.
     """
     if bool(steps) is everything:
         raise click.UsageError("Name the steps that are lost, or pass --all.")
@@ -120,7 +120,7 @@ def accept(session: Session, steps: tuple[int, ...], run: str | None, *, everyth
 @click.argument("run")
 @click.pass_obj
 def forget(session: Session, run: str) -> None:
-    """Drop RUN from the catalog; its directory is not touched."""
+    """Remove RUN from the catalog; its directory is not touched."""
     with session.open() as registry:
         gone = registry.forget(run)
     say(f"{gone.name} is out of the catalog; {gone.directory} was not touched.")

@@ -1,4 +1,4 @@
-"""What may come next in a query that somebody types. Pure."""
+"""Completion of a query at the prompt: tables, columns, keywords and runs. Pure."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ _ARGUMENT: Final = re.compile(r"\.(\w+)\s+(\w*)$")
 
 
 class Words:
-    """Everything that a query may be made of."""
+    """The words that a query may be made of."""
 
     def __init__(
         self,
@@ -36,12 +36,12 @@ class Words:
         runs: Iterable[str],
         commands: dict[str, Sequence[str]],
     ) -> None:
-        """Take what there is.
+        """Collect the words; names with control characters are left out.
 
         Args:
             relations: Tables and views.
-            runs: Names of runs. Of all names, those that a terminal could obey are left out.
-            commands: What begins with a dot, with what may follow.
+            runs: Names of runs.
+            commands: Commands that begin with a dot, each with its possible arguments.
         """
         self._columns = {
             relation.name: tuple(c.name for c in relation.columns if c.name.isprintable())
@@ -52,7 +52,7 @@ class Words:
         self._commands = commands
 
     def complete(self, text: str) -> tuple[int, tuple[str, ...]]:
-        """Return what may stand at the end of a text, and how many characters it replaces."""
+        """Return the completions of a text, and how many characters at its end they replace."""
         if text.startswith("."):
             return self._complete_command(text)
         # An odd number of them: within a string, and the strings of a query are mostly runs.
@@ -93,6 +93,6 @@ class Words:
 def _matching(begun: str, candidates: Iterable[str]) -> tuple[int, tuple[str, ...]]:
     low = begun.lower()
     found = dict.fromkeys(c for c in candidates if c.lower().startswith(low))
-    # Who types small letters wants no large ones.
+    # Keywords follow the case of what was typed.
     kept = (c.lower() if begun.islower() and c.isupper() else c for c in found)
     return len(begun), tuple(kept)

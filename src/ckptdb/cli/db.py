@@ -18,7 +18,7 @@ def db() -> None:
 @db.command()
 @click.pass_obj
 def path(session: Session) -> None:
-    """Print where the catalog is, alone; standard error says why it is that one."""
+    """Print the location of the catalog; standard error explains why that one is used."""
     with session.open() as registry:
         for line in registry.explain_location():
             say(line, err=True)
@@ -31,7 +31,7 @@ def path(session: Session) -> None:
 @output_option("table", "json")
 @click.pass_obj
 def status(session: Session, form: str) -> int:
-    """Show revision, size and integrity of the catalog. Exits 1 when it is not sound."""
+    """Print revision, size and integrity of the catalog. Exits 1 when it is damaged."""
     with session.open() as registry:
         found = registry.status()
         if not found.exists:
@@ -47,7 +47,7 @@ def status(session: Session, form: str) -> int:
 @db.command()
 @click.pass_obj
 def upgrade(session: Session) -> None:
-    """Bring an older catalog to this version's schema; a copy is kept beside it."""
+    """Upgrade an older catalog to the schema of this version; a copy is kept beside it."""
     with session.open() as registry:
         if not registry.status().exists:
             raise registry.explain_missing()

@@ -1,7 +1,8 @@
-"""The shortest honest training loop: a small model, real text, and a kill in mid-save.
+"""The command demo, and its training loop: a small model, real text, a kill during a save.
 
 The model is a log-linear character n-gram, trained by stochastic gradient descent on the prose
-of Python's own manual. `train` is the part to read; everything else is model, data and story.
+of Python's own manual. `train` is the part to read; the rest is the model, the data and the order
+of events.
 """
 
 from __future__ import annotations
@@ -130,7 +131,7 @@ def read_text() -> tuple[str, str]:
 @click.argument("directory", default="ckptdb-demo", type=click.Path(file_okay=False))
 @click.pass_context
 def demo(context: click.Context, directory: str) -> int:
-    """Train a small model, kill it while it saves, recover, finish; in a few seconds."""
+    """Train a small model, kill it during a save, recover and finish: a few seconds."""
     group = context.find_root().command
 
     def run(arguments: Sequence[str]) -> None:
@@ -143,20 +144,20 @@ COMMANDS = (demo,)
 
 
 def run_demo(directory: Path, command: Command) -> int:
-    """Tell the story: train, be killed while saving, look, recover, finish, ask.
+    """Run the demo: train, be killed while saving, inspect, recover, finish, query.
 
     Args:
         directory: Where the runs go; new or empty.
-        command: Runs ``ckptdb``, so that what is shown is what a user would see.
+        command: Runs ``ckptdb``, so that the output is what a user would see.
     """
     if refusal := find_refusal(directory):
         say(f"ckptdb: {refusal}", err=True)
         return 1
 
-    def ask(*arguments: str) -> None:
-        shown = [f'"{word}"' if " " in word else word for word in arguments]
+    def run_command(*arguments: str) -> None:
+        words = [f'"{word}"' if " " in word else word for word in arguments]
         say()
-        say(f"$ {here} {' '.join(shown)}")
+        say(f"$ {here} {' '.join(words)}")
         command(["-C", str(directory), *arguments])
 
     here = f"ckptdb -C {shlex.quote(str(directory))}"
@@ -164,7 +165,7 @@ def run_demo(directory: Path, command: Command) -> int:
     steady, eager = RATES
     say("A character model learns from the prose of Python's manual, at two learning rates.")
     say(f"Every {SAVE_EVERY} steps it is saved; the latest and the 3 best by val:loss are kept.")
-    ask("init")
+    run_command("init")
 
     say()
     say(f"Training {steady}:")
@@ -178,7 +179,7 @@ def run_demo(directory: Path, command: Command) -> int:
     for folder in sorted(directory.glob(f"{eager}/*step_*")):
         say(f"  {folder.name + '/':15} {' '.join(sorted(os.listdir(folder)))}")
     say("A directory called step_N is whole, always. What is unfinished goes by another name:")
-    ask("reconcile")
+    run_command("reconcile")
 
     say()
     say("Training goes on from the latest checkpoint:")
@@ -186,11 +187,13 @@ def run_demo(directory: Path, command: Command) -> int:
 
     say()
     say("Now the questions.")
-    ask("best", "--run", eager)
-    ask("latest", "--run", eager)
-    ask("top", "5")
-    ask("sql", "SELECT run, step, value FROM leaderboard WHERE rank = 1 ORDER BY value")
-    ask("sql", "SELECT step, deleted_reason FROM deletions WHERE run = 'lr-0.5' ORDER BY step")
+    run_command("best", "--run", eager)
+    run_command("latest", "--run", eager)
+    run_command("top", "5")
+    run_command("sql", "SELECT run, step, value FROM leaderboard WHERE rank = 1 ORDER BY value")
+    run_command(
+        "sql", "SELECT step, deleted_reason FROM deletions WHERE run = 'lr-0.5' ORDER BY step"
+    )
     say()
     say(f"All of this is in {directory} for you to explore. Try:")
     for line in ("ls", f"ls {eager} --all", "schema", "gc --keep-top-k 1 --dry-run"):

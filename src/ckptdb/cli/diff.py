@@ -25,7 +25,7 @@ from ckptdb.core.units import human_bytes
 
 _LONGEST_VALUE = 60
 _BEFORE = 20
-"""Characters shown before the first one that differs, where both are long."""
+"""Characters printed before the first difference of two long texts."""
 
 
 @click.command()
@@ -35,7 +35,7 @@ _BEFORE = 20
 @output_option("table", "json")
 @click.pass_obj
 def diff(session: Session, a: str, b: str, run: str | None, form: str) -> None:
-    """Show how checkpoint B differs from A: metrics, configuration, files, by what matters.
+    """Print how checkpoint B differs from A in metrics, configuration and files.
 
     A and B are STEP, RUN:STEP, or the path of a checkpoint, which may lie anywhere.
     """
@@ -57,7 +57,7 @@ COMMANDS = (diff,)
 
 def _from(session: Session, text: str) -> str:
     path = os.path.join(session.directory, text)
-    # Unlike a Path, this takes what is too long for a name.
+    # Unlike a Path, this accepts a name that is too long for the file system.
     return path if not text.isdigit() and os.path.isdir(path) else text
 
 
@@ -128,15 +128,15 @@ def _config(change: ConfigChange) -> list[str]:
 
 
 def _begin(a: str, b: str) -> int:
-    """Return where to begin to show two texts, so that the first difference is seen."""
+    """Return the index from which to print two texts, so that the first difference is seen."""
     alike = takewhile(lambda pair: pair[0] == pair[1], zip(a, b, strict=False))
     first = sum(1 for _ in alike)
     return 0 if first < _LONGEST_VALUE - _BEFORE else first - _BEFORE
 
 
 def _window(text: str, begin: int) -> str:
-    shown = f"…{text[begin:]}" if begin else text
-    return shown if len(shown) <= _LONGEST_VALUE else f"{shown[: _LONGEST_VALUE - 1]}…"
+    excerpt = f"…{text[begin:]}" if begin else text
+    return excerpt if len(excerpt) <= _LONGEST_VALUE else f"{excerpt[: _LONGEST_VALUE - 1]}…"
 
 
 def _file(change: FileChange) -> list[str]:

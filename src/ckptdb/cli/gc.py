@@ -34,15 +34,15 @@ _SHOWN = 10
     "runs",
     metavar="RUN",
     multiple=True,
-    help="Only this one: name, path or uuid prefix; may be repeated. Default: at or below here.",
+    help="Only this run: name, path or uuid prefix; may be repeated. Default: at or below here.",
 )
-@click.option("--all-runs", is_flag=True, help="All runs at or below here, should they be several.")
+@click.option("--all-runs", is_flag=True, help="Work on all runs at or below here.")
 @click.option("--yes", is_flag=True, help="Delete in several runs without asking.")
-@click.option("--keep-top-k", type=click.IntRange(0), help="Keep so many of the best.")
+@click.option("--keep-top-k", type=click.IntRange(0), help="Keep this many of the best.")
 @click.option(
     "--keep-latest",
     type=click.IntRange(0),
-    help="Keep so many of the newest; alone, only these.",
+    help="Keep this many of the newest; alone, only these.",
 )
 @click.option(
     "--save-period",
@@ -54,24 +54,26 @@ _SHOWN = 10
     "rules",
     multiple=True,
     metavar="RULE",
-    help='What else to keep, e.g. "every 6 hours"; may be repeated.',
+    help='Keep what this rule keeps, e.g. "every 6 hours"; may be repeated.',
 )
 @metric_option
 @mode_option
 @dry_run_option
 @click.option(
-    "--replay", is_flag=True, help="Only say what the rules would have made of the run so far."
+    "--replay", is_flag=True, help="Only print what the rules would have kept of the run so far."
 )
 @click.option(
     "--plan",
     "plans",
     multiple=True,
     metavar="ID",
-    help="Do what --dry-run has shown under this id, or nothing; one for each run.",
+    help="Carry out the plan that --dry-run printed under this id, or nothing; one per run.",
 )
 @trash_ttl_option
 @click.option(
-    "--empty-trash", is_flag=True, help="Also remove what went before and could still be undeleted."
+    "--empty-trash",
+    is_flag=True,
+    help="Also remove deleted checkpoints that could still be undeleted.",
 )
 @output_option("table", "json")
 @click.pass_obj
@@ -94,15 +96,15 @@ def gc(  # noqa: PLR0917  # one parameter an option
     replay: bool,
     empty_trash: bool,
 ) -> None:
-    """Remove what crashes left, and what the given limits do not keep.
+    """Remove leftovers of crashes, and checkpoints that the given rules do not keep.
 
-    Of the run that we are in, or of the one at or below here. Several have to be named, by --run,
-    by --plan or with --all-runs; before anything goes from them a terminal is asked, and a script
-    says --yes.
+    Works on the run around here, or the only one below. Several runs have to be named: by --run
+    for each, by --plan, or with --all-runs. Before several lose checkpoints, a question on the
+    terminal has to be confirmed; a script passes --yes.
 
-    Without any of them no published checkpoint goes. What one of them keeps stays; the latest
-    and pinned ones always do. The best are ranked by the run's own metric, or by --metric with
-    --mode, and gc refuses when there is none.
+    Without any rule no published checkpoint is deleted. A checkpoint stays if one rule keeps it;
+    the latest and pinned ones always stay. The best are ranked by the run's own metric, or by
+    --metric with --mode; without either, gc refuses.
 
     \b
     A RULE is one of
@@ -159,23 +161,23 @@ def _policy(  # noqa: PLR0917  # one parameter an option
     metric: str | None,
     mode: Mode | None,
 ) -> Policy:
-    """Return what the options say, or what is wrong with them."""
+    """Return the policy of the options, or raise which of them do not go together."""
     if keep_top_k is None and keep_latest is None and save_period is not None:
         raise click.UsageError("--save-period needs --keep-top-k or --keep-latest.")
     if keep_top_k is None and metric is not None and not rules:
-        raise click.UsageError("--metric needs --keep-top-k: it says which are the best.")
+        raise click.UsageError("--metric needs --keep-top-k: it ranks the best.")
     if metric is not None and mode is None:
         raise click.UsageError("--metric needs --mode min or --mode max.")
     if mode is not None and metric is None:
         raise click.UsageError("--mode needs --metric: a run's own has its direction.")
     if keep_latest is not None and save_period is None:
-        # In a training config a missing keep_top_k means all; here nobody has asked for those.
+        # In a training config a missing keep_top_k means all; here it means none.
         keep_top_k = keep_top_k or 0
     return Policy(save_period or 1, keep_top_k, keep_latest, metric, mode, rules)
 
 
 def _confirmed(found: Sequence[GcResult]) -> tuple[str, ...]:
-    """Return the ids of what would go, once somebody has said yes to it."""
+    """Return the ids of the plans, once the deletion is confirmed."""
     if len(found) > 1 and not sys.stdin.isatty():
         raise DeletionNotConfirmed([plan.directory for plan in found])
     losing = [plan for plan in found if plan.retention.gone or plan.leftovers]
@@ -225,23 +227,23 @@ def _print_plan(plan: GcResult, *, where: str) -> None:
     for spared in plan.spared:
         say(f"{plan.run}{where}: {spared.path.name} kept: {spared.why}.")
     if plan.waiting:
-        held = human_bytes(sum(left.size_bytes for left in plan.waiting))
+        size = human_bytes(sum(left.size_bytes for left in plan.waiting))
         steps = _listed([left.step for left in plan.waiting])
-        say(f"{held} can still be undeleted (steps {steps}); --empty-trash removes them.")
+        say(f"{size} can still be undeleted (steps {steps}); --empty-trash removes them.")
 
 
 def _becomes(plan: GcResult) -> str:
-    """Say what a plan makes of best, latest and top."""
+    """Return how best, latest and top change by a plan."""
     before, after = plan.retention.before, plan.retention.after
     if before is None or after is None or before.latest is None:
         return ""
-    told = [
+    changes = [
         _becomes_of("Best", before.best, after.best),
         _becomes_of("latest", before.latest, after.latest),
     ]
     if len(after.top) > 1:
-        told.append(f"top {len(after.top)}: {', '.join(map(str, after.top))}")
-    return f" {'; '.join(told)}."
+        changes.append(f"top {len(after.top)}: {', '.join(map(str, after.top))}")
+    return f" {'; '.join(changes)}."
 
 
 def _becomes_of(what: str, was: int | None, now: int | None) -> str:

@@ -20,9 +20,13 @@ from ckptdb.registry import Registry
 
 @click.command()
 @click.argument("run", required=False)
-@click.option("--all", "everything", is_flag=True, help="Also deleted and unfinished ones.")
-@click.option("--status", type=click.Choice(["tmp", "final", "deleted"]), help="Only these.")
-@click.option("--limit", type=click.IntRange(1), help="Only the newest so many.")
+@click.option("--all", "everything", is_flag=True, help="Also deleted and unfinished checkpoints.")
+@click.option(
+    "--status",
+    type=click.Choice(["tmp", "final", "deleted"]),
+    help="Only checkpoints of this status.",
+)
+@click.option("--limit", type=click.IntRange(1), help="Only this many, the newest.")
 @output_option(*FORMATS)
 @click.pass_obj
 def ls(
@@ -55,7 +59,7 @@ COMMANDS = (ls,)
 
 
 def say_passed_over(registry: Registry, answer: Sequence[Checkpoint], run: str | None) -> None:
-    """Name what would be newer than an answer, and cannot be read as a checkpoint."""
+    """Name directories that are newer than an answer, and cannot be read as a checkpoint."""
     for path, why in registry.passed_over(answer, run=run):
         say(f"{path} is passed over: {why}.", err=True)
 
@@ -64,15 +68,15 @@ def _print_runs(registry: Registry, form: str) -> None:
     rows = registry.summary()
     at = rows.columns.index("uuid")
     where = registry.whereabouts(row[at] for row in rows)
-    # Of the answer, not of the view: only the disk can tell.
-    told = (*rows.columns, "whereabouts")
-    rows = Rows(told, tuple((*row, where.get(row[at])) for row in rows))
+    # A column of the answer, not of the view: it comes from the disk.
+    columns = (*rows.columns, "whereabouts")
+    rows = Rows(columns, tuple((*row, where.get(row[at])) for row in rows))
     if form != "table":
         print_rows(rows.columns, rows.rows, form)
         return
     found = rows.as_dicts()
     metrics = {row["metric_name"] for row in found}
-    # What is the same in all rows is told once.
+    # A metric that all runs share is named once, in the header.
     common = metrics.pop() if len(metrics) == 1 else None
     best = [common] if common else ["metric", "best"]
     print_table(
@@ -98,13 +102,13 @@ def _run_row(row: dict[str, Any], *, common: str | None) -> list[str]:
 
 
 def called(name: str, uuid: str, whereabouts: str | None) -> str:
-    """Return what a list calls a run: with what else to call it by when it is only history."""
+    """Return the label of a run in a list: its name, and its uuid when only history is left."""
     if whereabouts == "replaced":
         return f"{name} (gone, {uuid[:8]})"
     return f"{name} (not there)" if whereabouts == "missing" else name
 
 
 def metric_of(registry: Registry, found: Sequence[Checkpoint]) -> tuple[str, ...]:
-    """Return the one metric that the runs of these checkpoints are judged by, if there is one."""
+    """Return the metric that the runs of these checkpoints share, if there is one."""
     name = registry.own_metric(found)
     return () if name is None else (name,)

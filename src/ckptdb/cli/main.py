@@ -1,4 +1,4 @@
-"""The ``ckptdb`` command: what all subcommands share, and how errors end."""
+"""The command ``ckptdb``: its options, its subcommands, and the exit code of each error."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ EXIT_CODES: Final[dict[type[CkptdbError], int]] = {
     RunsNotNamed: 2,
     DeletionNotConfirmed: 2,
 }
-"""What an error ends with; every other one ends with 1, wrong usage with 2."""
+"""Exit code of each error; every other error has 1, wrong usage 2."""
 
 
 @click.group(
@@ -69,11 +69,11 @@ EXIT_CODES: Final[dict[type[CkptdbError], int]] = {
 )
 @click.option("-C", "directory", default=".", metavar="DIR", help="Run as if started in DIR.")
 @click.option("--catalog", metavar="PATH|URL", help="Use this catalog instead of the one found.")
-@click.option("--debug", is_flag=True, help="Show where an error comes from.")
+@click.option("--debug", is_flag=True, help="Print the traceback of an error.")
 @click.version_option(package_name="ckptdb", prog_name="ckptdb")
 @click.pass_context
 def cli(context: click.Context, directory: str, catalog: str | None, *, debug: bool) -> None:
-    """Ask, check and tend the checkpoints of training runs.
+    """Query, verify and clean up the checkpoints of training runs.
 
     Works from inside a run or a root, like git.
     """
@@ -92,14 +92,14 @@ for module in (
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run the command line and exit with its code."""
     if arguments is None:
-        _begin_again_in_utf8()
-        # The process is ours, and what it has imported stays: no collection need look at it.
+        _restart_in_utf8()
+        # Imported modules stay until the end: no garbage collection needs to look at them.
         freeze()
-        _spell_what_cannot_be_written()
+        _escape_unwritable()
         terminal.guard()
-        threading.excepthook = _show_end_of_thread
+        threading.excepthook = _print_thread_error
     given = list(sys.argv[1:] if arguments is None else arguments)
-    warnings.showwarning = _show_warning
+    warnings.showwarning = _print_warning
     try:
         code = cli.main(given, prog_name="ckptdb", standalone_mode=False)
         sys.stdout.flush()
@@ -119,11 +119,11 @@ def _report(error: Exception, *, debug: bool) -> int:
         say("Stopped.", err=True)
         return 1
     if isinstance(error, click.ClickException):
-        # It repeats what was typed. Ends of lines that come besides are click's.
+        # The message repeats what was typed; other line ends are those of click.
         vars(error)["message"] = clean(error.message)
-        shown = io.StringIO()
-        error.show(shown)
-        for line in shown.getvalue().rstrip("\n").split("\n"):
+        text = io.StringIO()
+        error.show(text)
+        for line in text.getvalue().rstrip("\n").split("\n"):
             say(line, err=True)
         return error.exit_code
     if isinstance(error, CkptdbError):
@@ -142,34 +142,34 @@ def _report(error: Exception, *, debug: bool) -> int:
     return 1
 
 
-def _begin_again_in_utf8() -> None:
-    """Let names and arguments be UTF-8 whatever the locale is, as the catalog has them.
+def _restart_in_utf8() -> None:
+    """Start this process again with UTF-8 for names and arguments, as in the catalog.
 
-    Only what is written to a terminal or a pipe keeps the locale's encoding.
+    Output to a terminal or a pipe keeps the encoding of the locale.
     """
     if sys.getfilesystemencoding() == "utf-8" or not sys.executable:
         return
     if sys.stdout is not None:
         os.environ.setdefault("PYTHONIOENCODING", sys.stdout.encoding)
     command = [sys.executable, "-X", "utf8", *sys.orig_argv[1:]]
-    # Whatever cannot be begun again goes on as it is.
+    # A process that cannot be started again goes on as it is.
     with suppress(OSError):
         os.execv(sys.executable, command)  # noqa: S606  # no shell
 
 
-def _spell_what_cannot_be_written() -> None:
-    """Let a stream whose encoding lacks a character have it as an escape, not as an error."""
+def _escape_unwritable() -> None:
+    """Write a character that the encoding lacks as an escape, instead of failing."""
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")
 
 
-def _show_end_of_thread(end: threading.ExceptHookArgs) -> None:
+def _print_thread_error(end: threading.ExceptHookArgs) -> None:
     if end.exc_value is not None and not isinstance(end.exc_value, SystemExit):
         echo_traceback(end.exc_value)
 
 
-def _show_warning(  # noqa: PLR0917  # the signature of warnings.showwarning
+def _print_warning(  # noqa: PLR0917  # the signature of warnings.showwarning
     message: Warning | str,
     category: type[Warning],
     filename: str,

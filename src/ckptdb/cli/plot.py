@@ -23,13 +23,13 @@ from ckptdb.errors import LibraryMissing
 Axis = Literal["step", "time"]
 
 _COLOURS: Final = (32, 208, 36, 175, 117, 220, 160)
-"""Of the 256 of a terminal; told apart by people who see few colours, too."""
+"""Among the 256 of a terminal; chosen for people with colour blindness, too."""
 _DOTS: Final = "●■▲◆"
 _LETTERS: Final = "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ"
 _FINE: Final = "braille"
 _COARSE: Final = "·"
 _FEW: Final = 12
-"""Curves that can be followed; of more a fine line costs time and shows no more."""
+"""Curves that can be told apart; for more of them fine lines cost time for nothing."""
 _TICKS: Final = 5
 _HEIGHTS: Final = 7
 _LARGE: Final = 1e7
@@ -42,12 +42,12 @@ _SEASON: Final = 60 * 24 * _HOUR
 _HIGHEST: Final = 24
 _WIDEST: Final = 200
 _POINTS: Final = 4_000
-"""Of all lines together: more cost time and show nothing."""
+"""Points of all lines together; more would cost time and show nothing."""
 
 
 @dataclass(frozen=True, slots=True)
 class Look:
-    """How a curve is told from the others: by colour, and by what its dots are."""
+    """Appearance of a curve: its colour and the sign of its dots."""
 
     dot: str
     colour: int | None
@@ -62,16 +62,16 @@ class Look:
     type=click.Choice(["step", "time"]),
     default="step",
     show_default=True,
-    help="What goes to the right.",
+    help="Unit of the horizontal axis.",
 )
 @mode_option
 @click.pass_obj
 def plot(
     session: Session, metric: str | None, runs: tuple[str, ...], axis: Axis, mode: Mode | None
 ) -> None:
-    """Draw METRIC over the steps of each run at or below here, deleted checkpoints included.
+    """Draw METRIC over the steps of each run at or below here, with deleted checkpoints.
 
-    Large dots are the checkpoints that are kept. METRIC is the runs' own one unless it is named.
+    Large dots are checkpoints on disk. METRIC defaults to the runs' own metric.
     """
     with session.open() as registry:
         name, curves = registry.curves(metric, runs=runs, mode=mode)
@@ -85,7 +85,7 @@ COMMANDS = (plot,)
 
 
 def look(index: int, *, coloured: bool) -> Look:
-    """Return how the curve of a number looks."""
+    """Return the appearance of a curve by its index."""
     if not coloured:
         return Look(_LETTERS[index % len(_LETTERS)], None)
     row, colour = divmod(index, len(_COLOURS))
@@ -106,16 +106,18 @@ def draw(
     first = min((x for points in known for x, *_ in points), default=0)
     heights = [y for points in known for _, y, _ in points]
     scale = _scale(heights)
-    # Relative to the first, steps are exact that a float could not tell apart.
-    shown = [[(float(x - first), y * scale, here) for x, y, here in points] for points in known]
+    # Large steps differ by less than a float resolves; their distance to the first does not.
+    drawn_points = [
+        [(float(x - first), y * scale, here) for x, y, here in points] for points in known
+    ]
     line = _FINE if len(curves) <= _FEW else _COARSE
     room = max(min(_POINTS // len(curves), 2 * columns), 20)
-    for points, style in zip(shown, looks, strict=True):
+    for points, style in zip(drawn_points, looks, strict=True):
         seen = [points[i] for i in downsample([y for _, y, _ in points], room)]
         colour = style.colour if style.colour is not None else "default"
         canvas.plot([x for x, *_ in seen], [y for _, y, _ in seen], marker=line, color=colour)
     # After all lines, of which none may hide one.
-    for points, style in zip(shown, looks, strict=True):
+    for points, style in zip(drawn_points, looks, strict=True):
         kept = [(x, y) for x, y, here in points if here]
         colour = style.colour if style.colour is not None else "default"
         if kept:
@@ -142,12 +144,12 @@ def _canvas() -> Any:
 
 
 def _scale(values: Sequence[float]) -> float:
-    """Return by what values are multiplied to be drawn: their span must be a float, too."""
+    """Return the factor for values that are drawn: their span must be a finite float."""
     return _DOWN if max(map(abs, values), default=0.0) > _HUGE else 1.0
 
 
 def _points(curve: Curve, axis: Axis) -> Iterator[tuple[float, float, bool]]:
-    """Yield x, y and whether it is kept; what has no time cannot stand on an axis of times."""
+    """Yield x, y and whether the checkpoint is kept; on a time axis only those with a time."""
     xs = curve.steps if axis == "step" else map(seconds, curve.times)
     for x, value, kept in zip(xs, curve.values, curve.kept, strict=True):
         if x is not None:
@@ -155,7 +157,7 @@ def _points(curve: Curve, axis: Axis) -> Iterator[tuple[float, float, bool]]:
 
 
 def _ticks(values: Sequence[float], axis: Axis) -> tuple[list[float], list[str]]:
-    """Return where the axis below is labelled, and how: at whole steps, and nothing twice."""
+    """Return positions and labels on the horizontal axis: whole steps, and no label twice."""
     ticks = _whole(values, _TICKS) if axis == "step" else _spread(values, _TICKS)
     at: dict[str, float] = {}
     for tick, label in zip(ticks, _labels(ticks, axis), strict=True):
@@ -164,13 +166,13 @@ def _ticks(values: Sequence[float], axis: Axis) -> tuple[list[float], list[str]]
 
 
 def _is_long(values: Sequence[float]) -> bool:
-    """Tell whether values have so many digits that labels would leave no room for curves."""
+    """Tell whether full labels of the values would leave no room for curves."""
     largest = max(map(abs, values), default=0.0)
     return largest >= _LARGE or 0.0 < largest < _SMALL
 
 
 def _short_ticks(values: Sequence[float]) -> tuple[list[float], list[str]]:
-    """Return where the axis of values is labelled, and how: as short as tells them apart."""
+    """Return positions and labels on the axis of values; labels as short as they stay distinct."""
     ticks = sorted(set(_spread(values, _HEIGHTS)))
     labels: list[str] = []
     for digits in range(3, 18):
@@ -227,7 +229,7 @@ def _row(curve: Curve, *, ranked: bool) -> list[str]:
 
 
 def _best(trusted: Sequence[tuple[float, int]], mode: Mode | None) -> tuple[str, str]:
-    """Return value and step of the best one."""
+    """Return value and step of the best trusted checkpoint."""
     if mode is None or not trusted:
         return "", ""
     value, step = min(trusted, key=lambda pair: rank_key(pair[0], pair[1], mode))

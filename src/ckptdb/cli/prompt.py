@@ -1,6 +1,6 @@
-"""The prompt of ``ckptdb sql``: history, completion, and nothing that a query could not do.
+"""The prompt of ``ckptdb sql``: history, completion, and commands that begin with a dot.
 
-With prompt_toolkit (the extra ``prompt``), or with the little that Python's readline can do.
+It uses prompt_toolkit (the extra ``prompt``) if that is installed, else Python's readline.
 """
 
 from __future__ import annotations
@@ -28,30 +28,30 @@ PROMPT: Final = "ckptdb> "
 CONTINUED: Final = "   ...> "
 HELP: Final = """\
 A query ends with ; or an empty line. It can read everything and change nothing.
-  .schema [NAME]   tables and views, or one of them, each with an example
-  .mode [FORM]     how answers are printed: {forms}
-  .help            this
-  .quit            leave, as does Ctrl-D; Ctrl-C cancels the line, or the query under way"""
+  .schema [NAME]   print tables and views, or one of them, each with an example
+  .mode [FORM]     print answers as one of {forms}
+  .help            print this help
+  .quit            leave, like Ctrl-D; Ctrl-C cancels the line or the query that runs"""
 
 Read = Callable[[], str]
-"""Asks for one statement. Ctrl-C is KeyboardInterrupt, Ctrl-D EOFError."""
+"""Reads one statement; Ctrl-C raises KeyboardInterrupt, Ctrl-D EOFError."""
 
 
 def run(answers: SqlAnswers) -> None:
-    """Ask and answer until Ctrl-D or ``.quit``."""
+    """Read and answer statements until Ctrl-D or ``.quit``."""
     relations = answers.registry.schema()
     names = [relation.name for relation in relations]
     commands = {".help": (), ".mode": FORMATS, ".quit": (), ".schema": names}
     words = Words(relations, (seen.name for seen in answers.registry.runs()), commands)
     read = _reader(words)
-    say(f"{answers.registry.location}, read-only; .help tells more.", err=True)
+    say(f"{answers.registry.location}, read-only; .help lists the commands.", err=True)
     while True:
         try:
             text = read().strip()
             if text.rstrip(";") == ".quit":
                 return
             if text:
-                _obey(answers, text)
+                _execute(answers, text)
         except EOFError:
             say(err=True)
             return
@@ -64,17 +64,17 @@ def run(answers: SqlAnswers) -> None:
 
 
 def is_complete(text: str) -> bool:
-    """Tell whether what was typed is to be answered now."""
+    """Tell whether the typed text is a whole statement."""
     if not text.strip() or text.lstrip().startswith(".") or text.endswith("\n"):
         return True
     return sqlite3.complete_statement(text)
 
 
 def history_file() -> Path | None:
-    """Return the file with what was typed, made for nobody else to read; None if none can be."""
+    """Return the history file, readable for this user only; None if it cannot be made."""
     state = os.environ.get("XDG_STATE_HOME", "")
     try:
-        # The specification: what is not absolute counts for nothing.
+        # The XDG specification: a relative path is ignored.
         base = Path(state) if os.path.isabs(state) else Path.home() / ".local" / "state"
         file = base / "ckptdb" / "sql_history"
         file.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
@@ -88,7 +88,7 @@ def history_file() -> Path | None:
     return file
 
 
-def _obey(answers: SqlAnswers, text: str) -> None:
+def _execute(answers: SqlAnswers, text: str) -> None:
     if not text.startswith("."):
         answers.answer(text)
         return

@@ -27,22 +27,26 @@ _BY: Final = (str, click.Choice(MODES))
 where_option = click.option(
     "--where",
     metavar="CONDITION",
-    help="Only those for which this SQL expression holds, e.g. 'kl < 0.1 AND \"val:loss\" < 0.5'.",
+    help="Only checkpoints for which this SQL expression holds, "
+    "e.g. 'kl < 0.1 AND \"val:loss\" < 0.5'.",
 )
 
 
-def demand_options(command: _Function) -> _Function:
-    """Add what a ranking may demand beside a metric."""
+def narrowing_options(command: _Function) -> _Function:
+    """Add the options that narrow a ranking beside its metric."""
     options = (
         where_option,
         click.option(
-            "--tie", type=_BY, metavar="NAME MODE", help="What decides among equals, e.g. kl min."
+            "--tie",
+            type=_BY,
+            metavar="NAME MODE",
+            help="Metric that decides between equal values, e.g. kl min.",
         ),
-        click.option("--ever", is_flag=True, help="Deleted ones, too."),
+        click.option("--ever", is_flag=True, help="Rank deleted checkpoints, too."),
         click.option(
             "--at",
             metavar="TIME",
-            help="As of then: 2026-11-22T16:00 (in UTC unless it says where), '2 hours ago'.",
+            help="Rank as of this time: 2026-11-22T16:00 (UTC without a zone) or '2 hours ago'.",
         ),
     )
     for option in reversed(options):
@@ -54,37 +58,37 @@ def demand_options(command: _Function) -> _Function:
 @run_option
 @metric_option
 @mode_option
-@demand_options
+@narrowing_options
 @click.option(
-    "--each", is_flag=True, help="The best of each run at or below here, one path a line."
+    "--each", is_flag=True, help="Print the best of each run at or below here, one path per line."
 )
 @output_option("path", "json")
 @click.pass_obj
-def best(session: Session, /, form: str, *, each: bool, **asked: Any) -> None:
+def best(session: Session, /, form: str, *, each: bool, **request: Any) -> None:
     """Print the path of the best checkpoint, alone: cp -r "$(ckptdb best)" elsewhere.
 
-    With --ever or --at it may be gone; then standard error says so, and which is the best
-    available. Where its step was saved again, nothing is printed, and the exit code is 1: the path
-    is that of another checkpoint. As JSON all of it is the answer.
+    With --ever or --at it may be deleted; standard error then names the best one that is
+    available. If its step was saved again, the path is that of another checkpoint: nothing is
+    printed, and the exit code is 1. With -o json the answer holds both.
     """
-    others = [name for name in ("run", "where", "tie", "ever", "at") if asked[name]]
+    others = [name for name in ("run", "where", "tie", "ever", "at") if request[name]]
     if each and others:
-        raise click.UsageError(f"--each is about several runs; leave out --{others[0]}.")
+        raise click.UsageError(f"--each ranks several runs; leave out --{others[0]}.")
     with session.open() as registry:
         if each:
-            each_best = registry.best_of_runs(asked["metric"], mode=asked["mode"])
+            each_best = registry.best_of_runs(request["metric"], mode=request["mode"])
             if not each_best:
-                raise registry.explain_nothing(asked["metric"])
+                raise registry.explain_nothing(request["metric"])
             _print_each(each_best, form)
             return
-        found = registry.best(**asked)
+        found = registry.best(**request)
         if found is None:
-            raise _nothing(registry, asked, asked["metric"])
-        if asked["ever"] or asked["at"]:
-            _print_beside(registry, found, form, asked)
+            raise _nothing(registry, request, request["metric"])
+        if request["ever"] or request["at"]:
+            _print_with_available(registry, found, form, request)
         else:
             _print_one(found, form)
-        if asked["metric"] is None and not metric_of(registry, (found,)):
+        if request["metric"] is None and not metric_of(registry, (found,)):
             say(f"{found.run} has no metric; this is its latest.", err=True)
 
 
@@ -107,26 +111,30 @@ def latest(session: Session, run: str | None, form: str) -> None:
 @run_option
 @metric_option
 @mode_option
-@demand_options
+@narrowing_options
 @output_option(*FORMATS)
 @click.pass_obj
-def top(session: Session, /, count: int, form: str, **asked: Any) -> None:
+def top(session: Session, /, count: int, form: str, **request: Any) -> None:
     """List the COUNT best checkpoints, best first."""
     with session.open() as registry:
-        found = registry.top(count, **asked)
-        if not (asked["ever"] or asked["at"]):
-            say_passed_over(registry, found, asked["run"])
+        found = registry.top(count, **request)
+        if not (request["ever"] or request["at"]):
+            say_passed_over(registry, found, request["run"])
         if not found:
-            _say_nothing(_nothing(registry, asked, asked["metric"]), form)
-        if form in ("json", "jsonl") and (asked["ever"] or asked["at"]):
-            print_records([_recalled(registry, checkpoint) for checkpoint in found], form)
+            _say_nothing(_nothing(registry, request, request["metric"]), form)
+        if form in ("json", "jsonl") and (request["ever"] or request["at"]):
+            print_records([_describe(registry, checkpoint) for checkpoint in found], form)
             return
-        _print_list(registry, found, form, asked["metric"], asked["tie"])
+        _print_list(registry, found, form, request["metric"], request["tie"])
 
 
 @click.command()
 @click.option(
-    "--against", type=_BY, metavar="NAME MODE", required=True, help="The other metric, e.g. kl min."
+    "--against",
+    type=_BY,
+    metavar="NAME MODE",
+    required=True,
+    help="The second metric, e.g. kl min.",
 )
 @run_option
 @metric_option
@@ -134,26 +142,28 @@ def top(session: Session, /, count: int, form: str, **asked: Any) -> None:
 @where_option
 @output_option(*FORMATS)
 @click.pass_obj
-def pareto(session: Session, /, form: str, **asked: Any) -> None:
-    """List the checkpoints that no other one beats in two metrics at once."""
+def pareto(session: Session, /, form: str, **request: Any) -> None:
+    """List the checkpoints that no other one dominates in two metrics."""
     with session.open() as registry:
-        found = registry.pareto(**asked)
+        found = registry.pareto(**request)
         if not found:
-            _say_nothing(_nothing(registry, asked, asked["metric"], asked["against"][0]), form)
-        _print_list(registry, found, form, asked["metric"], asked["against"])
+            _say_nothing(
+                _nothing(registry, request, request["metric"], request["against"][0]), form
+            )
+        _print_list(registry, found, form, request["metric"], request["against"])
 
 
 COMMANDS = (best, latest, top, pareto)
 
 
-def _nothing(registry: Registry, asked: dict[str, Any], *metrics: str | None) -> CkptdbError:
-    """Return the error that says why there is nothing to print."""
-    demanded = {name: asked[name] for name in ("run", "where", "ever", "at") if name in asked}
-    return registry.explain_nothing(*metrics, **demanded)
+def _nothing(registry: Registry, request: dict[str, Any], *metrics: str | None) -> CkptdbError:
+    """Return the error that explains why there is nothing to print."""
+    options = {name: request[name] for name in ("run", "where", "ever", "at") if name in request}
+    return registry.explain_nothing(*metrics, **options)
 
 
 def _say_nothing(why: CkptdbError, form: str) -> None:
-    """Say why a list is empty: to a person instead of it, to a program beside it."""
+    """Explain an empty list: as an error to a person, on standard error to a program."""
     if form == "table":
         raise why
     echo_error(why, prefix="ckptdb: ")
@@ -185,19 +195,21 @@ def _print_list(
     print_checkpoints(found, form, metrics=(*ranked_by, *others))
 
 
-def _print_beside(registry: Registry, found: Checkpoint, form: str, asked: dict[str, Any]) -> None:
-    """Print what may be gone, and beside it the best that is available now."""
+def _print_with_available(
+    registry: Registry, found: Checkpoint, form: str, request: dict[str, Any]
+) -> None:
+    """Print a checkpoint that may be deleted, and the best one that is available now."""
     available: Checkpoint | None = None
     with suppress(NothingFinite):
-        available = registry.best(**asked | {"ever": False, "at": None})
+        available = registry.best(**request | {"ever": False, "at": None})
     if form == "json":
         beside = None if available is None else available.as_dict()
-        echo_json({"best": _recalled(registry, found), "available": beside})
+        echo_json({"best": _describe(registry, found), "available": beside})
         return
     if found.status != "deleted":
         echo_path(found.path)
         return
-    metrics = _ranked_by(registry, (found,), asked["metric"])
+    metrics = _ranked_by(registry, (found,), request["metric"])
     was = f"Step {found.step} of {found.run}{_values(found, metrics)}"
     went = f"is gone since {found.deleted_at} ({found.deleted_reason})"
     if available is None:
@@ -212,8 +224,8 @@ def _print_beside(registry: Registry, found: Checkpoint, form: str, asked: dict[
     say(f"{was} {went}; {left}.", err=True)
 
 
-def _recalled(registry: Registry, checkpoint: Checkpoint) -> dict[str, Any]:
-    """Return the record of what may be gone for JSON, with the uuid of what is in its place."""
+def _describe(registry: Registry, checkpoint: Checkpoint) -> dict[str, Any]:
+    """Return the JSON of a checkpoint that may be deleted, with the uuid of its successor."""
     record = checkpoint.as_dict()
     if checkpoint.status != "deleted":
         return record

@@ -13,8 +13,8 @@ from ckptdb.cli.printing import say
 from ckptdb.cli.progress import show_progress
 from ckptdb.reconcile.report import ReconcileReport, RunReport
 
-_SHOWN = 20
-"""Differences of one kind and run that are listed one by one."""
+_MOST_PRINTED = 20
+"""Differences of one kind in one run that are printed one by one."""
 _NAMED = 5
 """Checkpoints of one kind that are named in the last line."""
 
@@ -25,24 +25,24 @@ _NAMED = 5
 @output_option("table", "json")
 @click.pass_obj
 def check(session: Session, path: str | None, form: str, *, full: bool) -> int:
-    """Say how disk and catalog differ; change nothing.
+    """Compare disk and catalog, and print the differences; change nothing.
 
-    Exits 3 when they do, and as long as a checkpoint is lost or cannot be trusted.
+    Exits 3 when they differ, and as long as a checkpoint is lost or cannot be trusted.
     """
     return _reconcile(session, path, form, full=full, dry_run=True)
 
 
 @click.command()
 @click.argument("path", required=False)
-@click.option("--dry-run", is_flag=True, help="Only say what would be done; exits 3 on drift.")
+@click.option("--dry-run", is_flag=True, help="Only print what would be done; exits 3 on drift.")
 @click.option("--full", is_flag=True, help="Also compare every file with its manifest.")
 @output_option("table", "json")
 @click.pass_obj
 def reconcile(session: Session, path: str | None, form: str, *, dry_run: bool, full: bool) -> int:
-    """Make the catalog true to the disk, and finish what a crash interrupted.
+    """Bring the catalog to what is on disk, and finish what a crash interrupted.
 
-    Never deletes a published checkpoint. Exits 3 when something is left that only a person can
-    settle (a checkpoint that is lost or cannot be trusted), 4 when something could not be done.
+    Never deletes a published checkpoint. Exits 3 when a checkpoint is lost or cannot be trusted,
+    which only a person can settle, and 4 when something could not be done.
     """
     return _reconcile(session, path, form, full=full, dry_run=dry_run)
 
@@ -87,7 +87,7 @@ def print_report(report: ReconcileReport, *, dry_run: bool) -> None:
 
 
 def _conclude(report: ReconcileReport, *, dry_run: bool) -> str:
-    """Say what differs and what is not well; what a person has put aside, apart from that."""
+    """Return the last line: differences and damage; rejected checkpoints apart from these."""
     counts = report.counts
     differences = counts.pop("differences")
     named = {kind: _named(report, kind, count) for kind, count in counts.items() if count}
@@ -111,13 +111,13 @@ def _named(report: ReconcileReport, kind: str, count: int) -> str:
 
 def _print_run(run: RunReport) -> None:
     kinds = Counter(action.kind for action in run.actions)
-    shown: Counter[str] = Counter()
+    printed: Counter[str] = Counter()
     for action in run.actions:
-        shown[action.kind] += 1
-        if shown[action.kind] > _SHOWN:
+        printed[action.kind] += 1
+        if printed[action.kind] > _MOST_PRINTED:
             continue
         step = "" if action.step is None else f" step {action.step}"
         say(f"{run.name}{step}: {action.kind}: {action.what}")
     for kind, count in kinds.items():
-        if count > _SHOWN:
-            say(f"{run.name}: … and {count - _SHOWN} more {kind}")
+        if count > _MOST_PRINTED:
+            say(f"{run.name}: … and {count - _MOST_PRINTED} more {kind}")

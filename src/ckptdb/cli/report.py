@@ -21,11 +21,11 @@ from ckptdb.errors import FileUnusable
     default="report.html",
     show_default=True,
     type=click.Path(dir_okay=False),
-    help="Where to; `-` is standard output.",
+    help="File to write; `-` is standard output.",
 )
 @click.pass_obj
 def report(session: Session, file: str) -> None:
-    """Write what there is to see into one HTML file that needs no network."""
+    """Write an overview of the runs into one HTML file that needs no network."""
     require("report", "report", "jinja2", "plotly")
     from ckptdb.web.data import catch_up, take_snapshot
     from ckptdb.web.report import write_report

@@ -20,7 +20,7 @@ from ckptdb.errors import DeletionIncomplete
 @click.command()
 @click.argument("steps", type=click.IntRange(0), nargs=-1, required=True, metavar="STEP...")
 @run_option
-@click.option("--force", is_flag=True, help="Also pinned ones.")
+@click.option("--force", is_flag=True, help="Also pinned and leased ones; their pin or lease ends.")
 @dry_run_option
 @trash_ttl_option
 @output_option("table", "json")
@@ -35,7 +35,7 @@ def rm(
     force: bool,
     dry_run: bool,
 ) -> None:
-    """Delete the checkpoints at the given steps: all of them, or none."""
+    """Delete the checkpoints at the given steps: all, or none as far as that is known before."""
     with session.open() as registry:
         try:
             removed = registry.remove(
@@ -52,7 +52,7 @@ def rm(
 @run_option
 @click.pass_obj
 def undelete(session: Session, step: int, run: str | None) -> None:
-    """Bring back the deleted checkpoint at STEP, as long as its bytes are kept (--trash-ttl)."""
+    """Restore the deleted checkpoint at STEP while its files are kept (--trash-ttl)."""
     with session.open() as registry:
         found = registry.undelete(step, run=run)
     say(f"{found.run} step {found.step}: back. Pin it, or retention may take it again.")

@@ -58,8 +58,8 @@ def echo_relation(relation: Relation) -> None:
     # A column stays on one line with its type.
     columns = ", ".join("\u00a0".join(filter(None, (c.name, c.type))) for c in relation.columns)
     say(f"{relation.name} ({relation.kind}): {relation.purpose}")
-    told = click.wrap_text(columns, get_width() - 1, "    ", "    ")
-    for line in told.split("\n"):
+    wrapped = click.wrap_text(columns, get_width() - 1, "    ", "    ")
+    for line in wrapped.split("\n"):
         say(line.replace("\u00a0", " "))
     say(f"    e.g. {relation.example}")
     say()

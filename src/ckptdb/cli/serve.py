@@ -13,20 +13,20 @@ from ckptdb.cli.printing import say
 
 @click.command()
 @click.argument("path", default="")
-@click.option("--host", default="127.0.0.1", show_default=True, help="Where to listen.")
+@click.option("--host", default="127.0.0.1", show_default=True, help="Address to listen on.")
 @click.option("--port", default=8001, show_default=True, type=click.IntRange(0, 65535),
-              help="Which port; 0 for any that is free.")  # fmt: skip
+              help="Port to listen on; 0 for a free one.")  # fmt: skip
 @click.option("--token", envvar="CKPTDB_TOKEN", metavar="TEXT|auto",
-              help="Let in only who knows it; `auto` makes one up. [default: `auto` where other "
+              help="Token that visitors must know; `auto` makes one. [default: `auto` where other "
               "people use the machine or can reach it, else none]")  # fmt: skip
-@click.option("--no-token", is_flag=True, help="Let in everybody on this machine.")
+@click.option("--no-token", is_flag=True, help="Let in everybody on this machine, without a token.")
 @click.pass_context
 def serve(
     context: click.Context, path: str, host: str, port: int, token: str | None, *, no_token: bool
 ) -> None:
-    """Serve the report as a page, fresh at every load, with tables and SQL beside it.
+    """Serve the report as a web page, current at every load, with tables and SQL.
 
-    PATH is a root, a run or a catalog. Only reads. Ends with Ctrl-C.
+    PATH is a root, a run or a catalog, and is only read. Ctrl-C ends the server.
     """
     session: Session = context.obj
     by_hand = context.get_parameter_source("token") is click.core.ParameterSource.COMMANDLINE
@@ -41,8 +41,8 @@ def serve(
     shared = why_shared() if wanted is None else None
     with open_door(host, port, wanted, shared=shared) as door:
         if door.why_token is not None:
-            told = f"Because {door.why_token}, the page asks for a token, which this address has"
-            say(f"{told}; --no-token lets in everybody.", err=True)
+            reason = f"Because {door.why_token}, the page asks for a token, which this address has"
+            say(f"{reason}; --no-token lets in everybody.", err=True)
         reopen = partial(session.open, path)
         serve(reopen, door, lambda: say(door.address))
 

@@ -12,11 +12,13 @@ from ckptdb.cli.options import Session, output_option, run_option, step_argument
 @click.command()
 @step_argument
 @run_option
-@click.option("--lineage", is_flag=True, help="What training came from, back to the first.")
+@click.option(
+    "--lineage", is_flag=True, help="Print its ancestors instead, back to the first checkpoint."
+)
 @output_option("table", "json")
 @click.pass_obj
 def show(session: Session, step: int, run: str | None, form: str, *, lineage: bool) -> None:
-    """Show everything known about the checkpoint at STEP, deleted ones too."""
+    """Print all facts about the checkpoint at STEP, also a deleted one."""
     with session.open() as registry:
         if lineage:
             print_lineage(registry.lineage(step, run=run), form)

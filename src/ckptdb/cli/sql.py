@@ -22,7 +22,7 @@ _COMMENT: Final = re.compile(r"--(\s|[^=\s]*\n)")
 
 
 class _Query(click.Command):
-    """A command whose argument may begin with a comment of SQL, which is no option."""
+    """A command whose argument may begin with an SQL comment, which is not an option."""
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
         return super().parse_args(ctx, [f" {a}" if _COMMENT.match(a) else a for a in args])
@@ -33,14 +33,18 @@ class _Query(click.Command):
 @click.option("-f", "--file", metavar="FILE", help="Read the query from FILE.")
 @click.option("-p", "parameters", multiple=True, metavar="NAME=VALUE", help="VALUE of :NAME.")
 @click.option(
-    "--limit", type=click.IntRange(1), default=10_000, show_default=True, help="Rows at most."
+    "--limit",
+    type=click.IntRange(1),
+    default=10_000,
+    show_default=True,
+    help="Most rows of the answer.",
 )
 @click.option(
     "--timeout",
     type=click.FloatRange(0, min_open=True),
     default=30.0,
     show_default=True,
-    help="In seconds.",
+    help="Seconds that the query may run.",
 )
 @output_option(*FORMATS)
 @click.pass_obj
@@ -53,15 +57,15 @@ def sql(  # noqa: PLR0917  # one parameter an option
     timeout: float,
     form: str,
 ) -> None:
-    """Answer a SELECT over the whole catalog, wherever one stands; it cannot change anything.
+    """Answer a SELECT over the whole catalog, from any directory below its root; read-only.
 
-    It may take 256 MiB of memory, as much of an answer, and --timeout.
+    A query may use 256 MiB of memory and run for --timeout; an answer may have 256 MiB.
 
-    Without a QUERY on a terminal, a prompt. With "-", or where nobody types, QUERY is read from
+    Without QUERY a terminal gets a prompt. With "-", or without a terminal, QUERY is read from
     standard input. Paths in the tables are relative to the root; abspath(path) makes them absolute.
 
-    A VALUE is a number if a number is written just so: 7, 0.5, -3. All others are texts, 007 and
-    1e-4 too; columns are compared with these as with numbers where they hold numbers.
+    A VALUE in plain notation is a number: 7, 0.5, -3. All others are texts, also 007 and 1e-4; a
+    column of numbers compares with a text as with a number.
     """
     if query is not None and file is not None:
         raise click.UsageError("Pass a query or --file, not both.")
@@ -85,7 +89,7 @@ COMMANDS = (sql,)
 
 def _read(session: Session, query: str | None, file: str | None) -> str:
     if file not in (None, "-"):
-        # As -C says: as if started there.
+        # A relative path starts at the directory of -C.
         path = Path(session.directory, str(file))
         try:
             return path.read_text(encoding="utf-8", errors="replace")
@@ -100,7 +104,7 @@ def _named(text: str) -> tuple[str, object]:
     name, equals, value = text.partition("=")
     if not equals or not name:
         raise click.BadParameter(f"{text!r} is not NAME=VALUE", param_hint="-p")
-    # A run may be called nan, 007 or 1e-4: what would be written otherwise is no number.
+    # A run may be named nan, 007 or 1e-4: a number in another notation stays a text.
     if _WHOLE.fullmatch(value):
         return name, _whole(name, value)
     return name, float(value) if _is_decimal(value) else value

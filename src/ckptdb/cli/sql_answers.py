@@ -12,7 +12,7 @@ from ckptdb.registry import Registry
 
 @dataclass(slots=True)
 class SqlAnswers:
-    """Answers queries to one registry, as the options of the command say."""
+    """Answers queries to one registry, with the options of the command."""
 
     registry: Registry
     parameters: dict[str, object]
@@ -21,7 +21,7 @@ class SqlAnswers:
     form: str
 
     def answer(self, query: str) -> None:
-        """Print what a query says."""
+        """Print the answer of a query."""
         if not is_text(query):
             raise QueryFailed("it holds bytes that are no UTF-8")
         with self.registry.query_apart(
@@ -33,7 +33,7 @@ class SqlAnswers:
 
 
 def is_text(text: str) -> bool:
-    """Tell whether what came from a terminal or a command line was UTF-8."""
+    """Tell whether a text from a terminal or a command line was valid UTF-8."""
     try:
         text.encode()
     except UnicodeEncodeError:

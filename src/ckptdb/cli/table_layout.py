@@ -1,4 +1,4 @@
-"""How a table is laid out in so many columns of a terminal. Pure."""
+"""Layout of a table in the columns of a terminal. Pure."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Final
 _GAP: Final = "  "
 _INDENT: Final = "      "
 _SHORTEST: Final = 12
-"""What is left of a cell that is cut: less cannot be told apart."""
+"""Characters of a shortened cell; shorter ones could not be told apart."""
 
 
 def lay_out(
@@ -20,15 +20,15 @@ def lay_out(
 ) -> tuple[str, list[str]]:
     """Return the header and the rows as lines; numbers are on the right.
 
-    Where that is wider than the limit, columns without any value go first. Then the widest text
-    is cut in its middle, if that is enough. Else what is last in a row, often a path to be copied,
-    goes whole to a line of its own.
+    A table that is wider than the limit first loses columns without any value. Then the widest
+    text is shortened in its middle, if that is enough. Otherwise the last cell of a row, often a
+    path to be copied, gets a line of its own.
 
     Args:
-        names: Of the columns.
-        rows: Texts, all as many.
-        limit: Columns of the terminal; None where nobody looks.
-        exact: No column goes, and no text is cut.
+        names: Names of the columns.
+        rows: Texts, one per column.
+        limit: Columns of the terminal; None where output goes elsewhere.
+        exact: Drop no column, and shorten no text.
     """
     if limit is not None and not exact and rows and _total(names, rows) > limit:
         used = [i for i in range(len(names)) if any(row[i] for row in rows)] or [0]
@@ -53,7 +53,7 @@ def lay_out(
 
 
 def cells(text: str) -> int:
-    """Return how many columns a text takes on a terminal."""
+    """Return the columns that a text takes on a terminal."""
     if text.isascii():
         return len(text)
     from rich.cells import cell_len
@@ -62,7 +62,7 @@ def cells(text: str) -> int:
 
 
 def cut(text: str, width: int) -> str:
-    """Return a text without its middle, so that it is no wider than that."""
+    """Return a text shortened in its middle to a width."""
     if cells(text) <= width:
         return text
     head, tail = text, text
@@ -100,7 +100,7 @@ def _line(row: Sequence[str], widths: Sequence[int], numeric: Sequence[bool]) ->
         " " * (width - cells(text)) + text if right else text + " " * (width - cells(text))
         for text, width, right in zip(row, widths, numeric, strict=False)
     )
-    # Columns are padded to their width; nobody wants to copy the last one's spaces.
+    # Without the padding of the last column, which a person would copy along.
     return _GAP.join(padded).rstrip()
 
 

@@ -1,8 +1,8 @@
-"""The gate before a terminal: letters and ends of lines go through, nothing that it would obey.
+"""The gate before a terminal: text and line ends pass, control sequences do not.
 
-Whoever prints cleans what others have named (`output`). This catches what nobody has thought of: a
-traceback from a thread, a library's log, help of click. It stands at the bytes, behind everything
-that writes to `sys.stdout` and `sys.stderr`; what draws by itself is handed the stream behind it.
+`printing` cleans names that come from others. The gate catches the rest: the traceback of a
+thread, the log of a library, the help of click. It filters the bytes of everything that writes to
+`sys.stdout` and `sys.stderr`; a library that moves the cursor gets the stream behind it.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ def guard() -> None:
 
 @contextmanager
 def in_colour() -> Iterator[None]:
-    """Let colours through to standard output, and nothing else that a terminal would obey."""
+    """Let escapes for colour through to standard output, and no other control sequence."""
     gate = _find_gate(sys.stdout)
     if gate is None:
         yield
@@ -44,13 +44,13 @@ def in_colour() -> Iterator[None]:
 
 
 def behind(stream: TextIO) -> TextIO:
-    """Return the stream itself, for what moves the cursor and cleans its texts alone."""
+    """Return the stream behind the gate, for a library that moves the cursor."""
     gate = _find_gate(stream)
     return stream if gate is None else gate.stream
 
 
 class _Gate(io.RawIOBase):
-    """Takes bytes in the encoding of a terminal, and hands on those of letters."""
+    """Takes bytes in the encoding of a terminal, and passes on text."""
 
     def __init__(self, stream: io.TextIOWrapper) -> None:
         super().__init__()

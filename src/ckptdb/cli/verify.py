@@ -18,13 +18,13 @@ from ckptdb.registry.verification import Verification
 
 @click.command()
 @run_option
-@click.option("--sizes-only", is_flag=True, help="Read no file, also not those with checksums.")
+@click.option("--sizes-only", is_flag=True, help="Compare only the sizes of files; read none.")
 @click.option(
     "--max-seconds",
     type=click.FloatRange(0),
     metavar="S",
-    help="Stop after so long, also within a file; the next time goes on with what was verified "
-    "longest ago.",
+    help="Stop after this time, also within a file; the next call continues with the checkpoint "
+    "that was verified longest ago.",
 )
 @output_option("table", "json")
 @click.pass_obj
@@ -33,9 +33,9 @@ def verify(
 ) -> int:
     """Compare every file of every checkpoint with its manifest. Exits 1 when one is damaged.
 
-    A file that is missing or of another size is damage, and so is a link to nothing; with
-    checksums the content is compared, too. What was written without a manifest, by NeMo-RL for
-    example, cannot be compared: it is counted apart. Exits 4 when a run could not be looked at.
+    A missing file, one of another size and a dangling link are damage; with checksums the
+    contents are compared, too. A checkpoint without a manifest, by NeMo-RL for example, cannot be
+    compared and is counted apart. Exits 4 when a run could not be read.
     """
     depth: VerifyDepth = "sizes" if sizes_only else "contents"
     with session.open() as registry, show_progress("verifying") as (_, count):
@@ -65,13 +65,13 @@ COMMANDS = (verify,)
 
 
 def _find_problems(found: Verification) -> list[list[str]]:
-    """Return what there is to say of single checkpoints; of those without a manifest nothing is."""
+    """Return a row for each checkpoint that is damaged or only in part verifiable."""
     rows = []
     for checkpoint in found:
         doubt = found.not_verifiable.get(checkpoint.uuid, manifest.WITHOUT)
-        said = "" if doubt == manifest.WITHOUT else f"not verifiable: {doubt}"
-        if checkpoint.problem or said:
-            rows.append([checkpoint.run, str(checkpoint.step), checkpoint.problem or said])
+        text = "" if doubt == manifest.WITHOUT else f"not verifiable: {doubt}"
+        if checkpoint.problem or text:
+            rows.append([checkpoint.run, str(checkpoint.step), checkpoint.problem or text])
     return rows
 
 
@@ -97,5 +97,5 @@ def _sum_up(found: Verification, *, partly: bool) -> str:
 def _count_not_verifiable(found: Verification) -> str:
     without = sum(why == manifest.WITHOUT for why in found.not_verifiable.values())
     others = len(found.not_verifiable) - without
-    said = f"; {without} not verifiable: {manifest.WITHOUT}" if without else ""
-    return said + (f"; {others} not verifiable in every file" if others else "")
+    text = f"; {without} not verifiable: {manifest.WITHOUT}" if without else ""
+    return text + (f"; {others} not verifiable in every file" if others else "")

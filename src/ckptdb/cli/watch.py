@@ -25,17 +25,21 @@ _SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 @click.command()
 @click.argument("run", required=False)
-@click.option("--lease", metavar="NAME", help="Share the work with all who name the same one.")
-@click.option("--exec", "command", metavar="CMD", help="Run this shell command for each.")
-@click.option("--once", is_flag=True, help="End when nothing is left to do.")
-@click.option("--new", "only_new", is_flag=True, help="Leave out what is there already.")
+@click.option(
+    "--lease", metavar="NAME", help="Share the work with all processes that use the same name."
+)
+@click.option(
+    "--exec", "command", metavar="CMD", help="Run this shell command for each checkpoint."
+)
+@click.option("--once", is_flag=True, help="End when no checkpoint is left.")
+@click.option("--new", "only_new", is_flag=True, help="Leave out checkpoints that exist already.")
 @click.option(
     "--interval",
     type=click.FloatRange(0, 1e6, min_open=True),
     default=POLL_SECONDS,
     show_default=True,
     metavar="SECONDS",
-    help="How often to look.",
+    help="Seconds between two looks at the runs.",
 )
 @output_option("path", "json")
 @click.pass_obj
@@ -52,18 +56,19 @@ def watch(  # noqa: PLR0917  # one parameter an option
 ) -> int:
     """Print the path of each checkpoint of RUN, or of the runs at or below here, as it is saved.
 
-    One line for each, also for those that are there already. With -o json the whole record is
-    one line.
+    One line per checkpoint, also for those that exist already. With -o json the line is the whole
+    record.
 
-    With --lease each goes to one only of all processes that name the same one, on any host, and is
-    not deleted meanwhile. It is done when its line is printed, or when its command has succeeded.
+    With --lease each checkpoint goes to only one of the processes that use the same name, on any
+    host, and is not deleted meanwhile. It is done when its line is printed or, with --exec, when
+    the command has succeeded.
 
-    CMD finds CKPTDB_PATH, CKPTDB_STEP, CKPTDB_RUN, CKPTDB_RUN_DIR and CKPTDB_UUID in its
-    environment. When it fails, others may have the checkpoint; here it is not tried again.
-    Exits 4 when one has failed.
+    CMD gets CKPTDB_PATH, CKPTDB_STEP, CKPTDB_RUN, CKPTDB_RUN_DIR and CKPTDB_UUID in its
+    environment. When it fails, another process may get the checkpoint; this one does not try it
+    again, and exits 4 at the end.
     """
     failed = 0
-    with session.open() as registry, _told_to_stop() as job:
+    with session.open() as registry, _handle_signals() as job:
         if not once and run is None:
             _say_what_is_waited_for(registry)
         arrivals = registry.watch(
@@ -88,7 +93,7 @@ COMMANDS = (watch,)
 
 
 class _Job:
-    """The command that runs now, and whether somebody wants us to stop."""
+    """The shell command that runs now, and the signal to stop."""
 
     def __init__(self) -> None:
         self._signals = itertools.count()
@@ -97,14 +102,14 @@ class _Job:
         self._child: subprocess.Popen[bytes] | None = None
 
     def is_stopped(self) -> bool:
-        """Tell whether a signal has come."""
+        """Tell whether a signal was received."""
         return self._stopped is not None
 
     def run(self, command: str, checkpoint: Checkpoint) -> str | None:
         """Run a command for a checkpoint; return why it has failed, None when it has not."""
         self._is_starting = True
         try:
-            # A group of its own: what the shell has started is told, too, and told once.
+            # A process group of its own: children of the shell get each signal, too, and once.
             self._child = subprocess.Popen(
                 ["/bin/sh", "-c", command],
                 env=os.environ | _describe(checkpoint),
@@ -113,10 +118,10 @@ class _Job:
             )
             self._is_starting = False
             if self._stopped is not None:
-                self._tell(self._stopped)
+                self._send_signal(self._stopped)
             code = self._child.wait()
         except BaseException:
-            self._tell(signal.SIGKILL)
+            self._send_signal(signal.SIGKILL)
             raise
         finally:
             self._is_starting = False
@@ -126,34 +131,34 @@ class _Job:
         return f"ended with exit code {code}" if code else None
 
     def stop(self, number: int, _: FrameType | None) -> None:
-        """Take note of a signal, and pass it on; the second time, wait no longer."""
+        """Record a signal and pass it on; a second one interrupts at once."""
         # Counted in one step: another signal may come in the middle of this one's handler.
         is_second = next(self._signals) > 0
         self._stopped = number
         if self._is_starting:
-            return  # nobody is there yet who could be told, or killed
+            return  # the child is not there yet
         if is_second:
             raise KeyboardInterrupt
-        self._tell(number)
+        self._send_signal(number)
 
-    def _tell(self, number: int) -> None:
+    def _send_signal(self, number: int) -> None:
         if self._child is not None:
             with suppress(ProcessLookupError, PermissionError):  # it has ended by now
                 os.killpg(self._child.pid, number)
 
 
 @contextmanager
-def _told_to_stop() -> Iterator[_Job]:
+def _handle_signals() -> Iterator[_Job]:
     """Let signals end the work in good order, but not those that we were started to ignore."""
     job = _Job()
     before = {number: signal.getsignal(number) for number in _SIGNALS}
-    heard = [number for number in _SIGNALS if before[number] != signal.SIG_IGN]
-    for number in heard:
+    handled = [number for number in _SIGNALS if before[number] != signal.SIG_IGN]
+    for number in handled:
         signal.signal(number, job.stop)
     try:
         yield job
     finally:
-        for number in heard:
+        for number in handled:
             signal.signal(number, before[number])
 
 
