@@ -213,7 +213,7 @@ class CheckpointManager:
         self._scheduler.begin(path)
         with self._scheduler.dropping(path):
             if self._exclusive:
-                self._lease = self._publisher.claim()
+                self._lease = self._publisher.lock_trainer()
             self._warn_of_metric_change()
             self._make_sure_of_space(number)
             self._index.begin_save()

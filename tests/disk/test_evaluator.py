@@ -269,7 +269,7 @@ def test_what_cannot_be_given_up_is_left_to_expire(run, uuid, monkeypatch, caplo
             turn.finish()
     assert "is left to expire" in caplog.text
     assert leases_of(run) == [f"{uuid}.mmlu"]
-    assert turn._held is None  # and is not renewed any more
+    assert turn._renewing is None  # and is not renewed any more
 
 
 def test_without_a_thread_to_renew_it_a_lease_holds_as_long_as_it_does(

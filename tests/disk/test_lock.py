@@ -181,8 +181,8 @@ def test_whose_lock_is_not_to_be_seen_has_changed_a_run_only_just_before():
         hidden = top / "run" / ".ckptdb"
         hidden.mkdir(parents=True)
         (hidden / "lock").touch(mode=0o600)
-        assert as_user(ANN, lock.may_be_held, hidden)
+        assert as_user(ANN, lock.may_be_locked, hidden)
         long_ago = time.time() - 60
         os.utime(hidden.parent, (long_ago, long_ago))
         # Nobody is in the middle of replacing a step there: a reader need not wait for it.
-        assert not as_user(ANN, lock.may_be_held, hidden)
+        assert not as_user(ANN, lock.may_be_locked, hidden)

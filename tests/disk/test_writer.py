@@ -67,7 +67,7 @@ def test_a_second_one_in_the_same_directory_is_refused(folder: Path):
     with pytest.raises(FileExistsError):
         write(folder)
     assert writer.find(folder) == first
-    assert writer.look_at_lock(folder, first) == "held"
+    assert writer.look_at_lock(folder, first) == "locked"
 
 
 def test_who_looks_at_the_lock_at_that_moment_does_not_fail_the_save(folder: Path, monkeypatch):
@@ -80,13 +80,13 @@ def test_who_looks_at_the_lock_at_that_moment_does_not_fail_the_save(folder: Pat
         real(handle, how)
 
     monkeypatch.setattr(fcntl, "flock", flock)
-    assert writer.look_at_lock(folder, write(folder)) == "held"
+    assert writer.look_at_lock(folder, write(folder)) == "locked"
     assert looking == []
 
 
 def test_the_lock_is_held_until_it_is_let_go(folder: Path, somebody):
     found = writer.find(folder)
-    assert writer.look_at_lock(folder, found) == "held"
+    assert writer.look_at_lock(folder, found) == "locked"
     somebody.stdin.write(b"\n")
     somebody.stdin.flush()
     assert somebody.stdout.readline() == b"released\n"
@@ -109,7 +109,7 @@ def test_a_forked_child_does_not_keep_the_lock(folder: Path):
         os.read(go[0], 1)
         os._exit(0)
     os.read(ready[0], 1)
-    assert writer.look_at_lock(folder, found) == "held"
+    assert writer.look_at_lock(folder, found) == "locked"
     writer.release(folder)
     assert writer.look_at_lock(folder, found) == "free"
     os.write(go[1], b"x")
@@ -125,7 +125,7 @@ def test_a_child_that_ends_leaves_the_lock_with_its_parent(folder: Path):
         writer.release(folder)
         os._exit(0)
     os.waitpid(pid, 0)
-    assert writer.look_at_lock(folder, found) == "held"
+    assert writer.look_at_lock(folder, found) == "locked"
 
 
 def test_removing_closes_the_file_first(folder: Path, monkeypatch):
@@ -153,7 +153,7 @@ def test_of_a_copy_nothing_is_known(folder: Path, tmp_path_factory):
 
 def test_a_lock_of_a_file_that_is_not_legible_is_seen_too(folder: Path):
     write(folder)
-    assert writer.look_at_lock(folder, None) == "held"
+    assert writer.look_at_lock(folder, None) == "locked"
     writer.release(folder)
     assert writer.look_at_lock(folder, None) == "none"
     writer.remove(folder)
@@ -182,7 +182,7 @@ def test_a_writer_of_an_earlier_version_lives_as_long_as_it_holds_its_only_lock(
     assert writer.look_at_lock(folder, found) == "free"
     handle = os.open(folder / ".writer.json", os.O_RDONLY)
     fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    assert writer.look_at_lock(folder, found) == "held"
+    assert writer.look_at_lock(folder, found) == "locked"
     os.close(handle)
 
 
@@ -190,9 +190,9 @@ def test_where_there_is_no_write_lock_the_other_one_says_it(folder: Path, monkey
     monkeypatch.delattr(fcntl, "F_OFD_SETLK")
     found = write(folder)
     assert not found.has_write_lock
-    assert writer.look_at_lock(folder, found) == "held"
+    assert writer.look_at_lock(folder, found) == "locked"
     monkeypatch.delattr(fcntl, "F_OFD_GETLK")
-    assert writer.look_at_lock(folder, found) == "held"
+    assert writer.look_at_lock(folder, found) == "locked"
     writer.release(folder)
     assert writer.look_at_lock(folder, found) == "free"
 

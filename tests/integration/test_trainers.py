@@ -429,7 +429,7 @@ def test_the_lease_moves_no_stamp(run):
         save(manager, 1)
         manager.shutdown()
         before = run.stat().st_mtime_ns
-        lease = manager._publisher.claim()
+        lease = manager._publisher.lock_trainer()
         assert run.stat().st_mtime_ns == before
         del lease
         assert run.stat().st_mtime_ns == before

@@ -253,7 +253,7 @@ def test_a_directory_is_a_new_run_when_it_holds_something_of_one(disk, is_new):
 )
 def test_annotations_follow_the_journal(told, known, expected):
     lines = {ONE.uuid: frozenset({"pin"})}  # also one that takes it away
-    facts = Facts({}, told, told=lines)
+    facts = Facts({}, told, keys=lines)
     found = plan(observed(ONE, facts=facts), recorded(ONE, annotations=known))
     assert [a.annotations for a in found.actions] == ([] if expected is None else [expected])
     assert all(a.kind == "annotated" for a in found.actions)

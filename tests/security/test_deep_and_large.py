@@ -21,7 +21,7 @@ from ckptdb.disk import (
     removal_checks,
     run_finder,
 )
-from ckptdb.disk.safe_path import Way
+from ckptdb.disk.safe_path import ResolvedPath
 from ckptdb.retention import Policy
 
 pytestmark = pytest.mark.slow
@@ -77,8 +77,10 @@ def published(run):
 
 
 def change_leaf(checkpoint, name):
-    with Way(f"{checkpoint}/{'/'.join([name] * LEVELS)}/leaf.bin", strict=False) as way:
-        handle = os.open(way.name, os.O_WRONLY | os.O_TRUNC, dir_fd=way.parent)
+    with ResolvedPath(
+        f"{checkpoint}/{'/'.join([name] * LEVELS)}/leaf.bin", strict=False
+    ) as resolved:
+        handle = os.open(resolved.name, os.O_WRONLY | os.O_TRUNC, dir_fd=resolved.parent)
     os.write(handle, b"leaves")
     os.close(handle)
 

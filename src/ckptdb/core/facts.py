@@ -75,7 +75,7 @@ class Facts:
         gone: By uuid, the checkpoint as it was, with when and why it went.
         annotations: By uuid, what people added; only those that have any.
         lost: uuids of those of ``gone`` that were published and vanished, and nobody has accepted.
-        told: By uuid, which keys there are lines about, those that undo one included.
+        keys: By uuid, which keys there are lines about, those that undo one included.
         damage: What of it cannot be read.
         contradicted: What a catalog knows that it does not, in words, as long as that stands.
         is_short: Whether one was longer before.
@@ -85,7 +85,7 @@ class Facts:
     gone: Mapping[str, Checkpoint]
     annotations: Mapping[str, Annotations]
     lost: frozenset[str] = frozenset()
-    told: Mapping[str, frozenset[str]] = field(default_factory=dict, compare=False)
+    keys: Mapping[str, frozenset[str]] = field(default_factory=dict, compare=False)
     damage: Damage | None = None
     contradicted: str | None = None
     is_short: bool = False

@@ -16,7 +16,7 @@ from pathlib import Path
 from ckptdb.core.observed import Manifest
 from ckptdb.disk import manifest, paths
 from ckptdb.disk.manifest import Compared
-from ckptdb.disk.safe_path import Way
+from ckptdb.disk.safe_path import ResolvedPath
 from ckptdb.errors import ChecksumsUnavailable
 
 ALGORITHM = "xxh3_128"
@@ -112,9 +112,9 @@ def _checksum(
     found = paths.find_stat(path) if follow else paths.get_status(path)
     if not stat.S_ISREG(found.st_mode):
         return None
-    with Way(path, strict=False) as way:
+    with ResolvedPath(path, strict=False) as resolved:
         flags = _FLAGS if follow else _FLAGS | os.O_NOFOLLOW
-        handle = os.open(way.name, flags, dir_fd=way.parent)
+        handle = os.open(resolved.name, flags, dir_fd=resolved.parent)
     try:
         found = os.fstat(handle)
         if not stat.S_ISREG(found.st_mode) or found.st_size != size:

@@ -12,13 +12,13 @@ from typing import Any, cast
 from ckptdb.disk import json_file, json_values, names
 from ckptdb.disk.json_values import Budget
 from ckptdb.disk.plain_values import (
+    MAX_CONFIG_NODES,
     MAX_DEPTH,
     plain_config,
 )
 from ckptdb.errors import UnreadableInfo, UnwritableInfo
 
 _MAX_CONFIG_BYTES = 8 * 1024 * 1024
-MAX_CONFIG_NODES = 100_000
 _LONGEST_WHY = 300
 _TOO_LARGE = (
     f"has too many values or levels to be compared (at most {MAX_CONFIG_NODES} and {MAX_DEPTH})"

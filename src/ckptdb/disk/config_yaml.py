@@ -10,8 +10,7 @@ from typing import Any
 import yaml
 from yaml import YAMLError
 
-from ckptdb.disk.config_file import MAX_CONFIG_NODES
-from ckptdb.disk.plain_values import MAX_DEPTH
+from ckptdb.disk.plain_values import MAX_CONFIG_NODES, MAX_DEPTH
 
 __all__ = ["YAMLError", "dump", "fits", "is_too_large", "load"]
 

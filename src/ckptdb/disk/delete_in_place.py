@@ -55,9 +55,11 @@ class DeletingInPlace(Changing):
         if left is None:
             return
         _free(path, names.RECORD)
-        told = left.recorded or left.uuid in journal.read(self._hidden, who.run).gone
+        recorded = left.recorded or left.uuid in journal.read(self._hidden, who.run).gone
         facts = (
-            [] if told else [journal_records.deleted_unrecorded(read_trash.load_retired(who, left))]
+            []
+            if recorded
+            else [journal_records.deleted_unrecorded(read_trash.load_retired(who, left))]
         )
         self._finish_in_place(watch, path, facts)
 

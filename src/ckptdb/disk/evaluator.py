@@ -72,50 +72,50 @@ class Evaluator:
             return None
         hidden = identity.hidden(self._directory)
         with self._publisher.alone() as (who, _):
-            held = leases.settle(hidden)
-            if any((c.uuid, c.evaluation) == (uuid, self._evaluation) for c in held):
+            active = leases.settle(hidden)
+            if any((c.uuid, c.evaluation) == (uuid, self._evaluation) for c in active):
                 return None
             if uuid in self.find_done():
                 return None
             if checkpoint_identity.find_uuid(who, final, step, through_link=True) != uuid:
                 return None
-            claim = leases.write(
+            lease = leases.write(
                 hidden, uuid, self._evaluation, seconds=self._seconds, since=utc(time.time())
             )
-        return Turn(self, claim)
+        return Turn(self, lease)
 
-    def finish(self, claim: Lease) -> bool:
+    def finish(self, lease: Lease) -> bool:
         """Record that the evaluation is done, unless somebody else has had it meanwhile."""
         if not fsutil.is_folder(identity.hidden(self._directory)):
             return False  # the run has been moved or removed
         with self._publisher.alone() as (_, record):
-            current = leases.find_current(claim)
+            current = leases.find_current(lease)
             if current is None:
                 # It has ended, say while this process was suspended; perhaps nobody has noticed.
-                is_ours = claim.uuid not in self.find_done()
+                is_ours = lease.uuid not in self.find_done()
             else:
-                is_ours = current.token == claim.token
+                is_ours = current.token == lease.token
             if is_ours:
                 details = {"name": self._evaluation, **process.this_process()}
-                record([Fact(utc(time.time()), "evaluated", claim.uuid, details)])
-                leases.remove(claim)
-        self._free(claim)
+                record([Fact(utc(time.time()), "evaluated", lease.uuid, details)])
+                leases.remove(lease)
+        self._free(lease)
         return is_ours
 
-    def give_up(self, claim: Lease) -> None:
+    def give_up(self, lease: Lease) -> None:
         """Let somebody else have it."""
         if not fsutil.is_folder(identity.hidden(self._directory)):
             return
         with self._publisher.alone():
-            current = leases.find_current(claim)
-            if current is not None and current.token == claim.token:
-                leases.remove(claim)
-        self._free(claim)
+            current = leases.find_current(lease)
+            if current is not None and current.token == lease.token:
+                leases.remove(lease)
+        self._free(lease)
 
-    def _free(self, claim: Lease) -> None:
+    def _free(self, lease: Lease) -> None:
         """Remove the bytes of what was replaced, and was kept only as long as it was leased."""
         with suppress(OSError, JournalInDoubt):  # whoever empties the trash next comes to it
-            if any(left.uuid == claim.uuid for left in read_trash.list_trash(self._directory)):
+            if any(left.uuid == lease.uuid for left in read_trash.list_trash(self._directory)):
                 self._publisher.empty_trash()
 
 
@@ -125,18 +125,18 @@ class Turn:
     A forked child has no part in it.
     """
 
-    def __init__(self, evaluator: Evaluator, claim: Lease) -> None:
+    def __init__(self, evaluator: Evaluator, lease: Lease) -> None:
         self._evaluator = evaluator
-        self._claim = claim
+        self._lease = lease
         self._process = os.getpid()
         # Held as long as it is to be renewed. No event: an interrupt may leave that one locked.
-        held = threading.Lock()
-        held.acquire()
-        self._held: threading.Lock | None = held
+        renewing = threading.Lock()
+        renewing.acquire()
+        self._renewing: threading.Lock | None = renewing
         try:
-            Task(partial(_keep, claim, held)).start()
+            Task(partial(_keep, lease, renewing)).start()
         except RuntimeError as error:  # no more threads: it holds as long as it does
-            _logger.warning("the lease %s cannot be renewed: %s", claim.path, error)
+            _logger.warning("the lease %s cannot be renewed: %s", lease.path, error)
 
     def finish(self) -> bool:
         """Give it back done; False when somebody else has had it meanwhile.
@@ -148,7 +148,7 @@ class Turn:
         if os.getpid() != self._process:
             return False
         self._end()
-        return self._evaluator.finish(self._claim)
+        return self._evaluator.finish(self._lease)
 
     def give_up(self) -> None:
         """Give it back undone; where that cannot be said, it will expire."""
@@ -156,24 +156,24 @@ class Turn:
             return
         self._end()
         try:
-            self._evaluator.give_up(self._claim)
+            self._evaluator.give_up(self._lease)
         except (OSError, CkptdbError) as error:
-            _logger.warning("the lease %s is left to expire: %s", self._claim.path, error)
+            _logger.warning("the lease %s is left to expire: %s", self._lease.path, error)
 
     def _end(self) -> None:
-        held, self._held = self._held, None
-        if held is not None:
-            held.release()
+        renewing, self._renewing = self._renewing, None
+        if renewing is not None:
+            renewing.release()
 
 
-def _keep(claim: Lease, held: threading.Lock) -> None:
+def _keep(lease: Lease, renewing: threading.Lock) -> None:
     """Renew a lease as long as the lock is held; outside of `Turn`, which must not live as long."""
     # Signals are for the main thread; one that came here would not wake it.
     signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
-    while not held.acquire(timeout=claim.seconds / RENEWALS):
+    while not renewing.acquire(timeout=lease.seconds / RENEWALS):
         try:
-            if not leases.renew(claim):
-                _logger.warning("somebody else has the lease %s by now", claim.path)
+            if not leases.renew(lease):
+                _logger.warning("somebody else has the lease %s by now", lease.path)
                 return
         except OSError as error:
-            _logger.info("the lease %s is not renewed for now: %s", claim.path, error)
+            _logger.info("the lease %s is not renewed for now: %s", lease.path, error)

@@ -20,7 +20,7 @@ from typing import Any
 
 from ckptdb.core.threads import tasks_at
 from ckptdb.disk import ownership, paths
-from ckptdb.disk.safe_path import Way
+from ckptdb.disk.safe_path import ResolvedPath
 
 _AT_FDCWD = -100
 _NOREPLACE = 1
@@ -289,7 +289,7 @@ _libc_syncfs = _load("syncfs", ctypes.c_int)
 def _renameat2(source: Path, target: Path, flags: int) -> None:
     if _libc_renameat2 is None:
         raise ExchangeUnsupported
-    with Way(source) as old, Way(target) as new:
+    with ResolvedPath(source) as old, ResolvedPath(target) as new:
         ctypes.set_errno(0)
         result = _libc_renameat2(
             _AT_FDCWD if old.parent is None else old.parent,

@@ -96,15 +96,15 @@ def read(hidden: Path, run: Run) -> Facts:
     annotations = {uuid: note.result() for uuid, note in notes.items()}
     buried = (journal_records.parse_end(run, fact) for fact in ends.values())
     gone = {checkpoint.uuid: checkpoint for checkpoint in buried if checkpoint}
-    told = {uuid: frozenset(note.told) for uuid, note in notes.items() if note.told}
-    told |= {uuid: told.get(uuid, frozenset()) | {"gone"} for uuid in ever}
+    keys = {uuid: frozenset(note.keys) for uuid, note in notes.items() if note.keys}
+    keys |= {uuid: keys.get(uuid, frozenset()) | {"gone"} for uuid in ever}
     vanished = (uuid for uuid in gone.keys() - accepted if ends[uuid].kind == "vanished")
     return Facts(
         gone=gone,
         annotations={uuid: found for uuid, found in annotations.items() if found != Annotations()},
         # What was never finished was no checkpoint yet.
         lost=frozenset(uuid for uuid in vanished if gone[uuid].finalized_at is not None),
-        told=told,
+        keys=keys,
         damage=chain.damage,
         contradicted=None if standing is None else journal_records.find_why(standing),
         is_short=standing is not None and standing.details.get("short") is True,

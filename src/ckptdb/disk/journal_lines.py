@@ -52,9 +52,9 @@ def serialize(facts: Iterable[Fact], after: str) -> Iterator[bytes]:
     """Yield lines, each with the checksum of the one that it comes after."""
     for fact in facts:
         head = {"at": fact.at, "fact": fact.kind, "uuid": fact.uuid}
-        said = json.dumps({**head, **fact.details, "after": after})[:-1].encode()
-        after = f"{zlib.crc32(said):08x}"
-        yield b'%b, "crc": "%b"}\n' % (said, after.encode())
+        head_bytes = json.dumps({**head, **fact.details, "after": after})[:-1].encode()
+        after = f"{zlib.crc32(head_bytes):08x}"
+        yield b'%b, "crc": "%b"}\n' % (head_bytes, after.encode())
 
 
 def _find_seal(line: bytes) -> tuple[str, str] | None:

@@ -120,16 +120,16 @@ class AnnotationLines:
         self.late: dict[str, Metric] = {}
         self.rejected: str | None = None
         self.resumptions: set[Resumption] = set()
-        self.told: set[str] = set()
+        self.keys: set[str] = set()
 
     def add(self, fact: Fact) -> None:
         """Apply one line."""
         if fact.kind in ("pin", "unpin"):
-            self.told.add("pin")
+            self.keys.add("pin")
             self.pinned = fact.kind == "pin"
         elif fact.kind in ("rejected", "unrejected"):
             if is_hold(fact):
-                self.told.add("rejected")
+                self.keys.add("rejected")
                 self.rejected = fact.details["reason"] if fact.kind == "rejected" else None
         elif fact.kind == "resumed":
             host, pid = fact.details.get("host"), fact.details.get("pid")
@@ -137,7 +137,7 @@ class AnnotationLines:
                 self.resumptions.add(Resumption(fact.at, cast("str", host), cast("int", pid)))
         elif fact.kind == "note":
             text = fact.details.get("text")
-            self.told.add("note")
+            self.keys.add("note")
             self.notes = cast("str", text) if is_text(text) else None
         elif fact.kind in ("tag", "untag", "metric"):
             self._add_named(fact, fact.details.get("name"))
@@ -146,7 +146,7 @@ class AnnotationLines:
         if not isinstance(name, str) or not is_storable(name):
             return
         if fact.kind != "metric":
-            self.told.add(f"tag {name}")
+            self.keys.add(f"tag {name}")
         if fact.kind == "tag":
             self.tags[name] = fact.at
         elif fact.kind == "untag":
@@ -154,7 +154,7 @@ class AnnotationLines:
         else:
             value, source = _finite(fact.details.get("value")), fact.details.get("source")
             if is_text(source):
-                self.told.add(f"metric {name}")
+                self.keys.add(f"metric {name}")
                 self.late[name] = Metric(name, value, str(source), fact.at)
 
     def result(self) -> Annotations:

@@ -21,7 +21,7 @@ from typing import Any
 from ckptdb.core import process
 from ckptdb.disk import fs_clock, fsutil, names, paths
 from ckptdb.disk.json_file import RECORD_BYTES, parse_object, raise_if_unknown, read_with_status
-from ckptdb.disk.safe_path import hold
+from ckptdb.disk.safe_path import anchored
 from ckptdb.disk.trainer_lock import Holder
 from ckptdb.errors import UnreadableInfo
 
@@ -83,7 +83,7 @@ def find(hidden: Path, *, now: float | None = None) -> tuple[Lease, ...]:
     if now is None and found:
         now = fs_clock.find_time(hidden, may_touch=False)
     at = time.time() if now is None else now
-    return tuple(claim for claim in found if not claim.has_ended(at))
+    return tuple(lease for lease in found if not lease.has_ended(at))
 
 
 def find_leased(hidden: Path, *, now: float | None = None) -> dict[str, str]:
@@ -92,14 +92,14 @@ def find_leased(hidden: Path, *, now: float | None = None) -> dict[str, str]:
     Args and errors are those of `find`.
     """
     who: dict[str, list[Lease]] = {}
-    for claim in find(hidden, now=now):
-        who.setdefault(claim.uuid, []).append(claim)
-    return {uuid: _name(held) for uuid, held in who.items()}
+    for lease in find(hidden, now=now):
+        who.setdefault(lease.uuid, []).append(lease)
+    return {uuid: _name(active) for uuid, active in who.items()}
 
 
-def _name(held: list[Lease]) -> str:
-    more = f" and {len(held) - _NAMED} more" if len(held) > _NAMED else ""
-    return ", ".join(map(str, held[:_NAMED])) + more
+def _name(active: list[Lease]) -> str:
+    more = f" and {len(active) - _NAMED} more" if len(active) > _NAMED else ""
+    return ", ".join(map(str, active[:_NAMED])) + more
 
 
 def settle(hidden: Path) -> tuple[Lease, ...]:
@@ -110,18 +110,18 @@ def settle(hidden: Path) -> tuple[Lease, ...]:
     """
     found = _load(hidden)
     now = tell_time(hidden) if found else 0.0
-    held = []
-    for claim in found:
-        if claim.has_ended(now):
+    active = []
+    for lease in found:
+        if lease.has_ended(now):
             with suppress(OSError):  # it protects nothing, and will be found again
-                remove(claim)
+                remove(lease)
             continue
-        held.append(claim)
-        if claim.touched - now > claim.seconds:
+        active.append(lease)
+        if lease.touched - now > lease.seconds:
             # Its holder renews it again, or nobody does: then it ends after its time from now on.
             with suppress(OSError):
-                paths.touch(claim.path)
-    return tuple(held)
+                paths.touch(lease.path)
+    return tuple(active)
 
 
 def tell_time(hidden: Path) -> float:
@@ -149,16 +149,16 @@ def write(hidden: Path, uuid_: str, evaluation: str, *, seconds: float, since: s
     )
 
 
-def find_current(claim: Lease) -> Lease | None:
+def find_current(lease: Lease) -> Lease | None:
     """Return the lease that is there now in the place of one taken before, None when none is.
 
     Raises:
         OSError: It cannot be told now.
     """
-    return _read(claim.path, claim.uuid, claim.evaluation)
+    return _read(lease.path, lease.uuid, lease.evaluation)
 
 
-def renew(claim: Lease) -> bool:
+def renew(lease: Lease) -> bool:
     """Let a lease hold on from now; tell whether it is still that one.
 
     Without the lock: should it be taken over at this moment, the new holder's is renewed once.
@@ -166,17 +166,17 @@ def renew(claim: Lease) -> bool:
     Raises:
         OSError: It cannot be told now.
     """
-    current = find_current(claim)
-    if current is None or current.token != claim.token:
+    current = find_current(lease)
+    if current is None or current.token != lease.token:
         return False
     with suppress(FileNotFoundError):
-        paths.touch(claim.path)
+        paths.touch(lease.path)
     return True
 
 
-def remove(claim: Lease) -> None:
+def remove(lease: Lease) -> None:
     """End a lease; the caller has the run's lock."""
-    paths.unlink(claim.path, missing_ok=True)
+    paths.unlink(lease.path, missing_ok=True)
 
 
 def _load(hidden: Path) -> list[Lease]:
@@ -185,7 +185,7 @@ def _load(hidden: Path) -> list[Lease]:
         if not entries:
             return []
         # There may be very many: the folder is not looked for again for each of them.
-        with hold(hidden.parent):
+        with anchored(hidden.parent):
             return list(_read_all(hidden, entries))
     except (FileNotFoundError, NotADirectoryError):
         return []
@@ -198,11 +198,11 @@ def _read_all(hidden: Path, entries: list[str]) -> Iterator[Lease]:
             continue
         path = hidden / _FOLDER / name
         try:
-            claim = _read(path, *named)
+            lease = _read(path, *named)
         except OSError:
-            claim = _unknown(path, *named)
-        if claim is not None:
-            yield claim
+            lease = _unknown(path, *named)
+        if lease is not None:
+            yield lease
 
 
 def _read(path: Path, uuid_: str, evaluation: str) -> Lease | None:

@@ -40,7 +40,7 @@ def find_life(folder: Path, who: Writer | None) -> Life:
     if life != "unknown":
         return life
     match writer.look_at_lock(folder, who):
-        case "held":
+        case "locked":
             return "alive"
         case "free":
             return "dead"

@@ -108,7 +108,7 @@ def _locked(handle: int, path: Path, kind: int) -> Iterator[None]:
         os.close(handle)
 
 
-def may_be_held(hidden: Path) -> bool:
+def may_be_locked(hidden: Path) -> bool:
     """Tell whether somebody may be changing a run just now, given its ``.ckptdb`` folder."""
     try:
         handle = paths.open_file(hidden / "lock", os.O_RDONLY)

@@ -103,7 +103,7 @@ def stat_files(folder: Path) -> dict[str, os.stat_result]:
 def write(folder: Path, manifest: Manifest, *, make_durable: bool) -> None:
     """Put the manifest into a checkpoint directory, replacing an earlier one in one step."""
     content = {name: getattr(manifest, name) for name in _FIELDS}
-    content = {name: said for name, said in content.items() if said or name not in _OPTIONAL}
+    content = {name: value for name, value in content.items() if value or name not in _OPTIONAL}
     content |= {name: as_texts(content[name]) for name in _BY_NAME if name in content}
     fsutil.write_json(folder / names.MANIFEST, content, durable=make_durable)
 
@@ -127,9 +127,9 @@ def find(folder: Path) -> Manifest | None:
         raise
     try:
         # What a newer version has to say beside is not for us.
-        said = {name: content[name] for name in _FIELDS if name in content}
-        said |= {name: as_names(said[name]) for name in _BY_NAME if name in said}
-        manifest = Manifest(**said)
+        known = {name: content[name] for name in _FIELDS if name in content}
+        known |= {name: as_names(known[name]) for name in _BY_NAME if name in known}
+        manifest = Manifest(**known)
     except (TypeError, AttributeError, ValueError) as error:
         raise UnreadableInfo(
             folder / names.MANIFEST, "does not have the fields of a manifest"
@@ -170,8 +170,8 @@ def unreadable(name: str, error: OSError) -> Compared:
         name: The file's.
         error: What came of looking.
     """
-    said = f"{name}: {error.strerror}"
-    return Compared(doubt=said) if error.errno in _FORBIDDEN else Compared(damage=said)
+    fault = f"{name}: {error.strerror}"
+    return Compared(doubt=fault) if error.errno in _FORBIDDEN else Compared(damage=fault)
 
 
 def _compare(name: str, found: os.stat_result, size: int) -> Compared:
@@ -217,8 +217,8 @@ def damage(faults: Sequence[str]) -> str | None:
     if not faults:
         return None
     more = f" and {len(faults) - 3} more" if len(faults) > 3 else ""  # noqa: PLR2004  # a line
-    said = "damaged: " + "; ".join(map(_shorten, faults[:3])) + more
-    return said.encode(errors="backslashreplace").decode()  # names may be bytes of any kind
+    text = "damaged: " + "; ".join(map(_shorten, faults[:3])) + more
+    return text.encode(errors="backslashreplace").decode()  # names may be bytes of any kind
 
 
 def _shorten(fault: str) -> str:

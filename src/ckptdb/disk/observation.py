@@ -74,13 +74,13 @@ def observe(
         listing = run_listing.list_folder(directory)
     stamp = listing.stamp
     who = identity.identify(directory)
-    trouble, pace = _Trouble(), ParallelReader()
+    trouble, reader = _Trouble(), ParallelReader()
     trouble.unreadable.update(listing.dead_links)
     # What a link leads to comes and goes without moving the run's stamp.
     trouble.unsure = bool(listing.linked or listing.dead_links)
     finals, took, bare, deleting = _load_finals(
         read_changed.read_changed(
-            who, sorted(listing.finals), known.finals, verify=verify, pace=pace
+            who, sorted(listing.finals), known.finals, verify=verify, reader=reader
         ),
         directory, trouble, on_checkpoint, take,
     )  # fmt: skip
@@ -104,7 +104,7 @@ def observe(
             # A file that comes into a directory is a change to it, which is then read.
             few = known.configless and not took
             steps = [cp.step for cp in read] if few else finals
-            config = _newest_config(directory, [s for s in steps if s not in bare], pace)
+            config = _newest_config(directory, [s for s in steps if s not in bare], reader)
         except OSError:
             trouble.unsure = True
     tmps = _load_tmps(who, sorted(listing.tmps), trouble, may_touch=may_touch)
@@ -231,14 +231,16 @@ def _load_finals(
     return {step: found[step] for step in sorted(found)}, took, bare, sorted(deleting)
 
 
-def _newest_config(directory: Path, finals: Iterable[int], pace: ParallelReader) -> dict[str, Any]:
+def _newest_config(
+    directory: Path, finals: Iterable[int], reader: ParallelReader
+) -> dict[str, Any]:
     def having_one(some: Sequence[int]) -> list[Path]:
         folders = (f"{directory}/{names.final_name(step)}" for step in some)
         return [Path(path) for path in folders if config_file.has_config(path)]
 
     newest = sorted(finals, reverse=True)
     for steps in (newest[:1], newest[1:]):  # nearly always the very first
-        for folders in pace.through(steps, having_one):
+        for folders in reader.through(steps, having_one):
             for folder in folders:
                 found = config_file.find_config(folder)
                 if found is not None:

@@ -1,4 +1,4 @@
-"""Files and directories, reached by the one safe way: see `way`.
+"""Files and directories by path, without following a symlink below a run; see `safe_path`.
 
 What is asked here of a path below a run follows no symlink that somebody has put there, and uses
 nothing that is not what it should be.
@@ -17,13 +17,13 @@ from ckptdb.disk import ownership
 from ckptdb.disk.safe_path import (
     FOLDER,
     NOT_AS_IT_SHOULD_BE,
+    DirectoryId,
     PathLike,
-    Place,
-    Way,
-    as_place,
+    ResolvedPath,
+    anchored,
+    as_directory_id,
     describe_kind,
-    hold,
-    is_holding,
+    is_anchored,
     is_ours,
     lies_in_ours,
     refuse_foreign,
@@ -36,7 +36,7 @@ LONGEST = 128 * 1024
 """Letters of a path; what is deeper is not gone through: its paths alone would fill any memory."""
 
 
-def find_place(directory: Path, *, below: Path | None = None) -> Place | None:
+def find_directory_id(directory: Path, *, below: Path | None = None) -> DirectoryId | None:
     """Return which directory has a name now, None when there is none.
 
     Args:
@@ -48,9 +48,13 @@ def find_place(directory: Path, *, below: Path | None = None) -> Place | None:
     """
     try:
         if below is None:
-            return as_place(find_stat(directory))
-        with hold(below), Way(directory / "-") as way, way.around() as handle:
-            return as_place(os.fstat(handle))
+            return as_directory_id(find_stat(directory))
+        with (
+            anchored(below),
+            ResolvedPath(directory / "-") as resolved,
+            resolved.around() as handle,
+        ):
+            return as_directory_id(os.fstat(handle))
     except (FileNotFoundError, NotADirectoryError):
         return None
 
@@ -78,12 +82,12 @@ def open_file(
         Obstructed: Something else has the name.
         OSError: It cannot be opened.
     """
-    with Way(path, strict=flags & (os.O_WRONLY | os.O_RDWR | os.O_CREAT) != 0) as way:
-        handle = _open_file(way, path, flags, mode)
+    with ResolvedPath(path, strict=flags & (os.O_WRONLY | os.O_RDWR | os.O_CREAT) != 0) as resolved:
+        handle = _open_file(resolved, path, flags, mode)
         try:
-            _refuse_other(os.fspath(path), os.fstat(handle), way.parent, sole=sole)
+            _refuse_other(os.fspath(path), os.fstat(handle), resolved.parent, sole=sole)
             if flags & os.O_CREAT or sole:
-                with way.around() as around:
+                with resolved.around() as around:
                     folder = os.fstat(around)
                     if flags & os.O_CREAT:
                         ownership.settle(handle, folder, before, most=mode)
@@ -100,25 +104,25 @@ def open_file(
 
 def open_to_read(path: PathLike) -> tuple[int, os.stat_result]:
     """Open a regular file as `open_file` does, to read it; return also what it is."""
-    with Way(path, strict=False) as way:
-        handle = _open_file(way, path, os.O_RDONLY, 0)
+    with ResolvedPath(path, strict=False) as resolved:
+        handle = _open_file(resolved, path, os.O_RDONLY, 0)
         try:
             # Asked once: there may be very many.
             found = os.fstat(handle)
-            _refuse_other(os.fspath(path), found, way.parent, sole=False)
+            _refuse_other(os.fspath(path), found, resolved.parent, sole=False)
         except BaseException:
             os.close(handle)
             raise
         return handle, found
 
 
-def _open_file(way: Way, path: PathLike, flags: int, mode: int) -> int:
+def _open_file(resolved: ResolvedPath, path: PathLike, flags: int, mode: int) -> int:
     try:
-        return os.open(way.name, flags | _FILE, mode, dir_fd=way.parent)
+        return os.open(resolved.name, flags | _FILE, mode, dir_fd=resolved.parent)
     except OSError as error:
         if error.errno not in NOT_AS_IT_SHOULD_BE:
             raise
-        found = os.stat(way.name, dir_fd=way.parent, follow_symlinks=False)
+        found = os.stat(resolved.name, dir_fd=resolved.parent, follow_symlinks=False)
         if stat.S_ISREG(found.st_mode):
             raise
         raise _no_file(path, found) from None
@@ -157,14 +161,14 @@ def get_status(path: PathLike) -> os.stat_result:
     Raises:
         OSError: Nothing has it, or it cannot be told now.
     """
-    if not is_holding():
+    if not is_anchored():
         try:
             return os.lstat(path)  # asked at every question
         except OSError as error:
             if error.errno != errno.ENAMETOOLONG:
                 raise
-    with Way(path, strict=False) as way:
-        return os.stat(way.name, dir_fd=way.parent, follow_symlinks=False)
+    with ResolvedPath(path, strict=False) as resolved:
+        return os.stat(resolved.name, dir_fd=resolved.parent, follow_symlinks=False)
 
 
 def find_stat(path: PathLike) -> os.stat_result:
@@ -173,20 +177,20 @@ def find_stat(path: PathLike) -> os.stat_result:
     Raises:
         OSError: Nothing, or it cannot be told now.
     """
-    if not is_holding():
+    if not is_anchored():
         try:
             return os.stat(path)
         except OSError as error:
             if error.errno != errno.ENAMETOOLONG:
                 raise
-    with Way(path, strict=False) as way:
-        return os.stat(way.name, dir_fd=way.parent)
+    with ResolvedPath(path, strict=False) as resolved:
+        return os.stat(resolved.name, dir_fd=resolved.parent)
 
 
 def read_link(path: PathLike) -> str:
     """Return what a symlink leads to."""
-    with Way(path, strict=False) as way:
-        return os.readlink(way.name, dir_fd=way.parent)
+    with ResolvedPath(path, strict=False) as resolved:
+        return os.readlink(resolved.name, dir_fd=resolved.parent)
 
 
 @contextmanager
@@ -197,7 +201,7 @@ def listed(path: PathLike) -> Iterator[Iterator[os.DirEntry[str]]]:
         OSError: It cannot be listed, or it is deeper than anybody goes.
     """
     try:
-        listing = None if is_holding() else os.scandir(path)
+        listing = None if is_anchored() else os.scandir(path)
     except OSError as error:
         if error.errno != errno.ENAMETOOLONG:
             raise
@@ -240,11 +244,11 @@ def opened(path: PathLike, *, follow: bool = False) -> Iterator[int]:
         follow: Also what a symlink leads to.
     """
     flags = os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC
-    with Way(path, strict=not follow) as way:
+    with ResolvedPath(path, strict=not follow) as resolved:
         # "." is the directory that is held, which may have been reached through a symlink.
-        nofollow = 0 if follow or way.name == "." else os.O_NOFOLLOW
+        nofollow = 0 if follow or resolved.name == "." else os.O_NOFOLLOW
         try:
-            handle = os.open(way.name, flags | nofollow, dir_fd=way.parent)
+            handle = os.open(resolved.name, flags | nofollow, dir_fd=resolved.parent)
         except OSError as error:
             if error.errno != errno.ELOOP or follow:
                 raise
@@ -262,7 +266,7 @@ def check_folder(path: PathLike) -> None:
         Obstructed: One is not.
         OSError: It is not there, or it cannot be told now.
     """
-    with Way(f"{os.fspath(path)}/-"):
+    with ResolvedPath(f"{os.fspath(path)}/-"):
         pass
 
 
@@ -290,12 +294,12 @@ def make(path: PathLike, mode: int = 0o777) -> None:
     Raises:
         FileExistsError: Something has the name.
     """
-    with Way(path) as way, way.around() as around:
-        os.mkdir(way.name, mode, dir_fd=way.parent)
+    with ResolvedPath(path) as resolved, resolved.around() as around:
+        os.mkdir(resolved.name, mode, dir_fd=resolved.parent)
         is_shared, folder = lies_in_ours(path), os.fstat(around)
         if is_shared or ownership.helps_in(folder):
             flags = _FILE | os.O_RDONLY | os.O_DIRECTORY
-            handle = os.open(way.name, flags, dir_fd=way.parent)
+            handle = os.open(resolved.name, flags, dir_fd=resolved.parent)
             try:
                 ownership.settle(handle, folder)
                 if is_shared:
@@ -308,9 +312,9 @@ def give_back(path: PathLike) -> None:
     """Give a directory that the superuser has left in the tree of a user to that user."""
     if os.geteuid() != 0:
         return
-    with Way(path) as way, way.around() as around:
+    with ResolvedPath(path) as resolved, resolved.around() as around:
         flags = _FILE | os.O_RDONLY | os.O_DIRECTORY
-        handle = os.open(way.name, flags, dir_fd=way.parent)
+        handle = os.open(resolved.name, flags, dir_fd=resolved.parent)
         try:
             ownership.give_back(handle, os.fstat(around))
         finally:
@@ -320,8 +324,8 @@ def give_back(path: PathLike) -> None:
 def unlink(path: PathLike, *, missing_ok: bool = False) -> None:
     """Take away the name of what is no directory."""
     try:
-        with Way(path) as way:
-            os.unlink(way.name, dir_fd=way.parent)
+        with ResolvedPath(path) as resolved:
+            os.unlink(resolved.name, dir_fd=resolved.parent)
     except FileNotFoundError:
         if not missing_ok:
             raise
@@ -329,14 +333,14 @@ def unlink(path: PathLike, *, missing_ok: bool = False) -> None:
 
 def remove_folder(path: PathLike) -> None:
     """Remove an empty directory."""
-    with Way(path) as way:
-        os.rmdir(way.name, dir_fd=way.parent)
+    with ResolvedPath(path) as resolved:
+        os.rmdir(resolved.name, dir_fd=resolved.parent)
 
 
 def set_mode(path: PathLike, mode: int) -> None:
     """Change the mode of a directory, no link to one."""
-    with Way(path) as way:
-        set_mode_at(way.parent, way.name, mode)
+    with ResolvedPath(path) as resolved:
+        set_mode_at(resolved.parent, resolved.name, mode)
 
 
 def set_mode_at(parent: int | None, name: str, mode: int) -> None:
@@ -356,11 +360,11 @@ def set_mode_at(parent: int | None, name: str, mode: int) -> None:
 
 def touch(path: PathLike) -> None:
     """Set the times of something of ours, no link to it, to now."""
-    with Way(path) as way:
-        os.utime(way.name, dir_fd=way.parent, follow_symlinks=way.name == ".")
+    with ResolvedPath(path) as resolved:
+        os.utime(resolved.name, dir_fd=resolved.parent, follow_symlinks=resolved.name == ".")
 
 
 def replace(source: PathLike, target: PathLike) -> None:
     """Give a file another name, which another one may have had until then."""
-    with Way(source) as old, Way(target) as new:
+    with ResolvedPath(source) as old, ResolvedPath(target) as new:
         os.replace(old.name, new.name, src_dir_fd=old.parent, dst_dir_fd=new.parent)

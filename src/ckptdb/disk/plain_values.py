@@ -19,6 +19,7 @@ from fractions import Fraction
 from numbers import Real
 from typing import Any
 
+MAX_CONFIG_NODES = 100_000
 MAX_DEPTH = 100
 MAX_INT_BITS = 14_000
 """Python turns larger ones into text only on request, which JSON then does not make."""
@@ -210,9 +211,9 @@ class _Config:
     def _fault(self, value: object, why: str = "") -> None:
         name = type(value).__name__
         inside = "" if self._where.endswith(f"({name})") else f", in it a {name}"
-        said = f"{self._where}{inside}{why and f', which {why}'}"
-        if said not in self.faults:
-            self.faults.append(said)
+        fault = f"{self._where}{inside}{why and f', which {why}'}"
+        if fault not in self.faults:
+            self.faults.append(fault)
 
 
 def _is_hashable(value: object) -> bool:

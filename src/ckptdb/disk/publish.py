@@ -110,7 +110,7 @@ class Publisher(Replacing):
         """What could not be made durable, and will not be tried again."""
         return set()
 
-    def claim(self) -> TrainerLock:
+    def lock_trainer(self) -> TrainerLock:
         """Hold the trainer's lease of the run as long as somebody keeps what is returned.
 
         Raises:
@@ -182,7 +182,7 @@ class Publisher(Replacing):
         if path in self._failed:
             raise SaveFailed(path, OSError("an earlier attempt to make it durable failed"))
         try:
-            with self._holding():
+            with self._anchored():
                 sealed = self._seal_or_withdraw(path, step, parent)
                 with self._changing() as (who, watch):
                     return self._publish_or_find(who, watch, path, sealed)
@@ -210,8 +210,8 @@ class Publisher(Replacing):
             found = manifest.find(final)
             if found is None:
                 return False
-            said = replace(found, checksums=checksums)
-            manifest.write(final, said, make_durable=self._durable)
+            updated = replace(found, checksums=checksums)
+            manifest.write(final, updated, make_durable=self._durable)
             return True
 
     def adopt(self, path: Path) -> Published | None:
@@ -373,8 +373,8 @@ class Publisher(Replacing):
                 raise StepTaken(final)
         if current != sealed.manifest.replaces:
             # Somebody published or removed this step since it was sealed; say what is true now.
-            said = replace(sealed.manifest, replaces=current)
-            manifest.write(path, said, make_durable=self._durable)
+            updated = replace(sealed.manifest, replaces=current)
+            manifest.write(path, updated, make_durable=self._durable)
         old: Checkpoint | None = None
         if current is None:
             with watch.change():

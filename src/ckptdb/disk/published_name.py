@@ -36,7 +36,7 @@ def is_published(folder: Path) -> bool:
     while not _is_readable(folder):
         if _is_aside(folder) and time.monotonic() < deadline:
             time.sleep(0.001)
-            if lock.may_be_held(identity.hidden(folder.parent)):
+            if lock.may_be_locked(identity.hidden(folder.parent)):
                 continue
         # It may have come back between the two looks, and gone for the next replacement.
         looks += 1

@@ -42,7 +42,7 @@ def read_changed(
     known: Mapping[int, tuple[str, str | None]],
     *,
     verify: bool = False,
-    pace: ParallelReader | None = None,
+    reader: ParallelReader | None = None,
 ) -> Iterator[ReadBatch]:
     """Look at published checkpoints of a run, a few at a time.
 
@@ -51,7 +51,7 @@ def read_changed(
         steps: Theirs.
         known: By step, uuid and fingerprint; what has that fingerprint is not read again.
         verify: Also compare every listed file of what is read with its manifest.
-        pace: Whether the file system is slow, when that has been found out.
+        reader: Whether the file system is slow, when that has been found out.
     """
     directory = who.run.directory
     folder = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
@@ -78,6 +78,6 @@ def read_changed(
         return found
 
     try:
-        yield from (pace or ParallelReader()).through(steps, look_at)
+        yield from (reader or ParallelReader()).through(steps, look_at)
     finally:
         os.close(folder)

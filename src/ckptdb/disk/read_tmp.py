@@ -44,7 +44,7 @@ def load_tmp(who: Identity, path: Path, step: int, *, may_touch: bool = False) -
     found: Manifest | None = None
     with suppress(UnreadableInfo):
         found = checkpoint_identity.find_manifest(path)
-    held = found
+    readable = found
     try:
         content, raw = training_info.load_info(path)
     except UnreadableInfo as error:
@@ -52,7 +52,7 @@ def load_tmp(who: Identity, path: Path, step: int, *, may_touch: bool = False) -
         found = None  # not to be published as it is
     if found and found.step != step:
         found = None
-    published_uuid = derive_uuid(who, held, step, raw)
+    published_uuid = derive_uuid(who, readable, step, raw)
     uuid = found.uuid if found else (by.uuid if by else derive_uuid(who, None, step, raw, "tmp"))
     created = found.created_at if found else (by.created_at if by else None)
     created_at = created or _created_at(path)

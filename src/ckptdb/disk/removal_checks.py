@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from ckptdb.disk import ownership, paths
-from ckptdb.disk.safe_path import Way
+from ckptdb.disk.safe_path import ResolvedPath
 
 _AT_FDCWD = -100
 _AT_SYMLINK_NOFOLLOW = 0x100
@@ -70,8 +70,8 @@ def _of_attributes(path: Path | str) -> Iterator[OSError]:
 
 
 def _may_write(folder: Path | str) -> bool:
-    with Way(folder, strict=False) as way:
-        return ownership.may_write(way.name, within=way.parent)
+    with ResolvedPath(folder, strict=False) as resolved:
+        return ownership.may_write(resolved.name, within=resolved.parent)
 
 
 def _is_ours(status: os.stat_result) -> bool:
@@ -97,9 +97,9 @@ def _find_attributes(path: Path | str) -> int:
     if _libc_statx is None:
         return 0
     found = ctypes.create_string_buffer(_STATX_BYTES)
-    with Way(path, strict=False) as way:
-        place = _AT_FDCWD if way.parent is None else way.parent
-        result = _libc_statx(place, os.fsencode(way.name), _AT_SYMLINK_NOFOLLOW, 0, found)
+    with ResolvedPath(path, strict=False) as resolved:
+        place = _AT_FDCWD if resolved.parent is None else resolved.parent
+        result = _libc_statx(place, os.fsencode(resolved.name), _AT_SYMLINK_NOFOLLOW, 0, found)
     if result != 0:
         return 0
     return ctypes.c_uint64.from_buffer(found, _ATTRIBUTES_AT).value

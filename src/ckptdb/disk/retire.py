@@ -97,8 +97,8 @@ class Retiring(Trash):
             found = list(self._unchanged(who, deletions, failed))
             # By the journal: whoever judged may not have known of the latest pin.
             pinned = self._pins.find() if found else frozenset()
-            held = leases.settle(self._hidden) if found else ()
-            kept = pinned.union(claim.uuid for claim in held)
+            active = leases.settle(self._hidden) if found else ()
+            kept = pinned.union(lease.uuid for lease in active)
             beyond_rules = self._find_beyond_rules() if found else frozenset()
             leaving = [
                 (cp, deletion)
@@ -125,9 +125,9 @@ class Retiring(Trash):
             if forced:  # only now: what could not be moved keeps its pin
                 self._append(watch, [Fact(at, "unpin", known) for known in forced])
             gone_uuids = {cp.uuid for cp in gone}
-            for claim in held:
-                if claim.uuid in gone_uuids:
-                    leases.remove(claim)
+            for lease in active:
+                if lease.uuid in gone_uuids:
+                    leases.remove(lease)
             ended = tuple(
                 replace(cp, status="deleted", deleted_at=at, deleted_reason=reasons[cp.uuid])
                 for cp in gone

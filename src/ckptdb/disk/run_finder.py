@@ -97,11 +97,11 @@ def find_runs(top: Path, *, other_roots: bool = False) -> Iterator[Path]:
 def list_runs(top: Path, *, other_roots: bool = False) -> Iterator[Listing]:
     """Yield the listing of every run that `find_runs` would."""
     # No recursion: a tree may be deeper than Python's own calls.
-    way: list[Iterator[Path]] = [iter((top,))]
-    while way:
-        folder = next(way[-1], None)
+    pending: list[Iterator[Path]] = [iter((top,))]
+    while pending:
+        folder = next(pending[-1], None)
         if folder is None:
-            way.pop()
+            pending.pop()
             continue
         try:
             if folder != top and not other_roots and _is_other_root(folder):
@@ -113,7 +113,7 @@ def list_runs(top: Path, *, other_roots: bool = False) -> Iterator[Listing]:
             if _keeps_from_searching(error, folder, top):
                 continue
             raise
-        way.append(map(folder.joinpath, below))
+        pending.append(map(folder.joinpath, below))
         if is_one:
             yield listing
         del listing  # it may be large, and what is below has one of its own

@@ -1,11 +1,11 @@
-"""The way to a name below a run, on which nobody can lead us elsewhere; see `paths` for its use.
+"""Paths below a run, resolved so that no symlink leads elsewhere; used by `paths`.
 
 Below a run's ``.ckptdb`` no name is followed if it is a symlink, and none is used that is not what
-it should be, or is not of somebody who may write there. While a run is held (`hold`), all below it
-is resolved from a handle on its directory: whoever renames that, or puts something else in its
-place, changes neither what we look at nor what we change.
+it should be, or is not of somebody who may write there. While a thread has
+`anchored` a run, all paths below it are resolved from a handle on its directory: renaming that
+directory, or putting another one in its place, changes neither what is read nor what is written.
 
-Paths stay ordinary absolute paths; what they are resolved from is decided here alone.
+Callers pass ordinary absolute paths; only this module decides where they are resolved from.
 """
 
 from __future__ import annotations
@@ -46,18 +46,18 @@ _KINDS = (
 )
 
 
-class Place(NamedTuple):
-    """Which directory one is, whatever its name."""
+class DirectoryId(NamedTuple):
+    """Device and inode of a directory, whatever its name."""
 
     device: int
     inode: int
 
 
-class _Held:
-    """A run's directory that is held.
+class _Anchor:
+    """An open handle on a run's directory, from which paths below it are resolved.
 
     Attributes:
-        path: What its names are written below.
+        path: Path of the directory, as it was passed.
         folders: By path below it, handles on the folders of ours.
     """
 
@@ -71,52 +71,52 @@ class _Held:
             os.close(handle)
 
 
-class _Holding(threading.local):
-    held: tuple[_Held, ...] = ()
+class _ThreadAnchors(threading.local):
+    anchors: tuple[_Anchor, ...] = ()
 
 
-_here = _Holding()
+_local = _ThreadAnchors()
 
 
-def is_holding() -> bool:
-    """Tell whether this thread holds a run."""
-    return bool(_here.held)
+def is_anchored() -> bool:
+    """Tell whether this thread has anchored a run."""
+    return bool(_local.anchors)
 
 
 @contextmanager
-def hold(directory: Path) -> Iterator[Place]:
-    """Let this thread resolve all below a directory from a handle on it; yields which it is.
+def anchored(directory: Path) -> Iterator[DirectoryId]:
+    """Resolve all paths below a directory from a handle on it, in this thread; yield its id.
 
     Raises:
         OSError: It is not there, or is no directory.
     """
-    within = _find_held(os.fspath(directory))
+    within = _find_anchor(os.fspath(directory))
     if within is not None and within.path == os.fspath(directory):
-        yield as_place(os.fstat(within.handle))
+        yield as_directory_id(os.fstat(within.handle))
         return
     # The run itself may be reached through a symlink, like any directory that a user names.
-    held = _Held(os.fspath(directory), os.open(directory, FOLDER))
-    before = _here.held
-    _here.held = (*before, held)
+    anchor = _Anchor(os.fspath(directory), os.open(directory, FOLDER))
+    before = _local.anchors
+    _local.anchors = (*before, anchor)
     try:
-        yield as_place(os.fstat(held.handle))
+        yield as_directory_id(os.fstat(anchor.handle))
     finally:
-        _here.held = before
-        held.close()
+        _local.anchors = before
+        anchor.close()
 
 
-def as_place(found: os.stat_result) -> Place:
-    """Return which directory a status is of."""
-    return Place(found.st_dev, found.st_ino)
+def as_directory_id(found: os.stat_result) -> DirectoryId:
+    """Return the id of a directory from its status."""
+    return DirectoryId(found.st_dev, found.st_ino)
 
 
-class Way:
-    """The way to a name: an open directory, and the name in it.
+class ResolvedPath:
+    """A path as an open directory and a name in it.
 
     Args:
         path: Absolute.
-        strict: Follow no symlink on the way, from the run on; what is below ``.ckptdb`` is reached
-            so in any case. A checkpoint that is only read may lie behind one.
+        strict: Follow no symlink below the run. Below ``.ckptdb`` none is followed in any case; a
+            checkpoint that is only read may lie behind one.
     """
 
     __slots__ = ("_opened", "_path", "name", "parent")
@@ -127,9 +127,9 @@ class Way:
         self._opened: list[int] = []
         self.parent: int | None = None
         self.name = text
-        held = _find_held(text)
-        base, below = (held.path, text[len(held.path) + 1 :]) if held else _split(text)
-        if held is None and not below:
+        anchor = _find_anchor(text)
+        base, below = (anchor.path, text[len(anchor.path) + 1 :]) if anchor else _split(text)
+        if anchor is None and not below:
             if len(text) > _SURELY_SHORT:
                 try:
                     self._descend_in_portions()
@@ -139,11 +139,11 @@ class Way:
             return  # no path of ours
         is_ours = below == names.HIDDEN or below.startswith(f"{names.HIDDEN}/")
         try:
-            self.parent = held.handle if held else self._open(base)
+            self.parent = anchor.handle if anchor else self._open(base)
             self.name = below or "."
             if strict or is_ours:
                 *folders, self.name = (below or ".").split("/")
-                self._descend(held, base, folders)
+                self._descend(anchor, base, folders)
             elif len(self.name) > _SURELY_SHORT:
                 self._descend_in_portions()
         except BaseException:
@@ -176,15 +176,15 @@ class Way:
         self._opened.append(handle)
         self.parent = handle
 
-    def _descend(self, held: _Held | None, base: str, folders: list[str]) -> None:
+    def _descend(self, anchor: _Anchor | None, base: str, folders: list[str]) -> None:
         below = ""
         for name in folders:
             below = f"{below}/{name}" if below else name
-            known = held.folders.get(below) if held else None
+            known = anchor.folders.get(below) if anchor else None
             if known is None:
                 known = _open_folder(self.parent, name, f"{base}/{below}")
-                if held is not None and below.startswith(names.HIDDEN) and below.count("/") < 2:  # noqa: PLR2004  # ours
-                    held.folders[below] = known
+                if anchor is not None and below.startswith(names.HIDDEN) and below.count("/") < 2:  # noqa: PLR2004  # ours
+                    anchor.folders[below] = known
                 else:
                     self._enter(known)
             self.parent = known
@@ -219,10 +219,10 @@ class Way:
             error.filename = self._path  # people know it by its path
 
 
-def _find_held(path: str) -> _Held | None:
-    for held in reversed(_here.held):
-        if path.startswith(held.path) and path[len(held.path) :][:1] in ("", "/"):
-            return held
+def _find_anchor(path: str) -> _Anchor | None:
+    for anchor in reversed(_local.anchors):
+        if path.startswith(anchor.path) and path[len(anchor.path) :][:1] in ("", "/"):
+            return anchor
     return None
 
 

@@ -25,7 +25,7 @@ from ckptdb.disk import (
 from ckptdb.disk.journal_pins import Pins
 from ckptdb.disk.lock import run_lock
 from ckptdb.disk.run_stamp import StampWatch
-from ckptdb.disk.safe_path import Place, hold
+from ckptdb.disk.safe_path import DirectoryId, anchored
 from ckptdb.errors import JournalInDoubt, RunNotHere
 
 _NO_DIRECTORY = "for there is no such directory"
@@ -41,7 +41,7 @@ class Changing:
     Args:
         directory: The run, absolute.
         of: Which run is meant; None for whichever is there.
-        place: Which directory was judged; None for whichever is there.
+        directory_id: Which directory was judged; None for whichever is there.
         make_durable: Whether each step is flushed before the next.
         metric: Name and whether higher is better, written to run.json; None leaves it alone.
         remember: When that is another metric, by what the run was ranked until now.
@@ -54,7 +54,7 @@ class Changing:
         directory: Path,
         *,
         of: Run | None = None,
-        place: Place | None = None,
+        directory_id: DirectoryId | None = None,
         make_durable: bool = True,
         metric: tuple[str, bool] | None = None,
         remember: bool = True,
@@ -63,7 +63,7 @@ class Changing:
     ) -> None:
         self.directory = directory
         self._of = of
-        self._place = place
+        self._directory_id = directory_id
         self._hidden = identity.hidden(directory)
         self._trash = self._hidden / names.TRASH
         self._durable = make_durable
@@ -115,7 +115,7 @@ class Changing:
         if first:
             # With the trash: when the disk is full, there may be no space for another directory.
             fsutil.make_directories(self._trash, durable=self._durable)
-        with self._holding():
+        with self._anchored():
             if not first:
                 self.must_be_here()
             self._make_folders()
@@ -132,15 +132,15 @@ class Changing:
                 yield who, StampWatch(self.directory)
 
     @contextmanager
-    def _holding(self) -> Iterator[None]:
+    def _anchored(self) -> Iterator[None]:
         """Resolve all below the run from its directory as it is now, whoever moves it."""
         try:
-            held = ExitStack()
-            place = held.enter_context(hold(self.directory))
+            stack = ExitStack()
+            directory_id = stack.enter_context(anchored(self.directory))
         except (FileNotFoundError, NotADirectoryError) as error:
             raise self._not_here(_NO_DIRECTORY) from error
-        with held:
-            if self._place not in (None, place):
+        with stack:
+            if self._directory_id not in (None, directory_id):
                 raise self._not_here("where another directory is by now")
             yield
 
@@ -163,7 +163,7 @@ class Changing:
         Raises:
             RunNotHere: It is not; nothing was changed.
         """
-        if self._place not in (None, paths.find_place(self.directory)):
+        if self._directory_id not in (None, paths.find_directory_id(self.directory)):
             raise self._not_here("where another directory is by now")
         who = identity.find(self.directory)
         if who is None:

@@ -80,7 +80,7 @@ class Trash(DeletingInPlace):
             JournalInDoubt: What is pinned cannot be told for sure; nothing goes.
         """
         try:
-            with self._holding():
+            with self._anchored():
                 return self._empty_trash(everything=everything, unidentified=unidentified)
         except RunNotHere:
             return 0
@@ -153,8 +153,10 @@ class Trash(DeletingInPlace):
             aside = [left for left in read_trash.list_trash(self.directory) if not left.recorded]
             self._sync_trash()
             self._sync_directory()
-            told = journal.read(self._hidden, who.run).gone
-            ends = [read_trash.load_retired(who, left) for left in aside if left.uuid not in told]
+            recorded = journal.read(self._hidden, who.run).gone
+            ends = [
+                read_trash.load_retired(who, left) for left in aside if left.uuid not in recorded
+            ]
             self._record_freed(
                 watch, aside, [journal_records.deleted_unrecorded(end) for end in ends]
             )

@@ -10,7 +10,7 @@ from contextlib import suppress
 from pathlib import Path
 
 from ckptdb.disk import paths
-from ckptdb.disk.safe_path import Way
+from ckptdb.disk.safe_path import ResolvedPath
 
 _LISTED = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC
 
@@ -21,28 +21,28 @@ def remove_tree(path: Path) -> None:
     Directories that forbid it are made writable first: a trash must be emptiable. What another
     process removes at the same time is not missed.
     """
-    with Way(path) as way:
-        found = os.stat(way.name, dir_fd=way.parent, follow_symlinks=False)
+    with ResolvedPath(path) as resolved:
+        found = os.stat(resolved.name, dir_fd=resolved.parent, follow_symlinks=False)
         if stat.S_ISDIR(found.st_mode):
-            _empty(path, way, ())
-            os.rmdir(way.name, dir_fd=way.parent)
+            _empty(path, resolved, ())
+            os.rmdir(resolved.name, dir_fd=resolved.parent)
         else:
-            os.unlink(way.name, dir_fd=way.parent)
+            os.unlink(resolved.name, dir_fd=resolved.parent)
 
 
 def remove_all_but(path: Path, kept: Container[str]) -> None:
     """Remove what is in a directory, except for the names to keep."""
-    with Way(path) as way:
-        _empty(path, way, kept)
+    with ResolvedPath(path) as resolved:
+        _empty(path, resolved, kept)
 
 
-def _empty(path: Path, way: Way, kept: Container[str]) -> None:
+def _empty(path: Path, resolved: ResolvedPath, kept: Container[str]) -> None:
     """Remove all that is in a directory, which may be deeper than there may be open files.
 
     From handle to handle, each opened from the one above or below it: a symlink put in a
     directory's place leads nowhere, and one that is moved away meanwhile stops it.
     """
-    handle = _open_to_empty(way.parent, way.name)
+    handle = _open_to_empty(resolved.parent, resolved.name)
     # The directories on the way down: which each is, and those in it that are still to be removed.
     down: list[tuple[tuple[int, int], list[str]]] = [(_key(handle), [])]
     try:

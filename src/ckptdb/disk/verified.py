@@ -57,8 +57,8 @@ def load(hidden: Path, depth: VerifyDepth, *, now: str) -> Verified:
         depth: Which verifications are meant.
         now: The time; what is later was noted by another clock.
     """
-    said = _load(hidden).get(depth)
-    at, unfinished, stopped = (_mapping(said, key) for key in ("at", "unfinished", "stopped"))
+    content = _load(hidden).get(depth)
+    at, unfinished, stopped = (_mapping(content, key) for key in ("at", "unfinished", "stopped"))
     return Verified(
         {uuid: moment for uuid, moment in at.items() if _is_time(moment) and moment <= now},
         {uuid: list(map(str, done)) for uuid, done in unfinished.items() if isinstance(done, list)},
@@ -89,14 +89,14 @@ def _load(hidden: Path) -> dict[str, Any]:
         return {}
 
 
-def _mapping(said: object, key: str) -> Mapping[str, Any]:
-    found = said.get(key) if isinstance(said, dict) else None
+def _mapping(content: object, key: str) -> Mapping[str, Any]:
+    found = content.get(key) if isinstance(content, dict) else None
     return found if isinstance(found, dict) else {}
 
 
-def _stopped(said: object, now: str) -> Stopped | None:
-    files = said.get("files") if isinstance(said, dict) else None
-    at = said.get("at") if isinstance(said, dict) else None
+def _stopped(content: object, now: str) -> Stopped | None:
+    files = content.get("files") if isinstance(content, dict) else None
+    at = content.get("at") if isinstance(content, dict) else None
     if not isinstance(files, list) or not isinstance(at, str) or not _is_time(at) or at > now:
         return None
     return Stopped(at, list(map(str, files)))

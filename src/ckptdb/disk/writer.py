@@ -113,7 +113,9 @@ def find(folder: Path) -> Writer | None:
         return None
 
 
-def look_at_lock(folder: Path, writer: Writer | None) -> Literal["held", "free", "unseen", "none"]:
+def look_at_lock(
+    folder: Path, writer: Writer | None
+) -> Literal["locked", "free", "unseen", "none"]:
     """Return what has become of a writer's lock.
 
     ``free`` says that the writer has ended. ``unseen`` is a lock that nobody holds as far as can
@@ -139,7 +141,7 @@ def look_at_lock(folder: Path, writer: Writer | None) -> Literal["held", "free",
     return "free" if reaches else "unseen"
 
 
-def _try(path: Path, writer: Writer | None) -> Locked | Literal["held", "unseen"]:
+def _try(path: Path, writer: Writer | None) -> Locked | Literal["locked", "unseen"]:
     """Return which file has that name, when no writer holds a lock on it."""
     try:
         handle = paths.open_file(path, os.O_RDONLY)
@@ -148,14 +150,14 @@ def _try(path: Path, writer: Writer | None) -> Locked | Literal["held", "unseen"
     try:
         match _is_write_locked(handle):
             case True:
-                return "held"
+                return "locked"
             case False if writer is None or writer.has_write_lock:
                 # Whoever holds the other one may be anybody.
                 return _locked_file(handle)
         fcntl.flock(handle, fcntl.LOCK_SH | fcntl.LOCK_NB)
         return _locked_file(handle)
     except BlockingIOError:
-        return "held"
+        return "locked"
     except OSError:
         return "unseen"
     finally:
@@ -208,3 +210,9 @@ def _close_inherited() -> None:
         os.close(handle)
     _locked.clear()
     _guard.release()
+
+
+# The guard is taken for the fork: a file that another thread is about to lock would be missed.
+os.register_at_fork(
+    before=_guard.acquire, after_in_parent=_guard.release, after_in_child=_close_inherited
+)

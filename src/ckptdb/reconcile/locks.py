@@ -9,7 +9,7 @@ from pathlib import Path
 
 from ckptdb.disk import fsutil, identity
 from ckptdb.disk.lock import read_lock, run_lock
-from ckptdb.disk.safe_path import hold
+from ckptdb.disk.safe_path import anchored
 from ckptdb.errors import Obstructed
 
 _NOT_OURS = frozenset({errno.EROFS, errno.EACCES, errno.EPERM})
@@ -39,7 +39,7 @@ def _lock(directory: Path, lock: Callable[[Path], AbstractContextManager[None]])
     with ExitStack() as stack:
         # Without the folder no process of ours changes the run, and reading must not create it.
         if fsutil.is_folder(hidden):
-            stack.enter_context(hold(directory))
+            stack.enter_context(anchored(directory))
             try:
                 stack.enter_context(lock(hidden))
             except Obstructed:

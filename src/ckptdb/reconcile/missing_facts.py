@@ -71,7 +71,7 @@ def find_missing(
     found: dict[str, MissingFacts] = {}
     for uuid, known in recorded.annotations.items():
         journaled = facts.annotations.get(uuid, NO_ANNOTATIONS)
-        lines = frozenset[str]() if is_cut else facts.told.get(uuid, frozenset[str]())
+        lines = frozenset[str]() if is_cut else facts.keys.get(uuid, frozenset[str]())
         missing = NO_ANNOTATIONS if journaled == known else _subtract(known, journaled, lines)
         if missing != NO_ANNOTATIONS:
             found[uuid] = MissingFacts(missing)
@@ -80,7 +80,7 @@ def find_missing(
         has_vanished = (recorded.gone[uuid][1] or "").startswith("vanished")
         # A fact of a journal that went with the whole folder is not missing in this one.
         is_older = (recorded.gone[uuid][0] or "") < (observed.identity.run.created_at or "")
-        if not has_vanished and not is_older and (is_cut or "gone" not in facts.told.get(uuid, ())):
+        if not has_vanished and not is_older and (is_cut or "gone" not in facts.keys.get(uuid, ())):
             found[uuid] = replace(found.get(uuid, MissingFacts()), ended=True)
     return found
 

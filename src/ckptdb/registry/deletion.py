@@ -14,9 +14,9 @@ from ckptdb.core import warnings
 from ckptdb.core.recorded import IndexedRun
 from ckptdb.core.records import Checkpoint
 from ckptdb.disk import names, run_finder
-from ckptdb.disk.paths import find_place
+from ckptdb.disk.paths import find_directory_id
 from ckptdb.disk.publish import Publisher
-from ckptdb.disk.safe_path import Place
+from ckptdb.disk.safe_path import DirectoryId
 from ckptdb.errors import (
     CatalogMissing,
     CkptdbError,
@@ -97,7 +97,7 @@ class DeletionMethods(Tree):
                 publisher = Publisher(
                     run.directory,
                     of=run,
-                    place=judged.place,
+                    directory_id=judged.place,
                     trash_ttl_seconds=trash_ttl_seconds,
                 )
                 return gc.collect(publisher, judged, dry_run=dry_run, empty_trash=empty_trash)
@@ -177,12 +177,15 @@ class DeletionMethods(Tree):
             self._deciding(run),
         ):
             named = self._get_named(run)
-            place = find_place(named.run.directory)
+            place = find_directory_id(named.run.directory)
             catalog, seen, report = self._exact(named, dry_run=dry_run)
             _refuse_in_doubt(seen, report, catalog.database.location)
             planned = judge.judge_by_hand(catalog, seen, wanted, force=force)
             publisher = Publisher(
-                seen.run.directory, of=seen.run, place=place, trash_ttl_seconds=trash_ttl_seconds
+                seen.run.directory,
+                of=seen.run,
+                directory_id=place,
+                trash_ttl_seconds=trash_ttl_seconds,
             )
             removed = gc.remove(seen.run, publisher, planned, force=force, dry_run=dry_run)
             if not dry_run:
@@ -255,7 +258,7 @@ class DeletionMethods(Tree):
         judged = []
         for seen in found:
             # Before it is looked at: what is judged is what will be changed.
-            find = find_place if named else self._bounds.get_place_inside
+            find = find_directory_id if named else self._bounds.get_place_inside
             try:
                 place = find(seen.run.directory)
                 judged.append(self._judge(seen, policy, place, dry_run=dry_run))
@@ -272,7 +275,7 @@ class DeletionMethods(Tree):
         return judged
 
     def _judge(
-        self, seen: IndexedRun, policy: Policy, place: Place | None, *, dry_run: bool
+        self, seen: IndexedRun, policy: Policy, place: DirectoryId | None, *, dry_run: bool
     ) -> JudgedRun:
         catalog, seen, report = self._exact(seen, dry_run=dry_run)
         _refuse_in_doubt(seen, report, catalog.database.location)

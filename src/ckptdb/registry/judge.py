@@ -16,7 +16,7 @@ from ckptdb.core.records import Run
 from ckptdb.disk import fs_clock, identity, leases, manifest, names, run_stamp, symlinks
 from ckptdb.disk.observation import ReadFiles
 from ckptdb.disk.retire import Confirm
-from ckptdb.disk.safe_path import Place
+from ckptdb.disk.safe_path import DirectoryId
 from ckptdb.errors import (
     CatalogError,
     LeasedCheckpoint,
@@ -51,7 +51,7 @@ class JudgedRun:
     known: KnownFingerprints | None = None
     confirm: Confirm | None = None
     differs: bool = False
-    place: Place | None = None
+    place: DirectoryId | None = None
 
 
 def judge_by_files(policy: Policy, catalog: Catalog, indexed: IndexedRun) -> JudgedRun:

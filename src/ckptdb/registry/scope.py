@@ -9,8 +9,8 @@ from pathlib import Path
 
 from ckptdb.core.recorded import IndexedRun
 from ckptdb.disk import root_marker, run_finder
-from ckptdb.disk.paths import find_place
-from ckptdb.disk.safe_path import Place
+from ckptdb.disk.paths import find_directory_id
+from ckptdb.disk.safe_path import DirectoryId
 from ckptdb.errors import NoRuns, NoRunsBelow, RunNotHere
 from ckptdb.reconcile.run_location import Whereabouts, find_whereabouts
 from ckptdb.registry.catalog_access import CatalogAccess
@@ -134,13 +134,13 @@ class Bounds:
             return False
         return self._find_real_top(os.path.realpath(directory)) is None
 
-    def get_place_inside(self, directory: Path) -> Place:
+    def get_place_inside(self, directory: Path) -> DirectoryId:
         """Return the directory of a run as it is now, with all links followed, within bounds.
 
         Raises:
             RunNotHere: There is no such directory, or it lies out of bounds.
         """
-        place = find_place(directory)
+        place = find_directory_id(directory)
         if place is None:
             raise RunNotHere(directory.name, directory, "for there is no such directory")
         if self._find_root() is None:
@@ -148,7 +148,7 @@ class Bounds:
         real = os.path.realpath(directory)
         top = self._find_real_top(real)
         # Once more, and through no link: the directory may have been swapped for one in between.
-        if top is None or find_place(Path(real), below=top) != place:
+        if top is None or find_directory_id(Path(real), below=top) != place:
             raise RunNotHere(directory.name, directory, "where a link leads out of the root")
         return place
 

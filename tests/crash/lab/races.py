@@ -86,11 +86,11 @@ def replaced_while_retired(run: Path) -> str | None:
 
 def two_trainers(run: Path) -> str | None:
     """A second trainer begins to save."""
-    held = Publisher(run).claim()
+    held = Publisher(run).lock_trainer()
 
     def second() -> str:
         try:
-            Publisher(run).claim()
+            Publisher(run).lock_trainer()
         except RunInUse:
             return ""
         return "claimed"
