@@ -16,7 +16,7 @@ from ckptdb.disk import journal
 from ckptdb.disk.publish import Publisher
 from ckptdb.disk.retire import Deletion
 from ckptdb.errors import JournalInDoubt
-from ckptdb.reconcile import apply, journal_lines
+from ckptdb.reconcile import apply, journal_updates
 from ckptdb.retention import Policy
 
 METRIC = {"metric_name": "loss", "higher_is_better": False}
@@ -383,7 +383,7 @@ def test_settling_may_be_killed_between_any_two_steps(run, damage, dump, at, mon
 
     places = (
         (journal.os, "write"), (journal.os, "link"), (journal.os, "replace"),
-        (journal.fsutil, "fsync"), (journal_lines, "restore"), (apply, "record_vanished"),
+        (journal.fsutil, "fsync"), (journal_updates, "restore"), (apply, "record_vanished"),
         (apply.Catalog, "apply"),
     )  # fmt: skip
     with monkeypatch.context() as patch:

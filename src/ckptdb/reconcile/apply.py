@@ -13,10 +13,10 @@ from ckptdb.core.records import Checkpoint
 from ckptdb.core.stamp import Stamp
 from ckptdb.disk import identity, run_stamp
 from ckptdb.errors import CkptdbError
-from ckptdb.reconcile import journal_lines, missing_facts
+from ckptdb.reconcile import journal_updates, missing_facts
 from ckptdb.reconcile.action import REPAIRS, Action
 from ckptdb.reconcile.freshness import is_exact
-from ckptdb.reconcile.journal_lines import record_vanished
+from ckptdb.reconcile.journal_updates import record_vanished
 from ckptdb.reconcile.locks import lock_to_change, lock_to_read
 from ckptdb.reconcile.options import Options
 from ckptdb.reconcile.planned_run import PlannedRun, plan_run
@@ -151,7 +151,7 @@ def _record_contradiction(planned: PlannedRun, options: Options) -> None:
         return
     short = missing_facts.is_short(planned.observation, planned.recorded)
     with suppress(OSError):  # then nothing can be deleted either
-        journal_lines.record_contradiction(planned.directory, why, short=short)
+        journal_updates.record_contradiction(planned.directory, why, short=short)
 
 
 def _write_journal(

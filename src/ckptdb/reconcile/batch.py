@@ -21,7 +21,7 @@ from ckptdb.core.records import Checkpoint
 from ckptdb.disk import identity, read_changed, run_stamp
 from ckptdb.errors import IndexStale
 from ckptdb.reconcile.action import Action
-from ckptdb.reconcile.journal_lines import record_vanished
+from ckptdb.reconcile.journal_updates import record_vanished
 from ckptdb.reconcile.locks import lock_to_change, lock_to_read
 from ckptdb.reconcile.options import Options
 from ckptdb.reconcile.plan import compare_run

@@ -10,7 +10,7 @@ from pathlib import Path
 from ckptdb.catalog.catalog import Catalog
 from ckptdb.disk.publish import Publisher
 from ckptdb.disk.run_listing import Listing
-from ckptdb.reconcile import journal_lines, missing_facts
+from ckptdb.reconcile import journal_updates, missing_facts
 from ckptdb.reconcile.action import OF_THE_JOURNAL, Action
 from ckptdb.reconcile.apply import apply_plan, is_new_copy, is_worth_storing, repair
 from ckptdb.reconcile.locks import lock_to_change
@@ -135,7 +135,7 @@ def _restore_journal(
             actions = tuple(a for a in planned.plan.actions if a.kind in OF_THE_JOURNAL)
             facts = planned.observation.facts
             if actions and facts is not None:
-                aside = journal_lines.restore(
+                aside = journal_updates.restore(
                     directory,
                     actions,
                     is_damaged=facts.damage is not None,

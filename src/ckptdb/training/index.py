@@ -11,8 +11,7 @@ import logging
 import os
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, TypeVar
 
 from ckptdb.catalog.catalog import Catalog
@@ -51,6 +50,7 @@ longer was made to do so, or its disk is of no use; training goes on without it.
 
 # SQLite has no checksums: flipped bits can come back as text that is no UTF-8, no JSON, no number.
 _NONSENSE = (ValueError, TypeError, LookupError)
+_FAILURES = (CatalogError, RunLocked, OSError, *_NONSENSE)
 
 Query = Callable[[Catalog, int, dict[str, Any]], _T]
 """Queries a catalog about a run, by id; may keep answers in the memo while nothing changes."""
@@ -105,10 +105,12 @@ class RunIndex:
             trust_own: Accept a stamp that only our own changes have advanced.
         """
         with self._mutex:
-            with self._catching_failures():
+            try:
                 stored = self._open(for_writing=False)
                 if stored is not None:
                     return self._answer(stored, question, nothing, trust_own=trust_own)
+            except _FAILURES as error:
+                self._handle_failure(error)
             return self._answer(self._get_memory(), question, nothing, trust_own=trust_own)
 
     def query_stored(self, question: Callable[[Catalog, int], _T], *, nothing: _T) -> _T:
@@ -118,12 +120,14 @@ class RunIndex:
             question: Gets the catalog, and the run by id.
             nothing: The answer when there is no run or no usable catalog.
         """
-        with self._mutex, self._catching_failures():
-            stored = self._open(for_writing=False)
-            run = stored.catalog.find_run(self._healing.find_uuid()) if stored else None
-            if stored and run:
-                return question(stored.catalog, run.id)
-        return nothing
+        with self._mutex:
+            try:
+                stored = self._open(for_writing=False)
+                run = stored.catalog.find_run(self._healing.find_uuid()) if stored else None
+                return question(stored.catalog, run.id) if stored and run else nothing
+            except _FAILURES as error:
+                self._handle_failure(error)
+                return nothing
 
     def find_followed(self) -> FollowedRun | None:
         """Return what is known of the run if only this process has changed it since its listing.
@@ -160,10 +164,12 @@ class RunIndex:
             if not self._healing.is_unfinished:
                 return
             self._healing.is_unfinished = False
-            with self._catching_failures():
+            try:
                 stored = self._open(for_writing=False)
                 if stored is not None:
                     self._healing.finish(stored)
+            except _FAILURES as error:
+                self._handle_failure(error)
 
     def ensure_deletable(self) -> None:
         """Make sure that nothing was found that forbids every deletion.
@@ -213,19 +219,20 @@ class RunIndex:
             started = time.monotonic()
             is_stored = False
             try:
-                with self._catching_failures(is_save=True):
-                    self._check_root()
-                    stored = self._open(for_writing=True)
-                    if stored is not None:
-                        self._missed.search(stored.catalog.database.location)
-                        is_new = self._healing.is_new_to(stored)
-                        changes = self._changes(checkpoints, span, config, config_step)
-                        self._store(stored, changes, span)
-                        if is_new:
-                            # The run may hold more than this, which answers over all runs need.
-                            self._healing.heal(stored, trust_own=True)
-                        is_stored = True
-                        self._catch_up(stored)
+                self._check_root()
+                stored = self._open(for_writing=True)
+                if stored is not None:
+                    self._missed.search(stored.catalog.database.location)
+                    is_new = self._healing.is_new_to(stored)
+                    changes = self._changes(checkpoints, span, config, config_step)
+                    self._store(stored, changes, span)
+                    if is_new:
+                        # The run may hold more than this, which answers over all runs need.
+                        self._healing.heal(stored, trust_own=True)
+                    is_stored = True
+                    self._catch_up(stored)
+            except _FAILURES as error:
+                self._handle_failure(error, is_save=True)
             finally:
                 spent = time.monotonic() - started
                 self._patience = max(self._patience - spent, 0.05)
@@ -336,23 +343,19 @@ class RunIndex:
             self._memory = RunView(self._fallback.get_memory(), is_stored=False)
         return self._memory
 
-    @contextmanager
-    def _catching_failures(self, *, is_save: bool = False) -> Iterator[None]:
-        """Give the stored catalog up when it fails; the code behind this goes on without it."""
-        try:
-            yield
-        except (CatalogError, RunLocked, PermissionError) as error:
+    def _handle_failure(self, error: Exception, *, is_save: bool = False) -> None:
+        """Give the stored catalog up if that is what failed; the caller goes on without it."""
+        if isinstance(error, CatalogError | RunLocked | PermissionError):
             self._give_up(error, is_save=is_save)
-        except _NONSENSE as error:
+        elif isinstance(error, _NONSENSE):
             _logger.info("the catalog holds nonsense", exc_info=error)
             self._give_up(CatalogBroken(str(self._find_location()), str(error)))
-        except OSError as error:
-            if is_save:
-                # E.g. no space for the first catalog of a run: the checkpoint is safe all the same.
-                self._give_up(error)
-            else:
-                # E.g. a read-only file system under a run that needs repair.
-                _logger.info("%s cannot be repaired: %s", self._directory, error)
+        elif is_save:
+            # E.g. no space for the first catalog of a run: the checkpoint is safe all the same.
+            self._give_up(error)
+        else:
+            # E.g. a read-only file system under a run that needs repair.
+            _logger.info("%s cannot be repaired: %s", self._directory, error)
 
     def _give_up(self, error: Exception, *, is_save: bool = False) -> None:
         # A process that may only read has nothing to repair with; a save has to be stored.
