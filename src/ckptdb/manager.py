@@ -6,62 +6,49 @@ and directories, with durable publishing and an index behind them.
 
 from __future__ import annotations
 
+# Loops written for NeMo-RL patch `glob` in this module. ckptdb itself never calls it, because a
+# directory's name may hold the characters that glob gives a meaning to.
 import glob  # noqa: F401
 import logging
 import os
-import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future
 from contextlib import contextmanager
-from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Literal, Self
 
-from ckptdb.catalog.catalog import Catalog
 from ckptdb.core import warnings
-from ckptdb.core.ranking import Mode, RankedBy
-from ckptdb.core.recorded import Unranked
-from ckptdb.core.records import Checkpoint, Problem, Trouble
-
-# Loops written for NeMo-RL patch `glob` in this module; ckptdb itself never globs, because a
-# directory's name may hold the characters that glob gives a meaning to.
+from ckptdb.core.records import Checkpoint
 from ckptdb.disk import (
-    free_space,
     identity,
     names,
-    observation,
     published_name,
     run_listing,
 )
-from ckptdb.disk.config_file import serialize_config
-from ckptdb.disk.publish import Publisher
-from ckptdb.disk.trainer_lock import TrainerLock
-from ckptdb.disk.training_info import dump_info, load_info
+from ckptdb.disk.training_info import load_info
 from ckptdb.errors import (
-    CkptdbError,
-    DeletionIncomplete,
-    JournalInDoubt,
     NoCheckpointHere,
-    PlanChanged,
     UnreadableInfo,
 )
 from ckptdb.reconcile.location import find_location
-from ckptdb.retention import Clause, Decision, Policy, RetentionPlan
+from ckptdb.retention import RetentionPlan
 from ckptdb.training import config as configuration
-from ckptdb.training import deletions, load_history, prune_selection, schedule
-from ckptdb.training.background import Background
+from ckptdb.training import load_history, ranked_steps, schedule
 from ckptdb.training.checksum_worker import ChecksumWorker
 from ckptdb.training.config import CheckpointingConfig, PretrainedCheckpointConfig
-from ckptdb.training.hooks import HookDispatcher
-from ckptdb.training.index import RunIndex
-from ckptdb.training.parents import ParentTracker
-from ckptdb.training.prune_selection import PruneRules, Selection
+from ckptdb.training.config_change import OnChange
+from ckptdb.training.manager_settings import ManagerSettings
+from ckptdb.training.metric_change import MetricChange
+from ckptdb.training.pruning import CurrentRules, Pruner
 from ckptdb.training.recent_saves import RecentSaves, SaveCost, find_recorded
-from ckptdb.training.resuming import OnChange, Options, Resuming
+from ckptdb.training.resuming import ResumeOptions, Resuming
+from ckptdb.training.run_directory import RunDirectory
+from ckptdb.training.run_parts import make_parts
 from ckptdb.training.save_scheduler import SaveScheduler
-from ckptdb.training.schedule import Limits, Reason
+from ckptdb.training.saving import SaveOptions, Saver
+from ckptdb.training.schedule import Reason
 from ckptdb.training.signals import Signals
 
 __all__ = [
@@ -73,11 +60,9 @@ __all__ = [
 
 PathLike = str | os.PathLike[str]
 _logger = logging.getLogger("ckptdb")
-_ADVICE = "Consider enabling val_at_end or adjusting val_period to align with max_steps."
-_NOT_FINITE = "NaN and infinite values are never ranked; look at what computes them."
 
 
-class CheckpointManager:
+class CheckpointManager(ManagerSettings):
     """Saves, ranks and prunes the checkpoints of one run.
 
     Args:
@@ -89,72 +74,36 @@ class CheckpointManager:
         CatalogError: An explicitly chosen catalog cannot be used.
     """
 
-    metric_name: str | None
-    higher_is_better: bool
-    save_period: int
-    keep_top_k: int | None
-    ft_keep_latest_k: int | None
-    ft_save_period: int | None
-    checkpoint_must_save_by: str | None
-    keep: Sequence[Clause | str]
-    save_optimizer: bool
-    model_save_format: str | None
-    save_consolidated: bool
-    model_cache_dir: str
-    model_repo_id: str
-    is_peft: bool
-
     def __init__(self, config: object, **options: Any) -> None:
         settings = configuration.parse(config, options, find_direction=identity.find_direction)
-        self.checkpoint_dir = settings.checkpoint_dir
-        for name, value in settings.attributes.items():
-            setattr(self, name, value)
-        # Fixed now: a later chdir must not move the run. By name only, links stay links.
-        self._directory = Path(os.path.abspath(settings.checkpoint_dir))
-        self._cwd = None if settings.checkpoint_dir.is_absolute() else _find_cwd()
-        if self._cwd is not None:
-            load_history.note_relative(settings.checkpoint_dir, self._directory)
+        super().__init__(settings)
+        self._directory = RunDirectory(settings.checkpoint_dir)
         if settings.catalog is not None:
-            find_location(self._directory, settings.catalog)
-        self._publisher = Publisher(
-            self._directory,
-            make_durable=settings.durable,
-            # A manager that judges by no metric has nothing to say about the run's.
-            metric=None if self.metric_name is None else (self.metric_name, self.higher_is_better),
-            remember=not settings.accept_metric_change,
-            trash_ttl_seconds=settings.trash_ttl_seconds,
-        )
-        self._accepts_metric_change = settings.accept_metric_change
-        self._has_warned_of_metric = False
-        self._hooks = HookDispatcher(settings.hooks)
-        self._index = RunIndex(
-            self._publisher,
-            choice=settings.catalog,
-            durable=settings.durable,
-            on_problem=self._hooks.report_problem,
-        )
-        self._exclusive = settings.exclusive
-        self.keep = settings.keep
-        self._saves = False
-        self._lease: TrainerLock | None = None
-        self._parents = ParentTracker(self._directory, self._index)
-        self._configs: dict[Path, dict[str, Any]] = {}
-        self._config_step: int | None = None
-        self._looked_for: set[str] = set()
-        self._is_doubt_told = False
-        self._background = Background()
-        self._check_space = settings.check_space
+            find_location(self._directory.path, settings.catalog)
+        self._parts = parts = make_parts(self._directory.path, settings)
+        self._background, self._hooks, self._index = parts.background, parts.hooks, parts.index
+        self._publisher, self._parents = parts.publisher, parts.parents
         none: Sequence[SaveCost] = ()
         self._recent = RecentSaves(partial(self._index.query_stored, find_recorded, nothing=none))
         self._signals = Signals(settings.signals)
-        ends_at: float | None = None
-        if settings.slurm_deadline:
-            ends_at = schedule.find_slurm_end(os.environ, now=time.time())
-        limits = Limits(settings.must_save_by_seconds, ends_at)
-        self._scheduler = SaveScheduler(limits, self._signals, self._recent, saves=settings.enabled)
-        self._resuming = Resuming(self._index, self._publisher)
-        self._checksum_worker = ChecksumWorker(self._publisher) if settings.checksums else None
-        queues = (self._background, self._checksum_worker, self._hooks)
+        self._scheduler = SaveScheduler(
+            settings.find_limits(), self._signals, self._recent, saves=settings.enabled
+        )
+        checksum_worker = ChecksumWorker(self._publisher) if settings.checksums else None
+        self._resuming = Resuming(parts, checksum_worker)
+        change = MetricChange(self._publisher, is_accepted=settings.accept_metric_change)
+        self._pruner = Pruner(parts, change)
+        self._saver = Saver(
+            parts,
+            SaveOptions(settings.exclusive, settings.check_space),
+            pruner=self._pruner,
+            metric_change=change,
+            scheduler=self._scheduler,
+            recent=self._recent,
+            resuming=self._resuming,
+            checksum_worker=checksum_worker,
+        )
+        queues = (self._background, checksum_worker, self._hooks)
         self._queues = [queue for queue in queues if queue is not None]
 
     # --- saving -------------------------------------------------------------------------
@@ -176,7 +125,7 @@ class CheckpointManager:
                 yield folder
         except BaseException:
             with warnings.warning_afterwards(raises=False):
-                self._discard(folder)
+                self._saver.discard(folder)
             raise
         self.finalize_checkpoint(folder)
 
@@ -199,37 +148,7 @@ class CheckpointManager:
             StepTaken: What has the step's name, or is to have it, is no directory of a checkpoint.
             StepInUse: Another process is writing this step.
         """
-        number = names.as_step(step)
-        content = dump_info(training_info)
-        settings = None if run_config is None else serialize_config(run_config)
-        pending = self._background.pending
-        if pending is not None and pending.name == names.tmp_name(number):
-            self.finalize_pending()
-        self._publisher.check_place(number)
-        if not self._saves:
-            self._resuming.tell_obstructed(above=number)
-        self._saves = True
-        path = self._directory / names.tmp_name(number)
-        self._scheduler.begin(path)
-        with self._scheduler.dropping(path):
-            if self._exclusive:
-                self._lease = self._publisher.lock_trainer()
-            self._warn_of_metric_change()
-            self._make_sure_of_space(number)
-            self._index.begin_save()
-            self._parents.warn_before(number)
-            with warnings.warning_afterwards():
-                staged = self._publisher.stage(
-                    number, content, None if settings is None else settings.content
-                )
-                self._parents.begin(path, number)
-                changed = [staged.checkpoint, *staged.adopted, *staged.gone]
-                self._index.record(changed, staged.span)
-                self._hooks.report_deleted(staged.gone)
-                self._hooks.report_published(staged.adopted)
-                if settings is not None:
-                    self._configs[path] = settings.mapping
-        return path
+        return self._saver.stage(step, training_info, run_config, self._current_rules)
 
     def finalize_checkpoint(self, checkpoint_path: PathLike) -> None:
         """Publish a checkpoint, then prune; both are done on return.
@@ -241,10 +160,10 @@ class CheckpointManager:
             NoCheckpointHere: There is no such directory in this run.
             SaveFailed: It could not be made durable; older checkpoints are untouched.
         """
-        path = self._own(checkpoint_path)
+        path = self._directory.get_tmp(checkpoint_path)
         with warnings.warning_afterwards():
             with self._scheduler.dropping(path):
-                self._publish(path)
+                self._saver.publish(path)
             self._prune()
 
     def begin_finalization(
@@ -260,21 +179,9 @@ class CheckpointManager:
             RuntimeError: The earlier finalization failed.
         """
         self.finalize_pending()
-        path = self._own(checkpoint_path)
+        path = self._directory.get_tmp(checkpoint_path)
 
-        def finalize() -> None:
-            try:
-                with self._scheduler.dropping(path):
-                    if wait_fn is not None:
-                        wait_fn()
-                    with warnings.warning_afterwards(raises=False):
-                        self._publish(path)
-            except BaseException as error:
-                self._report("save", path, error)
-                raise
-
-        self._scheduler.hand_over(path)
-        self._background.finalize(path, finalize, then=self._prune)
+        self._saver.publish_later(path, wait_fn or (lambda: None), then=self._prune)
 
     def finalize_pending(self) -> None:
         """Wait for a background finalization; pruning goes on behind it.
@@ -305,7 +212,7 @@ class CheckpointManager:
             self._index.close_quietly()
             # An interrupted wait leaves one that still saves.
             if not self.has_pending_finalization:
-                self._lease = None
+                self._saver.trainer_lock = None
 
     def __enter__(self) -> Self:
         return self
@@ -344,15 +251,7 @@ class CheckpointManager:
             JournalInDoubt: The run's journal is damaged, or the catalog contradicts it; nothing
                 goes.
         """
-        self._warn_of_metric_change()
-        with warnings.warning_afterwards():
-            terms = self._find_terms(exclude_latest=exclude_latest)
-            selection = prune_selection.select(self._index, self._directory, terms)
-            if selection.removed:
-                self._warn_of_unknown_metrics(terms.policy)
-                self._retire(selection.removed)
-            self._index.finish_repairs()
-            self._settle(terms, selection)
+        self._pruner.prune(self._current_rules, exclude_latest=exclude_latest)
 
     def plan_retention(self, *, exclude_latest: bool = True) -> RetentionPlan:
         """Say what `remove_old_checkpoints` would keep and remove now, and why.
@@ -360,8 +259,7 @@ class CheckpointManager:
         Args:
             exclude_latest: As there.
         """
-        terms = self._find_terms(exclude_latest=exclude_latest)
-        return prune_selection.plan_all(self._index, self._directory, terms)
+        return self._pruner.plan(self._current_rules, exclude_latest=exclude_latest)
 
     def apply_retention(self, planned: RetentionPlan) -> None:
         """Do what `plan_retention` has said, or nothing.
@@ -370,16 +268,7 @@ class CheckpointManager:
             PlanChanged: Something else would go by now.
             JournalInDoubt: As `remove_old_checkpoints`.
         """
-        terms = self._find_terms(exclude_latest=planned.exclude_latest)
-        selection = prune_selection.select(self._index, self._directory, terms)
-        if {decision.uuid for decision in selection.removed} != {
-            decision.uuid for decision in planned.gone
-        }:
-            raise PlanChanged([str(self.checkpoint_dir)])
-        self._warn_of_metric_change()
-        with warnings.warning_afterwards():
-            self._retire(selection.removed)
-            self._settle(terms, selection)
+        self._pruner.apply(planned, self._current_rules)
 
     # --- when to save -------------------------------------------------------------------
 
@@ -409,36 +298,6 @@ class CheckpointManager:
     def should_stop(self) -> bool:
         """Whether a deadline or a signal ends the loop now: all that it has learnt is saved."""
         return self._scheduler.is_over
-
-    def _make_sure_of_space(self, step: int) -> None:
-        needed = self._recent.largest_bytes if self._check_space else None
-        if not needed:
-            return
-
-        def empty_trash() -> None:
-            self._background.wait()
-            self._index.check_journal()
-            self._empty_trash()
-
-        def discard_unfinished() -> None:
-            for tmp in observation.observe(self._directory, may_touch=True).tmps.values():
-                if tmp.abandoned:
-                    reason = "discarded: left unfinished, and another save had no space"
-                    self._discard(tmp.checkpoint.path, reason=reason, uuid=tmp.checkpoint.uuid)
-            self._background.wait()
-
-        def prune() -> None:
-            self._prune()
-            self._background.wait()
-
-        def empty_wholly() -> None:
-            self._empty_trash(everything=True)
-
-        remedies = (empty_trash, discard_unfinished, prune, empty_wholly)
-        free_space.make_sure(self._directory, step, needed_bytes=needed, remedies=remedies)
-
-    def _report(self, what: Trouble, where: Path, error: BaseException) -> None:
-        self._hooks.report_problem(Problem(what, where, error))
 
     # --- resuming -----------------------------------------------------------------------
 
@@ -471,10 +330,11 @@ class CheckpointManager:
             RuntimeError: An earlier background finalization failed.
             InvalidChoice: There is no such ``on_change``.
         """
-        options = Options(config, on_change, checksums)
-        # What is still being finalized may be the newest, and must not become the parent later.
+        options = ResumeOptions(config, on_change, checksums)
+        # A checkpoint that is still being finalized may be the newest, and must not become the
+        # parent of the next save after this resume.
         self.finalize_pending()
-        return self._continue_from(self._resuming.find(options))
+        return self._resuming.find(options)
 
     def reject(self, checkpoint: Checkpoint, reason: str) -> Checkpoint | None:
         """Put aside a checkpoint that could not be loaded; return the next one, as `resume` does.
@@ -490,19 +350,7 @@ class CheckpointManager:
             NoCheckpointHere: It is of another run.
             ConfigChanged: As `resume`.
         """
-        self._parents.resume_from(None)  # should the next one be refused
-        load_history.forget(self._directory, checkpoint.uuid)
-        return self._continue_from(self._resuming.reject(checkpoint, reason))
-
-    def _continue_from(self, found: Checkpoint | None) -> Checkpoint | None:
-        self._parents.note_look()
-        self._parents.resume_from(None if found is None else found.uuid)
-        if found is not None:
-            # Another manager of this process may be the one that saves.
-            load_history.note_load(found.path, has_weights=True)
-        if self._checksum_worker and found:
-            self._checksum_worker.begin_after(found)
-        return found
+        return self._resuming.reject(checkpoint, reason)
 
     # --- questions ----------------------------------------------------------------------
 
@@ -515,34 +363,15 @@ class CheckpointManager:
         if metric is None:
             return self.get_latest_checkpoint_path()
         self._parents.note_look()
-
-        def find(
-            catalog: Catalog, run_id: int, memo: dict[str, Any]
-        ) -> tuple[int | None, Unranked]:
-            unranked = _find_unranked(catalog, run_id, memo, metric)
-            return catalog.find_best_step(run_id, metric, self._mode), unranked
-
-        nothing: tuple[int | None, Unranked] = (None, Unranked())
-        step, unranked = self._index.query(find, nothing=nothing)
-        for ignored in _ignoring(unranked, metric):
-            warnings.warn(ignored)
-        if step is None and unranked != Unranked():
-            finite = " with a finite value" if unranked.not_finite else ""
-            advice = _NOT_FINITE if unranked.not_finite else _ADVICE
-            warnings.warn(
-                f"No checkpoints contain metric '{metric}'{finite}. Returning latest checkpoint. "
-                f"{advice}",
-            )
+        step, has_only_unranked = ranked_steps.find_best(self._index, metric, self._mode)
+        if has_only_unranked:
             return self.get_latest_checkpoint_path()
-        return self._shown(step)
+        return self._directory.format_path(step)
 
     def get_latest_checkpoint_path(self) -> str | None:
         """Return the checkpoint with the highest step, or None."""
         self._parents.note_look()
-        return self._shown(
-            self._index.query(lambda catalog, run_id, _: catalog.find_latest_step(run_id),
-                            nothing=None)
-        )  # fmt: skip
+        return self._directory.format_path(ranked_steps.find_latest(self._index))
 
     def get_top_checkpoint_paths(self, count: int) -> list[str]:
         """Return the checkpoints with the best finite values of the metric, the best first.
@@ -560,21 +389,8 @@ class CheckpointManager:
         if count < 0:
             raise ValueError(f"count must be at least 0, not {count}")
         self._parents.note_look()
-        metric = self.metric_name
-
-        def find(
-            catalog: Catalog, run_id: int, memo: dict[str, Any]
-        ) -> tuple[tuple[int, ...], Unranked]:
-            if metric is None:
-                return catalog.newest_steps(run_id, count), Unranked()
-            unranked = _find_unranked(catalog, run_id, memo, metric)
-            return catalog.top_steps(run_id, metric, self._mode, count), unranked
-
-        nothing: tuple[tuple[int, ...], Unranked] = ((), Unranked())
-        steps, unranked = self._index.query(find, nothing=nothing)
-        for ignored in _ignoring(unranked, metric):
-            warnings.warn(ignored)
-        top = f"{self._answered_directory}/"
+        steps = ranked_steps.find_top(self._index, self.metric_name, self._mode, count)
+        top = f"{self._directory.answered}/"
         return [top + names.final_name(step) for step in steps]
 
     def load_training_info(self, checkpoint_path: PathLike | None = None) -> dict[str, Any] | None:
@@ -591,7 +407,7 @@ class CheckpointManager:
         if checkpoint_path is None:
             return None
         folder = Path(checkpoint_path)
-        own = self._find_own(folder)
+        own = self._directory.find_moved(folder)
         if own is not None and own.exists():
             folder = own
         found = published_name.find_published_info(folder)
@@ -631,184 +447,13 @@ class CheckpointManager:
     # --- pieces -------------------------------------------------------------------------
 
     @property
-    def _mode(self) -> Mode:
-        return "max" if self.higher_is_better else "min"
-
-    @property
-    def _policy(self) -> Policy:
-        return Policy(
-            save_period=self.save_period,
-            keep_top_k=self.keep_top_k,
-            ft_keep_latest_k=self.ft_keep_latest_k,
-            metric=self.metric_name,
-            mode=None if self.metric_name is None else self._mode,
-            keep=self.keep,
-        )
-
-    def _find_terms(self, *, exclude_latest: bool) -> PruneRules:
-        in_use = self._parents.find_in_use(with_saved=exclude_latest)
-        return PruneRules(self._policy, exclude_latest, in_use, self._find_previous_policy())
-
-    @property
-    def _ranked_by(self) -> RankedBy:
-        return RankedBy() if self.metric_name is None else RankedBy(self.metric_name, self._mode)
-
-    def _find_previous_ranking(self) -> RankedBy | None:
-        """Return by what the run was ranked until now, when that is something else."""
-        if self._accepts_metric_change:
-            return None
-        try:
-            before = identity.identify(self._directory).ranked_by
-        except OSError:
-            return None
-        return None if before == self._ranked_by else before
-
-    def _find_previous_policy(self) -> Policy | None:
-        """Return the rules by the metric of before, when these are others."""
-        before = self._find_previous_ranking()
-        if before is None:
-            return None
-        policy = self._policy
-        old = replace(policy, metric=before.metric, mode=before.mode)
-        return None if old.rules == policy.rules and not policy.at_most else old
-
-    def _warn_of_metric_change(self) -> None:
-        before = None if self._has_warned_of_metric else self._find_previous_ranking()
-        # Who judges by no metric, and deletes by none, changes nothing.
-        if before is None or (self.metric_name is None and not self._find_previous_policy()):
-            return
-        self._has_warned_of_metric = True
-        warnings.warn(
-            f"{self._directory} was judged by {before} until now, and is by {self._ranked_by} from "
-            "here on. The first prune keeps what either keeps, later ones go by the new one. If "
-            "that is not meant, correct metric_name and higher_is_better; if it is, "
-            "accept_metric_change=True prunes by the new one at once."
-        )
-
-    def _settle(self, terms: PruneRules, selection: Selection) -> None:
-        """Note that the rules of before have had their say."""
-        if terms.previous is None or not selection.is_settled:
-            return
-        try:
-            self._publisher.record_pruned_by(self._ranked_by)
-        except (OSError, CkptdbError) as error:
-            # The next prune keeps it all once more.
-            _logger.warning("%s: by what it was pruned is not recorded: %s", self._directory, error)
-
-    def _own(self, checkpoint_path: PathLike) -> Path:
-        path = Path(checkpoint_path)
-        path = self._find_own(path) or Path(os.path.abspath(path))
-        names.get_tmp_step(path)
-        if path.parent != self._directory:
-            raise NoCheckpointHere(path, f"is not in this run's directory {self._directory}")
-        return path
-
-    def _find_own(self, given: Path) -> Path | None:
-        """Return where a path leads that was made of a relative checkpoint_dir before a chdir."""
-        if given.is_absolute() or self._cwd is None or self._cwd == _find_cwd():
-            return None
-        is_own = os.path.normpath(given.parent) == os.path.normpath(self.checkpoint_dir)
-        return self._directory / given.name if is_own else None
-
-    @property
-    def _answered_directory(self) -> Path:
-        """The directory as it was given; absolute, when that leads elsewhere by now."""
-        is_same = self._cwd is None or self._cwd == _find_cwd()
-        return self.checkpoint_dir if is_same else self._directory
-
-    def _shown(self, step: int | None) -> str | None:
-        return None if step is None else str(self._answered_directory / names.final_name(step))
-
-    def _publish(self, path: Path) -> None:
-        parent = self._parents.find_parent(path)
-        published = self._publisher.publish(path, parent=parent)
-        self._scheduler.end(path, published.checkpoint.size_bytes)
-        self._parents.publish(path, published.checkpoint.uuid)
-        if self._checksum_worker:
-            self._checksum_worker.add(published.checkpoint)
-        replaced = published.replaced
-        gone = [replaced] if replaced else []
-        config = self._configs.pop(path, None)
-        there = [published.checkpoint] if published.checkpoint.status == "final" else []
-        if not there:
-            config = None
-        self._config_step = None if config is None else published.checkpoint.step
-        self._index.record([*gone, published.checkpoint], published.span, config=config)
-        # In this order: whoever goes by the step alone must not take the new one for the old.
-        self._hooks.report_deleted(gone)
-        self._hooks.report_published(there)
-        if replaced is not None:
-            self._warn_if_pinned(replaced)
-            self._background.submit(self._empty_trash)
-
-    def _retire(self, removed: Sequence[Decision]) -> None:
-        if not removed:
-            return
-        self._index.check_journal()
-        self._index.ensure_deletable()
-        failure: DeletionIncomplete | None = None
-        try:
-            retired = deletions.retire(self._publisher, removed)
-        except DeletionIncomplete as error:
-            failure, retired = error, error.done
-        for checkpoint in retired.gone:
-            _logger.info("retired %s: %s", checkpoint.path, checkpoint.deleted_reason)
-        self._index.record(retired.gone, retired.span, config_step=self._config_step)
-        self._hooks.report_deleted(retired.gone)
-        self._background.submit(self._empty_trash)
-        if failure is not None:
-            raise failure
-
-    def _warn_of_unknown_metrics(self, policy: Policy) -> None:
-        if self._looked_for.issuperset(policy.named):
-            return
-        self._looked_for.update(policy.named)
-        found = prune_selection.find_unknown_metrics(self._index, policy)
-        for metric in (*found.unknown, *found.never_finite):
-            known = ", ".join(found.known) or "none"
-            instead = (
-                "the newest are kept in place of the best"
-                if metric in policy.ranked_by
-                else "a rule that names it keeps none"
-            )
-            what = (
-                f"; {instead}. Metrics there are: {known}"
-                if metric in found.unknown
-                else f" with a finite value, only NaN or infinite ones; {instead}"
-            )
-            warnings.warn(f"No checkpoint has ever had the metric '{metric}'{what}.")
-
-    def _pinned_gone(self) -> tuple[str, ...]:
-        def find(catalog: Catalog, run_id: int, _: object) -> tuple[str, ...]:
-            return catalog.pinned_gone(run_id)
-
-        nothing: tuple[str, ...] = ()
-        # A pin is a line in the journal, and changes the stamp whatever the clock says.
-        return self._index.query(find, nothing=nothing, trust_own=True)
-
-    def _warn_if_pinned(self, replaced: Checkpoint) -> None:
-        if replaced.uuid in self._pinned_gone():
-            warnings.warn(
-                f"The pinned checkpoint at step {replaced.step} was replaced by a new save; its "
-                "bytes stay in .ckptdb/trash until it is unpinned."
-            )
+    def _current_rules(self) -> CurrentRules:
+        return CurrentRules(self._ranked_by, self._get_policy, self._prune)
 
     def _prune(self) -> None:
+        """Prune after a save: a failure becomes a warning."""
         with warnings.warning_afterwards():
-            self._prune_or_warn()
-
-    def _prune_or_warn(self) -> None:
-        future: Future[None] = Future()
-        try:
-            self.remove_old_checkpoints()
-            future.set_result(None)
-        except JournalInDoubt as error:
-            self._tell_of_doubt(error)
-            return
-        except Exception as error:  # noqa: BLE001  # a failed prune must not break a save
-            future.set_exception(error)
-            self._report("prune", self._directory, error)
-        self._warn_on_delete_failure(future)
+            self._warn_on_delete_failure(self._pruner.attempt(self.remove_old_checkpoints))
 
     @staticmethod
     def _warn_on_delete_failure(future: Future[None]) -> None:
@@ -819,71 +464,6 @@ class CheckpointManager:
                 f"Failed to prune old checkpoints: {error!r}. The new checkpoint is safe; "
                 "`ckptdb gc` shows what could go."
             )
-
-    def _empty_trash(self, *, everything: bool = False) -> None:
-        try:
-            # In the background nobody is asked: the loop has begun to change the run again.
-            self._index.ensure_deletable()
-            self._publisher.empty_trash(everything=everything)
-        except JournalInDoubt as error:
-            self._tell_of_doubt(error)
-        except OSError as error:
-            self._report("prune", self._directory, error)
-            if isinstance(error, DeletionIncomplete):
-                warnings.warn(f"Failed to prune old checkpoints: {error}")
-                return
-            warnings.warn(
-                f"Failed to prune old checkpoints: {error!r}. They are out of sight in "
-                f"{self._directory}/.ckptdb/trash; `ckptdb gc` tries again."
-            )
-
-    def _tell_of_doubt(self, error: JournalInDoubt) -> None:
-        """Say once that nothing is deleted any more; saving goes on."""
-        if self._is_doubt_told:
-            return
-        self._is_doubt_told = True
-        self._report("prune", self._directory, error)
-        warnings.warn(f"{error} Checkpoints are saved as usual.")
-
-    def _discard(
-        self, path: Path, *, reason: str = "discarded: the save raised an error",
-        uuid: str | None = None,
-    ) -> None:  # fmt: skip
-        self._parents.discard(path)
-        try:
-            self._index.check_journal()
-            retired = self._publisher.discard(path, reason=reason, uuid=uuid)
-            self._index.record(retired.gone, retired.span)
-            self._hooks.report_deleted(retired.gone)
-            self._background.submit(self._empty_trash)
-        except (OSError, CkptdbError) as error:
-            _logger.warning("%s could not be discarded: %s", path, error)
-            self._report("discard", path, error)
-
-
-def _find_cwd() -> str | None:
-    try:
-        return os.getcwd()
-    except OSError:
-        return None  # it is gone; whatever is relative leads nowhere
-
-
-def _find_unranked(catalog: Catalog, run_id: int, memo: dict[str, Any], metric: str) -> Unranked:
-    if metric not in memo:
-        memo[metric] = catalog.find_unranked(run_id, metric)
-    found: Unranked = memo[metric]
-    return found
-
-
-def _ignoring(unranked: Unranked, metric: str | None) -> Iterator[str]:
-    """Yield a warning for each reason for which checkpoints are not ranked."""
-    kinds = (
-        (unranked.lacking, f"that do not have metric '{metric}'. {_ADVICE}"),
-        (unranked.not_finite, f"whose value of metric '{metric}' is not finite. {_NOT_FINITE}"),
-    )
-    for steps, why in kinds:
-        if steps:
-            yield f"Ignoring {len(steps)} checkpoint(s) at step(s) {list(steps)} {why}"
 
 
 def validate_warm_start_checkpoint(warm_start: PathLike, model_component: str = "value") -> None:

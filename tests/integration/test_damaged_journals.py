@@ -244,7 +244,7 @@ def test_what_was_replaced_while_pinned_keeps_its_bytes(run):
     empty(path_of(run))
     with CheckpointManager({"checkpoint_dir": run, **METRIC}) as manager:
         warned(lambda: save(run, 300))
-        warned(manager._empty_trash)
+        warned(manager._pruner.empty_trash)
     assert kept in trash.iterdir()
     with Registry.open(run) as registry, pytest.raises(JournalInDoubt):
         registry.gc(empty_trash=True)

@@ -665,7 +665,7 @@ def publish_afresh(world: World, staged: Path) -> None:
 
 
 def discard(world: World, staged: Path) -> None:
-    world.manager._discard(staged)
+    world.manager._saver.discard(staged)
 
 
 def ask(world: World, _: Path) -> None:

@@ -443,7 +443,7 @@ def test_a_save_that_has_no_place_takes_no_lease(run):
         before = run.stat().st_mtime_ns
         with pytest.raises(FileExistsError):
             save(manager, 2)
-        assert manager._lease is None
+        assert manager._saver.trainer_lock is None
         assert run.stat().st_mtime_ns == before
 
 

@@ -14,7 +14,8 @@ from ckptdb import CheckpointManager, Registry
 from ckptdb.core.facts import Fact
 from ckptdb.disk import journal
 from ckptdb.errors import ConfigChanged, InvalidChoice, NoCheckpointHere, UnwritableInfo
-from ckptdb.training.resuming import differences, legible
+from ckptdb.training.config_change import differences
+from ckptdb.training.resuming import format_reason
 
 LOSS = "val:loss"
 PATH = "passed over"
@@ -310,7 +311,7 @@ def test_what_another_run_has_is_not_rejected_here(run, tmp_path):
     ids=["lines", "nothing", "NUL", "a lone surrogate", "long"],
 )
 def test_any_reason_becomes_a_line_that_can_be_kept(reason, line):
-    assert legible(reason) == line
+    assert format_reason(reason) == line
 
 
 # --- the configuration --------------------------------------------------------------------------

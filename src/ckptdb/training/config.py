@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import operator
 import os
+import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from pathlib import Path
@@ -151,7 +152,7 @@ class Settings:
     """A validated configuration.
 
     Attributes:
-        attributes: By name, what the manager shows as its own attributes.
+        attributes: Values by name that become attributes of the manager.
     """
 
     checkpoint_dir: Path
@@ -169,6 +170,13 @@ class Settings:
     check_space: bool = True
     hooks: Hooks = field(default_factory=Hooks)
     attributes: Mapping[str, Any] = field(default_factory=dict)
+
+    def find_limits(self) -> schedule.Limits:
+        """Return the deadlines of the process, by the configuration and its SLURM job."""
+        ends_at: float | None = None
+        if self.slurm_deadline:
+            ends_at = schedule.find_slurm_end(os.environ, now=time.time())
+        return schedule.Limits(self.must_save_by_seconds, ends_at)
 
 
 FindDirection = Callable[[Path, str], bool | None]

@@ -1,18 +1,15 @@
-"""Where training continues: the newest whole checkpoint of its line, and what was passed over."""
+"""Resuming: find the newest whole checkpoint of the last line of training, and record it."""
 
 from __future__ import annotations
 
-import json
 import time
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from operator import attrgetter
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any
 
 from ckptdb.catalog.catalog import Catalog
 from ckptdb.core import process, warnings
-from ckptdb.core.compare import ConfigChange, config_changes
 from ckptdb.core.facts import Fact
 from ckptdb.core.records import Checkpoint, LineMember
 from ckptdb.core.text import some_steps
@@ -20,7 +17,6 @@ from ckptdb.core.times import utc
 from ckptdb.disk import (
     checkpoint_identity,
     checksums,
-    config_file,
     identity,
     manifest,
     names,
@@ -29,33 +25,24 @@ from ckptdb.disk import (
     symlinks,
 )
 from ckptdb.disk.manifest import Compared
-from ckptdb.disk.publish import Publisher
-from ckptdb.errors import (
-    CkptdbError,
-    ConfigChanged,
-    ConfigNotComparable,
-    InvalidChoice,
-    NoCheckpointHere,
-    UnreadableInfo,
-)
-from ckptdb.training import lineage
-from ckptdb.training.index import RunIndex
+from ckptdb.errors import CkptdbError, InvalidChoice, NoCheckpointHere, UnreadableInfo
+from ckptdb.training import config_change, lineage, load_history
+from ckptdb.training.checksum_worker import ChecksumWorker
+from ckptdb.training.config_change import ON_CHANGE, OnChange, cut
+from ckptdb.training.run_parts import RunParts
 
-OnChange = Literal["warn", "refuse", "ignore"]
-_ON_CHANGE: tuple[OnChange, ...] = get_args(OnChange)
 _LONGEST_REASON = 2000
-_LONGEST_VALUE = 60
 _FIRST_LOOK, _GROWTH = 8, 8
 
 
 @dataclass(frozen=True, slots=True)
-class Options:
-    """How `Resuming.find` was asked.
+class ResumeOptions:
+    """Options of a resume.
 
     Attributes:
-        config: What training will run with, None not to compare it.
-        on_change: What to do when the checkpoint was saved with another configuration.
-        checksums: Whether to read the files that have checksums, not only to ask for their sizes.
+        config: Configuration of the training that resumes, None to compare none.
+        on_change: Reaction to a checkpoint that was saved with another configuration.
+        checksums: Whether files that have checksums are read, not only compared by size.
     """
 
     config: object = None
@@ -65,54 +52,69 @@ class Options:
     def __post_init__(self) -> None:
         if self.checksums:
             checksums.require()
-        if self.on_change not in _ON_CHANGE:
-            raise InvalidChoice("on_change", self.on_change, _ON_CHANGE)
+        if self.on_change not in ON_CHANGE:
+            raise InvalidChoice("on_change", self.on_change, ON_CHANGE)
 
 
 class Resuming:
     """Finds the checkpoint that the training of one run continues from.
 
     Args:
-        index: Of the run.
-        publisher: Of the run.
+        parts: Parts of the manager.
+        checksum_worker: Compares the next save with that checkpoint, if there is one.
     """
 
-    def __init__(self, index: RunIndex, publisher: Publisher) -> None:
-        self._index = index
-        self._publisher = publisher
-        self._options = Options()
-        self._told: set[tuple[str, str]] = set()
-        # In this process: what could not be recorded must not come back either.
+    def __init__(self, parts: RunParts, checksum_worker: ChecksumWorker | None) -> None:
+        self._parents = parts.parents
+        self._index = parts.index
+        self._publisher = parts.publisher
+        self._checksum_worker = checksum_worker
+        self._options = ResumeOptions()
+        self._warned: set[tuple[str, str]] = set()
+        # Rejections of this process hold even where they could not be recorded.
         self._rejected: dict[str, str] = {}
 
-    def find(self, options: Options) -> Checkpoint | None:
+    def find(self, options: ResumeOptions) -> Checkpoint | None:
         """Return the newest whole checkpoint of the line of training that was saved last.
 
-        When that is not known, of all. That training continues there is recorded.
+        The newest of all, when the line is not known. That training continues there is recorded.
 
         Raises:
-            ConfigChanged: It was saved with another configuration, and that is refused.
+            ConfigChanged: The checkpoint was saved with another configuration, and that is refused.
         """
+        found = self._find(options)
+        self._parents.note_look()
+        self._parents.resume_from(None if found is None else found.uuid)
+        if found is not None:
+            # The save may come from another manager of this process.
+            load_history.note_load(found.path, has_weights=True)
+            if self._checksum_worker:
+                self._checksum_worker.begin_after(found)
+        return found
+
+    def _find(self, options: ResumeOptions) -> Checkpoint | None:
         self._options = options
         while True:
             found = self._find_whole()
             if found is None:
                 return None
-            self._compare(found, options)
+            config_change.check(found.path, options.config, options.on_change)
             if self._record_resumption(found):
                 return found
-            # Somebody has deleted or replaced it in between.
+            # Another process has deleted or replaced it in between.
 
     def reject(self, checkpoint: Checkpoint, reason: str) -> Checkpoint | None:
-        """Put a checkpoint aside for good; return the next one, found as before.
+        """Reject a checkpoint; return the next one, found with the options of the last `find`.
 
         Raises:
-            NoCheckpointHere: It is of another run.
+            NoCheckpointHere: The checkpoint belongs to another run.
         """
         directory = self._publisher.directory
+        self._parents.resume_from(None)  # in case the next one is refused
+        load_history.forget(directory, checkpoint.uuid)
         if checkpoint.run_uuid != identity.identify(directory).run.uuid:
             raise NoCheckpointHere(checkpoint.path, f"is not a checkpoint of {directory}")
-        why = legible(str(reason))  # in an exception handler nobody wants another one
+        why = format_reason(str(reason))  # an exception handler must not raise another error
         self._rejected[checkpoint.uuid] = why
         try:
             self._append("rejected", checkpoint, {"reason": why})
@@ -130,25 +132,27 @@ class Resuming:
         members = self._list_members()
         line = lineage.find_line(members)
         for known in self._in_order(_line_first(members, line)):
-            obstructed.pop(known.step, None)  # it is told as what it was
-            self._tell_obstructed(obstructed, above=known.step)
+            obstructed.pop(known.step, None)  # it is reported as the checkpoint that it was
+            self._warn_of_obstructed(obstructed, above=known.step)
             found, why = self._examine(known)
             if why is None:
                 if any(member.uuid == found.uuid for member in line):
-                    self._tell_of_higher(found, members, line)
+                    self._warn_of_higher(found, members, line)
                 return found
-            self._tell(found, why)
-        self._tell_obstructed(obstructed, above=-1)
+            self._warn_of_passed_over(found, why)
+        self._warn_of_obstructed(obstructed, above=-1)
         return None
 
-    def tell_obstructed(self, *, above: int) -> None:
-        """Warn of what would be a newer checkpoint than a step, and cannot be read as one; once."""
-        self._tell_obstructed(run_listing.find_obstructed(self._publisher.directory), above=above)
+    def warn_of_obstructed(self, *, above: int) -> None:
+        """Warn once of newer steps whose name is taken by something that is no checkpoint."""
+        self._warn_of_obstructed(
+            run_listing.find_obstructed(self._publisher.directory), above=above
+        )
 
-    def _tell_obstructed(self, obstructed: Mapping[int, str], *, above: int) -> None:
+    def _warn_of_obstructed(self, obstructed: Mapping[int, str], *, above: int) -> None:
         for step in sorted((step for step in obstructed if step > above), reverse=True):
             path, why = self._publisher.directory / names.final_name(step), obstructed[step]
-            self._tell_once(step, path, str(path), why)
+            self._warn_of_step(step, path, str(path), why)
 
     def _list_members(self) -> tuple[LineMember, ...]:
         def find(catalog: Catalog, run_id: int, _: object) -> tuple[LineMember, ...]:
@@ -158,7 +162,7 @@ class Resuming:
         return self._index.query(find, nothing=nothing)
 
     def _in_order(self, first: Sequence[LineMember]) -> Iterator[Checkpoint]:
-        """Yield what is published, trusted or not: first some, then the others by step."""
+        """Yield published checkpoints, trusted or not: the given ones first, then by step."""
         yielded = set[str]()
         begin, count = 0, _FIRST_LOOK
         while begin < len(first):
@@ -166,18 +170,18 @@ class Resuming:
             found = self._list_at([member.step for member in some])
             for member in some:
                 checkpoint = found.get(member.uuid)
-                if checkpoint is not None:  # else meanwhile replaced or gone
+                if checkpoint is not None:  # else it was replaced or deleted since
                     yielded.add(member.uuid)
                     yield checkpoint
             begin, count = begin + count, count * _GROWTH
         yield from self._newest_first(yielded)
 
     def _newest_first(self, passed: Collection[str]) -> Iterator[Checkpoint]:
-        """Yield what is published and was not yet, whether it can be trusted or not."""
+        """Yield the published checkpoints that were not yielded yet, trusted or not."""
         count, yielded = _FIRST_LOOK, set(passed)
         while True:
             found = self._list(count)
-            # By uuid: meanwhile some may have come or gone.
+            # Compared by uuid, because checkpoints may have come or gone since.
             for checkpoint in found:
                 if checkpoint.uuid not in yielded:
                     yielded.add(checkpoint.uuid)
@@ -202,17 +206,17 @@ class Resuming:
         return self._index.query(find, nothing=nothing)
 
     def _examine(self, known: Checkpoint) -> tuple[Checkpoint, str | None]:
-        """Return a checkpoint as it is now, and why training cannot continue from it."""
+        """Return a checkpoint as it is now, and the reason against continuing from it, if any."""
         rejected = known.rejected if known.rejected is not None else self._rejected.get(known.uuid)
         if rejected is not None:
             return known, f"it was rejected: {rejected}"
-        # What a link leads to, or a file, may be back since: then it is as good as ever.
+        # A missing file, or the target of a link, may be back: then the checkpoint is whole again.
         may_be_whole = known.problem is None or (
             known.problem.startswith("damaged") and manifest.DIFFERS not in known.problem
         )
-        return self._look(known) if may_be_whole else (known, known.problem)
+        return self._verify(known) if may_be_whole else (known, known.problem)
 
-    def _look(self, known: Checkpoint) -> tuple[Checkpoint, str | None]:
+    def _verify(self, known: Checkpoint) -> tuple[Checkpoint, str | None]:
         who = identity.identify(self._publisher.directory)
         try:
             found = read_checkpoint.load(who, known.path, known.step, verify=True)
@@ -226,20 +230,20 @@ class Resuming:
         except (OSError, UnreadableInfo) as error:
             return known, f"it cannot be read ({getattr(error, 'strerror', None) or error})"
         if found.uuid != known.uuid:
-            return found, found.problem  # replaced in between, and as good as the other
+            return found, found.problem  # replaced in between, by one that will do as well
         if found.problem == known.problem:
             return known, known.problem
         learned = replace(known, problem=found.problem, fingerprint=found.fingerprint)
         self._index.record_findings([learned])
         return learned, found.problem
 
-    def _tell(self, checkpoint: Checkpoint, why: str) -> None:
-        self._tell_once(checkpoint.step, checkpoint.path, checkpoint.uuid, why)
+    def _warn_of_passed_over(self, checkpoint: Checkpoint, why: str) -> None:
+        self._warn_of_step(checkpoint.step, checkpoint.path, checkpoint.uuid, why)
 
-    def _tell_once(self, step: int, path: Path, which: str, why: str) -> None:
+    def _warn_of_step(self, step: int, path: Path, which: str, why: str) -> None:
         self._warn_once(which, f"Step {step} is passed over ({path}): {why}")
 
-    def _tell_of_higher(
+    def _warn_of_higher(
         self, found: Checkpoint, members: Sequence[LineMember], line: lineage.Line
     ) -> None:
         on_line = {member.uuid for member in line}
@@ -261,44 +265,14 @@ class Resuming:
         self._warn_once(found.uuid, text)
 
     def _warn_once(self, which: str, text: str) -> None:
-        if (which, text) not in self._told:
-            self._told.add((which, text))
+        if (which, text) not in self._warned:
+            self._warned.add((which, text))
             warnings.warn(text)
 
-    def _compare(self, found: Checkpoint, options: Options) -> None:
-        if options.config is None or options.on_change == "ignore":
-            return
-        refused = self._find_change(found.path, options.config)
-        if refused is None:
-            return
-        if options.on_change == "refuse":
-            raise refused
-        warnings.warn(refused.what)
-
-    def _find_change(self, path: Path, config: object) -> ConfigChanged | None:
-        """Return what has changed since a checkpoint was saved, or why that is not known."""
-        try:
-            now = config_file.config_to_compare(config)
-        except UnreadableInfo as error:
-            return ConfigNotComparable(path, f"the one passed {error.why}")
-        try:
-            stored = config_file.get_config(path)
-        except UnreadableInfo as error:
-            return ConfigNotComparable(path, f"{error.path.name} {error.why}")
-        if stored is None:
-            # Nothing to contradict: as with the first resume of a run that never stored one.
-            warnings.warn(
-                f"Whether the configuration has changed since {path} cannot be told: "
-                "that one has none."
-            )
-            return None
-        changes = differences(stored, now)
-        return ConfigChanged(path, changes) if changes else None
-
-    # --- what is written down -----------------------------------------------------------
+    # --- what is recorded ---------------------------------------------------------------
 
     def _record_resumption(self, found: Checkpoint) -> bool:
-        """Record it; return whether the checkpoint is still there."""
+        """Record the resumption; return whether the checkpoint is still there."""
         me = process.this_process()
         try:
             self._append("resumed", found, {"host": me["host"], "pid": me["pid"]})
@@ -307,7 +281,7 @@ class Resuming:
                 f"That training resumes from step {found.step} could not be recorded: {error}"
             )
             return True
-        # Looked at after the record: from then on it is known that somebody needs it.
+        # Checked after the record: from then on no rule deletes the checkpoint.
         try:
             who = identity.identify(self._publisher.directory)
             return (
@@ -315,14 +289,14 @@ class Resuming:
                 == found.uuid
             )
         except OSError:
-            return True  # whoever loads it will see
+            return True  # loading it will show
 
     def _append(self, kind: str, checkpoint: Checkpoint, details: Mapping[str, Any]) -> None:
         self._publisher.record([Fact(utc(time.time()), kind, checkpoint.uuid, details)])
 
 
 def _line_first(members: Sequence[LineMember], line: lineage.Line) -> list[LineMember]:
-    """Return what is published of a line, the newest first, behind what is passed over for it."""
+    """Return the live members of a line, the newest first, after the untrusted ones above it."""
     on_line = [member for member in line if member.is_live]
     ids = {member.id for member in line}
     doubted = [
@@ -339,36 +313,7 @@ def _compare_contents(path: Path) -> Compared:
     return Compared() if content is None else checksums.verify(path, content)
 
 
-def legible(reason: str) -> str:
+def format_reason(reason: str) -> str:
     """Return any text as one line that every file and database takes, not too long."""
     line = " ".join(reason.encode(errors="backslashreplace").decode().replace("\0", " ").split())
-    return _cut(line or "no reason was given", _LONGEST_REASON)
-
-
-def differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> tuple[str, ...]:
-    """Return what differs between two configurations, one line each, by dotted path.
-
-    Args:
-        old: As it was stored, plain JSON values.
-        new: Likewise.
-    """
-    changes = sorted(config_changes(old, new), key=attrgetter("key"))
-    return tuple(f"{change.key}{_worded(change)}" for change in changes)
-
-
-def _worded(change: ConfigChange) -> str:
-    match change.kind:
-        case "added":
-            return f" is new: {_shown(change.b)}"
-        case "removed":
-            return f" is gone, was {_shown(change.a)}"
-        case "changed":
-            return f": {_shown(change.a)} → {_shown(change.b)}"
-
-
-def _shown(value: object) -> str:
-    return _cut(json.dumps(value, ensure_ascii=False), _LONGEST_VALUE)
-
-
-def _cut(text: str, length: int) -> str:
-    return text if len(text) <= length else f"{text[: length - 1]}…"
+    return cut(line or "no reason was given", _LONGEST_REASON)
