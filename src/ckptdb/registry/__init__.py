@@ -24,7 +24,7 @@ class Registry(
 ):
     """Runs and checkpoints below a root, in a run, or in a catalog; made by `open`.
 
-    Reading creates nothing: without a catalog the tree is indexed in memory. A run that is
-    asked about by name is compared with its directory first; answers over all runs are
-    compared only as far as the checkpoints that they name.
+    Reading creates nothing: without a catalog the tree is indexed in memory. A run that is named
+    is compared with its directory before the answer; of an answer over all runs only the
+    checkpoints in it are.
     """

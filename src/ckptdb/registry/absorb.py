@@ -1,4 +1,4 @@
-"""Runs that have a catalog of their own, and the catalog of the root that takes them over."""
+"""Absorbing runs that have a catalog of their own into the catalog of their root."""
 
 from __future__ import annotations
 
@@ -25,31 +25,31 @@ from ckptdb.reconcile.run import reconcile_run
 
 
 @dataclass(slots=True)
-class Gathering:
-    """What a root takes over from the runs below it.
+class Absorption:
+    """Absorption of runs with a catalog of their own by the root above them.
 
     Attributes:
-        gathered: Runs whose own catalog is to go.
-        own: By run, how it differed from its own catalog.
+        absorbed: Runs whose own catalog is to be removed.
+        own: Differences of each run from its own catalog.
     """
 
     root: Path | None
-    gathered: list[Path] = field(default_factory=list)
+    absorbed: list[Path] = field(default_factory=list)
     own: dict[Path, RunReport] = field(default_factory=dict)
 
     def compare(self, run: Path) -> None:
-        """Say how a run differs from its own catalog; changes nothing."""
+        """Record how a run differs from its own catalog; changes nothing."""
         if self.has_own(run):
             with suppress(CatalogError, OSError):  # then it is not taken over either
                 self._reconcile_own(run, dry_run=True)
 
     def take(self, run: Path) -> None:
-        """Let a run that has its own be the root's, before it is indexed in the root's catalog."""
+        """Make a run part of the root, before it is indexed in the root's catalog."""
         try:
             why = self._reconcile_own(run, dry_run=False)
             if why is None:
                 root_marker.unmark_root(run)
-                self.gathered.append(run)
+                self.absorbed.append(run)
         except CatalogError as error:
             why = str(error)
         except OSError as error:
@@ -58,15 +58,15 @@ class Gathering:
             warnings.warn(f"{run} keeps a catalog of its own: {why}")
 
     def remove_own(self) -> None:
-        """Remove the catalogs whose content is in the root's now."""
-        for run in self.gathered:
+        """Remove the catalogs whose content is in the root's catalog now."""
+        for run in self.absorbed:
             # Both were only ever an index.
             for name in (f"{FILE}-journal", FILE):
                 with suppress(FileNotFoundError):
                     paths.unlink(identity.hidden(run) / name)
 
     def complete(self, report: ReconcileReport) -> ReconcileReport:
-        """Return a report of the root with what differed from the runs' own catalogs."""
+        """Return a report of the root with the differences from the runs' own catalogs."""
         return replace(report, runs=tuple(_joined(run, self.own) for run in report.runs))
 
     def has_own(self, run: Path) -> bool:
@@ -75,19 +75,19 @@ class Gathering:
         return root is not None and root in run.parents and root_marker.is_root(run)
 
     def _reconcile_own(self, run: Path, *, dry_run: bool) -> str | None:
-        """Compare a run with its own catalog; return why that one cannot go yet.
+        """Compare a run with its own catalog; return why that catalog cannot be removed yet.
 
-        What only that one knows, since the journal has lost lines, goes back into the journal:
-        from there every other catalog learns it.
+        Facts that only that catalog holds, because the journal has lost lines, go back into the
+        journal, from which every other catalog is filled.
         """
         try:
             database = Database.open(
                 locate(identity.hidden(run) / FILE), create=False, upgrade=not dry_run
             )
         except CatalogTampered:
-            raise  # it may tell what nothing else does, and cannot be asked
+            raise  # it may hold facts that nothing else holds, and cannot be read
         except (CatalogMissing, CatalogBroken, CatalogOutdated):
-            return None  # it tells nothing, or nothing before it is upgraded
+            return None  # it holds nothing, or nothing before it is upgraded
         with closing(database):
             try:
                 report = reconcile_run(Catalog(database), run, dry_run=dry_run, restore=True)
@@ -98,11 +98,11 @@ class Gathering:
 
 
 def find_own_doubt(run: Path, used: Location) -> str | None:
-    """Return why nothing may be deleted in a run by what its own catalog knows; changes nothing.
+    """Return why a run's own catalog forbids deletions in it; changes nothing.
 
     Args:
         run: Its directory.
-        used: The catalog that is asked already; nothing is said of that one.
+        used: The catalog that is in use already; its doubts are known.
     """
     own = locate(identity.hidden(root_marker.find_root(run) or run) / FILE)
     if own.file == used.file:
@@ -111,18 +111,18 @@ def find_own_doubt(run: Path, used: Location) -> str | None:
         with closing(Database.open(own, create=False, upgrade=False)) as database:
             return reconcile_run(Catalog(database), run, dry_run=True).doubt
     except (CatalogError, OSError):
-        return None  # it says nothing now
+        return None  # it cannot be read now
 
 
 @contextmanager
-def gathering(
+def absorbing(
     root: Path | None, database: Database
-) -> Iterator[tuple[Gathering, Callable[[Path], None]]]:
-    """Let a root take over the runs below it that were roots of their own.
+) -> Iterator[tuple[Absorption, Callable[[Path], None]]]:
+    """Absorb the runs below a root that were roots of their own.
 
-    Yields what was taken, and what to call before each run is indexed in the root's catalog.
+    Yields the absorption, and a function to call before each run is indexed in the root's catalog.
     """
-    found = Gathering(root)
+    found = Absorption(root)
 
     def take(run: Path) -> None:
         if found.has_own(run):

@@ -1,4 +1,4 @@
-"""What people add to checkpoints: late metrics, pins, notes, tags, rejections; on disk first."""
+"""Annotations of checkpoints: late metrics, pins, notes, tags, rejections; on disk first."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ from ckptdb.registry.tree import Tree
 
 
 class AnnotationMethods(Tree):
-    """Writes facts into the journals of runs, and lets the catalog follow."""
+    """Methods of `Registry` that write facts into journals; the catalog follows."""
 
     def log_metrics(
         self,
@@ -46,16 +46,16 @@ class AnnotationMethods(Tree):
 
         Args:
             run: Name, path or uuid prefix; None for the run that was opened.
-            step: A live or a deleted checkpoint's.
+            step: Step of a live or deleted checkpoint.
             values: Numbers by name; scalars of numpy and torch too. A value that is not
                 finite is recorded and never ranked.
             source: Who measured it, e.g. ``"lm-eval"``.
-            uuid: Which one was measured, when the step may have been saved again meanwhile; None
-                for the one that is there now.
+            uuid: The checkpoint that was measured, in case the step was saved again meanwhile;
+                None for the one that is there now.
 
         Raises:
             InvalidAnnotation: A value is no number, or the source no text.
-            UnknownCheckpoint: There never was that one.
+            UnknownCheckpoint: There never was such a checkpoint.
             RunNotHere: The run's directory is not there, or is another's.
         """
         plain = training_info.plain_numbers(values)
@@ -70,7 +70,7 @@ class AnnotationMethods(Tree):
         return self._annotate(run, step, [("metric", detail) for detail in details], uuid=uuid)
 
     def pin(self, run: PathLike | None, step: int, *, note: str | None = None) -> Checkpoint:
-        """Keep a checkpoint whatever retention says, with an optional note.
+        """Pin a checkpoint, with an optional note: no retention rule deletes it.
 
         Raises:
             CheckpointGone: It was deleted, and its bytes are gone.
@@ -88,7 +88,7 @@ class AnnotationMethods(Tree):
         return self._record(seen, found, facts)
 
     def unpin(self, run: PathLike | None, step: int) -> Checkpoint:
-        """Leave a checkpoint to retention again."""
+        """Remove a pin: retention decides about the checkpoint again."""
         seen = self._run_names.get(run)
         found = self._record(seen, self._get_at(seen, step), [("unpin", {})])
         if found.status == "deleted":
@@ -100,36 +100,36 @@ class AnnotationMethods(Tree):
         return found
 
     def tag(self, run: PathLike | None, step: int, name: str) -> Checkpoint:
-        """Give a checkpoint a tag."""
+        """Add a tag to a checkpoint."""
         _check_text("tag", name)
         return self._annotate(run, step, [("tag", {"name": name})])
 
     def untag(self, run: PathLike | None, step: int, name: str) -> Checkpoint:
-        """Take a tag away; taking away what is not there changes nothing."""
+        """Remove a tag; nothing changes when the checkpoint has no such tag."""
         return self._annotate(run, step, [("untag", {"name": name})])
 
     def reject(self, run: PathLike | None, step: int, reason: str) -> Checkpoint:
-        """Put a checkpoint aside: kept and reported, but neither best, latest nor counted."""
+        """Reject a checkpoint: it is kept and reported, but neither best, latest nor counted."""
         _check_text("reason", reason)
         return self._annotate(run, step, [("rejected", {"reason": reason})])
 
     def unreject(self, run: PathLike | None, step: int) -> Checkpoint:
-        """Let a checkpoint count again."""
+        """Undo a rejection."""
         return self._annotate(run, step, [("unrejected", {})])
 
     def accept_loss(
         self, run: PathLike | None, steps: Iterable[int] | None = None
     ) -> tuple[Checkpoint, ...]:
-        """Accept that checkpoints which vanished from disk are lost; that is no drift any more.
+        """Accept that checkpoints vanished from disk, so that they are no drift any more.
 
-        Their history stays. One that is put back is there again all the same.
+        Their history stays. A checkpoint that is put back counts again.
 
         Args:
             run: Name, path or uuid prefix; None for the run that was opened.
-            steps: Theirs, all of them or none is accepted; None for all that are lost.
+            steps: Steps of lost checkpoints, accepted all or none; None for all that are lost.
 
         Returns:
-            What was lost.
+            The lost checkpoints.
 
         Raises:
             NothingLost: Nothing of a step is recorded as lost.
@@ -139,7 +139,7 @@ class AnnotationMethods(Tree):
         seen = self._run_names.get(run)
         directory = seen.run.directory
         Publisher(directory, of=seen.run).must_be_here()
-        # What is missing may not have been written down yet.
+        # A loss may not have been recorded in the journal yet.
         reconcile_run(self._catalogs.get_for_writing(), directory, depth="changes")
         facts = read_trash.read_facts(identity.identify(directory))
         lost = sorted((facts.gone[uuid] for uuid in facts.lost), key=lambda end: end.step)
@@ -176,8 +176,8 @@ class AnnotationMethods(Tree):
         if not self._healing.index_changes([seen.run.directory]):
             return found
         # By uuid: another save may have taken the step meanwhile.
-        told = self._catalog().checkpoints(run_id=seen.id, steps=[found.step])
-        return next((checkpoint for checkpoint in told if checkpoint.uuid == found.uuid), found)
+        recorded = self._catalog().checkpoints(run_id=seen.id, steps=[found.step])
+        return next((checkpoint for checkpoint in recorded if checkpoint.uuid == found.uuid), found)
 
 
 def _check_text(what: str, text: str) -> None:

@@ -1,4 +1,4 @@
-"""Final checkpoints as they come, each once; shared with other evaluators where a lease is used."""
+"""Checkpoints as they arrive, each once; shared with other evaluators where a lease is used."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ from ckptdb.disk import identity, leases
 from ckptdb.disk.evaluator import Evaluator, Turn
 
 _NAP_SECONDS = 0.1
-"""How long somebody who can only be asked is not asked whether it is time to stop."""
+"""Seconds between two calls of a function that tells whether to stop."""
 
 
 class Event(Protocol):
-    """What somebody else sets: an event of `threading`, or of `multiprocessing`."""
+    """An event of `threading` or `multiprocessing`, set by another thread or process."""
 
     def is_set(self) -> bool:
         """Tell whether it is set."""
@@ -42,20 +42,20 @@ class Waiting:
 
     @property
     def identity(self) -> tuple[str, str]:
-        """What it is known by; the checkpoints of a copied run have the same uuids."""
+        """The uuids of run and checkpoint; checkpoints of a copied run have the same uuids."""
         return self.run_uuid, self.uuid
 
 
 class Arrivals:
     """Yields checkpoints; made by `Registry.watch`.
 
-    Asking for the next one says that the last one is done. Leaving the loop by ``break`` or by an
-    exception, or `close`, says that it is not, and ends its lease.
+    Requesting the next checkpoint marks the last one as done. Leaving the loop by ``break`` or by
+    an exception, or calling `close`, leaves it undone and ends its lease.
     """
 
     def __init__(self, queue: ArrivalQueue) -> None:
         self._queue = queue
-        # It knows nothing of this object, and so ends as soon as nobody has that any more.
+        # The generator has no reference to this object, and so ends together with it.
         self._served = queue.serve()
 
     def __iter__(self) -> Self:
@@ -65,11 +65,11 @@ class Arrivals:
         return next(self._served)
 
     def give_up(self) -> None:
-        """Say that the last one is not done; it goes to others, and does not come here again."""
+        """Leave the last checkpoint to other processes; it is not yielded here again."""
         self._queue.give_up()
 
     def close(self) -> None:
-        """Stop in the middle of the last one."""
+        """Stop, and leave the last checkpoint undone."""
         self._served.close()
 
     def __enter__(self) -> Self:
@@ -85,11 +85,11 @@ class Arrivals:
 
 
 class Share:
-    """What this process has of an evaluation that others may be doing, too.
+    """The part of this process in an evaluation that several processes share.
 
     Args:
         evaluation: Its name.
-        lease_seconds: How long a lease holds after its holder was heard of last.
+        lease_seconds: Time for which a lease holds after its last renewal.
     """
 
     def __init__(self, evaluation: str, lease_seconds: float) -> None:
@@ -98,13 +98,13 @@ class Share:
         self._evaluators: dict[Path, Evaluator] = {}
 
     def find_taken(self, directory: Path) -> frozenset[str]:
-        """Return the uuids of a run that are done or leased, as far as a look can tell."""
-        held = leases.find(identity.hidden(directory))
-        leased = (claim.uuid for claim in held if claim.evaluation == self._evaluation)
+        """Return the uuids of a run that are done or leased at the moment."""
+        current = leases.find(identity.hidden(directory))
+        leased = (claim.uuid for claim in current if claim.evaluation == self._evaluation)
         return self._of(directory).find_done().union(leased)
 
     def take(self, one: Waiting) -> Turn | None:
-        """Lease a checkpoint, unless it is gone, done or somebody else's."""
+        """Lease a checkpoint, unless it is deleted, done or leased by another process."""
         return self._of(one.directory).take(one.step, one.uuid)
 
     def _of(self, directory: Path) -> Evaluator:
@@ -116,14 +116,14 @@ class Share:
 
 
 class ArrivalQueue:
-    """What is still to be yielded.
+    """The checkpoints that are still to be yielded.
 
     Args:
-        look: Returns what is published now, run by run, by step.
-        load: Returns the record of one of those, None when it has gone meanwhile.
-        share: None when nobody is kept from anything.
-        poll_seconds: How long to wait when nothing has come; None to end then.
-        stop: When to end in any case.
+        look: Returns the published checkpoints, run by run, by step.
+        load: Returns the record of one of them, None when it was deleted meanwhile.
+        share: The part in a shared evaluation; None when nothing is shared.
+        poll_seconds: Time to wait when nothing is left; None to end then.
+        stop: Ends the queue in any case.
     """
 
     def __init__(
@@ -144,11 +144,11 @@ class ArrivalQueue:
         self._passed: set[tuple[str, str]] = set()
 
     def pass_over(self) -> None:
-        """Never yield what is there now."""
+        """Never yield the checkpoints that are there now."""
         self._passed |= {one.identity for here in self._look() for one in here}
 
     def serve(self) -> Generator[Checkpoint, None, None]:
-        """Yield one after the other."""
+        """Yield the checkpoints one after the other."""
         while not self._is_over():
             has_come = False
             for one in self._find_waiting():
@@ -171,7 +171,7 @@ class ArrivalQueue:
             self._wait(self._poll_seconds)
 
     def give_up(self) -> None:
-        """Let others have what was yielded last."""
+        """Give back the lease of the checkpoint that was yielded last."""
         turn, self._turn = self._turn, None
         if turn is not None:
             turn.give_up()

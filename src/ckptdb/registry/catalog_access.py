@@ -125,7 +125,7 @@ class CatalogAccess:
         self._opened = self._copied = None
 
     def copy_to_memory(self, why: CatalogError) -> bool:
-        """Go on with a copy of a catalog that cannot be written; tell whether there is one.
+        """Continue with a copy of a catalog that cannot be written; return whether there is one.
 
         The copy can be brought to what is on disk, so that answers are true all the same.
         """

@@ -22,8 +22,7 @@ from ckptdb.registry.opened import OpenedPlace
 from ckptdb.registry.scope import Bounds, list_some
 
 _COMPARED_SECONDS = 2.0
-"""For how long a reader's answers rest on one comparison of all runs: a page asks many questions.
-"""
+"""Time for which a reader relies on one comparison of all runs: a page has many queries."""
 
 
 class Completeness:

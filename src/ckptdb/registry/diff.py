@@ -18,7 +18,7 @@ _LONGEST_STEP: Final = 100
 
 
 class DiffMethods(Tree):
-    """How checkpoints differ."""
+    """Methods of `Registry` that compare two checkpoints."""
 
     def diff(
         self, a: int | PathLike, b: int | PathLike, *, run: PathLike | None = None
@@ -27,19 +27,19 @@ class DiffMethods(Tree):
 
         Args:
             a: A step, ``"RUN:STEP"``, or the path of a checkpoint, which may lie elsewhere.
-            b: Likewise; what is told is what became of ``a`` in it.
-            run: Whose steps are meant; None for the run that was opened.
+            b: Likewise; the difference leads from ``a`` to it.
+            run: Run of the steps; None for the run that was opened.
 
         Raises:
-            NotACheckpoint: It is none of these.
-            UnknownCheckpoint: There never was one at that step.
-            UnknownRun: No run is called so.
+            NotACheckpoint: An argument is none of these.
+            UnknownCheckpoint: There never was a checkpoint at that step.
+            UnknownRun: No run has that name.
         """
         return compare(self._side(a, run), self._side(b, run))
 
     def _side(self, which: int | PathLike, run: PathLike | None) -> Side:
         checkpoint = self._find_named(which, run)
-        # What is deleted has no files; its configuration went with them.
+        # A deleted checkpoint has no files, and no configuration.
         if not checkpoint.path.is_dir():
             return Side(checkpoint, None, None)
         config = config_file.find_config(checkpoint.path)
@@ -62,11 +62,11 @@ class DiffMethods(Tree):
         try:
             return self._get_at(self._run_names.get(path.parent), step)
         except UnknownRun:
-            # It belongs to somebody else's root.
+            # It belongs to another root.
             with type(self).open(path.parent) as other:
                 return other._get_at(other._run_names.get(path.parent), step)  # noqa: SLF001  # a twin's
 
 
 def _is_step(text: str) -> bool:
-    # Python makes no number of very many digits; what is too large for a step, its own error says.
+    # Python converts no text of very many digits; a step that is too large has its own error.
     return text.isascii() and text.isdigit() and len(text) <= _LONGEST_STEP

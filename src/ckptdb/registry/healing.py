@@ -62,7 +62,7 @@ class Healing:
         return seen if _is_settled(seen, directory) else None
 
     def index_changes(self, changed: Iterable[Path], *, depth: ReconcileDepth = "changes") -> bool:
-        """Bring the index to what was just done to some runs; tell whether it could be done."""
+        """Bring the index to what was just done to some runs; return whether that worked."""
         catalogs = self._catalogs
         if catalogs.is_doubted or catalogs.is_copy:
             catalogs.close()  # a disk that was full has space now

@@ -1,4 +1,4 @@
-"""The index itself: beginning, reconciling, checking and upgrading it."""
+"""The index as a whole: creating, reconciling, verifying and upgrading it."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ from ckptdb.reconcile.report import ReconcileReport
 from ckptdb.reconcile.run import index_run
 from ckptdb.reconcile.run_location import find_there
 from ckptdb.reconcile.tree import reconcile_tree
-from ckptdb.registry.absorb import Gathering, gathering
+from ckptdb.registry.absorb import Absorption, absorbing
 from ckptdb.registry.opened import OpenedPlace, PathLike, find_enclosing_run
 from ckptdb.registry.tree import Tree
 from ckptdb.registry.verification import Verification, Verifier
@@ -51,11 +51,11 @@ _FORBIDDEN = frozenset({errno.EACCES, errno.EPERM, errno.EROFS})
 
 @dataclass(frozen=True, slots=True)
 class CatalogStatus(JsonRecord):
-    """What `Registry.status` tells about the catalog itself.
+    """State of a catalog, as `Registry.status` returns it.
 
     Attributes:
-        revision: Of its schema; None when it does not exist.
-        integrity: ``"ok"``, ``"missing"``, ``"empty"`` (a file of 0 bytes), or what is wrong.
+        revision: Revision of the schema; None when the catalog does not exist.
+        integrity: ``"ok"``, ``"missing"``, ``"empty"`` (a file of 0 bytes), or the damage.
     """
 
     location: str
@@ -69,7 +69,7 @@ class CatalogStatus(JsonRecord):
 
 
 class IndexMethods(Tree):
-    """Brings the catalog of a tree to what is on disk."""
+    """Methods of `Registry` that bring the catalog of a tree to what is on disk."""
 
     @classmethod
     def init(cls, directory: PathLike) -> tuple[Self, ReconcileReport]:
@@ -96,13 +96,13 @@ class IndexMethods(Tree):
     ) -> ReconcileReport:
         """Bring the index to what is on disk, and finish what crashes interrupted.
 
-        A catalog that is broken is set aside and built anew. A directory with runs that is in no
-        root becomes one, as by `init`, and runs that were roots of their own become part of it.
+        A broken catalog is set aside and built again. A directory with runs outside any root
+        becomes a root, as by `init`, and runs that were roots of their own become part of it.
 
         Args:
-            path: A run or a tree; None for what was opened. What lies in another root is compared
-                with the catalog of that one.
-            dry_run: Only say what would be done.
+            path: A run or a tree; None for what was opened. Runs of another root are compared
+                with the catalog of that root.
+            dry_run: Only report what would be done.
             full: Read everything again and compare every file with its manifest.
             on_run: Called before each run.
             on_checkpoint: Called after each checkpoint.
@@ -133,13 +133,14 @@ class IndexMethods(Tree):
     ) -> Verification:
         """Compare every file with its manifest; return the live checkpoints, problems included.
 
-        What was written without a manifest cannot be compared, and is counted apart. Where the
-        catalog may only be read, all that is to be known comes from the files.
+        A checkpoint without a manifest cannot be compared, and is counted apart. Where the catalog
+        may only be read, the answer comes from the files alone.
 
         Args:
             run: Name, path or uuid prefix; None for those at or below what was opened.
             depth: ``"contents"`` reads the files that have checksums, ``"sizes"`` none.
-            max_seconds: When to stop; the next time goes on with what was verified longest ago.
+            max_seconds: Time to stop after; the next call continues with the checkpoint that was
+                verified longest ago.
             on_checkpoint: Called after each checkpoint.
 
         Raises:
@@ -184,7 +185,7 @@ class IndexMethods(Tree):
                     not_seen[directory] = found
                     continue
                 runs.append(found)
-                # One that may not be written to has to say that it could not.
+                # A run that cannot be written to is included: the error is reported.
                 ours += [found] if _is_ours(directory) and not only_read else []
             except OSError as error:
                 not_seen[directory] = f"cannot be read ({error.strerror})"
@@ -203,20 +204,20 @@ class IndexMethods(Tree):
         if where in ("missing", "replaced"):
             return "is not there" if where == "missing" else "is another run's by now"
         report = index_run(catalog, directory)
-        # Perhaps under another identity: it may have been a copy.
+        # A copied run has got another identity by now.
         found = find_there(catalog, directory)
         if found is None and report.blocked:
             return f"cannot be indexed: {report.blocked}"
         return found or seen
 
     def forget(self, run: PathLike) -> Run:
-        """Drop a run from the index; its directory is not touched. Returns what was dropped."""
+        """Remove a run from the index and return it; its directory is not touched."""
         seen = self._run_names.match(run)
         self._catalogs.get_for_writing().forget(seen.id)
         return seen.run
 
     def status(self) -> CatalogStatus:
-        """Return where the catalog is and how it does; never raises because of its state."""
+        """Return the location and state of the catalog; never raises because of that state."""
         location = self.location
         file = location.file
         look = None if file is None else look_at(file)
@@ -236,7 +237,7 @@ class IndexMethods(Tree):
         return CatalogStatus(str(location), exists, revision, HEAD, size, integrity, *counts)
 
     def explain_location(self) -> tuple[str, ...]:
-        """Return why this is the catalog: which marks of roots there are, and which counts."""
+        """Return why this catalog is used: the marked roots above, and which of them counts."""
         if self._place.is_chosen or self._place.directory is None:
             return (f"{self.location} was named.",)
         found = []
@@ -247,7 +248,7 @@ class IndexMethods(Tree):
         return tuple(found)
 
     def explain_missing(self) -> CatalogError:
-        """Return the error that says why there is no catalog, for when there is none."""
+        """Return the error that explains why there is no catalog."""
         if self._place.refused is not None:
             return self._place.refused
         where = self._place.directory or Path(str(self.location))
@@ -256,7 +257,7 @@ class IndexMethods(Tree):
         return _nothing_at(where)
 
     def upgrade(self) -> tuple[str, str, Path | None]:
-        """Bring the catalog to this version's schema; return revisions before and after, copy."""
+        """Upgrade the catalog to this version's schema; return both revisions and the copy."""
         self.close()
         return engine.upgrade(self.location)
 
@@ -272,7 +273,7 @@ class IndexMethods(Tree):
         if not self._has_begun() and not any(run_finder.find_runs(top)):
             raise _nothing_at(top)
         if dry_run:
-            own = Gathering(self.location.base)
+            own = Absorption(self.location.base)
 
             def compare(run: Path) -> None:
                 own.compare(run)
@@ -284,7 +285,7 @@ class IndexMethods(Tree):
         try:
             report = self._look(look, on_run, quick=not full)
         except CatalogBroken:
-            # As a database, which its check says, or only as a catalog, which reading it has shown.
+            # Damaged as a database, found by its check, or as a catalog, found by reading it.
             self.close()
             aside = engine.set_aside(self.location)
             report = self._look(look, on_run, quick=not full)
@@ -297,7 +298,7 @@ class IndexMethods(Tree):
         return replace(report, set_aside=aside)
 
     def _is_whole(self, top: Path) -> bool:
-        """Whether this is all that the catalog is to know."""
+        """Tell whether a directory has all runs of the catalog."""
         base = self.location.base
         return top == base if base is not None else not run_listing.is_run(top)
 
@@ -311,7 +312,7 @@ class IndexMethods(Tree):
         catalog = self._catalogs.get(create=True)
         database = catalog.database
         with (
-            gathering(self.location.base, database) as (own, take),
+            absorbing(self.location.base, database) as (own, take),
             database.checked(quick=quick),
         ):
 
@@ -331,13 +332,13 @@ class IndexMethods(Tree):
             return Catalog(Database.in_memory(self.location.base))
 
     def _make_usable(self) -> Path | None:
-        """Set aside what cannot be opened as a catalog; return where it went."""
+        """Set aside a file that cannot be opened as a catalog; return its new path."""
         self.close()
         try:
             self._catalogs.use(Catalog(self._catalogs.open_database(create=True)))
         except CatalogBroken as error:
             if self.location.base is None and not isinstance(error, CatalogTampered):
-                # A file that somebody named may be anything, a script or weights: not ours to move.
+                # A file that the user named may be anything, a script or weights: never move it.
                 raise CatalogForeign(str(self.location)) from error
             return engine.set_aside(self.location)
         return None
@@ -354,7 +355,7 @@ class IndexMethods(Tree):
         return top_here
 
     def _answers_for(self, top: Path) -> bool:
-        """Whether a directory belongs into this catalog, and not into that of another root."""
+        """Tell whether a directory belongs to this catalog, and not to that of another root."""
         return self._place.is_chosen or self.location.base in (top, _root_of(top))
 
     def _has_begun(self) -> bool:
@@ -363,14 +364,14 @@ class IndexMethods(Tree):
 
 
 def _is_forbidden(error: CatalogUnusable | OSError) -> bool:
-    """Whether all that is wrong is that something may not be written by this user, or here."""
+    """Tell whether an error only means that this user may not write, or not here."""
     cause = error if isinstance(error, OSError) else error.__cause__
     forbidden = isinstance(cause, OSError) and cause.errno in _FORBIDDEN
     return forbidden or isinstance(error, CatalogReadOnly)
 
 
 def _is_ours(directory: Path) -> bool:
-    """Tell whether ckptdb has written to a run, and may do so without being asked to."""
+    """Tell whether ckptdb has written to a run before, and so may write to it again."""
     # Not Path.exists: a directory that this user may not read must not be written to either.
     return os.path.exists(identity.hidden(directory) / "run.json")
 
@@ -383,7 +384,7 @@ def _nothing_at(top: Path) -> CatalogMissing:
 def _root_of(directory: Path) -> Path | None:
     """Return the root that a directory belongs to.
 
-    A run that is only a root of its own belongs into the one that it lies in.
+    A run that is a root of its own belongs to the root that it lies in.
     """
     root = root_marker.find_root(directory)
     if root is not None and run_listing.is_run(root):

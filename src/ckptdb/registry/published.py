@@ -1,6 +1,6 @@
 """Published checkpoints: answers of a ranking name only what is on disk.
 
-A run whose checkpoint is missing is healed first, and the question is asked again.
+A run whose checkpoint is missing is healed first, and the ranking is repeated.
 """
 
 from __future__ import annotations

@@ -27,7 +27,7 @@ from ckptdb.registry.tree import Tree
 
 
 class QueryMethods(Tree):
-    """Answers from the catalog."""
+    """Methods of `Registry` that answer from the catalog."""
 
     def runs(self) -> tuple[Run, ...]:
         """Return the runs at or below what was opened, by name; of a catalog all of them."""
@@ -36,7 +36,7 @@ class QueryMethods(Tree):
         return tuple(seen.run for seen in self._bounds.find_runs())
 
     def own_metric(self, found: Iterable[Checkpoint]) -> str | None:
-        """Return the metric that the runs of some checkpoints are judged by, if it is one."""
+        """Return the own metric of the runs of some checkpoints, if they share one."""
         catalog = self._catalog()
         runs = map(catalog.find_run, {checkpoint.run_uuid for checkpoint in found})
         metrics = {seen.run.metric_name for seen in runs if seen}
@@ -53,8 +53,8 @@ class QueryMethods(Tree):
 
         Args:
             run: Name, path or uuid prefix; None for those at or below what was opened.
-            status: Only ``tmp``, ``final`` or ``deleted`` ones.
-            limit: At most so many, those with the highest steps.
+            status: Only ``tmp``, ``final`` or ``deleted`` checkpoints.
+            limit: Most checkpoints to return, those with the highest steps.
 
         Raises:
             InvalidChoice: There is no such status.
@@ -69,14 +69,14 @@ class QueryMethods(Tree):
     def passed_over(
         self, answer: Iterable[Checkpoint], *, run: PathLike | None = None
     ) -> tuple[tuple[Path, str], ...]:
-        """Return what has the name of a newer checkpoint, and cannot be read as one, and why.
+        """Return entries named like a newer checkpoint that cannot be read as one, and why.
 
-        That is a file, or a symlink to nothing, such as to a disk that is not mounted. The runs
-        are listed for it, and nothing else.
+        Such an entry is a file or a dangling symlink, for example to a disk that is not mounted.
+        The runs are listed for it, and nothing else is read.
 
         Args:
-            answer: What was answered; of its runs only what is newer.
-            run: As it was asked for, when nothing was answered.
+            answer: Checkpoints of an answer; only newer steps of their runs are returned.
+            run: As in that call, for an answer without checkpoints.
         """
         newest: dict[Path, int] = {}
         for checkpoint in answer:
@@ -92,7 +92,7 @@ class QueryMethods(Tree):
         return tuple(found)
 
     def get(self, step: int, *, run: PathLike | None = None) -> Checkpoint:
-        """Return the checkpoint at a step: the live one, else the last one that was there.
+        """Return the checkpoint at a step: the live one, else the last deleted one.
 
         Raises:
             UnknownCheckpoint: There never was one.
@@ -101,10 +101,10 @@ class QueryMethods(Tree):
         return self._get_at(self._run_names.get(run), step)
 
     def lineage(self, step: int, *, run: PathLike | None = None) -> tuple[Ancestor, ...]:
-        """Return the checkpoint at a step and those it descends from, the nearest first.
+        """Return the checkpoint at a step and its ancestors, the nearest first.
 
-        The first save after `CheckpointManager.resume` has the one that it returned as its
-        parent; any later one the save before it.
+        The parent of the first save after `CheckpointManager.resume` is the checkpoint that was
+        resumed; the parent of any later save is the save before.
 
         Raises:
             UnknownCheckpoint: There never was one.
@@ -120,12 +120,12 @@ class QueryMethods(Tree):
         runs: Sequence[PathLike] = (),
         mode: Mode | None = None,
     ) -> tuple[str, tuple[Curve, ...]]:
-        """Return a metric's name and how it went in each run that has it, by the run's name.
+        """Return a metric's name, and its curve in each run that has it, by the run's name.
 
         Args:
-            metric: None for the runs' own, if that is one.
-            runs: Only these; those at or below what was opened when empty.
-            mode: Its direction where it is not the run's own metric.
+            metric: None for the runs' own metric, if they share one.
+            runs: Only these; when empty, those at or below what was opened.
+            mode: Direction of the metric where it is not the run's own.
 
         Raises:
             UnknownMetric: No run has it; the message lists those that exist.
@@ -180,21 +180,21 @@ class QueryMethods(Tree):
     ) -> Rows:
         """Answer SQL over the whole catalog, read-only and bounded.
 
-        On SQLite a process of its own does it, which the system ends when it takes too much.
+        On SQLite a separate process answers, which the system ends when it uses too much.
 
         Args:
-            sql: ``:name`` stands for a parameter. It sees all runs, wherever the registry was
-                opened; ``runs.directory`` says where each one lies.
+            sql: The query; ``:name`` is a parameter. It sees all runs of the catalog, wherever the
+                registry was opened; ``runs.directory`` has the place of each.
             parameters: Values by name.
-            limit: Rows after which the answer is cut.
-            timeout_seconds: Bounds the whole call.
+            limit: Most rows of the answer.
+            timeout_seconds: Most time of the whole call.
 
         Raises:
-            QueryRefused: It would change something.
-            QueryFailed: It is wrong.
-            ParameterMissing: It names a parameter that has no value.
-            QueryTimeout: It ran for too long.
-            QueryTooLarge: It, or its answer, is larger than it may be.
+            QueryRefused: The query would change something.
+            QueryFailed: The query is wrong.
+            ParameterMissing: The query names a parameter that has no value.
+            QueryTimeout: The query ran for too long.
+            QueryTooLarge: The query or its answer is too large.
         """
         self._catalogs.refresh()
         self._completeness.ensure()
@@ -229,7 +229,7 @@ class QueryMethods(Tree):
         )
 
     def query_here(self, sql: str) -> Rows:
-        """Answer SQL of this package, whole and in this process, which it does not overtax."""
+        """Answer SQL of this package in this process, without limits."""
         self._catalogs.refresh()
         self._completeness.ensure()
         return query.query(self._catalog().database, sql, limit=None)
@@ -248,10 +248,10 @@ class QueryMethods(Tree):
         return query.summary(self._catalog().database, among)
 
     def whereabouts(self, uuids: Iterable[str]) -> dict[str, Whereabouts]:
-        """Look whether runs are where the catalog has them, by their uuids.
+        """Return, by uuid, whether runs are where the catalog has them.
 
         ``"here"``, ``"missing"`` when there is no such directory, ``"replaced"`` when it is
-        another run's by now, ``"unclear"`` when it does not tell.
+        another run's by now, ``"unclear"`` when the directory does not name its run.
         """
         runs = map(self._catalog().find_run, set(uuids))
         return {seen.run.uuid: self._bounds.find_whereabouts(seen) for seen in runs if seen}

@@ -1,4 +1,4 @@
-"""Verifying what is published, file by file: what was looked at longest ago comes first."""
+"""Verifying published checkpoints, file by file, the oldest verification first."""
 
 from __future__ import annotations
 
@@ -30,24 +30,24 @@ from ckptdb.errors import ChecksumsUnavailable, IndexStale, UnreadableInfo
 from ckptdb.reconcile.plan_published import compare_published, keep_damage
 
 _LEAST_BYTES = 16 * 1024 * 1024
-"""What is read of the first file, however little time there is."""
+"""Bytes of the first file that are read however little time there is."""
 
 
 @dataclass(frozen=True, slots=True)
 class Verification:
-    """What verifying has come to; iterating yields the checkpoints.
+    """Result of a verification; iterating yields the checkpoints.
 
     Attributes:
-        checkpoints: What is published, problems included, however old their verification is.
-        done: How many of them have been compared with their manifests this time.
-        never: How many of them have never been, of those that can.
-        oldest_at: When the one that was verified longest ago was; None when none ever was.
-        not_verifiable: By uuid, why the files of a checkpoint cannot be compared, as far as they
-            have been looked at; that one has no manifest is known of all. Those that are damaged
-            are not among them.
-        not_seen: By directory, why the checkpoints of a run were not looked at.
-        unrecorded: Why the times of the verifications could not be recorded, or None.
-        stopped: By uuid, which file was not read to its end, for there was no more time.
+        checkpoints: Published checkpoints with their problems, whenever they were verified.
+        done: Number of checkpoints that were compared with their manifests this time.
+        never: Number of verifiable checkpoints that were never compared.
+        oldest_at: Time of the oldest verification; None when there is none.
+        not_verifiable: Reason, by uuid, why files cannot be compared. A missing manifest is
+            found for all checkpoints, other reasons for those that were read this time; damaged
+            checkpoints are not included.
+        not_seen: Reason, by directory, why the checkpoints of a run were not read.
+        unrecorded: Reason why the times of verification could not be recorded, or None.
+        stopped: File, by uuid, that was not read to its end because the time was over.
     """
 
     checkpoints: tuple[Checkpoint, ...]
@@ -61,7 +61,7 @@ class Verification:
 
     @property
     def damaged(self) -> tuple[Checkpoint, ...]:
-        """Those of which it is known that they are damaged, or that they cannot be read."""
+        """Checkpoints that are damaged or cannot be read."""
         return tuple(checkpoint for checkpoint in self.checkpoints if checkpoint.problem)
 
     def __iter__(self) -> Iterator[Checkpoint]:
@@ -72,11 +72,11 @@ class Verification:
 
 
 class Verifier:
-    """Compares files with their manifests, and tells the index what it finds.
+    """Compares files with their manifests, and records the result in the index.
 
     Args:
         catalog: Already reconciled with the runs.
-        depth: Whether to read the files that have checksums, or only to ask for their sizes.
+        depth: ``"contents"`` reads the files that have checksums, ``"sizes"`` none.
         max_seconds: When to stop, also within a file, after the first or `_LEAST_BYTES` of it; None
             for not before the end.
         on_checkpoint: Called after each checkpoint.
@@ -157,7 +157,7 @@ class Verifier:
     def _find_doubt(self, checkpoint: Checkpoint) -> str | None:
         if checkpoint.uuid in self._seen:
             return self._doubts.get(checkpoint.uuid)
-        # There was no time for it; that it has no manifest is known all the same.
+        # There was no time to read it; a missing manifest is found all the same.
         return None if manifest.is_there(checkpoint.path) else manifest.WITHOUT
 
     def _verify(self, seen: IndexedRun, known: Checkpoint, notes: Verified) -> None:
@@ -168,7 +168,7 @@ class Verifier:
         except (OSError, UnreadableInfo) as error:
             why = symlinks.find_obstruction(known.path)
             if why is None and isinstance(error, FileNotFoundError):
-                return  # it went meanwhile
+                return  # it was deleted meanwhile
             why = why or getattr(error, "strerror", None) or str(error)
             problem = f"{known.path.name} cannot be read ({why})"
             found, content = replace(known, problem=problem, fingerprint=None), None
@@ -191,15 +191,15 @@ class Verifier:
             notes.at[known.uuid] = utc(time.time())
         notes.unfinished.pop(known.uuid, None)
         notes.stopped.pop(known.uuid, None)
-        self._tell(seen, known, found, read=read)
+        self._store(seen, known, found, read=read)
 
     def _compare(
         self, found: Checkpoint, content: Manifest, notes: Verified
     ) -> tuple[Compared, bool]:
-        """Compare the files with the manifest; tell whether all of them have been looked at."""
+        """Compare the files with the manifest; return also whether all of them were compared."""
         done = notes.unfinished.get(found.uuid, [])
         before, each, reads = set(done), list[Compared](), self._reads(content)
-        for name in _too_long_last(content, notes.stopped.get(found.uuid)):
+        for name in _order_files(content, notes.stopped.get(found.uuid)):
             if name in before:
                 continue
             if self._is_late():
@@ -214,31 +214,31 @@ class Verifier:
                     self._note_stopped(found, name, stopped.read_bytes, content, notes)
                     break
             each.append(one)
-            if one.doubt is None:  # which nobody but the next look would remember
+            if one.doubt is None:  # a doubt is found again by the next verification
                 self._begun = True
                 done.append(name)
         else:
             return manifest.join(each), True
         notes.unfinished[found.uuid] = done
-        # What is damaged is told at once; it is not worth looking for more.
+        # Damage is reported at once; the rest of the files need not be compared.
         compared = manifest.join(each)
         return compared, compared.damage is not None
 
     def _has_time_to_read(self, read_bytes: int) -> bool:
-        # A little of the first file in any case: else nothing would ever be verified.
+        # A part of the first file in any case, or nothing would ever be verified.
         is_over = self._deadline is not None and time.monotonic() >= self._deadline
         return not is_over or (not self._begun and read_bytes < _LEAST_BYTES)
 
     def _note_stopped(
         self, found: Checkpoint, name: str, read_bytes: int, content: Manifest, notes: Verified
     ) -> None:
-        """Let other files have their turn before one that there was not time enough for."""
+        """Record a file that there was too little time for, so that others come before it."""
         self._begun = True
         before = notes.stopped.get(found.uuid)
         files = [one for one in before.files if one != name] if before else []
         notes.stopped[found.uuid] = Stopped(utc(time.time()), [*files, name])
-        said, size = human_bytes(read_bytes), human_bytes(content.files[name])
-        self._stopped[found.uuid] = f"only {said} of the {size} of {found.path / name} were read"
+        read, size = human_bytes(read_bytes), human_bytes(content.files[name])
+        self._stopped[found.uuid] = f"only {read} of the {size} of {found.path / name} were read"
 
     def _reads(self, content: Manifest) -> bool:
         if self._depth != "contents" or not content.checksums:
@@ -249,7 +249,7 @@ class Verifier:
                 warnings.warn(f"Only sizes are compared. {ChecksumsUnavailable()}")
         return self._can_read
 
-    def _tell(self, seen: IndexedRun, known: Checkpoint, found: Checkpoint, *, read: bool) -> None:
+    def _store(self, seen: IndexedRun, known: Checkpoint, found: Checkpoint, *, read: bool) -> None:
         problems = {known.uuid: known.problem} if known.problem else {}
         recorded = RecordedRun(indexed=seen, records={known.uuid: known}, problems=problems)
         if not read or known.uuid in self._doubts:
@@ -266,12 +266,12 @@ class Verifier:
 
 
 def _find_last(notes: Verified, uuid: str) -> str:
-    """Return when there was last a try to verify a checkpoint."""
+    """Return the time of the last try to verify a checkpoint."""
     stopped = notes.stopped.get(uuid)
     return max(notes.at.get(uuid, ""), stopped.at if stopped else "")
 
 
-def _too_long_last(content: Manifest, stopped: Stopped | None) -> list[str]:
-    """Return the listed files; those for which there was not time enough are the last."""
+def _order_files(content: Manifest, stopped: Stopped | None) -> list[str]:
+    """Return the listed files; those that there was too little time for come last."""
     last = {name: at for at, name in enumerate(stopped.files)} if stopped else {}
     return sorted(content.files, key=lambda name: last.get(name, -1))

@@ -43,16 +43,16 @@ from ckptdb.registry.opened import PathLike
 from ckptdb.registry.tree import Tree
 
 POLL_SECONDS = 5.0
-"""How long nobody looks after nothing has come. A look is one stamp a run."""
+"""Seconds between two looks without a new checkpoint. A look reads one stamp per run."""
 
 _T = TypeVar("_T")
-_Question = Callable[[Catalog, int], _T]
+_Query = Callable[[Catalog, int], _T]
 """Asks a catalog about a run, by id."""
 _logger = logging.getLogger("ckptdb")
 
 
 class WatchMethods(Tree):
-    """Yields checkpoints as they are saved."""
+    """Methods of `Registry` that yield checkpoints as they are saved."""
 
     def watch(
         self,
@@ -66,23 +66,23 @@ class WatchMethods(Tree):
     ) -> Arrivals:
         """Yield every final, trusted checkpoint once: those that are there, and those to come.
 
-        They come by run and step, later ones as they are saved. One that is gone before its turn
-        is passed over; a step that is saved again comes again.
+        They come by run and step, later ones as they are saved. A checkpoint that is deleted
+        before its turn is passed over; a step that is saved again comes again.
 
-        With a lease, each goes to one only of all processes that name the same one, on whatever
-        host, and is not deleted as long as that one has it. Asking for the next one records that
-        it is done: nobody of that name gets it again, ever. When the loop is left, or its process
-        dies, somebody else gets it.
+        With a lease, each checkpoint goes to only one of the processes that use the same name, on
+        any host, and is not deleted while that process has it. Requesting the next one records
+        that it is done: no process of that name gets it again. When the loop is left, or its
+        process dies, another process gets it.
 
         Args:
             run: Name, path or uuid prefix; None for those at or below what was opened, those
                 that begin later included.
             lease: Name of the evaluation, e.g. ``"mmlu"``.
-            lease_seconds: After how long without a sign of life a lease ends whose holder is on
-                another machine. It is renewed in the background.
-            poll_seconds: How often to look; None to end when there is nothing left to do.
-            existing: Also what is there already.
-            stop: An event, or a function to ask; ends it before the next one.
+            lease_seconds: Time after which a lease of a process on another machine ends unless it
+                is renewed; that happens in the background.
+            poll_seconds: Time between two looks; None to end when no checkpoint is left.
+            existing: Yield also the checkpoints that are there already.
+            stop: An event, or a function that returns whether to end before the next checkpoint.
 
         Raises:
             InvalidWatch: Lists everything that is wrong with the arguments.
@@ -104,7 +104,7 @@ class WatchMethods(Tree):
         return Arrivals(queue)
 
     def _find_watched(self, run: PathLike | None, *, waits: bool) -> Callable[[], Iterable[Path]]:
-        """Return what tells at each look which directories are runs."""
+        """Return a function that lists the directories of the runs."""
         one = self.run if run is None else self._run_names.match(run).run.directory
         if one is not None:
             return lambda: (one,)
@@ -132,8 +132,8 @@ class _Answers:
 
     Args:
         open_catalog: Returns the catalog.
-        heal: Brings it to what is on disk in a run, or raises why not.
-        close: Closes it; it is opened again when it is asked for.
+        heal: Brings the catalog to what is on disk in a run, or raises why it cannot.
+        close: Closes the catalog; the next question opens it again.
     """
 
     def __init__(
@@ -147,13 +147,13 @@ class _Answers:
         self._close = close
         self._fallback = Fallback()
 
-    def ask(self, directory: Path, question: _Question[_T]) -> tuple[IndexedRun, _T] | None:
-        """Return where a run stands in the index, and the answer; None when it is not there."""
+    def query(self, directory: Path, query: _Query[_T]) -> tuple[IndexedRun, _T] | None:
+        """Return a run as the index has it, and the answer; None when the run is not there."""
         try:
             if not self._fallback.is_active:
                 stored = self._open_current()
                 self._heal(directory)
-                if answer := _put(question, stored, directory):
+                if answer := _put(query, stored, directory):
                     return answer
         except (CatalogError, RunLocked, OSError) as error:
             self._give_up(error)
@@ -163,14 +163,14 @@ class _Answers:
         except OSError as error:
             _logger.info("%s cannot be looked at now: %s", directory, error)
             return None
-        return _put(question, memory, directory)
+        return _put(query, memory, directory)
 
-    def recall(self, directory: Path, question: _Question[_T]) -> _T | None:
-        """Return the answer as it was when somebody looked last."""
+    def recall(self, directory: Path, query: _Query[_T]) -> _T | None:
+        """Return the answer of the index as it is, without a look at the disk."""
         try:
             is_active = self._fallback.is_active
             catalog = self._fallback.find_memory() if is_active else self._open_current()
-            answer = None if catalog is None else _put(question, catalog, directory)
+            answer = None if catalog is None else _put(query, catalog, directory)
         except CatalogError as error:
             self._give_up(error)
             return None
@@ -192,14 +192,14 @@ class _Answers:
             warnings.warn(f"{error} Checkpoints are found by looking at the directories.")
 
 
-def _put(question: _Question[_T], to: Catalog, directory: Path) -> tuple[IndexedRun, _T] | None:
+def _put(query: _Query[_T], to: Catalog, directory: Path) -> tuple[IndexedRun, _T] | None:
     seen = find_there(to, directory)
-    return None if seen is None else (seen, question(to, seen.id))
+    return None if seen is None else (seen, query(to, seen.id))
 
 
 @dataclass(frozen=True, slots=True)
-class _Looked:
-    """What a run held, and whether an equal stamp means that it still does."""
+class _LastLook:
+    """Checkpoints of a run at its last look, and whether an equal stamp proves them current."""
 
     stamp: Stamp
     is_sure: bool
@@ -207,20 +207,20 @@ class _Looked:
 
 
 class _Looker:
-    """Looks at runs again and again, closely only at those that have changed.
+    """Finds the checkpoints of runs again and again; reads only runs that have changed.
 
     Args:
-        answers: About the runs.
-        directories: Returns them.
+        answers: Answers about the runs.
+        directories: Returns the directories of the runs.
     """
 
     def __init__(self, answers: _Answers, directories: Callable[[], Iterable[Path]]) -> None:
         self._answers = answers
         self._directories = directories
-        self._looked: dict[Path, _Looked] = {}
+        self._looked: dict[Path, _LastLook] = {}
 
     def look(self) -> Iterator[tuple[Waiting, ...]]:
-        """Return what is published and trusted, run by run, by step."""
+        """Yield the published, trusted checkpoints of each run, by step."""
         for directory in self._directories():
             here = self._look_at(directory)
             if here:
@@ -234,7 +234,7 @@ class _Looker:
             return next((cp for cp in found if cp.uuid == one.uuid and cp.is_trusted), None)
 
         found = self._answers.recall(one.directory, find)
-        if found is None and (answer := self._answers.ask(one.directory, find)):
+        if found is None and (answer := self._answers.query(one.directory, find)):
             found = answer[1]
         return found if _is_there(one) else None
 
@@ -245,7 +245,7 @@ class _Looker:
         before = self._looked.get(directory)
         if before is not None and before.is_sure and stamp.is_same(before.stamp):
             return before.here
-        answer = self._answers.ask(
+        answer = self._answers.query(
             directory, lambda catalog, run_id: catalog.candidates(run_id, Wanted())
         )
         if answer is None:
@@ -253,7 +253,7 @@ class _Looker:
         seen, found = answer
         here = tuple(Waiting(directory, seen.run.uuid, cp.step, cp.uuid) for cp in found)
         is_sure = is_exact(seen, stamp)
-        self._looked[directory] = _Looked(stamp, is_sure, here)
+        self._looked[directory] = _LastLook(stamp, is_sure, here)
         return here
 
 
