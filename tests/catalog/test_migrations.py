@@ -2,28 +2,30 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import sqlite3
 import subprocess
 import sys
+import tarfile
 from contextlib import closing
+from functools import partial
 from pathlib import Path
 
 import pytest
 from alembic.config import Config
 from alembic.script import ScriptDirectory
 
+from ckptdb import Registry
 from ckptdb.catalog import schema
-from ckptdb.catalog.catalog import Catalog
 from ckptdb.catalog.engine import Database, script_location, upgrade
 from ckptdb.catalog.location import locate
-from ckptdb.catalog.store import Changes
-from ckptdb.core.metrics import Metric
-from ckptdb.core.records import Annotations, Resumption
-from ckptdb.errors import CatalogMissing, CatalogOutdated
+from ckptdb.errors import CatalogMissing, CatalogOutdated, CatalogTampered, CatalogTooNew
+from ckptdb.manager import CheckpointManager
 
 REPOSITORY = Path(__file__).parents[2]
+DATA = Path(__file__).parent / "data"
 
 
 def alembic(
@@ -73,55 +75,43 @@ def first_revision(tmp_path: Path) -> Path:
 
 
 @pytest.fixture
-def third_revision(tmp_path: Path) -> Path:
-    """A catalog as the third revision made it, with a run whose second checkpoint is pinned."""
-    file = tmp_path / "third.db"
-    alembic("upgrade", "0003", catalog=file)
-    with closing(sqlite3.connect(file)) as raw, raw:
-        raw.execute(
-            "INSERT INTO runs (id, uuid, name, directory, metric_name)"
-            " VALUES (1, 'u', 'grpo', 'grpo', 'loss')"
-        )
-        for step, parent in ((1, None), (2, 1), (3, 2)):
-            raw.execute(
-                "INSERT INTO checkpoints"
-                " (id, run_id, uuid, step, path, created_at, status, parent_id, pinned)"
-                " VALUES (?1, 1, 'u' || ?1, ?1, 'grpo/step_' || ?1, 't', 'final', ?2, ?1 = 2)",
-                (step, parent),
-            )
-            raw.execute(
-                "INSERT INTO metrics VALUES (?1, 'loss', 1, ?1, 1.0 / ?1, 'training_info', 't', 1)",
-                (step,),
-            )
-        raw.execute("INSERT INTO metrics VALUES (3, 'mmlu', 1, 3, 0.5, 'lm-eval', 't', 1)")
-    return file
+def results(tmp_path: Path) -> Path:
+    """A root as the last version that knew only revision 0001 left it, its catalog included.
+
+    A run of 15 steps, of which some are gone, each in another way; step 4 is rejected, 5 pinned,
+    8, 9 and 10 have problems.
+    """
+    with tarfile.open(DATA / "baseline.tar.gz") as archive:
+        archive.extractall(tmp_path, filter="data")
+    # The run's own directory, and not a copy of it.
+    identity = tmp_path / "results" / "grpo" / ".ckptdb" / "run.json"
+    said = json.loads(identity.read_text())
+    said["inode"] = identity.parents[1].stat().st_ino
+    identity.write_text(json.dumps(said))
+    return tmp_path / "results"
 
 
 @pytest.fixture
-def fourth_revision(tmp_path: Path) -> Path:
-    """A catalog as the fourth revision made it: a run with a deleted and three live checkpoints."""
-    file = tmp_path / "fourth.db"
-    alembic("upgrade", "0004", catalog=file)
-    with closing(sqlite3.connect(file)) as raw, raw:
-        raw.execute(
-            "INSERT INTO runs (id, uuid, name, directory, metric_name, config)"
-            " VALUES (1, 'u', 'grpo', 'grpo', 'loss', '{\"lr\": 0.1}')"
-        )
-        for step in (1, 2, 3, 4):
-            at = f"2026-11-22T0{step}:00:00.000Z"
-            status = "deleted" if step == 1 else "final"
-            raw.execute(
-                "INSERT INTO checkpoints"
-                " (id, run_id, uuid, step, path, created_at, finalized_at, status, size_bytes)"
-                " VALUES (?1, 1, 'u' || ?1, ?1, 'grpo/step_' || ?1, ?2, ?2, ?3, ?4)",
-                (step, at, status, 2 if step == 1 else 8),
-            )
-            raw.execute(
-                "INSERT INTO metrics VALUES"
-                " (?1, 'loss', 1, ?1, abs(?1 - 2.5), 'training_info', 't', ?2)",
-                (step, int(step > 1)),
-            )
-    return file
+def baseline(results: Path) -> Path:
+    """The catalog of these results."""
+    return results / ".ckptdb" / "catalog.db"
+
+
+KINDS = {
+    1: "retention", 2: "manual", 7: "vanished", 11: "manual", 12: "replaced", 13: "retention",
+    15: "discarded",
+}  # fmt: skip
+"""How checkpoints of these results went, by step."""
+PROBLEMS = {8: "damaged", 9: "corrupt", 10: "unreadable", 11: "damaged"}
+"""What sort of problem they have, by step."""
+
+
+def kinds(registry: Registry) -> tuple[dict[int, str | None], dict[int, str | None]]:
+    found = registry.checkpoints(run="grpo")
+    return (
+        {cp.step: cp.deleted_kind for cp in found if cp.status == "deleted"},
+        {cp.step: cp.problem_kind for cp in found if cp.problem is not None},
+    )
 
 
 def test_migrations_build_exactly_what_is_created_at_once(tmp_path: Path):
@@ -196,59 +186,85 @@ def test_an_upgraded_catalog_keeps_its_rows_and_answers(first_revision: Path):
             connection.execute(schema.runs.delete())
 
 
-def test_in_a_catalog_of_the_third_revision_checkpoints_can_be_rejected(third_revision: Path):
-    location = locate(third_revision)
-    assert upgrade(location) == ("0003", schema.HEAD, Path(f"{third_revision}.0003.bak"))
-    with closing(Database.open(location)) as database:
-        catalog = Catalog(database)
-        (seen,) = catalog.runs()
-        assert [(cp.step, cp.pinned, cp.rejected) for cp in catalog.checkpoints()] == [
-            (1, False, None), (2, True, None), (3, False, None),
-        ]  # fmt: skip
-        late = (Metric("mmlu", 0.5, "lm-eval", "t"),)
-        resumed = (Resumption("t", "host", 1),)
-        said = {
-            "u3": Annotations(rejected="diverged", late=late),
-            "u2": Annotations(pinned=True, resumptions=resumed),
-        }
-        catalog.apply(Changes(run=seen.run, annotations=said))
-        assert catalog.recorded(seen, history=True).annotations == said
-        assert catalog.find_best_step(seen.id, "loss", "min") == 2
-        assert catalog.find_best_step(seen.id, "mmlu", "max") is None
-        with database.read() as connection:
-            (summary,) = connection.exec_driver_sql(
-                "SELECT final, problems, best_step, latest_step FROM run_summary"
-            ).all()
-            assert summary == (3, 1, 2, 2)
-            told = "SELECT step, parent_step, parent_resumed_at FROM lineage ORDER BY step"
-            assert connection.exec_driver_sql(told).all() == [
-                (1, None, None), (2, 1, None), (3, 2, "t"),
-            ]  # fmt: skip
-        assert [one.step for one in catalog.lineage(seen.id, "u3")] == [3, 2, 1]
+def test_the_first_revision_is_what_the_baseline_was(baseline: Path, tmp_path: Path):
+    file = tmp_path / "made.db"
+    alembic("upgrade", "0001", catalog=file)
+    assert built(file) == built(baseline)
 
 
-def test_a_catalog_of_the_fourth_revision_answers_through_the_new_views(fourth_revision: Path):
-    location = locate(fourth_revision)
-    assert upgrade(location) == ("0004", schema.HEAD, Path(f"{fourth_revision}.0004.bak"))
+def test_an_upgraded_baseline_has_the_kinds(baseline: Path):
+    location = locate(baseline)
+    assert upgrade(location) == ("0001", schema.HEAD, Path(f"{baseline}.0001.bak"))
     with closing(Database.open(location)) as database, database.read() as connection:
 
-        def ask(sql: str) -> list[tuple[object, ...]]:
-            return [tuple(row) for row in connection.exec_driver_sql(sql).all()]
+        def ask(sql: str) -> dict[int, object]:
+            return dict(map(tuple, connection.exec_driver_sql(sql).all()))
 
-        assert ask("SELECT bytes_on_disk, freeable_bytes, freed_bytes FROM disk_usage") == [
-            (24, 8, 2)
-        ]
-        assert ask("SELECT step, seconds FROM saves ORDER BY step") == [
-            (1, None), (2, 3600.0), (3, 3600.0), (4, 3600.0),
-        ]  # fmt: skip
-        assert ask("SELECT metrics FROM checkpoint_history WHERE step = 2") == [('{"loss":0.5}',)]
-        assert ask("SELECT key, value FROM config_values") == [("lr", 0.1)]
-        assert ask("SELECT * FROM config_changes") == []
-        plan = ask(
-            "EXPLAIN QUERY PLAN SELECT SUM(size_bytes) FROM checkpoints"
-            " WHERE run_id = 1 AND status = 'deleted'"
-        )
-        assert "COVERING INDEX ix_checkpoints_deleted" in str(plan)
+        assert ask("SELECT step, deleted_kind FROM deletions") == KINDS
+        assert ask("SELECT step, problem_kind FROM checkpoints WHERE problem <> ''") == PROBLEMS
+        gone = "SELECT step, deleted_kind FROM checkpoint_history WHERE status = 'deleted'"
+        assert ask(gone) == KINDS
+        live = "SELECT step, deleted_kind FROM checkpoints WHERE status <> 'deleted'"
+        assert set(ask(live).values()) == {None}
+
+
+def test_an_upgraded_baseline_agrees_with_its_files(results: Path, baseline: Path):
+    upgrade(locate(baseline))
+    with Registry.open(results) as registry:
+        found = registry.reconcile(dry_run=True)
+        assert [action for run in found.runs for action in run.actions if action.is_change] == []
+        registry.reconcile()
+        assert kinds(registry) == (KINDS, PROBLEMS)
+
+
+def test_files_written_by_the_baseline_give_the_kinds(results: Path, baseline: Path):
+    pytest.importorskip("xxhash")
+    baseline.unlink()
+    with Registry.open(results) as registry:
+        registry.reconcile()
+        registry.verify(depth="contents")
+        assert kinds(registry) == (KINDS, PROBLEMS)
+
+
+def test_an_upgraded_baseline_is_asked_and_saved_into(results: Path, baseline: Path):
+    run = results / "grpo"
+    config = {"checkpoint_dir": str(run), "metric_name": "val:loss", "keep_top_k": 6}
+    with CheckpointManager(config) as manager:
+        with manager.save(16, {"val:loss": 0.01}):
+            pass
+        with manager.save(17, {"val:loss": 0.02}):
+            pass
+        assert manager.get_best_checkpoint_path() == str(run / "step_16")
+    assert Path(f"{baseline}.0001.bak").exists()
+    with Registry.open(results) as registry:
+        assert [cp.step for cp in registry.top(9)] == [16, 17, 14, 12, 6, 5]
+        assert kinds(registry) == ({**KINDS, 3: "retention"}, PROBLEMS)
+        registry.reject("grpo", 16, "diverged")
+        assert [cp.step for cp in registry.top(2)] == [17, 14]
+        (late,) = registry.top(1, "mmlu", mode="max")
+        assert (late.step, late.tags, late.metrics["mmlu"]) == (6, ("rc",), 0.5)
+        (summary,) = registry.query("SELECT problems, best_step, latest_step FROM run_summary")
+        assert summary == (5, 17, 17)
+
+
+@pytest.mark.parametrize("revision", ["0003", "0004", "0005"])
+def test_a_revision_from_before_the_baseline_is_not_known(baseline: Path, revision: str):
+    with closing(sqlite3.connect(baseline)) as raw, raw:
+        raw.execute(f"UPDATE {schema.VERSION_TABLE} SET version_num = ?", (revision,))
+    before = baseline.read_bytes()
+    for attempt in (partial(Database.open, upgrade=True), upgrade):
+        with pytest.raises(CatalogTooNew, match=f"is at revision {revision}, which this version"):
+            attempt(locate(baseline))
+    assert baseline.read_bytes() == before
+
+
+def test_another_schema_under_the_newest_revision_is_refused(baseline: Path):
+    with closing(sqlite3.connect(baseline)) as raw, raw:
+        raw.execute(f"UPDATE {schema.VERSION_TABLE} SET version_num = '{schema.HEAD}'")
+    before = baseline.read_bytes()
+    with pytest.raises(CatalogTampered):
+        Database.open(locate(baseline), upgrade=True)
+    assert baseline.read_bytes() == before
 
 
 def test_an_upgrade_keeps_a_copy_of_what_was(first_revision: Path):

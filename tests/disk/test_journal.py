@@ -11,7 +11,7 @@ import pytest
 
 from ckptdb.core.facts import Fact, Facts
 from ckptdb.core.metrics import Metric
-from ckptdb.core.records import Annotations, Checkpoint, Resumption, Run
+from ckptdb.core.records import Annotations, Checkpoint, CheckpointProblem, Resumption, Run
 from ckptdb.disk import fsutil, journal, journal_lines, journal_records
 from ckptdb.disk.journal_lines import PART_BYTES
 from ckptdb.disk.journal_pins import Evaluated, Pins
@@ -61,12 +61,66 @@ def note(*facts: Fact, hidden: Path):
 # --- what is gone -----------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("kind", ["deleted", "replaced", "discarded", "vanished"])
+@pytest.mark.parametrize(
+    "kind", ["retention", "manual", "replaced", "discarded", "vanished", "unknown"]
+)
 def test_a_checkpoint_that_is_gone_is_rebuilt_from_its_line(run, hidden, checkpoint, kind):
-    note(journal_records.gone(checkpoint, kind, "because", time(9)), hidden=hidden)
+    end = checkpoint.ended(kind, "because", time(9))
+    note(journal_records.gone(end), hidden=hidden)
+    assert journal.read(hidden, run).gone == {UUID: end}
 
-    expected = replace(checkpoint, status="deleted", deleted_at=time(9), deleted_reason="because")
-    assert journal.read(hidden, run).gone == {UUID: expected}
+
+@pytest.mark.parametrize("kind", ["damaged", "corrupt", "unreadable"])
+def test_the_problem_of_what_is_gone_keeps_its_kind(run, hidden, checkpoint, kind):
+    end = checkpoint.with_problem(CheckpointProblem(kind, "why")).ended("manual", "why", time(9))
+    note(journal_records.gone(end), hidden=hidden)
+    assert journal.read(hidden, run).gone == {UUID: end}
+
+
+@pytest.mark.parametrize(
+    ("fact", "reason", "kind"),
+    [
+        ("deleted", "retention: not best 2 by val:loss min (0.5)", "retention"),
+        ("deleted", "by hand", "manual"),
+        ("deleted", "deleted on a full disk, which had no space for the reason", "unknown"),
+        ("deleted", "replaced by hand", "unknown"),
+        ("replaced", "by hand", "replaced"),
+        ("discarded", "retention: not", "discarded"),
+        ("vanished", "vanished: not on disk any more", "vanished"),
+    ],
+)  # fmt: skip
+def test_an_older_line_gives_the_kind_as_well(run, hidden, checkpoint, fact, reason, kind):
+    line = journal_records.gone(checkpoint.ended("manual", reason, time(9)))
+    details = {name: line.details[name] for name in ("reason", "record")}
+    note(Fact(line.at, fact, UUID, details), hidden=hidden)
+    assert journal.read(hidden, run).gone[UUID].deleted_kind == kind
+
+
+@pytest.mark.parametrize("kind", ["vanished", "nonsense", None, 5, ["manual"]])
+def test_a_kind_that_a_line_cannot_have_counts_for_nothing(run, hidden, checkpoint, kind):
+    line = journal_records.gone(checkpoint.ended("retention", "by hand", time(9)))
+    note(replace(line, details={**line.details, "kind": kind}), hidden=hidden)
+    assert journal.read(hidden, run).gone[UUID].deleted_kind == "manual"
+
+
+@pytest.mark.parametrize(
+    ("problem", "kind"),
+    [
+        (None, None),
+        ("damaged: model.bin: 3 of 10 bytes", "damaged"),
+        ("damaged: model.bin: 3 of 10 bytes; a.bin differs from its checksum", "corrupt"),
+        ("training_info.json is not JSON", "unreadable"),
+    ],
+)
+def test_an_older_record_gives_the_kind_of_a_problem_as_well(
+    run, hidden, checkpoint, problem, kind
+):
+    line = journal_records.gone(
+        replace(checkpoint, problem=problem).ended("manual", "why", time(9))
+    )
+    record = {name: said for name, said in line.details["record"].items() if name != "problem_kind"}
+    note(replace(line, details={**line.details, "record": record}), hidden=hidden)
+    assert journal.read(hidden, run).gone[UUID].problem_kind == kind
 
 
 def test_late_metrics_are_not_part_of_the_line(run, hidden, checkpoint):
@@ -74,26 +128,26 @@ def test_late_metrics_are_not_part_of_the_line(run, hidden, checkpoint):
     with_late = replace(
         checkpoint, metrics={**checkpoint.metrics, "mmlu": 0.6}, late={"mmlu": late}
     )
-    note(journal_records.gone(with_late, "deleted", "because", time(9)), hidden=hidden)
+    note(journal_records.gone(with_late.ended("retention", "because", time(9))), hidden=hidden)
 
     assert journal.read(hidden, run).gone[UUID].metrics == checkpoint.metrics
 
 
 def test_the_last_line_wins(run, hidden, checkpoint):
     note(
-        journal_records.gone(checkpoint, "deleted", "first", time(1)),
-        journal_records.gone(checkpoint, "vanished", "second", time(2)),
+        journal_records.gone(checkpoint.ended("retention", "first", time(1))),
+        journal_records.gone(checkpoint.ended("vanished", "second", time(2))),
         hidden=hidden,
     )
     assert journal.read(hidden, run).gone[UUID].deleted_reason == "second"
 
 
 def test_what_reappeared_is_not_gone(run, hidden, checkpoint):
-    note(journal_records.gone(checkpoint, "vanished", "first", time(1)), hidden=hidden)
+    note(journal_records.gone(checkpoint.ended("vanished", "first", time(1))), hidden=hidden)
     note(Fact(time(2), "reappeared", UUID), hidden=hidden)
     assert journal.read(hidden, run).gone == {}
 
-    note(journal_records.gone(checkpoint, "deleted", "again", time(3)), hidden=hidden)
+    note(journal_records.gone(checkpoint.ended("retention", "again", time(3))), hidden=hidden)
     assert journal.read(hidden, run).gone[UUID].deleted_reason == "again"
 
 
@@ -212,7 +266,7 @@ def test_a_checkpoint_shows_what_was_added(checkpoint):
 
 
 def soiled(checkpoint: Checkpoint, **change: object) -> Fact:
-    fact = journal_records.gone(checkpoint, "deleted", "because", time(1))
+    fact = journal_records.gone(checkpoint.ended("retention", "because", time(1)))
     record = {**fact.details["record"], **change}
     return replace(fact, details={"reason": "because", "record": record})
 
@@ -275,7 +329,7 @@ def test_a_record_with_a_wrong_field_counts_for_nothing(run, hidden, checkpoint,
 
 
 def test_a_record_without_a_reason_counts_for_nothing(run, hidden, checkpoint):
-    fact = journal_records.gone(checkpoint, "deleted", "because", time(1))
+    fact = journal_records.gone(checkpoint.ended("retention", "because", time(1)))
     note(replace(fact, details={**fact.details, "reason": None}), hidden=hidden)
     assert journal.read(hidden, run).gone == {}
 
@@ -416,9 +470,7 @@ def test_a_line_without_end_is_passed_over_in_little_memory(run, hidden, monkeyp
 
 def test_a_long_line_of_ours_is_read(run, hidden, checkpoint):
     large = replace(checkpoint, info={"text": "x" * (3 * PART_BYTES)})
-    journal.append(
-        hidden, [journal_records.gone(large, "deleted", "why", time(1))], make_durable=False
-    )
+    note(journal_records.gone(large.ended("retention", "why", time(1))), hidden=hidden)
     assert journal.read(hidden, run).gone[large.uuid].info == large.info
 
 

@@ -445,7 +445,7 @@ class Rebuild(RuleBasedStateMachine):
             with path.open("a") as file:
                 file.write('{"at": "2026-01-01T00:00:00.000Z", "fact": "pin"' + ", }\n" * whole)
 
-    @rule(pick=PICK, kind=st.sampled_from(["deleted", "discarded", "replaced"]))
+    @rule(pick=PICK, kind=st.sampled_from(["retention", "manual", "discarded", "replaced"]))
     def announce_a_deletion_and_die(self, pick, kind):
         path = self.find(pick, "*/*step_*")
         if path is None or path.name.startswith("old_"):
@@ -457,7 +457,7 @@ class Rebuild(RuleBasedStateMachine):
             checkpoint = read_checkpoint.load(who, path, step)
         at = "2026-01-02T03:04:05.678Z"
         self.publisher(path.parent.name).record(
-            [journal_records.gone(checkpoint, kind, f"{kind}: …", at)]
+            [journal_records.gone(checkpoint.ended(kind, f"{kind}: …", at))]
         )
 
     def named(self, path):

@@ -8,8 +8,8 @@ import pytest
 from ckptdb.core.facts import Facts
 from ckptdb.core.metrics import Metric
 from ckptdb.core.observed import Identity, Leftover, Observation, Tmp, Writer
-from ckptdb.core.recorded import IndexedRun, RecordedRun
-from ckptdb.core.records import Annotations, Checkpoint, Run
+from ckptdb.core.recorded import IndexedRun, RecordedEnd, RecordedRun
+from ckptdb.core.records import Annotations, Checkpoint, DeletedKind, Run
 from ckptdb.core.stamp import Stamp
 from ckptdb.reconcile.plan import ReconcilePlan, plan
 
@@ -35,8 +35,21 @@ def checkpoint(step: int, uuid: str | None = None, status="final", **more: objec
     return Checkpoint(**{**values, **more})
 
 
-def gone(step: int, uuid: str | None = None, reason: str = "retention: too old") -> Checkpoint:
-    return checkpoint(step, uuid, "deleted", deleted_at="2027", deleted_reason=reason)
+def gone(
+    step: int,
+    uuid: str | None = None,
+    reason: str = "retention: too old",
+    kind: DeletedKind = "retention",
+) -> Checkpoint:
+    return checkpoint(step, uuid).ended(kind, reason, "2027")
+
+
+def replaced(step: int, uuid: str | None = None) -> Checkpoint:
+    return gone(step, uuid, f"replaced by a new save of step {step}", "replaced")
+
+
+def end(reason: str, kind: DeletedKind = "retention", at: str = "2027") -> RecordedEnd:
+    return RecordedEnd(at, kind, reason, None)
 
 
 def tmp(step: int, uuid: str | None = None, *, writer: Writer | None = None, fate=None) -> Tmp:
@@ -66,7 +79,7 @@ def recorded(*live: Checkpoint, **more: object) -> RecordedRun:
     values: dict[str, object] = {
         "indexed": SEEN,
         "finals": {c.step: (c.uuid, "fingerprint") for c in finals},
-        "problems": {c.uuid: c.problem for c in finals if c.problem},
+        "problems": {c.uuid: problem for c in finals if (problem := c.find_problem())},
         "tmps": {c.uuid: c.step for c in live if c.status == "tmp"},
         "records": {c.uuid: c for c in live},
     }
@@ -106,25 +119,25 @@ ONE = checkpoint(1)
         (
             observed(
                 checkpoint(1, "new"),
-                facts=Facts({ONE.uuid: gone(1, reason="replaced by a new save of step 1")}, {}),
+                facts=Facts({ONE.uuid: replaced(1)}, {}),
             ),
             recorded(ONE),
             [("added", 1), ("replaced", 1)],
         ),
-        (observed(ONE), recorded(gone={ONE.uuid: ("2027", "x", None)}), [("reappeared", 1)]),
+        (observed(ONE), recorded(gone={ONE.uuid: end("x")}), [("reappeared", 1)]),
         (observed(ONE, facts=Facts({ONE.uuid: gone(1)}, {})), recorded(ONE), []),
         (observed(facts=Facts({ONE.uuid: gone(1)}, {})), recorded(), [("deleted", 1)]),
         (
             observed(facts=Facts({ONE.uuid: gone(1)}, {})),
-            recorded(gone={ONE.uuid: ("2027", "retention: too old", None)}),
+            recorded(gone={ONE.uuid: end("retention: too old")}),
             [],
         ),
         (
             observed(facts=Facts({ONE.uuid: gone(1)}, {})),
-            recorded(gone={ONE.uuid: ("2026", "vanished", None)}),
+            recorded(gone={ONE.uuid: end("vanished", "vanished", at="2026")}),
             [("deleted", 1)],
         ),
-        (observed(facts=None), recorded(gone={"x": ("2027", "x", None)}), []),
+        (observed(facts=None), recorded(gone={"x": end("x")}), []),
     ],
     ids=[
         "nothing", "the same", "known and unchanged", "added", "new run", "other info",
@@ -167,7 +180,7 @@ def test_finals_are_compared_with_the_index(disk, index, expected):
             observed(
                 checkpoint(5),
                 tmps={5: tmp(5, "old", fate="trash")},
-                facts=Facts({"old": gone(5, "old", "replaced by a new save of step 5")}, {}),
+                facts=Facts({"old": replaced(5, "old")}, {}),
             ),
             recorded(checkpoint(5, "old")),
             [("added", 5), ("complete tmp", 5), ("replaced", 5)],
@@ -191,7 +204,7 @@ def test_finals_are_compared_with_the_index(disk, index, expected):
         (observed(checkpoint(5, "x")), recorded(checkpoint(5, "x", "tmp")), [("added", 5)]),
         (
             observed(tmps={5: tmp(5, "x")}),
-            recorded(gone={"x": ("2027", "old", None)}),
+            recorded(gone={"x": end("old")}),
             [("abandoned tmp", 5), ("new tmp", 5)],
         ),
         (
@@ -263,7 +276,7 @@ def test_annotations_follow_the_journal(told, known, expected):
     ("disk", "index"),
     [
         (observed(facts=Facts({"x": gone(1, "x")}, {"x": PINNED})), recorded()),
-        (observed(facts=Facts({}, {"x": PINNED})), recorded(gone={"x": ("2027", "r", None)})),
+        (observed(facts=Facts({}, {"x": PINNED})), recorded(gone={"x": end("r")})),
         (observed(tmps={1: tmp(1, "x")}, facts=Facts({}, {"x": PINNED})), recorded()),
     ],
     ids=["gone in the journal", "gone in the index", "tmp"],
@@ -289,7 +302,7 @@ def test_a_late_value_is_no_change_of_the_files():
 )
 @pytest.mark.parametrize("read_again", [True, False])
 def test_a_problem_is_reported_every_time_and_is_no_drift(problem, kind, read_again):
-    bad = checkpoint(1, problem=problem)
+    bad = checkpoint(1, problem=problem, problem_kind=kind)
     disk = observed(bad) if read_again else observed(known=(1,))
     found = plan(disk, recorded(bad))
     assert kinds(found) == [(kind, 1)]
@@ -315,7 +328,7 @@ def test_leftovers_are_to_be_put_away():
     trashed = Leftover(HERE / ".ckptdb/trash/step_2.y", 2, "y")
     kept = Leftover(HERE / ".ckptdb/trash/step_3.z", 3, "z")
     facts = Facts({"z": gone(3, "z")}, {"z": PINNED})
-    index = recorded(gone={"z": ("2027", "retention: too old", None)}, annotations={"z": PINNED})
+    index = recorded(gone={"z": end("retention: too old")}, annotations={"z": PINNED})
 
     found = plan(observed(olds=(old,), trash=(trashed, kept), facts=facts), index)
     assert kinds(found) == [("orphan old", 1), ("unfinished removal", 2)]
@@ -363,15 +376,15 @@ def test_an_empty_directory_without_a_run_json_may_be_a_mount_point():
     [
         (observed(), [("vanished", 1)]),
         (observed(facts=None), []),
-        (observed(facts=Facts({"x": gone(1, "x", "vanished: y")}, {})), []),
+        (observed(facts=Facts({"x": gone(1, "x", "vanished: y", "vanished")}, {})), []),
     ],
     ids=["not in the journal", "journal not read", "in the journal"],
 )
 def test_what_only_the_index_has_seen_vanish_is_still_to_be_written_down(disk, expected):
-    ended = gone(1, "x", "vanished: y")
-    index = recorded(gone={"x": ("2027", "vanished: y", None)}, records={"x": ended})
+    ended = gone(1, "x", "vanished: y", "vanished")
+    index = recorded(gone={"x": end("vanished: y", "vanished")}, records={"x": ended})
     assert kinds(plan(disk, index)) == expected
-    unread = recorded(gone={"x": ("2027", "vanished: y", None)})
+    unread = recorded(gone={"x": end("vanished: y", "vanished")})
     assert kinds(plan(observed(), unread)) == []
 
 

@@ -403,7 +403,7 @@ def test_bytes_of_what_was_retired_are_removed(catalog, run):
 def test_a_deletion_that_was_recorded_and_did_not_happen_counts_for_nothing(catalog, run):
     one = save(run, 1)
     reconcile(catalog, run)
-    Publisher(run).record([journal_records.gone(one, "deleted", "too old", AT)])
+    Publisher(run).record([journal_records.gone(one.ended("retention", "too old", AT))])
     assert reconcile(catalog, run).actions == ()
     assert live(catalog) == {1: one.uuid}
 
@@ -940,7 +940,9 @@ def test_what_comes_between_a_settled_look_and_the_lock_is_seen(
 def test_the_journal_says_why_one_is_gone_even_if_it_has_not_grown(catalog, run):
     one = save(run, 1)
     save(run, 2)
-    ended = journal_records.gone(one, "deleted", "retention: a crash came before the rename", AT)
+    ended = journal_records.gone(
+        one.ended("retention", "retention: a crash came before the rename", AT)
+    )
     journal.append(identity.hidden(run), [ended], make_durable=False)
     age(run)
     assert reconcile_run(catalog, run, depth="changes").verified

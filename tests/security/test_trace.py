@@ -259,7 +259,9 @@ def make_half_removed(root):
     trash = run / ".ckptdb" / "trash"
     (run / "step_12").rename(trash / names.trash_name(12, uuids[12], recorded=False))
     left = read_checkpoint.load(identity.identify(run), run / "step_13", 13)
-    publisher.record([journal_records.gone(left, "deleted", "by hand", "2026-01-02T03:04:05.678Z")])
+    publisher.record(
+        [journal_records.gone(left.ended("manual", "by hand", "2026-01-02T03:04:05.678Z"))]
+    )
     (run / "step_13").chmod(read_checkpoint.DELETING_MODE)
     (run / "step_14").rename(run / names.old_name(14, uuids[14]))
     shutil.copytree(run / "step_15", run / names.old_name(15, uuids[15]))

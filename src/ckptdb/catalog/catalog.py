@@ -77,13 +77,13 @@ from ckptdb.core import conditions
 from ckptdb.core.candidates import Candidate, Wanted
 from ckptdb.core.metrics import TRAINING_INFO, Metric
 from ckptdb.core.ranking import Mode
-from ckptdb.core.recorded import IndexedRun, RecordedRun, Unranked
+from ckptdb.core.recorded import IndexedRun, RecordedEnd, RecordedRun, Unranked
 from ckptdb.core.records import (
-    REPLACED,
     STATUSES,
     Ancestor,
     Annotations,
     Checkpoint,
+    CheckpointProblem,
     LineMember,
     Resumption,
     Run,
@@ -399,9 +399,9 @@ class Catalog:
             return RecordedRun(indexed=None)
         of_run = {"run_id": seen.id}
         finals: dict[int, tuple[str, str | None]] = {}
-        problems: dict[str, str] = {}
+        problems: dict[str, CheckpointProblem] = {}
         tmps: dict[str, int] = {}
-        gone: dict[str, tuple[str | None, str | None, str | None]] = {}
+        gone: dict[str, RecordedEnd] = {}
         said: dict[str, _Said] = {}
         with (
             self.database.read() as connection,
@@ -409,19 +409,20 @@ class Catalog:
             _tuples(connection, HISTORY if history else LIVE, of_run) as rows,
         ):
             for (
-                step, uuid, status, fingerprint, problem, at, why, pinned, notes, rejected, parent,
+                step, uuid, status, fingerprint, problem, problem_kind,
+                at, kind, why, pinned, notes, rejected, parent,
             ) in rows:  # fmt: skip
                 if type(step) is not int:
                     raise self._broken("a step that is no number")
                 if status == "final":
                     finals[step] = (uuid, fingerprint)
                     if problem is not None:
-                        problems[uuid] = problem
+                        problems[uuid] = CheckpointProblem(problem_kind, problem)
                 elif status == "tmp":
                     tmps[uuid] = step
                 # A damaged index may name what is gone where only live rows were asked for.
                 elif history and status == "deleted":
-                    gone[uuid] = (at, why, parent)
+                    gone[uuid] = RecordedEnd(at, kind, why, parent)
                 if pinned or notes is not None or rejected is not None:
                     said[uuid] = (bool(pinned), notes, rejected)
             added = connection.execute(ADDED, of_run).all() if history else []
@@ -577,6 +578,7 @@ class Catalog:
             finalized_at=row.finalized_at,
             deleted_at=row.deleted_at,
             deleted_reason=row.deleted_reason,
+            deleted_kind=row.deleted_kind,
             size_bytes=row.size_bytes,
             file_count=row.file_count,
             parent=row.parent,
@@ -584,6 +586,7 @@ class Catalog:
             notes=row.notes,
             tags=tuple(marks),
             problem=row.problem,
+            problem_kind=row.problem_kind,
             rejected=row.rejected,
             info=self._json(row.info),
             metrics={name: value for name, value, _, _ in values},
@@ -592,7 +595,7 @@ class Catalog:
         )
 
     def _line_member(self, row: tuple[Any, ...]) -> LineMember:
-        row_id, uuid, step, parent_id, created_at, finalized_at, status, doubted, reason = row
+        row_id, uuid, step, parent_id, created_at, finalized_at, status, doubted, kind = row
         if type(step) is not int or not isinstance(uuid, str):
             raise self._broken("a step that is no number")
         is_live = status == "final"
@@ -606,7 +609,7 @@ class Catalog:
             is_live=is_live,
             is_trusted=is_live and not doubted,
             has_manifest=not is_derived(uuid),
-            is_replaced=status == "deleted" and str(reason).startswith(REPLACED),
+            is_replaced=status == "deleted" and kind == "replaced",
         )
 
     def _json(self, text: str) -> dict[str, Any]:

@@ -32,13 +32,13 @@ from ckptdb.catalog.views import views
 if TYPE_CHECKING:
     from sqlalchemy import Connection, TextClause
 
-REVISIONS: Final = ("0001", "0002", "0003", "0004", "0005")
+REVISIONS: Final = ("0001", "0002")
 """Every revision of this schema, oldest first; one file each in migrations/versions."""
 
 HEAD: Final = REVISIONS[-1]
 VERSION_TABLE: Final = "ckptdb_version"
 
-FINGERPRINT: Final = "4cf8eb459d55d31e4c7ae98ea5fb141f43d7d1aafbbd93f3f7c1a7e6303a2cbc"
+FINGERPRINT: Final = "010cc88d44ddf652743388014c98c2e9260706e6edbcfe18eb6ac896ab517055"
 """Of what `create_all` makes on SQLite, by `definitions.fingerprint`; a test says what it is. With
 another SQLAlchemy, which may write it otherwise, the definitions are compared one by one."""
 
@@ -125,6 +125,10 @@ checkpoints: Final = Table(
     Column("fingerprint", Text),
     # Why somebody has put it aside.
     Column("rejected", Text),
+    # For code and queries what `deleted_reason` and `problem` are for people; values are the
+    # `DeletedKind` and `ProblemKind` of core.records.
+    Column("deleted_kind", Text),
+    Column("problem_kind", Text),
     UniqueConstraint("run_id", "uuid"),
     # All of a run by step, whatever became of them.
     Index(None, "run_id", "step"),

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from functools import cache
 from itertools import islice
-from typing import Any, Final, TypeVar
+from typing import Any, TypeVar
 
 from sqlalchemy import (
     ColumnElement,
@@ -443,7 +443,7 @@ _LINE = _with_ancestors(
 LINE = select(
     checkpoints.c.id, checkpoints.c.parent_id, checkpoints.c.uuid, checkpoints.c.step,
     checkpoints.c.status, checkpoints.c.created_at, checkpoints.c.finalized_at,
-    checkpoints.c.deleted_at, checkpoints.c.deleted_reason,
+    checkpoints.c.deleted_at, checkpoints.c.deleted_reason, checkpoints.c.deleted_kind,
     select(func.max(resumes.c.resumed_at))
     .where(
         resumes.c.checkpoint_id == checkpoints.c.id,
@@ -470,18 +470,17 @@ ANCESTORS_OF_LIVE = select(checkpoints.c.uuid).join_from(
 LINE_MEMBERS = select(
     checkpoints.c.id, checkpoints.c.uuid, checkpoints.c.step, checkpoints.c.parent_id,
     checkpoints.c.created_at, checkpoints.c.finalized_at, checkpoints.c.status,
-    or_(checkpoints.c.problem.is_not(None), checkpoints.c.rejected.is_not(None)),
-    checkpoints.c.deleted_reason,
+    text(trust.doubted("checkpoints")), checkpoints.c.deleted_kind,
 ).where(_OF_RUN, checkpoints.c.finalized_at.is_not(None))  # fmt: skip
 
 # --- what reconciling compares --------------------------------------------------------------
 
 _COMPARED = (
     checkpoints.c.step, checkpoints.c.uuid, checkpoints.c.status, checkpoints.c.fingerprint,
-    checkpoints.c.problem,
+    checkpoints.c.problem, checkpoints.c.problem_kind,
 )  # fmt: skip
 
-_NOTHING_OF_HISTORY = (null(), null(), null(), null(), null(), null())
+_NOTHING_OF_HISTORY = (null(), null(), null(), null(), null(), null(), null())
 
 # One by one, because each has an index that deleted history is not in.
 LIVE = union_all(
@@ -490,8 +489,8 @@ LIVE = union_all(
 )
 
 HISTORY = select(
-    *_COMPARED, checkpoints.c.deleted_at, checkpoints.c.deleted_reason, checkpoints.c.pinned,
-    checkpoints.c.notes, checkpoints.c.rejected,
+    *_COMPARED, checkpoints.c.deleted_at, checkpoints.c.deleted_kind,
+    checkpoints.c.deleted_reason, checkpoints.c.pinned, checkpoints.c.notes, checkpoints.c.rejected,
     case((DELETED, select(_PARENTS.c.uuid)
         .where(_PARENTS.c.id == checkpoints.c.parent_id)
         .scalar_subquery())),
@@ -557,12 +556,12 @@ RUN_AS_PUT = """
 PUT_CHECKPOINT = """
     INSERT INTO checkpoints (
         run_id, uuid, step, path, created_at, finalized_at, size_bytes, file_count, status,
-        deleted_at, deleted_reason, problem, info,
+        deleted_at, deleted_reason, deleted_kind, problem, problem_kind, info,
         parent_id,
         fingerprint
     ) VALUES (
         ?, ?, ?, ?, ?, ?, ?, ?, ?,
-        ?, ?, ?, ?,
+        ?, ?, ?, ?, ?, ?,
         (SELECT id FROM checkpoints WHERE run_id = ? AND uuid = ?),
         CASE WHEN ? = 0 OR EXISTS (SELECT 1 FROM checkpoints WHERE run_id = ? AND uuid = ?)
             THEN ? END
@@ -572,7 +571,9 @@ PUT_CHECKPOINT = """
         finalized_at = excluded.finalized_at, size_bytes = excluded.size_bytes,
         file_count = excluded.file_count, status = excluded.status,
         deleted_at = excluded.deleted_at, deleted_reason = excluded.deleted_reason,
-        problem = excluded.problem, info = excluded.info, fingerprint = excluded.fingerprint,
+        deleted_kind = excluded.deleted_kind,
+        problem = excluded.problem, problem_kind = excluded.problem_kind,
+        info = excluded.info, fingerprint = excluded.fingerprint,
         parent_id = CASE WHEN ? = 0 THEN checkpoints.parent_id ELSE excluded.parent_id END
 """
 
@@ -663,16 +664,14 @@ MOVE_STAMP = """
     stamp = CASE WHEN stamp = ? THEN ? ELSE stamp END
 """
 
-TAKEN: Final = "vanished: another run took its directory"
-"""Why the checkpoints of a run have gone that is not where it was."""
-
 END_ALL = (
     update(checkpoints)
     .where(checkpoints.c.run_id == bindparam("of_run"), NOT_DELETED)
     .values(
         status="deleted",
         deleted_at=func.coalesce(checkpoints.c.finalized_at, checkpoints.c.created_at),
-        deleted_reason=TAKEN,
+        deleted_reason="vanished: another run took its directory",
+        deleted_kind="displaced",
     )
 )
 

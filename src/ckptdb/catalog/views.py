@@ -146,6 +146,7 @@ VIEWS: Final[Mapping[str, str]] = MappingProxyType(
                    c.path AS path,
                    c.deleted_at AS deleted_at,
                    c.deleted_reason AS deleted_reason,
+                   c.deleted_kind AS deleted_kind,
                    c.size_bytes AS size_bytes,
                    r.id AS run_id,
                    c.id AS checkpoint_id
@@ -186,6 +187,7 @@ VIEWS: Final[Mapping[str, str]] = MappingProxyType(
                    c.finalized_at AS finalized_at,
                    c.deleted_at AS deleted_at,
                    c.deleted_reason AS deleted_reason,
+                   c.deleted_kind AS deleted_kind,
                    c.pinned AS pinned,
                    c.path AS path,
                    r.id AS run_id,

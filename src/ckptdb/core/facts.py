@@ -4,12 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any
 
 from ckptdb.core.records import Annotations, Checkpoint
-
-Gone = Literal["deleted", "replaced", "discarded", "vanished"]
-
 
 GONE = ("deleted", "replaced", "discarded", "vanished")
 

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
-from ckptdb.core.records import Annotations, Checkpoint, Run
+from ckptdb.core.records import Annotations, Checkpoint, CheckpointProblem, DeletedKind, Run
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,6 +38,20 @@ class Unranked:
     not_finite: tuple[int, ...] = ()
 
 
+class RecordedEnd(NamedTuple):
+    """How and when a checkpoint went, as the index has it, and the uuid of its parent."""
+
+    at: str | None
+    kind: DeletedKind | None
+    reason: str | None
+    parent: str | None
+
+    @property
+    def has_vanished(self) -> bool:
+        """Whether ckptdb did not delete it: the index may then know the end before the journal."""
+        return self.kind in ("vanished", "displaced")
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RecordedRun:
     """Everything that the index records of a run and reconcile compares with the disk.
@@ -46,7 +61,7 @@ class RecordedRun:
         finals: By step, uuid and fingerprint.
         problems: By uuid, of published checkpoints that have one.
         tmps: By uuid, the step.
-        gone: By uuid of a deleted checkpoint, when and why it was deleted, and its parent.
+        gone: By uuid, how a checkpoint went, and its parent.
         annotations: By uuid, only where there are any.
         records: By uuid, the whole record of each checkpoint that has to be compared.
         inconsistent: Steps, by uuid, of checkpoints whose metric or resumption rows contradict
@@ -56,9 +71,9 @@ class RecordedRun:
 
     indexed: IndexedRun | None
     finals: Mapping[int, tuple[str, str | None]] = field(default_factory=dict)
-    problems: Mapping[str, str] = field(default_factory=dict)
+    problems: Mapping[str, CheckpointProblem] = field(default_factory=dict)
     tmps: Mapping[str, int] = field(default_factory=dict)
-    gone: Mapping[str, tuple[str | None, str | None, str | None]] = field(default_factory=dict)
+    gone: Mapping[str, RecordedEnd] = field(default_factory=dict)
     annotations: Mapping[str, Annotations] = field(default_factory=dict)
     records: Mapping[str, Checkpoint] = field(default_factory=dict)
     inconsistent: Mapping[str, int] = field(default_factory=dict)

@@ -17,9 +17,17 @@ from ckptdb.core.ranking import Mode, RankedBy
 Status = Literal["tmp", "final", "deleted"]
 STATUSES: tuple[Status, ...] = get_args(Status)
 
+DeletedKind = Literal[
+    "retention", "manual", "replaced", "discarded", "vanished", "displaced", "unknown"
+]
+"""How a checkpoint went: by a rule, by hand, because its step was saved again, as an unfinished
+save, without ckptdb, with its run when another one took that directory, or in a way that could not
+be recorded (the disk was full)."""
 
-REPLACED = "replaced by a new save"
-"""First words of the reason for which a checkpoint is deleted whose step is saved again."""
+ProblemKind = Literal["unreadable", "damaged", "corrupt"]
+"""What sort of problem a checkpoint has: its metadata cannot be read; a file is missing or has
+another size; a file has its size, but not the content of its checksum."""
+PROBLEM_KINDS: tuple[ProblemKind, ...] = get_args(ProblemKind)
 
 
 def is_derived(checkpoint_uuid: str) -> bool:
@@ -63,6 +71,19 @@ class Run:
         return RankedBy() if self.metric_name is None else RankedBy(self.metric_name, self.mode)
 
 
+@dataclass(frozen=True, slots=True)
+class CheckpointProblem:
+    """Why a checkpoint cannot be trusted: the kind for code, the text for people."""
+
+    kind: ProblemKind
+    text: str
+
+    @property
+    def is_damage(self) -> bool:
+        """Whether its files are damaged, which its metadata alone does not show."""
+        return self.kind in ("damaged", "corrupt")
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Checkpoint(JsonRecord):
     """A checkpoint, live or deleted.
@@ -72,8 +93,10 @@ class Checkpoint(JsonRecord):
         path: Absolute path of the directory; of a deleted checkpoint, the former one.
         size_bytes: Sum over all files, None while they are being written.
         parent: uuid of the checkpoint that training continued from.
-        problem: Why it cannot be trusted, or None. Such a checkpoint is kept and reported,
-            but is neither best nor latest and does not count for retention.
+        deleted_reason: Reason of the deletion, in words; ``deleted_kind`` is for code.
+        problem: Why it cannot be trusted, in words, or None; ``problem_kind`` is for code. Such a
+            checkpoint is kept and reported, but is neither best nor latest and does not count for
+            retention.
         rejected: Why a person rejected it, or None. A rejected checkpoint is treated like one with
             a problem.
         info: training_info.json, with non-finite numbers as strings.
@@ -93,6 +116,7 @@ class Checkpoint(JsonRecord):
     finalized_at: str | None = None
     deleted_at: str | None = None
     deleted_reason: str | None = None
+    deleted_kind: DeletedKind | None = None
     size_bytes: int | None = None
     file_count: int | None = None
     parent: str | None = None
@@ -100,6 +124,7 @@ class Checkpoint(JsonRecord):
     notes: str | None = None
     tags: tuple[str, ...] = ()
     problem: str | None = None
+    problem_kind: ProblemKind | None = None
     rejected: str | None = None
     info: Mapping[str, Any] = field(default_factory=dict)
     metrics: Mapping[str, float | None] = field(default_factory=dict)
@@ -118,6 +143,29 @@ class Checkpoint(JsonRecord):
     def is_trusted(self) -> bool:
         """Whether it is published and nothing speaks against it: what is ranked and counted."""
         return self.status == "final" and not self.is_doubted
+
+    def ended(self, kind: DeletedKind, reason: str, at: str) -> Self:
+        """Return the record of the checkpoint once it is gone."""
+        return replace(
+            self, status="deleted", deleted_at=at, deleted_reason=reason, deleted_kind=kind
+        )
+
+    def find_problem(self) -> CheckpointProblem | None:
+        """Return why it cannot be trusted, with its kind."""
+        if self.problem is None:
+            return None
+        return CheckpointProblem(self.problem_kind or "unreadable", self.problem)
+
+    def find_damage(self) -> CheckpointProblem | None:
+        """Return the problem if files are damaged, which the metadata alone does not show."""
+        problem = self.find_problem()
+        return problem if problem and problem.is_damage else None
+
+    def with_problem(self, problem: CheckpointProblem | None) -> Self:
+        """Return the record with another problem, or with none."""
+        if problem is None:
+            return replace(self, problem=None, problem_kind=None)
+        return replace(self, problem=problem.text, problem_kind=problem.kind)
 
     def as_of(self, at: str) -> Self:
         """Return the record with the metrics that were known at a time.
@@ -160,6 +208,7 @@ class Ancestor(JsonRecord):
     resumed_at: str | None
     deleted_at: str | None
     deleted_reason: str | None
+    deleted_kind: DeletedKind | None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -95,7 +95,9 @@ def compare_file(
         found = _checksum(folder / name, content.files[name], follow=True, goes_on=goes_on)
     except OSError as error:
         return manifest.unreadable(name, error)
-    return Compared(None if found == expected else f"{name} {manifest.DIFFERS}")
+    if found == expected:
+        return Compared()
+    return Compared(f"{name} differs from its checksum", kind="corrupt")
 
 
 def verify(folder: Path, content: Manifest) -> Compared:

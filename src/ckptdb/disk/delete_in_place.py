@@ -56,11 +56,7 @@ class DeletingInPlace(Changing):
             return
         _free(path, names.RECORD)
         recorded = left.recorded or left.uuid in journal.read(self._hidden, who.run).gone
-        facts = (
-            []
-            if recorded
-            else [journal_records.deleted_unrecorded(read_trash.load_retired(who, left))]
-        )
+        facts = [] if recorded else [journal_records.gone(read_trash.load_retired(who, left))]
         self._finish_in_place(watch, path, facts)
 
     def _mark(self, watch: StampWatch, cp: Checkpoint) -> None:

@@ -7,9 +7,17 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any, cast
 
-from ckptdb.core.facts import Fact, Gone
+from ckptdb.core.facts import GONE, Fact
 from ckptdb.core.metrics import Metric
-from ckptdb.core.records import Annotations, Checkpoint, Resumption, Run
+from ckptdb.core.records import (
+    PROBLEM_KINDS,
+    Annotations,
+    Checkpoint,
+    DeletedKind,
+    ProblemKind,
+    Resumption,
+    Run,
+)
 from ckptdb.core.text import is_storable
 from ckptdb.disk import names
 
@@ -18,18 +26,19 @@ _RECORD = (
     "step", "created_at", "finalized_at", "size_bytes", "file_count", "parent", "problem",
     "info", "metrics",
 )  # fmt: skip
+_PROBLEM_KIND = "problem_kind"
+"""Key of the record, too; older journals do not have it."""
 
 
-def gone(checkpoint: Checkpoint, kind: Gone, reason: str, at: str) -> Fact:
-    """Return the line that records a checkpoint's end."""
-    record = {name: getattr(checkpoint, name) for name in _RECORD}
-    record["metrics"] = {k: v for k, v in checkpoint.metrics.items() if k not in checkpoint.late}
-    return Fact(at, kind, checkpoint.uuid, {"reason": reason, "record": record})
-
-
-def deleted_unrecorded(end: Checkpoint) -> Fact:
-    """Return the line of a deletion that nobody could record in time, from what is left of it."""
-    return gone(end, "deleted", end.deleted_reason or "", end.deleted_at or "")
+def gone(end: Checkpoint) -> Fact:
+    """Return the line that records the end of a checkpoint."""
+    record = {name: getattr(end, name) for name in (*_RECORD, _PROBLEM_KIND)}
+    record["metrics"] = {k: v for k, v in end.metrics.items() if k not in end.late}
+    kind = end.deleted_kind or "unknown"
+    details: dict[str, Any] = {"reason": end.deleted_reason or "", "record": record}
+    if kind not in GONE:
+        details["kind"] = kind  # the line itself says only "deleted"
+    return Fact(end.deleted_at or "", kind if kind in GONE else "deleted", end.uuid, details)
 
 
 def annotated(checkpoint: Checkpoint, annotations: Annotations) -> Checkpoint:
@@ -68,8 +77,32 @@ def parse_end(run: Run, fact: Fact) -> Checkpoint | None:
         status="deleted",
         deleted_at=fact.at,
         deleted_reason=reason,
+        deleted_kind=_find_deleted_kind(fact, cast("str", reason)),
+        problem_kind=_find_problem_kind(record),
         **{name: record[name] for name in _RECORD},
     )
+
+
+def _find_deleted_kind(fact: Fact, reason: str) -> DeletedKind:
+    """Return the kind of a deletion; for a line without a kind, by its reason."""
+    if fact.kind != "deleted":
+        return cast("DeletedKind", fact.kind)
+    kind = fact.details.get("kind")
+    if kind in ("retention", "manual", "unknown"):
+        return cast("DeletedKind", kind)
+    if reason == "by hand":
+        return "manual"
+    return "retention" if reason.startswith("retention:") else "unknown"
+
+
+def _find_problem_kind(record: Mapping[str, Any]) -> ProblemKind | None:
+    """Return the kind of a problem; for a record without a kind, by its text."""
+    problem, kind = record["problem"], record.get(_PROBLEM_KIND)
+    if problem is None or kind in PROBLEM_KINDS:
+        return None if problem is None else cast("ProblemKind", kind)
+    if not problem.startswith("damaged"):
+        return "unreadable"
+    return "corrupt" if "differs from its checksum" in problem else "damaged"
 
 
 def _is_sound(record: Mapping[str, Any]) -> bool:

@@ -15,6 +15,7 @@ from pathlib import Path
 
 from ckptdb.core.filenames import as_names, as_texts
 from ckptdb.core.observed import Manifest
+from ckptdb.core.records import CheckpointProblem, ProblemKind
 from ckptdb.core.text import is_storable
 from ckptdb.disk import fsutil, names, paths
 from ckptdb.disk.json_file import MAX_BYTES, load_json
@@ -22,8 +23,6 @@ from ckptdb.errors import UnreadableInfo
 
 OWN = frozenset({names.MANIFEST, names.WRITER})
 """What no manifest lists."""
-DIFFERS = "differs from its checksum"
-"""What is said of a file with the size, but not the content, that was saved."""
 WITHOUT = "written without a manifest"
 """Why a checkpoint cannot be verified that NeMo-RL has written, or whose manifest is gone."""
 _LONGEST_FAULT = 400
@@ -41,11 +40,18 @@ class Compared:
 
     Attributes:
         damage: What is wrong.
+        kind: ``"corrupt"`` when a content differs, ``"damaged"`` when a file or its size does.
         doubt: Why it cannot be told whether something is.
     """
 
     damage: str | None = None
     doubt: str | None = None
+    kind: ProblemKind = "damaged"
+
+    @property
+    def problem(self) -> CheckpointProblem | None:
+        """The problem that a checkpoint with these files has."""
+        return None if self.damage is None else CheckpointProblem(self.kind, self.damage)
 
 
 _FIELDS = tuple(field.name for field in fields(Manifest))
@@ -208,8 +214,13 @@ def _compare_link(folder: Path, name: str, manifest: Manifest, *, own_size: int)
 
 def join(found: Sequence[Compared]) -> Compared:
     """Return in one what came of comparing some files."""
-    doubts = [one.doubt for one in found if one.doubt]
-    return Compared(damage([one.damage for one in found if one.damage]), next(iter(doubts), None))
+    faults = [one for one in found if one.damage]
+    is_corrupt = any(one.kind == "corrupt" for one in faults)
+    return Compared(
+        damage([one.damage for one in faults if one.damage]),
+        next((one.doubt for one in found if one.doubt), None),
+        "corrupt" if is_corrupt else "damaged",
+    )
 
 
 def damage(faults: Sequence[str]) -> str | None:
@@ -227,11 +238,6 @@ def _shorten(fault: str) -> str:
         return fault
     half = _LONGEST_FAULT // 2
     return f"{fault[:half]}…{fault[-half:]}"
-
-
-def find_damage(problem: str | None) -> str | None:
-    """Return a checkpoint's problem if it is damage, which its record alone does not show."""
-    return problem if problem is not None and problem.startswith("damaged") else None
 
 
 def _sound(manifest: Manifest) -> bool:

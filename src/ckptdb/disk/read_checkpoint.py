@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 from ckptdb.core import stamp
 from ckptdb.core.metrics import metrics_of
 from ckptdb.core.observed import Identity, Manifest
-from ckptdb.core.records import Checkpoint
+from ckptdb.core.records import Checkpoint, CheckpointProblem
 from ckptdb.core.times import utc
 from ckptdb.disk import (
     identity,
@@ -106,7 +106,7 @@ def read_files(
     # manifest, and a configuration.
     files = None if who.marked else _find_files(path)
     file: os.stat_result | None = None
-    problem: str | None = None
+    problem: CheckpointProblem | None = None
     raw, content = b"", dict[str, Any]()
     found: Manifest | None = None
     try:
@@ -114,7 +114,7 @@ def read_files(
             found = manifest.find(path)
     except UnreadableInfo as error:
         json_file.raise_if_unknown(error)
-        problem = f"{names.MANIFEST} {error.why}"
+        problem = CheckpointProblem("unreadable", f"{names.MANIFEST} {error.why}")
     try:
         raw, file = json_file.read_with_status(f"{path}/{names.INFO}", MAX_BYTES)
         content = json_file.parse_object(f"{path}/{names.INFO}", raw)
@@ -124,11 +124,11 @@ def read_files(
             json_file.raise_if_unknown(error)
         file = file or _find_lstat(f"{path}/{names.INFO}")
         fingerprint = None if json_file.find_unknown(error) else _fingerprint(folder, file)
-        problem = f"{names.INFO} {error.why}"
+        problem = CheckpointProblem("unreadable", f"{names.INFO} {error.why}")
     doubt: str | None = None
     if verify and problem is None:
         compared = manifest.verify(path, found) if found else Compared(doubt=manifest.WITHOUT)
-        problem = compared.damage
+        problem = compared.problem
         doubt = compared.doubt if problem is None else None
     if found:
         sizes = tuple(found.files.values())
@@ -149,7 +149,8 @@ def read_files(
         size_bytes=sum(sizes),
         file_count=len(sizes),
         parent=found.parent if found and found.step == step else None,
-        problem=problem,
+        problem=problem.text if problem else None,
+        problem_kind=problem.kind if problem else None,
         info=json_values.for_catalog(content),
         metrics=metrics_of(content),
         fingerprint=fingerprint,

@@ -61,6 +61,7 @@ def load_retired(who: Identity, left: Leftover) -> Checkpoint:
         status="deleted",
         deleted_at=utc(os.lstat(left.path).st_mtime),
         deleted_reason="deleted on a full disk, which had no space for the reason",
+        deleted_kind="unknown",
         fingerprint=None,
     )
 

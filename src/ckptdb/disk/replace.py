@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import errno
-from dataclasses import replace
 from pathlib import Path
 
 from ckptdb.core.observed import Identity, Manifest
-from ckptdb.core.records import REPLACED, Checkpoint
+from ckptdb.core.records import Checkpoint
 from ckptdb.disk import (
     checkpoint_identity,
     fsutil,
@@ -35,11 +34,12 @@ class Replacing(Retiring):
         except OSError:
             # It goes in any case; what of it can be read is recorded.
             old = read_checkpoint.load(who, final, sealed.step)
-        at, reason = self._now(), f"{REPLACED} of step {sealed.step}"
+        reason = f"replaced by a new save of step {sealed.step}"
         if not checkpoint_identity.is_identified(final):
             reason += "; it could not be identified, and is kept in the trash for 30 days"
-        self._append(watch, [journal_records.gone(old, "replaced", reason, at)])
-        return replace(old, status="deleted", deleted_at=at, deleted_reason=reason)
+        end = old.ended("replaced", reason, self._now())
+        self._append(watch, [journal_records.gone(end)])
+        return end
 
     def _swap(self, watch: StampWatch, path: Path, old: Checkpoint, *, in_place: bool) -> None:
         final = self._final(old.step)

@@ -15,7 +15,7 @@ from pathlib import Path
 
 from ckptdb.core.facts import Fact
 from ckptdb.core.observed import Identity, Leftover
-from ckptdb.core.records import Checkpoint
+from ckptdb.core.records import Checkpoint, CheckpointProblem, DeletedKind
 from ckptdb.disk import (
     checkpoint_identity,
     fsutil,
@@ -61,7 +61,7 @@ class Deletion:
     reason: str
     force: bool = False
     by_hand: bool = False
-    damage: str | None = None
+    damage: CheckpointProblem | None = None
 
 
 class Retiring(Trash):
@@ -111,11 +111,9 @@ class Retiring(Trash):
             if confirm is not None:
                 confirm(frozenset(cp.uuid for cp, _ in leaving))
             at = self._now()
-            reasons = {cp.uuid: deletion.reason for cp, deletion in leaving}
+            ends = {cp.uuid: _ended(cp, deletion, at) for cp, deletion in leaving}
             judged = [cp for cp, _ in leaving]
-            facts = {
-                cp.uuid: journal_records.gone(cp, "deleted", reasons[cp.uuid], at) for cp in judged
-            }
+            facts = {uuid: journal_records.gone(end) for uuid, end in ends.items()}
             try:
                 gone = self._put_away(who, watch, judged, facts, failed)
             except OSError as error:
@@ -128,10 +126,7 @@ class Retiring(Trash):
             for lease in active:
                 if lease.uuid in gone_uuids:
                     leases.remove(lease)
-            ended = tuple(
-                replace(cp, status="deleted", deleted_at=at, deleted_reason=reasons[cp.uuid])
-                for cp in gone
-            )
+            ended = tuple(ends[cp.uuid] for cp in gone)
             retired = Retired(ended, watch.span)
             if failed:
                 steps = {self.directory: [cp.step for cp in ended]}
@@ -167,17 +162,13 @@ class Retiring(Trash):
     def _discard(
         self, who: Identity, watch: StampWatch, checkpoint: Checkpoint, reason: str
     ) -> Checkpoint:
-        at = self._now()
-        fact = journal_records.gone(checkpoint, "discarded", reason, at)
+        end = checkpoint.ended("discarded", reason, self._now())
         failed: list[NotDeleted] = []
-        self._put_away(who, watch, [checkpoint], {checkpoint.uuid: fact}, failed)
+        self._put_away(who, watch, [checkpoint], {end.uuid: journal_records.gone(end)}, failed)
         if failed:
             raise failed[0].error
         writer.release(checkpoint.path)
-        path = self._final(checkpoint.step)
-        return replace(
-            checkpoint, path=path, status="deleted", deleted_at=at, deleted_reason=reason
-        )
+        return replace(end, path=self._final(end.step))
 
     def _put_away(
         self,
@@ -327,8 +318,13 @@ class Retiring(Trash):
                     who, path, deletion.step, verify=deletion.by_hand, strict=not deletion.force
                 )
                 if found.uuid == deletion.uuid:
-                    yield replace(found, problem=found.problem or deletion.damage), deletion
+                    yield found.with_problem(found.find_problem() or deletion.damage), deletion
             except FileNotFoundError:
                 continue  # removed by hand meanwhile
             except OSError as error:
                 failed.append(NotDeleted(self.directory, deletion.step, error))
+
+
+def _ended(checkpoint: Checkpoint, deletion: Deletion, at: str) -> Checkpoint:
+    kind: DeletedKind = "manual" if deletion.by_hand else "retention"
+    return checkpoint.ended(kind, deletion.reason, at)

@@ -157,9 +157,7 @@ class Trash(DeletingInPlace):
             ends = [
                 read_trash.load_retired(who, left) for left in aside if left.uuid not in recorded
             ]
-            self._record_freed(
-                watch, aside, [journal_records.deleted_unrecorded(end) for end in ends]
-            )
+            self._record_freed(watch, aside, [journal_records.gone(end) for end in ends])
 
     def _set_aside(self, watch: StampWatch, path: Path, step: int, checkpoint_uuid: str) -> None:
         """Move what was replaced into the trash, where it stays as long as it is pinned."""

@@ -17,7 +17,7 @@ from ckptdb.catalog.catalog import Catalog
 from ckptdb.catalog.store import Changes, Child
 from ckptdb.core.observed import Identity
 from ckptdb.core.recorded import RecordedRun
-from ckptdb.core.records import Checkpoint
+from ckptdb.core.records import Checkpoint, CheckpointProblem
 from ckptdb.disk import identity, read_changed, run_stamp
 from ckptdb.errors import IndexStale
 from ckptdb.reconcile.action import Action
@@ -53,7 +53,7 @@ class BatchReader:
     history: bool
     actions: list[Action] = field(default_factory=list)
     finals: dict[int, tuple[str, str | None]] = field(default_factory=dict)
-    problems: dict[str, str] = field(default_factory=dict)
+    problems: dict[str, CheckpointProblem] = field(default_factory=dict)
     children: list[Child] = field(default_factory=list)
 
     def __post_init__(self) -> None:
@@ -167,8 +167,8 @@ class BatchReader:
         if action:
             self.actions.append(action.without_record())
         self.finals[checkpoint.step] = (uuid, checkpoint.fingerprint)
-        if checkpoint.problem:
-            self.problems[uuid] = checkpoint.problem
+        if problem := checkpoint.find_problem():
+            self.problems[uuid] = problem
         if parent and parent not in self._uuids:
             self.children.append(Child(uuid, parent, checkpoint.fingerprint))
         self._uuids.add(uuid)

@@ -103,6 +103,7 @@ def _get_content(checkpoint: Checkpoint, late: Container[str]) -> tuple[Any, ...
     own = {k: v for k, v in checkpoint.metrics.items() if k not in late}
     return (
         checkpoint.step, checkpoint.path, checkpoint.created_at, checkpoint.finalized_at,
-        checkpoint.size_bytes, checkpoint.file_count, checkpoint.problem, checkpoint.info, own,
-        checkpoint.deleted_at, checkpoint.deleted_reason,
+        checkpoint.size_bytes, checkpoint.file_count, checkpoint.problem, checkpoint.problem_kind,
+        checkpoint.info, own,
+        checkpoint.deleted_at, checkpoint.deleted_kind, checkpoint.deleted_reason,
     )  # fmt: skip

@@ -20,7 +20,7 @@ from ckptdb.core.records import (
     Annotations,
     Checkpoint,
 )
-from ckptdb.disk import identity, journal, manifest
+from ckptdb.disk import identity, journal
 from ckptdb.disk.observation import ReadFiles
 from ckptdb.reconcile.fallback import index_in_memory
 
@@ -123,7 +123,7 @@ def _needs_journal(directory: Path, wanted: Wanted, indexed: Sequence[Candidate]
 def find_damaged(catalog: Catalog, run: IndexedRun) -> frozenset[str]:
     """Return the uuids of the checkpoints that a catalog calls damaged."""
     problems = catalog.recorded(run, history=False).problems
-    return frozenset(uuid for uuid, why in problems.items() if manifest.find_damage(why))
+    return frozenset(uuid for uuid, problem in problems.items() if problem.is_damage)
 
 
 def find_candidates(

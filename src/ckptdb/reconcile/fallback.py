@@ -45,8 +45,8 @@ class Fallback:
         Returns:
             Whether the failure is to be reported to a person; true only once.
         """
-        # A catalog that does not exist costs nothing to try again.
-        is_missing = is_expected and isinstance(error, CatalogMissing)
+        # The next save creates or upgrades such a catalog.
+        is_missing = is_expected and isinstance(error, CatalogMissing | CatalogOutdated)
         self._retry_at = 0.0 if is_missing else time.monotonic() + RETRY_SECONDS
         if is_expected or self._is_reported:
             return False

@@ -8,7 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from ckptdb.core.facts import Fact, Gone
+from ckptdb.core.facts import Fact
 from ckptdb.core.records import Checkpoint
 from ckptdb.core.times import utc
 from ckptdb.disk import identity, journal, journal_records, journal_repair
@@ -42,15 +42,13 @@ def record_vanished(
             status="deleted",
             deleted_at=checkpoint.deleted_at or at,
             deleted_reason=checkpoint.deleted_reason or reason,
+            deleted_kind="vanished",
             path=directory / f"step_{checkpoint.step}",
         )
         for checkpoint in (action.checkpoint for action in vanished)
         if checkpoint
     ]
-    facts = [
-        journal_records.gone(end, "vanished", end.deleted_reason or reason, end.deleted_at or at)
-        for end in found
-    ]
+    facts = [journal_records.gone(end) for end in found]
     # A checkpoint that may only have other metadata now is no loss.
     edited = (a for a in vanished if not a.is_lost and a.checkpoint and a.checkpoint.finalized_at)
     facts += [Fact(at, "accepted", action.uuid) for action in edited if action.uuid]
@@ -101,15 +99,9 @@ def _restore_facts(action: Action, at: str) -> Iterator[Fact]:
     if uuid is None or missing is None:
         return
     if ended is not None:
-        reason = ended.deleted_reason or "deleted"
-        yield journal_records.gone(ended, _find_kind(reason), reason, ended.deleted_at or at)
+        reason, kind = ended.deleted_reason or "deleted", ended.deleted_kind or "unknown"
+        yield journal_records.gone(ended.ended(kind, reason, ended.deleted_at or at))
     yield from (Fact(when, kind, uuid, more) for when, kind, more in _list_annotations(missing, at))
-
-
-def _find_kind(reason: str) -> Gone:
-    if reason.startswith("replaced"):
-        return "replaced"
-    return "discarded" if reason.startswith("discarded") else "deleted"
 
 
 def _list_annotations(missing: MissingFacts, at: str) -> Iterator[tuple[str, str, dict[str, Any]]]:

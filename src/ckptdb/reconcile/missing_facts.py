@@ -77,9 +77,9 @@ def find_missing(
             found[uuid] = MissingFacts(missing)
     for uuid in recorded.gone.keys() - facts.gone.keys() - set(here):
         # A process that may not write the journal records in the index alone what vanished.
-        has_vanished = (recorded.gone[uuid][1] or "").startswith("vanished")
+        has_vanished = recorded.gone[uuid].has_vanished
         # A fact of a journal that went with the whole folder is not missing in this one.
-        is_older = (recorded.gone[uuid][0] or "") < (observed.identity.run.created_at or "")
+        is_older = (recorded.gone[uuid].at or "") < (observed.identity.run.created_at or "")
         if not has_vanished and not is_older and (is_cut or "gone" not in facts.keys.get(uuid, ())):
             found[uuid] = replace(found.get(uuid, MissingFacts()), ended=True)
     return found

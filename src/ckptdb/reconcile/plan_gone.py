@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 from ckptdb.core.facts import Facts
 from ckptdb.core.observed import Observation
-from ckptdb.core.recorded import RecordedRun
+from ckptdb.core.recorded import RecordedEnd, RecordedRun
 from ckptdb.reconcile.action import Action, ActionKind
 from ckptdb.reconcile.comparison import Comparison, is_same_record
 
@@ -34,9 +34,7 @@ def _plan_missing(both: Comparison) -> Iterator[Action]:
             continue
         ended = observed.facts.gone.get(uuid) if observed.facts else None
         if ended:
-            kind: ActionKind = (
-                "replaced" if "replaced" in (ended.deleted_reason or "") else "deleted"
-            )
+            kind: ActionKind = "replaced" if ended.deleted_kind == "replaced" else "deleted"
             yield Action(kind, ended.deleted_reason or "deleted", step, ended, uuid)
         elif uuid in recorded.records:
             is_lost = uuid not in recorded.tmps and not both.may_be_edited(uuid, step)
@@ -78,8 +76,7 @@ def _plan_unjournaled(both: Comparison) -> Iterator[Action]:
 
 def find_unjournaled(recorded: RecordedRun, facts: Facts) -> set[str]:
     """Return the uuids of vanished checkpoints whose end only the index records."""
-    ends = recorded.gone.items()
-    vanished = {uuid for uuid, (_, why, _) in ends if why and why.startswith("vanished")}
+    vanished = {uuid for uuid, end in recorded.gone.items() if end.has_vanished}
     return vanished - set(facts.gone)
 
 
@@ -93,7 +90,8 @@ def _plan_history(both: Comparison) -> Iterator[Action]:
         if uuid in both.here or uuid in live or ended.step in both.unclear_steps:
             continue
         parent = ended.parent if ended.parent in both.known else None
-        if recorded.gone.get(uuid) != (ended.deleted_at, ended.deleted_reason, parent):
+        end = RecordedEnd(ended.deleted_at, ended.deleted_kind, ended.deleted_reason, parent)
+        if recorded.gone.get(uuid) != end:
             what = f"{ended.deleted_reason}; known to the journal, not to the catalog"
             yield Action("deleted", what, ended.step, ended, uuid)
         elif (known := recorded.records.get(uuid)) and not is_same_record(known, ended, recorded):

@@ -7,8 +7,8 @@ from dataclasses import replace
 
 from ckptdb.core.observed import Observation
 from ckptdb.core.recorded import RecordedRun
-from ckptdb.core.records import Checkpoint
-from ckptdb.disk import manifest, names
+from ckptdb.core.records import Checkpoint, CheckpointProblem
+from ckptdb.disk import names
 from ckptdb.reconcile.action import NOT_RANKED, Action, ActionKind
 from ckptdb.reconcile.comparison import Comparison, find_any_step, is_same_record
 
@@ -31,12 +31,12 @@ def _plan_finals(both: Comparison) -> Iterator[Action]:
             problem = recorded.problems.get(recorded.finals[step][0])
         else:
             difference = compare_published(checkpoint, recorded, lambda: both.known)
-            problem = checkpoint.problem
+            problem = checkpoint.find_problem()
             if difference:
                 yield difference
         if problem:
-            kind: ActionKind = "damaged" if problem.startswith("damaged") else "unreadable"
-            yield Action(kind, f"{problem}{NOT_RANKED}", step)
+            kind: ActionKind = "damaged" if problem.is_damage else "unreadable"
+            yield Action(kind, f"{problem.text}{NOT_RANKED}", step)
 
 
 def compare_published(
@@ -75,11 +75,11 @@ def keep_damage(
         sizes_verified: Whether the sizes of its files were compared; contents never are here.
     """
     known = recorded.problems.get(checkpoint.uuid)
-    if known is None or not known.startswith("damaged") or checkpoint.problem is not None:
+    if known is None or not known.is_damage or checkpoint.problem is not None:
         return checkpoint
-    if sizes_verified and manifest.DIFFERS not in known:
+    if sizes_verified and known.kind != "corrupt":
         return checkpoint
-    return replace(checkpoint, problem=known)
+    return checkpoint.with_problem(known)
 
 
 def _plan_unreadable(observed: Observation, recorded: RecordedRun) -> Iterator[Action]:
@@ -89,7 +89,9 @@ def _plan_unreadable(observed: Observation, recorded: RecordedRun) -> Iterator[A
         uuid = None if step is None else recorded.finals.get(step, ("",))[0]
         known = recorded.records.get(uuid or "")
         if known and known.problem is None:
-            marked = replace(known, problem=problem, fingerprint=None)
+            marked = replace(known, fingerprint=None).with_problem(
+                CheckpointProblem("unreadable", problem)
+            )
             yield Action("changed", "cannot be read any more", step, marked, known.uuid)
         yield Action("unreadable", f"{problem}{NOT_RANKED}", find_any_step(name))
 

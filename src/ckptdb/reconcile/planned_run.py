@@ -8,7 +8,6 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from ckptdb.catalog.catalog import Catalog
-from ckptdb.catalog.statements import TAKEN
 from ckptdb.catalog.store import Child
 from ckptdb.core.observed import Identity, KnownFingerprints, Observation
 from ckptdb.core.recorded import IndexedRun, RecordedRun
@@ -60,7 +59,7 @@ class PlannedRun:
 
     def _was_only_moved(self, action: Action) -> bool:
         gone = self.recorded.gone.get(action.uuid or "")
-        return action.kind == "reappeared" and gone is not None and gone[1] == TAKEN
+        return action.kind == "reappeared" and gone is not None and gone.kind == "displaced"
 
     @property
     def has_changes(self) -> bool:

@@ -13,7 +13,7 @@ from ckptdb.core.candidates import Candidate, Wanted
 from ckptdb.core.observed import KnownFingerprints
 from ckptdb.core.recorded import IndexedRun
 from ckptdb.core.records import Run
-from ckptdb.disk import fs_clock, identity, leases, manifest, names, run_stamp, symlinks
+from ckptdb.disk import fs_clock, identity, leases, names, run_stamp, symlinks
 from ckptdb.disk.observation import ReadFiles
 from ckptdb.disk.retire import Confirm
 from ckptdb.disk.safe_path import DirectoryId
@@ -165,7 +165,7 @@ def judge_by_hand(
             keep=False,
             because=ByHand(),
             size_bytes=checkpoint.size_bytes,
-            damage=manifest.find_damage(checkpoint.problem),
+            damage=checkpoint.find_damage(),
         )
         for step, checkpoint in sorted(live.items())
     )

@@ -13,7 +13,7 @@ from ckptdb.catalog.store import Changes
 from ckptdb.core import warnings
 from ckptdb.core.observed import Manifest
 from ckptdb.core.recorded import IndexedRun, RecordedRun
-from ckptdb.core.records import Checkpoint
+from ckptdb.core.records import Checkpoint, CheckpointProblem
 from ckptdb.core.times import utc
 from ckptdb.core.units import human_bytes
 from ckptdb.disk import (
@@ -170,8 +170,8 @@ class Verifier:
             if why is None and isinstance(error, FileNotFoundError):
                 return  # it was deleted meanwhile
             why = why or getattr(error, "strerror", None) or str(error)
-            problem = f"{known.path.name} cannot be read ({why})"
-            found, content = replace(known, problem=problem, fingerprint=None), None
+            problem = CheckpointProblem("unreadable", f"{known.path.name} cannot be read ({why})")
+            found, content = replace(known, fingerprint=None).with_problem(problem), None
         if found.uuid != known.uuid:
             return  # another save has taken its place
         doubt: str | None = manifest.WITHOUT
@@ -179,7 +179,7 @@ class Verifier:
             compared, finished = self._compare(found, content, notes)
             if not finished:
                 return
-            found, doubt = replace(found, problem=compared.damage), compared.doubt
+            found, doubt = found.with_problem(compared.problem), compared.doubt
         self._begun = True
         self._seen.add(known.uuid)
         if found.problem is None and doubt is not None:
@@ -250,7 +250,8 @@ class Verifier:
         return self._can_read
 
     def _store(self, seen: IndexedRun, known: Checkpoint, found: Checkpoint, *, read: bool) -> None:
-        problems = {known.uuid: known.problem} if known.problem else {}
+        problem = known.find_problem()
+        problems = {known.uuid: problem} if problem else {}
         recorded = RecordedRun(indexed=seen, records={known.uuid: known}, problems=problems)
         if not read or known.uuid in self._doubts:
             certain = known.uuid not in self._doubts

@@ -9,6 +9,7 @@ from typing import ClassVar
 
 from ckptdb.core.candidates import Candidate
 from ckptdb.core.ranking import rank_key
+from ckptdb.core.records import CheckpointProblem
 from ckptdb.retention.policy import Policy
 from ckptdb.retention.reasons import (
     KeptByNoRule,
@@ -44,7 +45,7 @@ class Decision:
     keep: bool
     because: Reason
     size_bytes: int | None = None
-    damage: str | None = None
+    damage: CheckpointProblem | None = None
     is_previous: bool = False
 
     @property

@@ -211,9 +211,7 @@ class Resuming:
         if rejected is not None:
             return known, f"it was rejected: {rejected}"
         # A missing file, or the target of a link, may be back: then the checkpoint is whole again.
-        may_be_whole = known.problem is None or (
-            known.problem.startswith("damaged") and manifest.DIFFERS not in known.problem
-        )
+        may_be_whole = known.problem is None or known.problem_kind == "damaged"
         return self._verify(known) if may_be_whole else (known, known.problem)
 
     def _verify(self, known: Checkpoint) -> tuple[Checkpoint, str | None]:
@@ -224,7 +222,7 @@ class Resuming:
                 compared = _compare_contents(found.path)
                 if compared.doubt and not compared.damage:
                     return known, f"it cannot be compared with its checksums ({compared.doubt})"
-                found = replace(found, problem=compared.damage)
+                found = found.with_problem(compared.problem)
         except FileNotFoundError:
             return known, symlinks.find_obstruction(known.path) or "it is not there any more"
         except (OSError, UnreadableInfo) as error:
@@ -233,7 +231,7 @@ class Resuming:
             return found, found.problem  # replaced in between, by one that will do as well
         if found.problem == known.problem:
             return known, known.problem
-        learned = replace(known, problem=found.problem, fingerprint=found.fingerprint)
+        learned = replace(known, fingerprint=found.fingerprint).with_problem(found.find_problem())
         self._index.record_findings([learned])
         return learned, found.problem
 

@@ -1,9 +1,12 @@
-"""Tables and indexes.
+"""The baseline: tables, indexes and views. The queries of the views stand in ``0001/``.
 
-Frozen: what this made stays what it made, whatever becomes of schema.py.
+Frozen: what this made stays what it made, whatever becomes of schema.py and views.py.
 """
 
 from __future__ import annotations
+
+import tomllib
+from pathlib import Path
 
 import sqlalchemy as sa
 from alembic import op
@@ -22,14 +25,28 @@ def upgrade() -> None:
     _checkpoints()
     _metrics()
     _tags()
+    _resumes()
+    for name, query in _views().items():
+        op.execute(f"CREATE VIEW {name} AS {query.strip()}")
     if op.get_context().dialect.name == "sqlite":
         op.execute(f"PRAGMA application_id = {APPLICATION_ID}")
 
 
 def downgrade() -> None:
     """Take them away."""
-    for table in ("tags", "metrics", "checkpoints", "runs"):
+    for name in _views():
+        op.execute(f"DROP VIEW {name}")
+    for table in ("resumes", "tags", "metrics", "checkpoints", "runs"):
         op.drop_table(table)
+
+
+def _views() -> dict[str, str]:
+    """Return the query of each view, by its name."""
+    found: dict[str, str] = {}
+    for part in ("common", op.get_context().dialect.name):
+        file = Path(__file__).with_name(revision) / f"{part}.toml"
+        found |= tomllib.loads(file.read_text(encoding="utf-8"))
+    return found
 
 
 def _flag(table: str, name: str) -> sa.Column[int]:
@@ -99,6 +116,7 @@ def _checkpoints() -> None:
         sa.Column("problem", sa.Text),
         sa.Column("info", sa.Text, nullable=False, server_default=sa.text("'{}'")),
         sa.Column("fingerprint", sa.Text),
+        sa.Column("rejected", sa.Text),
         sa.PrimaryKeyConstraint("id", name="pk_checkpoints"),
         sa.UniqueConstraint("run_id", "uuid", name="uq_checkpoints_run_id_uuid"),
         sa.ForeignKeyConstraint(
@@ -112,7 +130,7 @@ def _checkpoints() -> None:
     _partial_index(
         "ix_checkpoints_deleted",
         "checkpoints",
-        ["run_id", "status", "deleted_at"],
+        ["run_id", "status", "deleted_at", "size_bytes"],
         "status = 'deleted'",
     )
     op.create_index("ix_checkpoints_parent_id", "checkpoints", ["parent_id"])
@@ -146,6 +164,8 @@ def _metrics() -> None:
     _partial_index(
         "ix_metrics_run_ranking", "metrics", ["run_id", "name", "value", "step", "live"], ranked
     )
+    late = "source <> 'training_info'"
+    _partial_index("ix_metrics_late", "metrics", ["run_id", "checkpoint_id"], late)
 
 
 def _tags() -> None:
@@ -161,3 +181,23 @@ def _tags() -> None:
         sqlite_with_rowid=False,
     )
     op.create_index("ix_tags_name", "tags", ["name"])
+
+
+def _resumes() -> None:
+    op.create_table(
+        "resumes",
+        sa.Column("checkpoint_id", sa.Integer, nullable=False),
+        sa.Column("resumed_at", sa.Text, nullable=False),
+        sa.Column("host", sa.Text, nullable=False),
+        sa.Column("pid", sa.BigInteger, nullable=False),
+        sa.Column("run_id", sa.Integer, nullable=False),
+        sa.PrimaryKeyConstraint("checkpoint_id", "resumed_at", "host", "pid", name="pk_resumes"),
+        sa.ForeignKeyConstraint(
+            ["checkpoint_id"],
+            ["checkpoints.id"],
+            name="fk_resumes_checkpoint_id",
+            ondelete="CASCADE",
+        ),
+        sqlite_with_rowid=False,
+    )
+    op.create_index("ix_resumes_run_id_resumed_at", "resumes", ["run_id", "resumed_at"])
