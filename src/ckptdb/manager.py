@@ -11,45 +11,29 @@ from __future__ import annotations
 import glob  # noqa: F401
 import logging
 import os
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Future
 from contextlib import contextmanager
-from functools import partial
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Literal, Self
 
 from ckptdb.core import warnings
 from ckptdb.core.records import Checkpoint
-from ckptdb.disk import (
-    identity,
-    names,
-    published_name,
-    run_listing,
-)
-from ckptdb.disk.training_info import load_info
-from ckptdb.errors import (
-    NoCheckpointHere,
-    UnreadableInfo,
-)
-from ckptdb.reconcile.location import find_location
+from ckptdb.disk import names, published_name
+from ckptdb.errors import NoCheckpointHere
 from ckptdb.retention import RetentionPlan
-from ckptdb.training import config as configuration
 from ckptdb.training import load_history, ranked_steps, schedule
-from ckptdb.training.checksum_worker import ChecksumWorker
+from ckptdb.training.assembly import AssembledManager
+from ckptdb.training.checkpoint_files import (
+    load_checkpoint_history as _load_checkpoint_history,  # noqa: F401  # NeMo-RL's name
+)
+from ckptdb.training.checkpoint_files import validate_warm_start_checkpoint
 from ckptdb.training.config import CheckpointingConfig, PretrainedCheckpointConfig
 from ckptdb.training.config_change import OnChange
-from ckptdb.training.manager_settings import ManagerSettings
-from ckptdb.training.metric_change import MetricChange
-from ckptdb.training.pruning import CurrentRules, Pruner
-from ckptdb.training.recent_saves import RecentSaves, SaveCost, find_recorded
-from ckptdb.training.resuming import ResumeOptions, Resuming
-from ckptdb.training.run_directory import RunDirectory
-from ckptdb.training.run_parts import make_parts
-from ckptdb.training.save_scheduler import SaveScheduler
-from ckptdb.training.saving import SaveOptions, Saver
-from ckptdb.training.schedule import Reason
-from ckptdb.training.signals import Signals
+from ckptdb.training.pruning import CurrentRules
+from ckptdb.training.resuming import ResumeOptions
+from ckptdb.training.schedule import SaveReason
 
 __all__ = [
     "CheckpointManager",
@@ -62,7 +46,7 @@ PathLike = str | os.PathLike[str]
 _logger = logging.getLogger("ckptdb")
 
 
-class CheckpointManager(ManagerSettings):
+class CheckpointManager(AssembledManager):
     """Saves, ranks and prunes the checkpoints of one run.
 
     Args:
@@ -75,36 +59,7 @@ class CheckpointManager(ManagerSettings):
     """
 
     def __init__(self, config: object, **options: Any) -> None:
-        settings = configuration.parse(config, options, find_direction=identity.find_direction)
-        super().__init__(settings)
-        self._directory = RunDirectory(settings.checkpoint_dir)
-        if settings.catalog is not None:
-            find_location(self._directory.path, settings.catalog)
-        self._parts = parts = make_parts(self._directory.path, settings)
-        self._background, self._hooks, self._index = parts.background, parts.hooks, parts.index
-        self._publisher, self._parents = parts.publisher, parts.parents
-        none: Sequence[SaveCost] = ()
-        self._recent = RecentSaves(partial(self._index.query_stored, find_recorded, nothing=none))
-        self._signals = Signals(settings.signals)
-        self._scheduler = SaveScheduler(
-            settings.find_limits(), self._signals, self._recent, saves=settings.enabled
-        )
-        checksum_worker = ChecksumWorker(self._publisher) if settings.checksums else None
-        self._resuming = Resuming(parts, checksum_worker)
-        change = MetricChange(self._publisher, is_accepted=settings.accept_metric_change)
-        self._pruner = Pruner(parts, change)
-        self._saver = Saver(
-            parts,
-            SaveOptions(settings.exclusive, settings.check_space),
-            pruner=self._pruner,
-            metric_change=change,
-            scheduler=self._scheduler,
-            recent=self._recent,
-            resuming=self._resuming,
-            checksum_worker=checksum_worker,
-        )
-        queues = (self._background, checksum_worker, self._hooks)
-        self._queues = [queue for queue in queues if queue is not None]
+        super().__init__(config, options)
 
     # --- saving -------------------------------------------------------------------------
 
@@ -112,11 +67,11 @@ class CheckpointManager(ManagerSettings):
     def save(
         self, step: int, metrics: Mapping[str, Any], *, config: object = None
     ) -> Iterator[Path]:
-        """Give a directory to write into; publish it on exit, discard it on an error.
+        """Yield a directory to write into; publish it on exit, discard it on an error.
 
         Args:
             step: Training step, from 0.
-            metrics: What goes into training_info.json; its numbers can be ranked by.
+            metrics: Content of training_info.json; its numbers are the metrics.
             config: The run's configuration, a mapping or pydantic model.
         """
         folder = self.init_tmp_checkpoint(step, metrics, config)
@@ -142,10 +97,10 @@ class CheckpointManager(ManagerSettings):
 
         Raises:
             InvalidStep: The step is not a whole number from 0.
-            UnwritableInfo: Names what cannot be written; no file was opened.
+            UnwritableInfo: The info or the config cannot be written; no file was opened.
             RunInUse: Another process saves into this run.
             NotEnoughSpace: The disk has less space than recent checkpoints took.
-            StepTaken: What has the step's name, or is to have it, is no directory of a checkpoint.
+            StepTaken: Something that is no checkpoint directory has the step's name.
             StepInUse: Another process is writing this step.
         """
         return self._saver.stage(step, training_info, run_config, self._current_rules)
@@ -154,11 +109,11 @@ class CheckpointManager(ManagerSettings):
         """Publish a checkpoint, then prune; both are done on return.
 
         Args:
-            checkpoint_path: What `init_tmp_checkpoint` returned.
+            checkpoint_path: The path from `init_tmp_checkpoint`.
 
         Raises:
             NoCheckpointHere: There is no such directory in this run.
-            SaveFailed: It could not be made durable; older checkpoints are untouched.
+            SaveFailed: The checkpoint could not be made durable; older checkpoints are untouched.
         """
         path = self._directory.get_tmp(checkpoint_path)
         with warnings.warning_afterwards():
@@ -172,7 +127,7 @@ class CheckpointManager(ManagerSettings):
         """Publish in the background; first collects an earlier finalization.
 
         Args:
-            checkpoint_path: What `init_tmp_checkpoint` returned; nothing else may write to it.
+            checkpoint_path: The path from `init_tmp_checkpoint`; nothing else may write to it.
             wait_fn: Blocks until asynchronous writers are done.
 
         Raises:
@@ -205,12 +160,12 @@ class CheckpointManager(ManagerSettings):
         try:
             self.finalize_pending()
         finally:
-            # Each may hand work on to another.
+            # One queue may hand work to another.
             while any(queue.drain() for queue in self._queues):
                 pass
             self._signals.stop()
             self._index.close_quietly()
-            # An interrupted wait leaves one that still saves.
+            # After an interrupted wait a finalization may still be running.
             if not self.has_pending_finalization:
                 self._saver.trainer_lock = None
 
@@ -241,49 +196,45 @@ class CheckpointManager(ManagerSettings):
     def remove_old_checkpoints(self, exclude_latest: bool = True) -> None:  # noqa: FBT001, FBT002  # the drop-in signature
         """Retire every checkpoint that no retention rule keeps.
 
-        What this process has loaded to continue from stays whatever the rules say.
+        A checkpoint that this process continues from stays whatever the rules say.
 
         Args:
-            exclude_latest: Always keep the highest step, and what this manager has saved last;
+            exclude_latest: Always keep the highest step, and the last save of this manager;
                 otherwise the rules decide about them, too.
 
         Raises:
             JournalInDoubt: The run's journal is damaged, or the catalog contradicts it; nothing
-                goes.
+                is deleted.
         """
         self._pruner.prune(self._current_rules, exclude_latest=exclude_latest)
 
     def plan_retention(self, *, exclude_latest: bool = True) -> RetentionPlan:
-        """Say what `remove_old_checkpoints` would keep and remove now, and why.
-
-        Args:
-            exclude_latest: As there.
-        """
+        """Return what `remove_old_checkpoints` would keep and remove now, and why."""
         return self._pruner.plan(self._current_rules, exclude_latest=exclude_latest)
 
     def apply_retention(self, planned: RetentionPlan) -> None:
-        """Do what `plan_retention` has said, or nothing.
+        """Carry out a plan of `plan_retention`, or nothing.
 
         Raises:
-            PlanChanged: Something else would go by now.
+            PlanChanged: Other checkpoints would go by now.
             JournalInDoubt: As `remove_old_checkpoints`.
         """
         self._pruner.apply(planned, self._current_rules)
 
     # --- when to save -------------------------------------------------------------------
 
-    def should_save(self, step: int) -> Reason | None:
-        """Say whether the step that has just ended is to be saved, and why; ask once for each.
+    def should_save(self, step: int) -> SaveReason | None:
+        """Return the reason to save the step that has just ended, None for none; call once a step.
 
-        ``"signal"`` and ``"deadline"`` ask for the last save; when that has been made, neither
-        asks again and `should_stop` is true.
+        ``"signal"`` and ``"deadline"`` ask for the last save; after it neither is returned again,
+        and `should_stop` is true.
 
         Args:
             step: Training step, from 0.
 
         Raises:
             InvalidStep: The step is not a whole number from 0.
-            SignalsElsewhere: There are signals to wait for, and this is not the main thread.
+            SignalsElsewhere: Signals are configured, and this is not the main thread.
         """
         number = names.as_step(step)
         self._signals.start()
@@ -296,7 +247,7 @@ class CheckpointManager(ManagerSettings):
 
     @property
     def should_stop(self) -> bool:
-        """Whether a deadline or a signal ends the loop now: all that it has learnt is saved."""
+        """Whether a deadline or a signal ends the loop now; all steps are saved."""
         return self._scheduler.is_over
 
     # --- resuming -----------------------------------------------------------------------
@@ -304,29 +255,28 @@ class CheckpointManager(ManagerSettings):
     def resume(
         self, *, config: object = None, on_change: OnChange = "warn", checksums: bool = False
     ) -> Checkpoint | None:
-        """Return the newest checkpoint that is whole, to continue from; None to begin afresh.
+        """Return the newest whole checkpoint, to continue from; None to start fresh.
 
-        The newest of the line of training that was saved last: where training has gone back and
-        saved lower steps, that is not the highest step, and a warning says so. Where the line is
-        not known, as in runs that NeMo-RL has saved, it is the highest.
+        That is the newest checkpoint of the line of training that was saved last. After training
+        has gone back and saved lower steps it is not the highest step, and a warning says so;
+        where the line is not known, as in runs of NeMo-RL, it is the highest.
 
-        Every file is compared with its manifest; what was written without one only has to have
-        a training_info.json. What is newer and passed over is told in a warning each, and what
-        was found damaged counts no more for best, latest and retention. That training continues
-        there is recorded, and the next save has it as its parent.
+        Every file is compared with the manifest; a checkpoint without one only needs a
+        training_info.json. Each newer checkpoint that is passed over is named in a warning. A
+        damaged one no longer counts for best, latest and retention. The resumption is recorded,
+        and the next save has the checkpoint as its parent.
 
         Args:
-            config: What training will run with, a mapping or pydantic model, to be compared with
-                what the checkpoint was saved with; None not to.
-            on_change: ``"warn"`` names the changed keys, ``"refuse"`` raises an error that does. A
-                configuration that is there and cannot be compared counts as changed; of a
-                checkpoint without any only a warning says that nothing can be told.
-            checksums: Also read the files that have checksums, all of them.
+            config: Configuration of this training, a mapping or pydantic model, to compare with
+                the one of the checkpoint; None to compare none.
+            on_change: ``"warn"`` names the changed keys, ``"refuse"`` raises an error that names
+                them. A configuration that cannot be compared counts as changed; a checkpoint
+                without one only causes a warning.
+            checksums: Also read and compare all files that have checksums.
 
         Raises:
-            ChecksumsUnavailable: Checksums are to be compared, and cannot be here.
-            ConfigChanged: The configuration is another one, or cannot be compared, and that is
-                refused.
+            ChecksumsUnavailable: The library for checksums is not installed.
+            ConfigChanged: The configuration has changed, and that is refused.
             RuntimeError: An earlier background finalization failed.
             InvalidChoice: There is no such ``on_change``.
         """
@@ -337,22 +287,22 @@ class CheckpointManager(ManagerSettings):
         return self._resuming.find(options)
 
     def reject(self, checkpoint: Checkpoint, reason: str) -> Checkpoint | None:
-        """Put aside a checkpoint that could not be loaded; return the next one, as `resume` does.
+        """Reject a checkpoint that could not be loaded; return the next one, as `resume` does.
 
-        It is kept on disk and reported, and is neither best nor latest, nor counted or deleted
-        by retention; ``ckptdb unreject`` undoes that.
+        A rejected checkpoint stays on disk. It is neither best nor latest, and retention neither
+        counts nor deletes it; ``ckptdb unreject`` undoes that.
 
         Args:
-            checkpoint: What `resume` has returned.
+            checkpoint: The checkpoint that `resume` has returned.
             reason: E.g. ``repr(error)``.
 
         Raises:
-            NoCheckpointHere: It is of another run.
+            NoCheckpointHere: The checkpoint belongs to another run.
             ConfigChanged: As `resume`.
         """
         return self._resuming.reject(checkpoint, reason)
 
-    # --- questions ----------------------------------------------------------------------
+    # --- paths --------------------------------------------------------------------------
 
     def get_best_checkpoint_path(self) -> str | None:
         """Return the checkpoint with the best finite value of the metric.
@@ -376,12 +326,11 @@ class CheckpointManager(ManagerSettings):
     def get_top_checkpoint_paths(self, count: int) -> list[str]:
         """Return the checkpoints with the best finite values of the metric, the best first.
 
-        Ties go to the higher step. Those that lack the metric, or a finite value of it, are left
-        out, with the warnings of `get_best_checkpoint_path`. Without a metric, those with the
-        highest steps.
+        Ties go to the higher step. Checkpoints without a finite value of the metric are left out,
+        with the warnings of `get_best_checkpoint_path`. Without a metric, the highest steps.
 
         Args:
-            count: At most so many.
+            count: Maximum number of paths.
 
         Raises:
             ValueError: The count is negative.
@@ -394,22 +343,19 @@ class CheckpointManager(ManagerSettings):
         return [top + names.final_name(step) for step in steps]
 
     def load_training_info(self, checkpoint_path: PathLike | None = None) -> dict[str, Any] | None:
-        """Return what training_info.json of a checkpoint holds; None without a path.
+        """Return the content of a checkpoint's training_info.json; None without a path.
 
-        What is loaded is what training continues from: the next save has it as its parent, and no
-        prune of this process takes it.
+        Training continues from the checkpoint that was loaded: it is the parent of the next save,
+        and no prune of this process deletes it.
 
         Raises:
             NoCheckpointHere: There is no such file.
-            UnreadableInfo: It is there and is not a JSON object.
+            UnreadableInfo: The file is not a JSON object.
         """
         self._parents.note_look()
         if checkpoint_path is None:
             return None
-        folder = Path(checkpoint_path)
-        own = self._directory.find_moved(folder)
-        if own is not None and own.exists():
-            folder = own
+        folder = self._directory.find_existing(Path(checkpoint_path))
         found = published_name.find_published_info(folder)
         if found is None:
             raise NoCheckpointHere(folder, f"has no {names.INFO}; it is not a checkpoint")
@@ -427,8 +373,8 @@ class CheckpointManager(ManagerSettings):
             model_component: Subdirectory of the model, ``"policy"`` or ``"value"``.
 
         Returns:
-            Both None without a checkpoint. The optimizer is None when none was saved. For a
-            Megatron checkpoint its path only says that the state is among the weights.
+            Both None without a checkpoint. The optimizer is None when none was saved; for a
+            Megatron checkpoint its path only means that the state is stored with the weights.
         """
         if not last_checkpoint_path:
             return None, None
@@ -466,18 +412,6 @@ class CheckpointManager(ManagerSettings):
             )
 
 
-def validate_warm_start_checkpoint(warm_start: PathLike, model_component: str = "value") -> None:
-    """Check that a checkpoint to start from holds the weights of a component.
-
-    Raises:
-        NoCheckpointHere: There are none; training would silently start cold.
-    """
-    weights = Path(warm_start) / model_component / "weights"
-    if not str(warm_start).strip() or not weights.exists():
-        why = "does not exist; point the warm start at a step_N directory"
-        raise NoCheckpointHere(weights, why)
-
-
 def _has_megatron_optimizer(iteration_dir: Path) -> bool:
     stored = (iteration_dir / "common.pt", iteration_dir / "metadata.json")
     if not any(file.exists() for file in stored):
@@ -504,15 +438,3 @@ def _load_megatron_common_state_dict(iteration_dir: Path) -> dict[str, Any]:
     # Megatron takes a Path too, but announces that it will not for long.
     state: dict[str, Any] = load_common_state_dict(str(iteration_dir))
     return state
-
-
-def _load_checkpoint_history(checkpoint_dir: PathLike) -> list[tuple[int, str, dict[str, Any]]]:
-    """Return step, path and training_info of every readable checkpoint, by step."""
-    load_history.note_look(Path(checkpoint_dir))
-    history = []
-    for step, path in run_listing.list_finals(Path(checkpoint_dir)):
-        try:
-            history.append((step, str(path), load_info(path)[0]))
-        except UnreadableInfo as error:
-            _logger.info("skipped: %s", error)
-    return history

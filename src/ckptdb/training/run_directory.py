@@ -47,6 +47,11 @@ class RunDirectory:
         is_own = os.path.normpath(path.parent) == os.path.normpath(self._given)
         return self.path / path.name if is_own else None
 
+    def find_existing(self, path: Path) -> Path:
+        """Return a path as it is, or its absolute form when that is where the checkpoint is."""
+        moved = self.find_moved(path)
+        return moved if moved is not None and moved.exists() else path
+
     @property
     def answered(self) -> Path:
         """The directory as it was given; the absolute path after a ``chdir``."""

@@ -17,8 +17,8 @@ from ckptdb.training.recent_saves import RecentSaves, SaveCost
 from ckptdb.training.schedule import (
     Deadline,
     Limits,
-    Reason,
     RecentDurations,
+    SaveReason,
 )
 from ckptdb.training.signals import Signals
 
@@ -38,7 +38,7 @@ class _Open:
 
     started: float
     asks: int
-    answers: Reason | None
+    answers: SaveReason | None
     is_behind: bool = False
 
 
@@ -74,7 +74,7 @@ class SaveScheduler:
         self._asked_at: float | None = None
         self._saving_seconds = 0.0  # since then
         self._asks = self._covered = 0
-        self._told: Reason | None = None
+        self._told: SaveReason | None = None
         self._open: dict[Path, _Open] = {}
         self._is_deadline_answered = self._is_over = False
         # Reentrant: a signal's former handler, which is called after ours, may ask, too.
@@ -83,7 +83,7 @@ class SaveScheduler:
 
     # --- what the loop asks -------------------------------------------------------------
 
-    def ask(self, *, is_periodic: bool) -> Reason | None:
+    def ask(self, *, is_periodic: bool) -> SaveReason | None:
         """Say whether to save the step that has just ended, and why."""
         with self._guard:
             self._count_step()
@@ -178,7 +178,7 @@ class SaveScheduler:
         if self._asked_at is not None and not save.is_behind:
             self._saving_seconds += self._monotonic() - max(save.started, self._asked_at)
 
-    def _find_urgent(self, *, saving: bool) -> Reason | None:
+    def _find_urgent(self, *, saving: bool) -> SaveReason | None:
         if self._signals.received:
             return "signal"
         if self._is_deadline_answered or not self._is_near(saving=saving):
@@ -200,7 +200,7 @@ class SaveScheduler:
         if end is not None:
             yield Deadline(end - self._wall(), end - self._began_wall)
 
-    def _answer(self, reason: Reason) -> None:
+    def _answer(self, reason: SaveReason) -> None:
         self._is_over = True
         self._signals.received = None
         if reason == "deadline" or self._is_near(saving=False):

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Final, Literal
 
-Reason = Literal["signal", "deadline", "period"]
+SaveReason = Literal["signal", "deadline", "period"]
 """Why a step is saved; the first two come before the third, since they ask for the last save."""
 
 SAFETY: Final = 1.5
