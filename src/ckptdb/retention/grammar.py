@@ -1,4 +1,4 @@
-"""The one text of a rule: in a config, on the command line, in the reason that is recorded."""
+"""Grammar of rules: the one text of a rule in a config, on the command line and in a reason."""
 
 from __future__ import annotations
 

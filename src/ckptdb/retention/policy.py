@@ -1,4 +1,4 @@
-"""What a run's configuration says about what stays, in rules."""
+"""Policies: the retention settings of a run as rules."""
 
 from __future__ import annotations
 
@@ -30,23 +30,22 @@ from ckptdb.retention.rules import (
 
 @dataclass(frozen=True)
 class Policy:
-    """Which of a run's checkpoints survive; a checkpoint stays if any rule keeps it.
+    """Rules of a run; a checkpoint stays if any rule keeps it.
 
-    The first three are those of NVIDIA NeMo-RL's checkpointing config, with their meaning there;
-    `rules` says the same in rules.
+    The first three settings are those of NVIDIA NeMo-RL's checkpointing config, with the same
+    meaning; `rules` contains them as rules.
 
     Attributes:
         keep_top_k: Of the steps divisible by ``save_period``, keep this many of the best by
             ``metric``, of the newest when there is no metric, or all when None.
         ft_keep_latest_k: Keep this many of the newest, whatever their step.
-        metric: What the best are the best by, where a rule does not say so itself, and what a
-            limit in bytes ranks by; None for the newest.
+        metric: Metric for rules that rank and name none, and for a limit in bytes; None to rank
+            by step.
         mode: Direction of ``metric``; None only without one.
-        keep: What is kept besides: rules, or the texts of rules; and limits in bytes, the lowest
-            of which counts.
+        keep: Further rules, or texts of rules; and limits in bytes, of which the lowest counts.
 
     Raises:
-        InvalidPolicy: Lists everything about it that makes no sense.
+        InvalidPolicy: Lists all faults of the policy.
     """
 
     save_period: int = 1
@@ -75,7 +74,7 @@ class Policy:
 
     @cached_property
     def rules(self) -> tuple[Rule, ...]:
-        """All rules; none of them keeps what goes."""
+        """All rules; a checkpoint that none of them keeps goes."""
         found: list[Rule] = []
         if self.keep_top_k is not None and self.metric is not None:
             found.append(Best(self.keep_top_k, self.metric, self.mode, self.save_period))
@@ -90,18 +89,18 @@ class Policy:
 
     @cached_property
     def at_most(self) -> AtMost | None:
-        """What the checkpoints that rules keep may take, except for those that never go."""
+        """The limit in bytes for the kept checkpoints, None without one."""
         limits = [clause for clause in self._clauses if isinstance(clause, AtMost)]
         return min(limits, key=lambda limit: limit.size_bytes, default=None)
 
     @cached_property
     def has_limit(self) -> bool:
-        """Whether anything can ever go."""
+        """Whether any checkpoint can ever go."""
         return bool(self._clauses) or bool(self.rules)
 
     @cached_property
     def ranked_by(self) -> tuple[str, ...]:
-        """The metrics by whose rank it is decided what goes."""
+        """Metrics that rank checkpoints."""
         found = dict.fromkeys(find_ranking_metrics(self.rules))
         if self.at_most is not None and self.metric is not None:
             found[self.metric] = None
@@ -109,13 +108,13 @@ class Policy:
 
     @cached_property
     def named(self) -> tuple[str, ...]:
-        """The metrics that decide what goes, also in conditions."""
+        """Metrics that rank checkpoints or occur in conditions."""
         mentioned = (rule.metrics for rule in self.rules if isinstance(rule, Where))
         return tuple(dict.fromkeys([*self.ranked_by, *chain.from_iterable(mentioned)]))
 
     @cached_property
     def wanted(self) -> Wanted:
-        """What has to be known of the candidates."""
+        """Facts about candidates that the rules ask for."""
         rules = self.rules
         awaited = [rule.metric for rule in rules if isinstance(rule, Awaiting)]
         own = [] if self.metric is None else [self.metric]
@@ -127,14 +126,14 @@ class Policy:
         )
 
     def keeps_all(self, count: float) -> bool:
-        """Whether nothing can go as long as there are no more than ``count`` checkpoints."""
+        """Return whether all checkpoints stay as long as there are at most ``count``."""
         if self.at_most is not None:
             return False
         return not self.has_limit or any(_keeps_all(rule, count) for rule in self.rules)
 
     @property
     def _clauses(self) -> tuple[Clause, ...]:
-        return cast("tuple[Clause, ...]", self.keep)  # parsed when it was made
+        return cast("tuple[Clause, ...]", self.keep)  # parsed in __post_init__
 
 
 def _keeps_all(rule: Rule, count: float) -> bool:

@@ -1,7 +1,7 @@
-"""Rules of retention: each keeps some of a run's checkpoints, and what any of them keeps stays.
+"""Rules of retention: each keeps some checkpoints of a run, and a checkpoint stays if any keeps it.
 
 A rule has one text, e.g. ``best 3 by val:loss min``: it is written so in a config, on the command
-line and in the reasons that are recorded, and `text.parse` reads it back.
+line and in the reasons that are recorded, and `grammar.parse` reads it back.
 """
 
 from __future__ import annotations
@@ -23,23 +23,23 @@ class Rule(Protocol):
     """One reason to keep a checkpoint; ``str()`` is its text."""
 
     def kept(self, candidates: Sequence[Candidate], now: float) -> Iterable[Candidate]:
-        """Return which of a run's live, trusted checkpoints it keeps.
+        """Return the candidates that the rule keeps.
 
         Args:
-            candidates: All of them, by step, the lowest first.
+            candidates: All live, trusted checkpoints of a run, the lowest step first.
             now: Seconds since the epoch.
         """
 
 
 @dataclass(frozen=True, slots=True)
 class Best:
-    """The best by a metric, of the steps divisible by a period.
+    """The best checkpoints by a metric, of the steps divisible by a period.
 
-    Those that lack a finite value rank last, the newest of them first, as with ``keep_top_k`` in
-    NVIDIA NeMo-RL.
+    Checkpoints without a finite value rank last, the newest of them first, as with ``keep_top_k``
+    in NVIDIA NeMo-RL.
 
     Attributes:
-        metric: None for the one that the run is judged by.
+        metric: The metric; None for the one that the run is ranked by.
         mode: Its direction; None with ``metric`` alone.
     """
 
@@ -65,7 +65,7 @@ class Best:
         return f"best {self.count}{by}{_of_every(self.period)}"
 
     def kept(self, candidates: Sequence[Candidate], now: float) -> Iterable[Candidate]:
-        """Return the best."""
+        """Return the best checkpoints."""
         periodic = [c for c in reversed(candidates) if c.step % self.period == 0]
         metric, mode = self.metric, self.mode
         if metric is not None and mode is not None:
@@ -75,7 +75,7 @@ class Best:
 
 @dataclass(frozen=True, slots=True)
 class Latest:
-    """Those with the highest steps, of those divisible by a period."""
+    """The checkpoints with the highest steps, of the steps divisible by a period."""
 
     count: int
     period: int = 1
@@ -87,14 +87,14 @@ class Latest:
         return f"latest {self.count}{_of_every(self.period)}"
 
     def kept(self, candidates: Sequence[Candidate], now: float) -> Iterable[Candidate]:
-        """Return the last ones."""
+        """Return the checkpoints with the highest steps."""
         periodic = [c for c in candidates if c.step % self.period == 0]
         return periodic[max(len(periodic) - self.count, 0) :]
 
 
 @dataclass(frozen=True, slots=True)
 class EverySteps:
-    """Those whose step is divisible by a number."""
+    """The checkpoints whose step is divisible by a number."""
 
     steps: int
 
@@ -105,18 +105,18 @@ class EverySteps:
         return f"every {self.steps} steps"
 
     def kept(self, candidates: Sequence[Candidate], now: float) -> Iterable[Candidate]:
-        """Return the periodic ones."""
+        """Return the periodic checkpoints."""
         return [c for c in candidates if c.step % self.steps == 0]
 
 
 @dataclass(frozen=True, slots=True)
 class EveryHours:
-    """The first, and from then on, step by step, the first after each so many hours.
+    """The first checkpoint, and then, in the order of steps, the next after each interval of hours.
 
-    It goes by the steps, because clocks are set back, and those of several machines differ. A time
-    before that of the one kept last begins anew: nothing that was kept goes because a later step
-    has an earlier time, and what is not kept was published within so many hours after one that is.
-    Those of which no time is known are kept.
+    The order is by step, because clocks are set back, and those of several machines differ. A time
+    before that of the checkpoint kept last begins a new interval: no kept checkpoint goes because a
+    later step has an earlier time, and each one that is not kept was published within one interval
+    after a kept one. Checkpoints without a known time are kept.
     """
 
     hours: float
@@ -128,7 +128,7 @@ class EveryHours:
         return f"every {units.duration(self.hours)}"
 
     def kept(self, candidates: Sequence[Candidate], now: float) -> Iterable[Candidate]:
-        """Return those that are far enough from the one kept before."""
+        """Return the checkpoints that are far enough from the one kept before."""
         last: float | None = None
         found = []
         for candidate in candidates:
@@ -143,10 +143,10 @@ class EveryHours:
 
 @dataclass(frozen=True, slots=True)
 class NewerThan:
-    """Those that were published less than so many hours ago; of which no time is known, too.
+    """The checkpoints published less than some hours ago, and those without a known time.
 
-    One counts as no older than any of a lower step: when the clock was set back between two saves,
-    the later one has the earlier time.
+    A checkpoint counts as no older than any lower step: when the clock was set back between two
+    saves, the later save has the earlier time.
     """
 
     hours: float
@@ -158,13 +158,13 @@ class NewerThan:
         return f"newer than {units.duration(self.hours)}"
 
     def kept(self, candidates: Sequence[Candidate], now: float) -> Iterable[Candidate]:
-        """Return the young ones."""
+        """Return the young checkpoints."""
         since = now - self.hours * _HOUR_SECONDS
         newest = float("-inf")
         found = []
         for candidate in candidates:
             at = seconds(candidate.finalized_at)
-            # A time that is still to come says nothing of the others.
+            # A time in the future says nothing about the other checkpoints.
             if at is not None and at <= now:
                 newest = max(newest, at)
             if at is None or max(at, newest) > since:
@@ -174,7 +174,7 @@ class NewerThan:
 
 @dataclass(frozen=True, slots=True)
 class Steps:
-    """Those at given steps."""
+    """The checkpoints at given steps."""
 
     steps: tuple[int, ...]
 
@@ -186,13 +186,13 @@ class Steps:
         return f"steps {','.join(map(str, self.steps))}"
 
     def kept(self, candidates: Sequence[Candidate], now: float) -> Iterable[Candidate]:
-        """Return those that are there."""
+        """Return the checkpoints at these steps."""
         return [c for c in candidates if c.step in self.steps]
 
 
 @dataclass(frozen=True, slots=True)
 class Tagged:
-    """Those that have a tag: a certain one, or any."""
+    """The checkpoints with a tag: a given one, or any."""
 
     name: str | None = None
 
@@ -200,15 +200,15 @@ class Tagged:
         return "tagged" if self.name is None else f"tagged {self.name}"
 
     def kept(self, candidates: Sequence[Candidate], now: float) -> Iterable[Candidate]:
-        """Return the tagged ones."""
+        """Return the tagged checkpoints."""
         return [c for c in candidates if (c.tags if self.name is None else self.name in c.tags)]
 
 
 @dataclass(frozen=True, slots=True)
 class Awaiting:
-    """Those that lack a metric, for so many hours after they were published.
+    """The checkpoints without a metric, for some hours after they were published.
 
-    A value that is not finite is no longer awaited when it was reported after the save.
+    A metric whose value was reported after the save is no longer awaited, even if it is not finite.
     """
 
     metric: str
@@ -221,7 +221,7 @@ class Awaiting:
         return f"awaiting {self.metric} for {units.duration(self.hours)}"
 
     def kept(self, candidates: Sequence[Candidate], now: float) -> Iterable[Candidate]:
-        """Return the young ones without it."""
+        """Return the young checkpoints without the metric."""
         return [
             c
             for c in NewerThan(self.hours).kept(candidates, now)
@@ -231,7 +231,7 @@ class Awaiting:
 
 @dataclass(frozen=True, slots=True)
 class Ancestors:
-    """Those that training was resumed from, as long as something of what came of it is live."""
+    """The checkpoints that training was resumed from, as long as a descendant is live."""
 
     def __str__(self) -> str:
         return "ancestors"
@@ -243,7 +243,7 @@ class Ancestors:
 
 @dataclass(frozen=True, slots=True)
 class Where:
-    """Those for which a condition in SQL holds, over their columns and metrics."""
+    """The checkpoints for which a condition in SQL over columns and metrics holds."""
 
     condition: str
 
@@ -262,13 +262,13 @@ class Where:
         return f"where {self.condition}"
 
     def kept(self, candidates: Sequence[Candidate], now: float) -> Iterable[Candidate]:
-        """Return those that the catalog found."""
+        """Return the checkpoints for which the catalog found that it holds."""
         return [c for c in candidates if self.condition in c.matches]
 
 
 @dataclass(frozen=True, slots=True)
 class AtMost:
-    """No rule but a limit: of what the rules keep, those ranked lowest go until the rest fits."""
+    """A limit in bytes: of the kept checkpoints the lowest ranked go until the rest fits."""
 
     size_bytes: int
 
@@ -280,7 +280,7 @@ class AtMost:
 
 
 Clause = Rule | AtMost
-"""What a policy is made of."""
+"""Part of a policy: a rule or a limit."""
 
 
 def find_ranking_metrics(rules: Iterable[Clause]) -> tuple[str, ...]:
@@ -290,7 +290,7 @@ def find_ranking_metrics(rules: Iterable[Clause]) -> tuple[str, ...]:
 
 
 def with_metric(rule: Rule, metric: str | None, mode: Mode | None) -> Rule:
-    """Return a rule that says "the best" without saying by what, by this metric."""
+    """Return a rule with this metric, if it is ``best K`` without one."""
     if isinstance(rule, Best) and rule.metric is None and metric is not None:
         return replace(rule, metric=metric, mode=mode)
     return rule

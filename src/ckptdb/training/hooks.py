@@ -1,8 +1,7 @@
-"""What a training loop is told of as it happens: checkpoints published and deleted, and problems.
+"""Hooks of a training loop: called for published and deleted checkpoints, and for problems.
 
-Hooks are called in a thread of their own, in order, after what they are told of is durable. One
-that is slow delays the others and `shutdown`, and neither a save nor a deletion; one that fails
-is logged.
+Hooks are called in a thread of their own, in order, after the event is durable. A slow hook delays
+the other hooks and `shutdown`, and neither a save nor a deletion; the error of a hook is logged.
 """
 
 from __future__ import annotations
@@ -29,37 +28,37 @@ class Hooks:
 
 
 class HookDispatcher:
-    """Tells a loop, by its hooks, one thing after the other."""
+    """Calls the hooks of a loop in the background, one after the other."""
 
     def __init__(self, hooks: Hooks) -> None:
         self._hooks = hooks
         self._queue = WorkQueue()
 
     def report_published(self, checkpoints: Iterable[Checkpoint]) -> None:
-        """Tell of checkpoints that have their final name."""
+        """Report checkpoints that have their final name."""
         for checkpoint in checkpoints:
             self._call(self._hooks.on_published, checkpoint)
 
     def report_deleted(self, checkpoints: Iterable[Checkpoint]) -> None:
-        """Tell of checkpoints whose end is recorded."""
+        """Report checkpoints whose deletion is recorded."""
         for checkpoint in checkpoints:
             self._call(self._hooks.on_deleted, checkpoint)
 
     def report_problem(self, problem: Problem) -> None:
-        """Tell of something that went wrong behind the loop."""
+        """Report a failure in the background."""
         self._call(self._hooks.on_problem, problem)
 
     def drain(self) -> bool:
         """Wait for the hooks that are still to be called, as `WorkQueue.drain` does."""
         return self._queue.drain()
 
-    def _call(self, hook: Callable[[_T], object] | None, told: _T) -> None:
+    def _call(self, hook: Callable[[_T], object] | None, event: _T) -> None:
         if hook is not None:
-            self._queue.submit(lambda: _try(hook, told))
+            self._queue.submit(lambda: _try(hook, event))
 
 
-def _try(hook: Callable[[_T], object], told: _T) -> None:
+def _try(hook: Callable[[_T], object], event: _T) -> None:
     try:
-        hook(told)
+        hook(event)
     except (Exception, SystemExit):
-        _logger.exception("the hook %r failed, told of %r", hook, told)
+        _logger.exception("the hook %r failed for %r", hook, event)

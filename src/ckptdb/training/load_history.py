@@ -1,8 +1,8 @@
-"""What this process has loaded of each run, and whether it has looked at it or saved into it.
+"""Load history of this process: checkpoints that it has loaded, looked for or saved, by run.
 
 A loop may load by hand and save with a manager that it makes later, from another thread or after a
-fork: what was loaded belongs to the process. A run is known by its directory's inode, so that it is
-the same one by whatever path.
+fork, so the history belongs to the process. A run is identified by the inode of its directory,
+whatever path leads there.
 """
 
 from __future__ import annotations
@@ -20,9 +20,9 @@ from ckptdb.disk import manifest, names
 from ckptdb.errors import UnreadableInfo
 
 MOST_RUNS: Final = 256
-"""And so many directories that were given relative."""
+"""Number of runs, and of relative directories, that are remembered."""
 MOST_LOADED: Final = 8
-"""Of how many loads of one run is known what they loaded: the last ones."""
+"""Number of loads that are remembered of one run: the last ones."""
 
 _Key = tuple[int, int]
 
@@ -32,9 +32,9 @@ class LoadedCheckpoint:
     """A checkpoint that was loaded.
 
     Attributes:
-        inode: Of its directory.
-        uuid: What its manifest said then; None when it had none.
-        has_weights: Its weights were asked for, not only its training_info.
+        inode: Inode of its directory.
+        uuid: uuid of its manifest at that time; None without a manifest.
+        has_weights: The weights were requested, not only the training_info.
     """
 
     step: int
@@ -45,15 +45,15 @@ class LoadedCheckpoint:
 
 @dataclass(frozen=True, slots=True)
 class LoadHistory:
-    """What this process has done with a run.
+    """Loads, queries and saves of one run by this process.
 
     Attributes:
-        base: What it had loaded when it began to save: what training continues from is among them.
-        weights: What it has loaded last with its weights, at whatever time.
-        loaded: What it has loaded since its last save, the latest last.
-        pending: Of those, what the next save continues from, if it does.
-        has_looked: It has asked what there is.
-        has_saved: It has saved into it.
+        base: Checkpoints loaded before the first save; training continues from one of them.
+        weights: The last checkpoint that was loaded with its weights.
+        loaded: Checkpoints loaded since the last save, the latest last.
+        pending: The one of these that the next save continues from, if any.
+        has_looked: The process has queried the checkpoints of the run.
+        has_saved: The process has saved into the run.
     """
 
     base: tuple[LoadedCheckpoint, ...] = ()
@@ -68,7 +68,7 @@ _NOTHING: Final = LoadHistory()
 
 
 class _Runs:
-    """By run, what is known; safe in threads and forked children."""
+    """Load histories by run; safe in threads and forked children."""
 
     def __init__(self) -> None:
         self._known: dict[_Key, LoadHistory] = {}
@@ -76,7 +76,7 @@ class _Runs:
         fork.AFTER_FORK.add(self)
 
     def after_fork(self) -> None:
-        """Keep what is known: a child goes on with what its parent has loaded."""
+        """Keep the histories: a child continues from checkpoints that its parent has loaded."""
         self._guard = threading.Lock()
 
     def find(self, key: _Key) -> LoadHistory:
@@ -95,13 +95,13 @@ _relative: dict[str, Path] = {}
 
 
 def find(run: Path) -> LoadHistory:
-    """Return what this process has done with a run."""
+    """Return the history of a run."""
     key = _find_key(run)
     return _NOTHING if key is None else _runs.find(key)
 
 
 def note_look(run: Path) -> None:
-    """Note that this process has asked what there is of a run."""
+    """Note that this process has queried the checkpoints of a run."""
     key = _find_key(run)
     if key is not None and not _runs.find(key).has_looked:
         _runs.change(key, lambda known: replace(known, has_looked=True))
@@ -142,14 +142,14 @@ def note_load(folder: Path, *, has_weights: bool) -> None:
 
 
 def note_relative(given: Path, run: Path) -> None:
-    """Note where a directory was that was given relative, for when the working directory moves."""
+    """Note the absolute path of a relative directory, in case the working directory changes."""
     while len(_relative) >= MOST_RUNS:
         _relative.pop(next(iter(_relative), ""), None)
     _relative[os.path.normpath(given)] = run
 
 
 def find_absolute(folder: Path) -> Path:
-    """Return a path as it is, or, where it leads nowhere, as it was meant before a chdir."""
+    """Return a path as it is, or, when nothing is there, as it was meant before a ``chdir``."""
     if folder.is_absolute() or folder.exists():
         return folder
     run = _relative.get(os.path.normpath(folder.parent))
@@ -157,7 +157,7 @@ def find_absolute(folder: Path) -> Path:
 
 
 def forget(run: Path, uuid: str) -> None:
-    """Note that training does not continue from what was loaded."""
+    """Note that training does not continue from a checkpoint that was loaded."""
     key = _find_key(run)
     if key is not None and _runs.find(key) is not _NOTHING:
         _runs.change(key, lambda known: _without(known, uuid))

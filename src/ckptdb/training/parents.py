@@ -1,8 +1,8 @@
-"""What a manager's saves continue from, what its prunes leave alone for that, and what it tells.
+"""Parents of new checkpoints: the checkpoint that training continues from, safe from prunes.
 
-A loop goes on from what `resume` has returned, or from what it has loaded by hand. The prune that
-follows a save must take neither that nor the save itself, whatever their rank: where higher steps
-lie there already, a rule that keeps the newest or the best would take them at once.
+A loop continues from the checkpoint that `resume` has returned, or that it has loaded by hand. The
+prune after a save must delete neither that checkpoint nor the save itself, whatever their rank:
+where higher steps exist already, a rule that keeps the newest or the best would delete them.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ class ParentTracker:
 
     Args:
         directory: The run.
-        index: Of the run.
+        index: Index of the run.
     """
 
     def __init__(self, directory: Path, index: RunIndex) -> None:
@@ -48,25 +48,25 @@ class ParentTracker:
         self._has_warned = self._has_looked = False
 
     def note_look(self) -> None:
-        """Note that the loop asks what there is, or what of it."""
+        """Note that the loop queries the checkpoints of the run."""
         if not self._has_looked:
             self._has_looked = True
             load_history.note_look(self._directory)
 
-    # --- what it is told ----------------------------------------------------------------
+    # --- events -------------------------------------------------------------------------
 
     def resume_from(self, uuid: str | None) -> None:
-        """Note what training continues from; None for nothing."""
+        """Note the uuid of the checkpoint that training continues from; None for a fresh start."""
         self._parent = self._resumed = uuid
 
     def begin(self, path: Path, step: int) -> None:
-        """Note that a save is staged: it continues from what was loaded last, if anything was."""
+        """Note that a save is staged; its parent is the checkpoint that was loaded last, if any."""
         self._begun += 1
         # A later load is what training continues from only where the steps have gone back.
         goes_back = self._last_step is None or step <= self._last_step
         pending = load_history.find(self._directory).pending
         if pending is not None and goes_back:
-            # What is still being finalized keeps the parent that it has.
+            # Saves that are still being finalized keep their parents.
             self._parents |= dict.fromkeys(self._open.keys() - self._parents.keys(), self._parent)
             self._parent, self._went_back_at = self._find_uuid(pending), self._begun
         load_history.note_save(self._directory, has_gone_back=goes_back)
@@ -75,7 +75,7 @@ class ParentTracker:
         self._highest = max(step, -1 if self._highest is None else self._highest)
 
     def find_parent(self, path: Path) -> str | None:
-        """Return the uuid of what a staged checkpoint continues from."""
+        """Return the uuid of the parent of a staged checkpoint."""
         return self._parents.get(path, self._parent)
 
     def publish(self, path: Path, uuid: str) -> None:
@@ -90,13 +90,13 @@ class ParentTracker:
         self._open.pop(path, None)
         self._parents.pop(path, None)
 
-    # --- what stays ---------------------------------------------------------------------
+    # --- protection ---------------------------------------------------------------------
 
     def find_in_use(self, *, with_saved: bool) -> dict[str, str]:
-        """Return by uuid what a prune of this manager leaves alone, and why.
+        """Return the checkpoints that no prune of this manager deletes: the use of each, by uuid.
 
         Args:
-            with_saved: Also what it has just saved.
+            with_saved: Also the checkpoint that was saved last.
         """
         known = load_history.find(self._directory)
         ones = [*known.base, *(known.loaded if self._last_step is None else known.loaded[-1:])]
@@ -119,13 +119,13 @@ class ParentTracker:
                 )
         return None
 
-    # --- what it tells ------------------------------------------------------------------
+    # --- warnings -----------------------------------------------------------------------
 
     def warn_before(self, step: int) -> None:
-        """Warn, once, of what a save that is about to begin may not know of.
+        """Warn once, before a save, of checkpoints that the loop may not expect.
 
-        That is a run of another process that this one has not looked at, at the first save; and
-        steps above the one that is saved.
+        These are checkpoints of another process, at the first save of a process that has not
+        queried the run; and steps above the one that is saved.
         """
         others: Sequence[int] = ()
         if self._highest is None:
@@ -149,7 +149,7 @@ class ParentTracker:
         return self._has_looked or known.has_looked or known.has_saved
 
     def _find_above(self, step: int) -> list[int]:
-        """Return the steps above that count: what is rejected or damaged does not."""
+        """Return the steps above that count: rejected or damaged checkpoints do not."""
 
         def find(catalog: Catalog, run_id: int, _: object) -> tuple[int, ...]:
             return catalog.newest_steps(run_id, _MOST_ABOVE)
