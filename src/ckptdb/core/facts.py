@@ -15,12 +15,12 @@ JOURNAL = "journal.jsonl"
 
 
 MOST_BYTES = 4 * 1024**3
-"""What is read of a journal at most, holes not counted: the ends of some million checkpoints."""
+"""Largest part of a journal that is read, holes not counted: some million ends of checkpoints."""
 
 
 @dataclass(frozen=True, slots=True)
 class Fact:
-    """One line: something that happened to one checkpoint.
+    """A line of the journal: an event of a checkpoint.
 
     Attributes:
         at: When (UTC).
@@ -28,7 +28,7 @@ class Fact:
             ``metric``, ``tag``, ``untag``, ``pin``, ``unpin``, ``note``, ``rejected``,
             ``unrejected``, ``resumed``, ``evaluated`` or ``accepted`` (that it has vanished). Of
             the journal itself, without a uuid: ``contradicted`` by a catalog, and ``settled``.
-        details: What the kind needs: ``reason`` and ``record``, ``name`` and ``value``, …
+        details: Values that the kind needs: ``reason`` and ``record``, ``name`` and ``value``, …
     """
 
     at: str
@@ -39,12 +39,12 @@ class Fact:
 
 @dataclass(frozen=True, slots=True)
 class Damage:
-    """What is wrong with a journal.
+    """Damage of a journal.
 
     Attributes:
-        lines: How many of its lines cannot be read.
-        gaps: At how many other places lines are missing.
-        is_too_large: Whether it has more than `MOST_BYTES`.
+        lines: Number of lines that cannot be read.
+        gaps: Number of other places where lines are missing.
+        is_too_large: True if it has more than `MOST_BYTES`.
     """
 
     lines: int
@@ -66,17 +66,17 @@ class Damage:
 
 @dataclass(frozen=True, slots=True)
 class Facts:
-    """What a whole journal says, in the end.
+    """Facts of a whole journal; the last line per uuid and key counts.
 
     Attributes:
-        gone: By uuid, the checkpoint as it was, with when and why it went.
-        annotations: By uuid, what people added; only those that have any.
+        gone: Deleted checkpoints by uuid, with time and reason.
+        annotations: Annotations by uuid; only of checkpoints that have any.
         lost: uuids of those of ``gone`` that were published and vanished, and nobody has accepted.
-        keys: By uuid, which keys there are lines about, those that undo one included.
-        damage: What of it cannot be read.
-        contradicted: What a catalog knows that it does not, in words, as long as that stands.
-        is_short: Whether one was longer before.
-        settled_bytes: How long one was at most that this one has come from.
+        keys: Keys that have a line, by uuid; lines that undo one included.
+        damage: Damage of the journal, or None.
+        contradicted: Contradiction by a catalog, in words, until it is settled.
+        is_short: True if the journal was longer before.
+        settled_bytes: Largest size of the journals that this one was rebuilt from.
     """
 
     gone: Mapping[str, Checkpoint]

@@ -17,13 +17,13 @@ from ckptdb.core.stamp import Stamp
 
 @dataclass(frozen=True, slots=True)
 class KnownFingerprints:
-    """What the caller already knows about a run, so that it need not be read again.
+    """Facts about a run that the caller knows, and that need not be read again.
 
     Attributes:
-        finals: By step, uuid and fingerprint of each published checkpoint.
+        finals: Uuid and fingerprint of each published checkpoint, by step.
         journal_bytes: Size of the journal that has been read; None to read it again.
-        config: Whether the run's configuration is known as long as no checkpoint is new or gone.
-        configless: Whether it is known that no checkpoint has one.
+        config: True if the run's configuration is known as long as no checkpoint is new or gone.
+        configless: True if it is known that no checkpoint has a configuration.
     """
 
     finals: Mapping[int, tuple[str, str | None]] = field(default_factory=dict)
@@ -37,12 +37,12 @@ class Tmp:
     """A ``tmp_step_N`` directory.
 
     Attributes:
-        published_uuid: What its uuid is, or was, under its final name.
+        published_uuid: Uuid that the checkpoint has, or had, under its final name.
         manifest: Its presence says that all bytes are durable and only the name is missing.
-        writer: Who stages it, when that was recorded.
+        writer: Process that stages it, if recorded.
         fate: ``publish`` it under its final name, put it in the ``trash`` because it holds what
             has been replaced, or None: it is not ours to move.
-        life: What is known of its writer.
+        life: State of its writer, as far as it is known.
         blocked: It is complete, and its final name is taken by what is no checkpoint of this run:
             a file, or a symlink.
         abandoned: Nobody will continue it: its writer is dead, or cannot be asked and has not
@@ -78,16 +78,16 @@ class Leftover:
     identified: bool = True
 
     def is_due(self, now: float) -> bool:
-        """Whether it has been kept for long enough for whoever may have wanted it back."""
+        """Tell whether the time in which it could be undeleted is over."""
         return self.until is not None and self.until <= now
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Observation:
-    """What a run directory holds.
+    """Contents of a run directory.
 
     Attributes:
-        finals: By step; None for one that is exactly as the caller knows it.
+        finals: Published checkpoints by step; None for one that has not changed.
         config: Of the highest step that has one, empty when none has; None when the caller
             knows it.
         trash: What is retired, except for what can be undeleted yet; also what could not be moved
@@ -124,7 +124,7 @@ class Observation:
 
 @dataclass(frozen=True, slots=True)
 class Identity:
-    """A run as its directory tells it.
+    """A run as recorded in its directory.
 
     Attributes:
         origin: uuid of the first run in the chain of copies; checkpoints without a manifest
@@ -152,7 +152,7 @@ class Identity:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Manifest:
-    """What manifest.json holds.
+    """Contents of manifest.json.
 
     Attributes:
         parent: uuid of the checkpoint that training continued from.
@@ -199,7 +199,7 @@ class Writer(Process):
 
     Attributes:
         lock: On which file it holds the lock as long as it stages; None where it holds none.
-        has_write_lock: Whether it holds a write lock besides, which nobody can take who may only
+        has_write_lock: True if it also holds a write lock, which nobody can take who may only
             read the file.
     """
 

@@ -1,4 +1,4 @@
-"""Which process it was, and whether it lives: proven, or not known.
+"""Processes as recorded in files, and whether they are alive: proven, or not known.
 
 A writer, a trainer and an evaluator leave a note of which process they are. Whoever reads one may
 be elsewhere: on another machine of the same name, or in another container of this one, where the
@@ -19,7 +19,7 @@ from typing import Any, Final, Literal
 from ckptdb.core.text import is_storable
 
 Life = Literal["alive", "dead", "unknown"]
-"""What is known of a process: ``dead`` only when that is proven."""
+"""State of a process: ``dead`` only when that is proven."""
 
 _ENDED: Final = -1
 """For the start time of a process that is dead and has not been waited for."""
@@ -43,7 +43,7 @@ class Process:
 
     @property
     def is_here(self) -> bool:
-        """It ran where this process could see it: same machine, same boot, same PID namespace."""
+        """True if this process could see it: same machine, same boot, same PID namespace."""
         return (
             self.host == socket.gethostname()
             and self.boot is not None
@@ -54,18 +54,18 @@ class Process:
 
     @property
     def is_of_this_boot(self) -> bool:
-        """It ran on this machine since its last boot, perhaps in another container."""
+        """True if it ran on this machine since its last boot, perhaps in another container."""
         return self.boot is not None and self.boot == _boot()
 
     @property
     def is_me(self) -> bool:
-        """It is the calling process."""
+        """True for the calling process."""
         mine = this_process()
         return all(getattr(self, name) == mine[name] for name in mine)
 
     @property
     def life(self) -> Life:
-        """Whether it still runs, as far as its number tells."""
+        """State of the process, as far as its pid shows."""
         if self.is_me:
             return "alive"
         if not self.is_here:

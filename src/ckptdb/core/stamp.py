@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 
 @dataclass(frozen=True, slots=True)
 class Stamp:
-    """What moves whenever a run changes: the directory's mtime and link count, the journal.
+    """Values that change with a run: mtime and link count of its directory, size of its journal.
 
     Attributes:
         changed_ns: The directory's ctime, which nobody can set back. It is not stored, and two
@@ -34,16 +34,16 @@ class Stamp:
         return cls(mtime_ns, links, journal_bytes)
 
     def is_same(self, other: Stamp | None) -> bool:
-        """Whether nothing has changed between the two, by the ctime too."""
+        """Tell whether nothing has changed between the two, by the ctime too."""
         return other is not None and self == other and self.changed_ns == other.changed_ns
 
     def is_settled(self) -> bool:
-        """Whether a later change would be sure to show in the mtime."""
+        """Tell whether a later change would surely show in the mtime."""
         return is_settled(self.mtime_ns)
 
 
 SETTLE_SECONDS = 2.0
-"""How old a change must be before an equal mtime proves that nothing changed since.
+"""Age from which an equal mtime proves that nothing has changed since.
 
 File systems count time in ticks of up to two seconds, and a server's clock may differ a
 little from ours; git calls an entry younger than that racy.

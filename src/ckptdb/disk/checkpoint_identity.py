@@ -37,7 +37,7 @@ def find_uuid(who: Identity, path: Path, step: int, *, through_link: bool = Fals
     Args:
         who: The run.
         path: Where.
-        step: What its name says.
+        step: Step in its name.
         through_link: Also of one behind a symlink, which may be read and not be changed.
     """
     status = paths.find_status(path)

@@ -25,7 +25,7 @@ _FLAGS = os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC
 
 
 class Stopped(Exception):  # a signal to the caller, not an error
-    """A file was not read to its end, for whoever asked wanted no more of it."""
+    """The caller stopped the reading of a file."""
 
     def __init__(self, read_bytes: int) -> None:
         super().__init__()
@@ -86,7 +86,7 @@ def compare_file(
         goes_on: Asked now and then with how many bytes have been read, whether to read the others.
 
     Raises:
-        Stopped: It said no.
+        Stopped: The caller stopped it.
     """
     expected = content.checksums.get(name)
     if expected is None or not expected.startswith(f"{ALGORITHM}:"):

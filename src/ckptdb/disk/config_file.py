@@ -83,7 +83,7 @@ def has_config(folder: str) -> bool:
     """Tell whether a file of that name is there; asked of every checkpoint of a run without any.
 
     Raises:
-        OSError: It cannot be told now.
+        OSError: It cannot be read now.
     """
     for name in CONFIGS:
         try:
@@ -101,7 +101,7 @@ def find_config(folder: Path) -> dict[str, Any] | None:
     index, no reason to distrust a checkpoint. To compare it, see `get_config`.
 
     Raises:
-        OSError: It cannot be told now.
+        OSError: It cannot be read now.
     """
     try:
         return get_config(folder)

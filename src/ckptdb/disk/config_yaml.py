@@ -21,7 +21,7 @@ _IS_FAST = _SafeLoader is not yaml.SafeLoader
 _MERGE = "tag:yaml.org,2002:merge"
 _INT = "tag:yaml.org,2002:int"
 _SLOW_BYTES = 512 * 1024
-"""What is read at most where PyYAML has no libyaml, and takes a minute for the rest."""
+"""Largest document that is read where PyYAML has no libyaml, and needs a minute for more."""
 _LONGEST_NUMBER = 4300
 """Letters; longer ones Python makes no text of again."""
 _LONGEST_TIME = 300
@@ -35,7 +35,7 @@ _DIRECTIVE = re.compile(rb"(?:\A|[\r\n]|\xc2\x85|\xe2\x80[\xa8\xa9])%")
 
 
 class _Loader(_SafeLoader):  # type: ignore[misc]  # which of the two it is, only running tells
-    """Refuses what takes much more time or memory than the bytes of the document.
+    """Loader that refuses documents which need much more time or memory than their size.
 
     Merge keys (``<<: [*a, *a]``) are unfolded while loading: a page of them fills any memory. Of
     the whole document no more than `MAX_CONFIG_NODES` pairs are.

@@ -38,7 +38,7 @@ UNMOVABLE = NO_SPACE | {errno.EXDEV}
 
 
 class DeletingInPlace(Changing):
-    """Ends checkpoints that cannot be moved into the trash."""
+    """Deletes checkpoints that cannot be moved into the trash."""
 
     def finish_deletion(self, left: Leftover) -> None:
         """Remove what is left of a checkpoint that is being deleted where it stands.

@@ -1,4 +1,4 @@
-"""One of several that share the evaluation of a run's checkpoints."""
+"""Evaluators, which share the evaluation of a run's checkpoints."""
 
 from __future__ import annotations
 
@@ -29,18 +29,18 @@ from ckptdb.disk.publish import Publisher
 from ckptdb.errors import CkptdbError, JournalInDoubt
 
 RENEWALS = 5
-"""How often a lease is renewed in the time that it would hold without."""
+"""Number of renewals in the time that a lease lasts."""
 
 _logger = logging.getLogger("ckptdb")
 
 
 class Evaluator:
-    """Takes checkpoints of one run for an evaluation that others may be doing, too.
+    """Leases checkpoints of a run for an evaluation that other processes may share.
 
     Args:
         directory: The run.
         evaluation: Its name, the same for all who share it; see `names.can_name_a_lease`.
-        lease_seconds: How long a lease holds after its holder has been heard of last.
+        lease_seconds: Time that a lease lasts after its last renewal.
     """
 
     def __init__(
@@ -56,7 +56,7 @@ class Evaluator:
         """Return the uuids of the checkpoints that somebody has evaluated.
 
         Raises:
-            OSError: It cannot be told now.
+            OSError: It cannot be read now.
         """
         return self._evaluated.find(self._evaluation)
 

@@ -30,9 +30,9 @@ def make_sure(
 
     Args:
         directory: The run.
-        step: What is to be saved, for the error.
-        needed_bytes: How large it may become.
-        remedies: What frees space, tried one after the other as long as there is too little.
+        step: Step to be saved, for the error.
+        needed_bytes: Largest expected size of the checkpoint.
+        remedies: Functions that free space, tried one after the other while there is too little.
 
     Raises:
         NotEnoughSpace: There still is too little.

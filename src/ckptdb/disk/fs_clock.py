@@ -1,4 +1,4 @@
-"""What time it is for a file system.
+"""The clock of a file system.
 
 How long something has not been touched can be told only by the clock that has written when it was:
 the clocks of two machines, or of a machine before and after it was set, are not compared.
@@ -14,9 +14,9 @@ from typing import Final
 from ckptdb.disk import lock, paths
 
 _OF_FILES: Final = getattr(time, "CLOCK_REALTIME_COARSE", time.CLOCK_REALTIME)
-"""What the kernel writes into files of its own."""
+"""Type number of file systems that the kernel itself provides."""
 _OVERLAY: Final = 0x794C7630
-"""What the kernel calls a file system of layers, such as a container's; it has its own clock."""
+"""Type number of overlay file systems, such as a container's; they have their own clock."""
 
 
 def find_time(folder: Path, *, may_touch: bool) -> float | None:

@@ -44,7 +44,7 @@ def is_there(path: Path) -> bool:
     is one, for what follows from it may be that a checkpoint has gone.
 
     Raises:
-        OSError: It cannot be told now.
+        OSError: It cannot be read now.
     """
     return paths.find_status(path) is not None
 
@@ -53,7 +53,7 @@ def is_folder(path: Path) -> bool:
     """Tell whether a real directory, no link to one, has that name.
 
     Raises:
-        OSError: It cannot be told now.
+        OSError: It cannot be read now.
     """
     status = paths.find_status(path)
     return status is not None and stat.S_ISDIR(status.st_mode)
@@ -215,8 +215,8 @@ def write_new(
 
     Args:
         path: Its path.
-        content: What is to be in it.
-        durable: Whether it must survive a power cut; its name may not yet.
+        content: Bytes to write.
+        durable: Flush the bytes, so that they survive a power cut; the name may not yet.
         before: The file that it is to replace.
     """
     handle = paths.open_file(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, before=before)

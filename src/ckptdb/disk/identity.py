@@ -1,4 +1,4 @@
-"""Who a run is (run.json), and where a root is (root.json).
+"""Identity of a run (run.json).
 
 A run's identity is the uuid in its run.json, as long as that file speaks of this very
 directory (same inode). A copy made with ``cp -r``, and a run that ckptdb has never written
@@ -35,7 +35,7 @@ _RUN = "run.json"
 _YOUNG_SECONDS = 2.0
 _MOST_IDENTITIES = 1024
 _MOST_BYTES = 1024 * 1024
-"""Of a run.json, which is a few hundred bytes and the name of a metric."""
+"""Largest run.json that is read; usual are a few hundred bytes and the name of a metric."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,8 +43,8 @@ class _Read:
     """A run.json that was read.
 
     Attributes:
-        inode: Of the run's directory.
-        seen: What the file looked like; None when it was too young for that to prove anything.
+        inode: Inode of the run's directory.
+        seen: Inode, size and times of the file; None when it was too young to be compared later.
     """
 
     inode: int
@@ -54,7 +54,7 @@ class _Read:
 
 
 _read_before: dict[Path, _Read] = {}
-"""By directory, what its run.json said."""
+"""Parsed run.json by directory."""
 
 
 def hidden(directory: Path) -> Path:
@@ -102,7 +102,7 @@ def find(directory: Path) -> Identity | None:
     """Tell which run a directory is, None when there is no such directory; writes nothing.
 
     Raises:
-        OSError: It cannot be told now.
+        OSError: It cannot be read now.
     """
     try:
         # A file in its place is none; `identify` asks only for what is in it.
@@ -178,7 +178,7 @@ def establish(
         metric_name: The metric the run is judged by.
         higher_is_better: Direction of that metric.
         keep_metric: Leave metric and direction as they are when run.json has them.
-        make_durable: Whether the file must survive a power cut.
+        make_durable: Flush the file, so that it survives a power cut.
         first: This may be the first that anybody does here; otherwise an empty directory is a
             run that has lost its checkpoints.
         remember: When the metric is another one, by what the run was ranked until now.

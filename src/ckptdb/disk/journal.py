@@ -23,7 +23,7 @@ from ckptdb.disk.journal_lines import PART_BYTES, SEAL, SEAL_BYTES, LineChain, M
 from ckptdb.disk.journal_records import AnnotationLines
 
 _CLOSED = b"\0\n"
-"""What ends a line that a crash has torn; no line of ours holds a NUL."""
+"""End that is added to a line that a crash has torn; no line of ours has a NUL."""
 
 
 def size(directory: Path) -> int:

@@ -22,7 +22,7 @@ PART_BYTES = 1024 * 1024
 _LONGEST_BYTES = 4 * MAX_BYTES
 """A line with the record of the largest training_info.json, whose letters may all be escaped."""
 NO_LINE = "00000000"
-"""What the first line comes after."""
+"""Checksum that the first line refers to."""
 SEAL = re.compile(rb', "after": "([0-9a-f]{8})", "crc": "([0-9a-f]{8})"\}\n')
 _LONG_ENOUGH = re.compile(rb"\n[^\n]{45}")
 _MANY = 1000
@@ -35,7 +35,7 @@ _OF_A_TORN_LINE = re.compile(rb"[\0\x20-\x7e]*\n?")
 
 @dataclass(frozen=True, slots=True)
 class Mark:
-    """What moves whenever a journal changes."""
+    """Inode, size and times of a journal, which change with it."""
 
     inode: int
     size_bytes: int
@@ -44,7 +44,7 @@ class Mark:
 
     @classmethod
     def of(cls, found: os.stat_result) -> Mark:
-        """Return that of a file."""
+        """Return the mark of a file from its status."""
         return cls(found.st_ino, found.st_size, found.st_mtime_ns, found.st_ctime_ns)
 
 
@@ -68,7 +68,7 @@ def _find_seal(line: bytes) -> tuple[str, str] | None:
 
 
 def _is_torn(line: bytes) -> bool:
-    """Whether it may be what a crash or a power cut has left of a line."""
+    """Tell whether a line may be the rest that a crash or a power cut has left."""
     if line.endswith(b"\n") and b"\0" not in line:
         return False
     begin = line[: len(_BEGIN)].split(b"\0")[0]
@@ -76,7 +76,7 @@ def _is_torn(line: bytes) -> bool:
 
 
 class LineChain:
-    """Tells the lines of ours from what a crash has left and from damage, one after the other."""
+    """Chain of checksums: tells valid lines from the rest of a crash and from damage, in order."""
 
     def __init__(self) -> None:
         self.last = NO_LINE
@@ -88,7 +88,7 @@ class LineChain:
         self._open: bool = False
 
     def takes(self, line: bytes) -> bool:
-        """Whether a line holds a fact; what is wrong with it, or before it, is counted."""
+        """Tell whether a line is valid; damage in it, or before it, is counted."""
         seal = _find_seal(line)
         if seal is None:
             if not _is_torn(line) and line != b"\n":
@@ -142,8 +142,8 @@ def read_lines(file: BinaryIO, most_bytes: float = MOST_BYTES) -> Iterator[bytes
     """Yield line by line; of one that is too long to be ours only a word, not held in memory.
 
     Args:
-        file: What has no bytes on the disk is passed over.
-        most_bytes: How much of the rest is read.
+        file: An open journal; holes are skipped.
+        most_bytes: Limit of bytes to read, holes not counted.
     """
     left, short = most_bytes, 0
     while left > 0 and (line := file.readline(PART_BYTES)):
@@ -196,7 +196,7 @@ def _skip_short(file: BinaryIO, line: bytes) -> bytes:
 
 
 def is_hole(part: bytes) -> bool:
-    """Whether there may be no bytes on the disk: as long as it is, it is all NULs."""
+    """Tell whether a part may be a hole in the file: a full part of NULs."""
     return len(part) == PART_BYTES and part.count(0) == PART_BYTES
 
 
@@ -208,7 +208,7 @@ def skip_hole(file: BinaryIO) -> None:
         found = os.lseek(handle, at, os.SEEK_DATA)
     except OSError as error:
         if error.errno != errno.ENXIO:
-            return  # a file system that does not tell
+            return  # the file system does not support it
         found = os.fstat(handle).st_size
     finally:
         os.lseek(handle, where, os.SEEK_SET)

@@ -16,7 +16,7 @@ _Key = TypeVar("_Key")
 
 
 class Pins:
-    """Which checkpoints of a run are held: pinned, rejected, or last resumed from."""
+    """Checkpoints of a run that are pinned, rejected, or last resumed from."""
 
     def __init__(self, hidden: Path) -> None:
         self._marks = _Marks(hidden, (b'pin"', b'rejected"', b'"resumed"'), _find_hold)
@@ -57,7 +57,7 @@ class Pins:
 
 
 class Evaluated:
-    """Which checkpoints of a run have been evaluated, by the name of the evaluation."""
+    """Checkpoints of a run that have been evaluated, by the name of the evaluation."""
 
     def __init__(self, hidden: Path) -> None:
         self._marks = _Marks(hidden, (b'"evaluated"',), _find_evaluation)
@@ -73,17 +73,17 @@ class Evaluated:
 
 @dataclass(frozen=True, slots=True)
 class _Known(Generic[_Key]):
-    """What has been read of a journal.
+    """State after a part of a journal was read.
 
     Attributes:
-        marks: By key, whether it stands.
-        chain: Which lines were read.
-        read_bytes: How far.
+        marks: True or False by key: set, or undone.
+        chain: Checksums of the lines read so far.
+        read_bytes: Size of the part that was read.
         seen: The journal when it was read.
-        latest: What our own lines have made of it since.
-        changed: Whether something else than a new line has come in between.
-        longest_bytes: How much was ever read of it.
-        contradicted: What a catalog knows that it does not.
+        latest: The journal after our own later lines.
+        changed: True if anything but a new line has come in between.
+        longest_bytes: Largest size that was ever read.
+        contradicted: Contradiction by a catalog, or None.
     """
 
     marks: Mapping[_Key, bool]
@@ -96,7 +96,7 @@ class _Known(Generic[_Key]):
     contradicted: str | None = None
 
     def holds_for(self, now: Mark) -> bool:
-        """Whether the journal has only grown since."""
+        """Tell whether the journal has only grown since."""
         latest = self.latest
         return (
             latest is not None
@@ -107,7 +107,7 @@ class _Known(Generic[_Key]):
 
 
 class _Marks(Generic[_Key]):
-    """Which marks stand, the last one last; of a journal that has grown it reads the new lines.
+    """Marks in force, the last one last; only new lines of a grown journal are read.
 
     Args:
         hidden: The run's ``.ckptdb`` folder.

@@ -123,7 +123,7 @@ def _is_sound(record: Mapping[str, Any]) -> bool:
 
 
 def is_hold(fact: Fact) -> bool:
-    """Whether a line says that something is held, or no more."""
+    """Tell whether a line sets or undoes a pin, a rejection or a resumption."""
     if fact.kind == "rejected":
         return is_text(fact.details.get("reason"))
     return fact.kind in ("pin", "unpin", "unrejected", "resumed")

@@ -18,7 +18,7 @@ from ckptdb.errors import Obstructed, UnreadableInfo
 MAX_BYTES = 64 * 1024 * 1024
 """Larger metadata files are refused unread."""
 RECORD_BYTES = 16 * 1024
-"""What of ours says who does something is far smaller: whose a save or a lease is."""
+"""Largest record of a process, such as that of a save or a lease."""
 MAX_VALUES = 4_000_000
 """With more values JSON is refused: each takes many times the memory that its bytes do."""
 _MAX_DIGITS = 4300

@@ -31,7 +31,7 @@ def for_catalog(info: Mapping[str, Any]) -> dict[str, Any]:
 
 
 class Budget:
-    """How much of a file may still be unfolded."""
+    """Number of values and letters that may still be converted."""
 
     def __init__(self, values: int, letters: int) -> None:
         self._values, self._letters = values, letters
@@ -86,7 +86,7 @@ def _as_int(value: Any) -> Any:
 
 
 def _is_plain_json(info: Mapping[str, Any]) -> bool:
-    """Whether all of it is its own JSON, with nothing nested; nearly always that is so."""
+    """Tell whether a mapping is plain JSON without nesting, as nearly all are."""
     for key, value in info.items():
         kind = type(value)
         if kind is float:

@@ -1,4 +1,4 @@
-"""Evaluators' leases: files ``.ckptdb/leases/<uuid>.<evaluation>``, and which of them hold.
+"""Evaluators' leases: files ``.ckptdb/leases/<uuid>.<evaluation>``, and which are active.
 
 As long as one holds, nobody else begins that evaluation of that checkpoint, and nobody deletes
 the checkpoint. It ends when its holder has died on this machine, or when nobody has touched the
@@ -26,20 +26,20 @@ from ckptdb.disk.trainer_lock import Holder
 from ckptdb.errors import UnreadableInfo
 
 SECONDS = 300.0
-"""How long a lease holds that is not renewed; also one that does not say how long it does."""
+"""Time that a lease lasts without renewal; also of a lease whose file does not say it."""
 _FOLDER = "leases"
 _NAMED = 5
-"""How many leases on one checkpoint are told one by one."""
+"""Number of leases on a checkpoint that a message lists."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Lease:
-    """One evaluator's lease on one checkpoint.
+    """A lease of an evaluator on a checkpoint.
 
     Attributes:
-        evaluation: What is measured; two different ones may go on at the same time.
-        holder: None when that is not legible.
-        seconds: How long it holds after it was touched.
+        evaluation: Name of the evaluation; different ones may run at the same time.
+        holder: None when that cannot be read.
+        seconds: Time that it lasts after its last renewal.
         token: Tells it apart from one that was taken later.
         touched: The file's mtime.
     """
@@ -56,7 +56,7 @@ class Lease:
         return f"{self.evaluation!r} by {self.holder or 'somebody'}"
 
     def has_ended(self, now: float) -> bool:
-        """Whether it holds no longer.
+        """Tell whether the lease is over.
 
         Args:
             now: By the clock that has written ``touched``.
@@ -69,7 +69,7 @@ class Lease:
 
 
 def find(hidden: Path, *, now: float | None = None) -> tuple[Lease, ...]:
-    """Return the leases of a run that hold; writes nothing.
+    """Return the active leases of a run; writes nothing.
 
     Args:
         hidden: The run's ``.ckptdb`` folder.
@@ -77,7 +77,7 @@ def find(hidden: Path, *, now: float | None = None) -> tuple[Lease, ...]:
             is not possible, which is good enough for telling people.
 
     Raises:
-        OSError: There may be some, and it cannot be told now.
+        OSError: There may be some, and it cannot be read now.
     """
     found = _load(hidden)
     if now is None and found:
@@ -103,10 +103,10 @@ def _name(active: list[Lease]) -> str:
 
 
 def settle(hidden: Path) -> tuple[Lease, ...]:
-    """Remove the leases that have ended; return those that hold. The caller has the run's lock.
+    """Remove the leases that are over; return the active ones. The caller has the run's lock.
 
     Raises:
-        OSError: There may be some, and it cannot be told now.
+        OSError: There may be some, and it cannot be read now.
     """
     found = _load(hidden)
     now = tell_time(hidden) if found else 0.0
@@ -153,18 +153,18 @@ def find_current(lease: Lease) -> Lease | None:
     """Return the lease that is there now in the place of one taken before, None when none is.
 
     Raises:
-        OSError: It cannot be told now.
+        OSError: It cannot be read now.
     """
     return _read(lease.path, lease.uuid, lease.evaluation)
 
 
 def renew(lease: Lease) -> bool:
-    """Let a lease hold on from now; tell whether it is still that one.
+    """Renew a lease; tell whether it is still that one.
 
     Without the lock: should it be taken over at this moment, the new holder's is renewed once.
 
     Raises:
-        OSError: It cannot be told now.
+        OSError: It cannot be read now.
     """
     current = find_current(lease)
     if current is None or current.token != lease.token:
@@ -229,7 +229,7 @@ def _read(path: Path, uuid_: str, evaluation: str) -> Lease | None:
 
 
 def _unknown(path: Path, uuid_: str, evaluation: str) -> Lease | None:
-    """Return a lease that is not legible: it may be anybody's, and gets the usual time."""
+    """Return a lease that cannot be read: it may be anybody's, and gets the usual time."""
     try:
         touched = paths.get_status(path).st_mtime
     except FileNotFoundError:

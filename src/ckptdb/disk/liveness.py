@@ -1,4 +1,4 @@
-"""Whether anybody still works on an unfinished save: the one place where that is decided.
+"""Liveness of unfinished saves: the only place that decides whether a writer is still at work.
 
 A writer is dead only where that is proven: by its number, where that means something, or by its
 lock, where locks reach. Everywhere else only time counts: a save that nobody has touched for
@@ -34,7 +34,7 @@ def find_life(folder: Path, who: Writer | None) -> Life:
 
     Args:
         folder: The ``tmp_step_N``.
-        who: What it says there; None when that is not legible.
+        who: Its recorded writer; None when that cannot be read.
     """
     life = who.life if who else "unknown"
     if life != "unknown":
@@ -53,13 +53,13 @@ def is_untouched(
 ) -> bool:
     """Tell whether nothing in a directory, however deep, has changed for so long.
 
-    False when it cannot be told now.
+    False when it cannot be read now.
 
     Args:
         folder: The directory.
         hidden: The run's ``.ckptdb``, where the file system is asked for the time.
         may_touch: See `clock.find_time`.
-        seconds: How long.
+        seconds: Minimum time without a change.
     """
     try:
         # The mtime of the run itself tells whether it has changed, and is not to be touched.

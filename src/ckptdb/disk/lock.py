@@ -1,4 +1,4 @@
-"""The run's short lock: who may change names and journal right now.
+"""The run's short lock, under which names and journal are changed.
 
 It is `flock`, which dies with its process. A fork inherits the descriptor, and with it the
 lock; so it is released by name (``LOCK_UN``), which frees it whoever else still holds a copy,
@@ -25,7 +25,7 @@ _JUST_NOW_SECONDS = 2.0
 _FIRST_WAIT_SECONDS = 0.0005
 _LONGEST_WAIT_SECONDS = 0.05
 NO_LOCKS = frozenset({errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP})
-"""What a file system without locks answers."""
+"""Errors of a file system without locks."""
 
 LOCAL = frozenset({0xEF53, 0x58465342, 0x9123683E, 0xF2F52010, 0xCA451A4E, 0x2FC12FC1, 0x01021994})
 """The kinds of file systems that one machine at a time can have, where every lock is seen by all:

@@ -1,4 +1,4 @@
-"""manifest.json: which files a checkpoint is made of, and whether they are still there.
+"""manifest.json: the list of a checkpoint's files, and their comparison with it.
 
 It is written last. Its presence says that all it lists was durable before it.
 """
@@ -22,12 +22,12 @@ from ckptdb.disk.json_file import MAX_BYTES, load_json
 from ckptdb.errors import UnreadableInfo
 
 OWN = frozenset({names.MANIFEST, names.WRITER})
-"""What no manifest lists."""
+"""Names that no manifest lists."""
 WITHOUT = "written without a manifest"
 """Why a checkpoint cannot be verified that NeMo-RL has written, or whose manifest is gone."""
 _LONGEST_FAULT = 400
 _MOST_BYTES = 2 * MAX_BYTES
-"""Of a manifest: a million files with names of a hundred letters."""
+"""Largest manifest that is read: a million files with names of a hundred letters."""
 _LISTED = frozenset({stat.S_IFREG, stat.S_IFLNK})
 _NOT_THERE = frozenset({errno.ENOENT, errno.ENOTDIR, errno.ELOOP})
 _FORBIDDEN = frozenset({errno.EACCES, errno.EPERM})
@@ -36,12 +36,12 @@ _UUID = re.compile(r"[0-9a-f]{8}-(?:[0-9a-f]{4}-){3}[0-9a-f]{12}", re.ASCII)
 
 @dataclass(frozen=True, slots=True)
 class Compared:
-    """What comparing files with a manifest has shown; neither when they are as they were saved.
+    """Result of comparing files with a manifest; both None if they are as they were saved.
 
     Attributes:
-        damage: What is wrong.
+        damage: Differences, in words.
         kind: ``"corrupt"`` when a content differs, ``"damaged"`` when a file or its size does.
-        doubt: Why it cannot be told whether something is.
+        doubt: Reason why the files could not be compared.
     """
 
     damage: str | None = None
@@ -174,7 +174,7 @@ def unreadable(name: str, error: OSError) -> Compared:
 
     Args:
         name: The file's.
-        error: What came of looking.
+        error: Error of reading it.
     """
     fault = f"{name}: {error.strerror}"
     return Compared(doubt=fault) if error.errno in _FORBIDDEN else Compared(damage=fault)

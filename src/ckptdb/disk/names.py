@@ -24,7 +24,7 @@ CONFIG_JSON = "config.json"
 MANIFEST = "manifest.json"
 WRITER = ".writer.json"
 RECORD = frozenset({INFO, MANIFEST, WRITER})
-"""What a checkpoint's line in the journal can be written from."""
+"""Files from which a checkpoint's line in the journal can be written."""
 
 _NOT_SEARCHED = frozenset({
     HIDDEN,
@@ -72,7 +72,7 @@ def as_step(step: object) -> int:
 
 
 def is_searched(name: str, *, installed: bool = False) -> bool:
-    """Whether runs are looked for in a directory of that name; hidden ones are like all others.
+    """Tell whether runs are searched for in a directory of that name; also in hidden ones.
 
     Args:
         name: The directory's.
@@ -85,7 +85,7 @@ def is_searched(name: str, *, installed: bool = False) -> bool:
 
 
 def marks_environment(name: str) -> bool:
-    """Whether a directory that has this name in it is an environment of Python or conda."""
+    """Tell whether a directory with this name in it is an environment of Python or conda."""
     return name in _MARKS_OF_AN_ENVIRONMENT
 
 
@@ -118,10 +118,10 @@ def trash_name(
     Args:
         step: The checkpoint's.
         uuid: The checkpoint's.
-        recorded: Whether the journal tells its end.
+        recorded: True if the journal records its end.
         until: When its bytes may go, in seconds since the epoch; None for now.
-        identified: Whether its files say that it is a checkpoint.
-        attempt: How many names were found taken.
+        identified: True if its files identify it as a checkpoint.
+        attempt: Number of names that were already taken.
     """
     number = f".{attempt}" if attempt else ""
     waits = "" if until is None else f".until-{until}"
@@ -160,17 +160,17 @@ def find_until(name: str) -> int | None:
 
 
 def is_recorded(name: str) -> bool:
-    """Whether the journal is sure to tell the end of an entry of the trash."""
+    """Tell whether the journal surely records the end of an entry of the trash."""
     return not name.endswith(_UNRECORDED)
 
 
 def is_identified(name: str) -> bool:
-    """Whether the files of an entry of the trash say that it is a checkpoint."""
+    """Tell whether the files of an entry of the trash identify it as a checkpoint."""
     return _UNIDENTIFIED not in name
 
 
 def can_name_a_lease(evaluation: object) -> bool:
-    """Whether a text is a line that people can read and a file name can hold."""
+    """Tell whether a text is a readable line that fits into a file name."""
     return (
         isinstance(evaluation, str)
         and bool(evaluation.strip())

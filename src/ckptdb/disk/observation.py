@@ -32,7 +32,7 @@ from ckptdb.disk.read_changed import ReadBatch
 from ckptdb.disk.run_listing import Listing
 
 PORTION = 5000
-"""How many checkpoints are in memory at a time when there are many to read."""
+"""Number of checkpoints that are in memory at a time."""
 
 
 # Errors of the very file; any other one, such as no descriptor left, may befall all of them.
@@ -57,14 +57,14 @@ def observe(
 
     Args:
         directory: The run.
-        known: What need not be read again; None reads everything.
+        known: Facts that need not be read again; None reads everything.
         verify: Also compare every listed file of what is read with its manifest.
         on_checkpoint: Called after each checkpoint, for a progress bar.
         take: Gets what is read, whenever `PORTION` checkpoints have come together, and returns
             what of it is to be in the observation, by step; of the others that says no more than
             that the caller knows them.
         listing: Of this directory, made not long ago; None to make one now.
-        may_touch: To tell how old an unfinished save is, see `clock.find_time`.
+        may_touch: For the age of an unfinished save, see `fs_clock.find_time`.
 
     Raises:
         OSError: The directory itself cannot be read.
@@ -128,7 +128,7 @@ def observe(
 
 
 class ReadFiles:
-    """What the files of a run say, again and again: what has not changed is not read again."""
+    """Files of a run, read repeatedly: unchanged checkpoints are not read again."""
 
     def __init__(self, directory: Path) -> None:
         self._directory = directory
@@ -175,7 +175,7 @@ class ReadFiles:
 
 @dataclass(slots=True)
 class _Trouble:
-    """What cannot be read: of one directory its own fault, else perhaps that of all.
+    """Errors of reading: those of one directory, and those that may affect all of them.
 
     And what cannot be compared.
     """

@@ -1,4 +1,4 @@
-"""Whom a file of ours belongs to, and who may read and write it.
+"""Owners and permissions of our files.
 
 A user's own files follow the umask and the directory's setgid bit, as everybody's do; what lies in
 a folder ``.ckptdb`` has the permissions of that folder, for all who may write there write it in
@@ -24,7 +24,7 @@ from typing import Final
 _FILE: Final = 0o666
 _FOLDER: Final = 0o777
 NOBODY: Final = 65534
-"""Whom files seem to belong to whose owner is not known here."""
+"""Owner that files seem to have whose owner is not known here."""
 # A POSIX ACL as the kernel hands it out: a version, then tag, permissions and id of each entry.
 _ACL: Final = "system.posix_acl_access"
 _HEAD: Final = struct.Struct("<I")
@@ -217,7 +217,7 @@ class Grant:
 
 @dataclass(frozen=True, slots=True)
 class Access:
-    """Who may do what with a directory: 4 to list, 2 to write, 1 to enter.
+    """Permissions on a directory, by user: 4 to list, 2 to write, 1 to enter.
 
     Attributes:
         users: By user id.
@@ -279,7 +279,7 @@ class Access:
 
 
 class _Untold(Exception):  # a signal to the caller, not an error
-    """Whether there is an ACL cannot be told, or it cannot be set."""
+    """An ACL cannot be read or set."""
 
 
 def _find_acl(file: int | str) -> bytes | None:

@@ -1,4 +1,4 @@
-"""Going through many files: one after the other, or many at once where each one takes long."""
+"""Reading many files: one after the other, or in parallel where each one takes long."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ _T = TypeVar("_T")
 _R = TypeVar("_R")
 
 SLOW_SECONDS = 0.001
-"""What one item may take, in the middle of `_TRIALS`, before threads are worth their own cost.
+"""Median time of an item in `_TRIALS` from which threads are worth their own cost.
 
 A local disk takes a tenth of that; a network file system takes as much for a single call.
 """
@@ -24,18 +24,18 @@ THREADS = 32
 _TRIALS = 5
 _PORTION = 500
 _SHARE = 8
-"""How much a thread takes on at a time: little, for the results are awaited in order."""
+"""Number of items that a thread takes at a time: small, because results are awaited in order."""
 
 
 class ParallelReader:
-    """How to go through many files of one file system, found out with the first few of them."""
+    """Reads many files of a file system; the first few show whether threads pay."""
 
     def __init__(self) -> None:
         self._took_seconds: list[float] = []
 
     @property
     def is_slow(self) -> bool:
-        """Whether those that were tried took long."""
+        """Tell whether the first items took long."""
         took = self._took_seconds
         return len(took) == _TRIALS and statistics.median(took) > SLOW_SECONDS
 

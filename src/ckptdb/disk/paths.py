@@ -147,7 +147,7 @@ def find_status(path: PathLike) -> os.stat_result | None:
     """Return what has a name, None when nothing does; follows no symlink.
 
     Raises:
-        OSError: It cannot be told now.
+        OSError: It cannot be read now.
     """
     try:
         return get_status(path)
@@ -159,7 +159,7 @@ def get_status(path: PathLike) -> os.stat_result:
     """Return what has a name; follows no symlink.
 
     Raises:
-        OSError: Nothing has it, or it cannot be told now.
+        OSError: Nothing has it, or it cannot be read now.
     """
     if not is_anchored():
         try:
@@ -175,7 +175,7 @@ def find_stat(path: PathLike) -> os.stat_result:
     """Return what a path leads to, through a symlink too.
 
     Raises:
-        OSError: Nothing, or it cannot be told now.
+        OSError: Nothing, or it cannot be read now.
     """
     if not is_anchored():
         try:
@@ -264,7 +264,7 @@ def check_folder(path: PathLike) -> None:
 
     Raises:
         Obstructed: One is not.
-        OSError: It is not there, or it cannot be told now.
+        OSError: It is not there, or it cannot be read now.
     """
     with ResolvedPath(f"{os.fspath(path)}/-"):
         pass

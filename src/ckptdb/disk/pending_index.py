@@ -27,7 +27,7 @@ _LONGEST = 16384
 
 @dataclass(frozen=True, slots=True)
 class Note:
-    """One run whose changes the catalog may lack.
+    """A run whose changes the catalog may lack.
 
     Attributes:
         path: Where the note is.

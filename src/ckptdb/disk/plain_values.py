@@ -1,4 +1,4 @@
-"""From the values that a training loop has to what JSON and YAML can hold.
+"""Plain values: a training loop's values converted for JSON and YAML.
 
 One rule for all of them. What has no value (masked, NA, NaT, None in an array) is null and never a
 number. A number of any library is a number. What is neither a number nor text, list or mapping is
@@ -35,7 +35,7 @@ def plain(value: Any, where: str, faults: list[_Fault], depth: int) -> Any:
         value: Anything.
         where: Its name in a sentence.
         faults: Gets the name of everything that cannot be held.
-        depth: How many containers it lies in.
+        depth: Number of containers around it.
     """
     if value is None or isinstance(value, str | bool | int | float):
         return value

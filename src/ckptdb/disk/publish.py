@@ -107,11 +107,11 @@ class Publisher(Replacing):
 
     @cached_property
     def _failed(self) -> set[Path]:
-        """What could not be made durable, and will not be tried again."""
+        """Staged checkpoints that could not be made durable, and will not be tried again."""
         return set()
 
     def lock_trainer(self) -> TrainerLock:
-        """Hold the trainer's lease of the run as long as somebody keeps what is returned.
+        """Take the trainer lock of the run; it lasts as long as the returned object.
 
         Raises:
             RunInUse: Another process holds it.

@@ -20,7 +20,7 @@ from ckptdb.disk import (
 from ckptdb.errors import UnreadableInfo
 
 _GAP_SECONDS = 2.0
-"""How long a reader waits for a name that a replacement in two renames has taken away."""
+"""Time that a reader waits for a name which a replacement in two renames has taken away."""
 _LOOKS = 5
 
 

@@ -17,14 +17,14 @@ from ckptdb.disk.parallel import ParallelReader
 
 @dataclass(slots=True)
 class ReadBatch:
-    """What some published checkpoints were found to be.
+    """Result of reading some published checkpoints.
 
     Attributes:
         same: Steps of those that are exactly as the caller knows them.
         read: The others.
         bare: Steps of those that have no configuration, as far as they were read.
         deleting: Steps of those that are being deleted where they stand.
-        failed: What came of those that could be neither compared nor read.
+        failed: Errors of those that could be neither compared nor read.
         doubts: By step, why files could not be compared with a manifest, if that was asked.
     """
 
@@ -51,7 +51,7 @@ def read_changed(
         steps: Theirs.
         known: By step, uuid and fingerprint; what has that fingerprint is not read again.
         verify: Also compare every listed file of what is read with its manifest.
-        reader: Whether the file system is slow, when that has been found out.
+        reader: Reader that already knows whether the file system is slow.
     """
     directory = who.run.directory
     folder = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)

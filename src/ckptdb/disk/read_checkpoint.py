@@ -1,4 +1,4 @@
-"""One published checkpoint, from its files to its record.
+"""Published checkpoints, from their files to their records.
 
 There may be very many, and all of them are read when an index is built anew: what stands here
 is done a hundred thousand times, and asks the file system for nothing twice.
@@ -52,7 +52,7 @@ class Reading(NamedTuple):
     """A checkpoint as it was read.
 
     Attributes:
-        has_config: Whether a configuration is among its files.
+        has_config: True if a configuration is among its files.
         doubt: Why its files could not be compared with a manifest, if that was asked.
     """
 
@@ -71,7 +71,7 @@ def load(
     Args:
         who: The run.
         path: Its directory.
-        step: What its name says.
+        step: Step in its name.
         verify: Also compare every listed file with the manifest.
         strict: Raise the I/O error too when a manifest says which one it is, and only its
             training_info.json cannot be read now. Otherwise it is read again at the next look.
@@ -185,9 +185,9 @@ def derive_uuid(
     Args:
         who: The run.
         found: Its manifest.
-        step: What its name says.
+        step: Step in its name.
         raw: The bytes of its training_info.json.
-        kind: What it is, if not a published checkpoint.
+        kind: Kind of directory, if not a published checkpoint.
     """
     if found is None:
         digest = hashlib.sha256(raw).hexdigest()

@@ -37,7 +37,7 @@ def load_tmp(who: Identity, path: Path, step: int, *, may_touch: bool = False) -
         who: The run.
         path: The directory.
         step: Its step.
-        may_touch: To tell how old it is, see `clock.find_time`.
+        may_touch: For its age, see `fs_clock.find_time`.
     """
     by = writer.find(path)
     raw, content = b"", dict[str, Any]()

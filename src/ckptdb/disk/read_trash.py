@@ -30,7 +30,7 @@ def read_facts(who: Identity, unrecorded: Sequence[Leftover] | None = None) -> F
 
     Args:
         who: The run.
-        unrecorded: What is in the trash and not in the journal, when that has just been listed.
+        unrecorded: Entries of the trash that the journal lacks, when they have just been listed.
 
     Raises:
         OSError: It is there and cannot be read.

@@ -1,4 +1,4 @@
-"""What would forbid the removal of a checkpoint, as far as that can be known beforehand.
+"""Checks before a removal: permissions and attributes that would forbid it.
 
 Permissions, sticky directories of others, and the attributes *immutable* and *append only*. What
 only shows when it is tried (a disk without space, an I/O error) is not among it.

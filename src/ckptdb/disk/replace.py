@@ -66,7 +66,7 @@ class Replacing(Retiring):
             self._set_aside(watch, aside, old.step, old.uuid)
 
     def _may_end(self, old: Checkpoint) -> bool:
-        """Whether nothing of what is replaced has to stay in the trash."""
+        """Tell whether the replaced checkpoint may be removed at once."""
         return old.uuid not in self._find_kept() and checkpoint_identity.is_identified(old.path)
 
     def _replace_in_place(self, watch: StampWatch, path: Path, old: Checkpoint) -> None:

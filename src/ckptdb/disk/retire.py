@@ -1,4 +1,4 @@
-"""Taking checkpoints away: into the journal, out of sight, and then their bytes.
+"""Retiring checkpoints: recorded in the journal, moved out of sight, then removed.
 
 Nothing is ever unlinked under a published name, unless it cannot be moved; see `in_place`. What is
 retired lies in the `trash` until somebody empties it.
@@ -53,7 +53,7 @@ class Deletion:
         force: Even when it is pinned or leased; pin and leases end with it.
         by_hand: Even when it is rejected, or what training was last resumed from, which no rule
             may take away.
-        damage: What is known to be wrong with it: no later look at its record can tell.
+        damage: Its known damage, which its record alone does not show.
     """
 
     step: int
@@ -65,7 +65,7 @@ class Deletion:
 
 
 class Retiring(Trash):
-    """Ends checkpoints."""
+    """Retires checkpoints."""
 
     def retire(
         self,

@@ -30,7 +30,7 @@ class Marker:
     Attributes:
         root: The directory that is marked.
         owner: User id of whoever marked it.
-        counts: Whether the root is used. The same for everybody who asks: a trainer, the command
+        counts: True if the root is used. The same for every process: a trainer, the command
             line, a reader.
         why: Why it counts or does not, as the end of a sentence.
     """
@@ -42,7 +42,7 @@ class Marker:
 
     @property
     def owner_name(self) -> str:
-        """Who that is, for people."""
+        """Name of the owner, for people."""
         return ownership.name_of(self.owner)
 
     def __str__(self) -> str:
@@ -53,7 +53,7 @@ def find_root(directory: Path) -> Path | None:
     """Return the nearest directory at or above ``directory`` whose mark as a root counts.
 
     Raises:
-        OSError: It cannot be told now; taking that for a no would begin another root.
+        OSError: It cannot be read now; taking that for a no would begin another root.
     """
     return next((m.root for m in find_markers(directory) if m.counts), None)
 
@@ -77,10 +77,10 @@ def find_marker(root: Path, *, below: Path | None = None) -> Marker | None:
 
     Args:
         root: The directory.
-        below: What lies in it and is asked about.
+        below: Directory in it that is concerned.
 
     Raises:
-        OSError: It cannot be told now.
+        OSError: It cannot be read now.
     """
     folder = identity.hidden(root)
     try:

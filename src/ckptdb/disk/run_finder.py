@@ -1,4 +1,4 @@
-"""The runs below a directory, looked for again and again."""
+"""Runs below a directory, searched once or repeatedly."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from ckptdb.disk.run_listing import Listing
 
 @dataclass(frozen=True, slots=True)
 class _Folder:
-    """What a directory held when it was listed."""
+    """Contents of a directory when it was listed."""
 
     mtime_ns: int
     is_settled: bool
@@ -28,7 +28,7 @@ class _Folder:
 
 
 class Runs:
-    """Finds the runs at or below a directory; what has not changed since is not listed again.
+    """Finds the runs at or below a directory; unchanged directories are not listed again.
 
     Args:
         top: Where to begin; it need not be there yet.
@@ -124,7 +124,7 @@ def _is_other_root(folder: Path) -> bool:
 
 
 def _keeps_from_searching(error: OSError, folder: Path, top: Path) -> bool:
-    """Whether there is nothing to find in a directory of a tree, or nothing for us."""
+    """Tell whether an error means that a directory of a tree is skipped."""
     if isinstance(error, PermissionError):
         return True
     # Removed while we looked, or so deep that nobody saves there by a path.

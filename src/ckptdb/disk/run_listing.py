@@ -21,14 +21,14 @@ from ckptdb.disk import (
 
 @dataclass(slots=True)
 class Listing:
-    """What the names in a directory say.
+    """Names in a directory, sorted by kind.
 
     Attributes:
         stamp: The directory's, before it was listed.
-        settled: Whether any change since is sure to have moved the stamp.
+        settled: True if any change since has surely moved the stamp.
         finals: The steps that are published.
         linked: Those of them behind a symlink to a directory: read through it, never changed.
-        dead_links: By name, why a symlink in a checkpoint's place leads to none.
+        dead_links: Reason, by name, why a symlink in a checkpoint's place leads to none.
         foreign: Names that look like ours and are not.
         below: Names of directories that may lead to other runs.
         unlikely: Names of directories that do so only if they are runs themselves.
@@ -63,14 +63,14 @@ class Listing:
 
     @property
     def is_run(self) -> bool:
-        """Whether the directory holds checkpoints, ours or NeMo-RL's."""
+        """Tell whether the directory holds checkpoints, ours or NeMo-RL's."""
         checkpoints = map(names.final_name, self.finals), map(names.tmp_name, self.tmps)
         return has_identity(self.directory) or any(
             (self.directory / name / names.INFO).is_file() for name in chain(*checkpoints)
         )
 
     def is_still_true(self) -> bool:
-        """Whether listing the directory again would be sure to show the same."""
+        """Tell whether listing the directory again would surely show the same."""
         return self.settled and self.stamp.is_same(run_stamp.find_stamp(self.directory))
 
 

@@ -58,7 +58,7 @@ class _Anchor:
 
     Attributes:
         path: Path of the directory, as it was passed.
-        folders: By path below it, handles on the folders of ours.
+        folders: Handles on our folders, by path below it.
     """
 
     def __init__(self, path: str, handle: int) -> None:

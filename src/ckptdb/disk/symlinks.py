@@ -1,4 +1,4 @@
-"""What stands in a checkpoint's place and is no directory: a symlink to one, or something else.
+"""Obstructions: symlinks and other things that have a checkpoint's name and are no directory.
 
 A checkpoint that was moved to another disk and linked is read through its link, and nothing else is
 done through it.
@@ -16,7 +16,7 @@ from ckptdb.disk import fsutil, names, paths
 
 
 def find_obstruction(path: Path) -> str | None:
-    """Say what stands in a checkpoint's place, if not a directory or a symlink to a checkpoint."""
+    """Describe an obstruction; None for a directory or a symlink to a checkpoint."""
     status = paths.find_status(path)
     if status is None or stat.S_ISDIR(status.st_mode):
         return None

@@ -1,4 +1,4 @@
-"""The trainer's lease: which process saves into a run.
+"""The trainer lock: only one process at a time saves into a run.
 
 It is `flock` on ``.ckptdb/trainer``, held from the first save of a process until its last
 manager of that run lets go, and gone with the process however that ends. What the file says is
@@ -26,14 +26,14 @@ from ckptdb.disk.json_file import RECORD_BYTES, load_json
 from ckptdb.errors import RunInUse, UnreadableInfo
 
 PATIENCE_SECONDS = 0.2
-"""How long a lease that is taken, and does not say by whom, is looked at again."""
+"""Time for which a lock without a recorded holder is read again."""
 _PAUSE_SECONDS = 0.01
 _NAME: Final = "trainer"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Holder(Process):
-    """The process that holds a lease, and since when."""
+    """The process that has a lock or a lease, and since when."""
 
     since: str
 
@@ -47,7 +47,7 @@ class Holder(Process):
 
 
 class TrainerLock:
-    """Held as long as somebody keeps this object, in the process that took it."""
+    """A taken trainer lock; it lasts as long as this object, in the process that took it."""
 
     def __init__(self, file: FileIO) -> None:
         self._file = file
@@ -62,7 +62,7 @@ class TrainerLock:
 _taken: Final[weakref.WeakValueDictionary[tuple[int, int], TrainerLock]] = (
     weakref.WeakValueDictionary()
 )
-"""What this process holds, by device and inode of the file."""
+"""Locks of this process, by device and inode of the file."""
 _guard: Final = threading.RLock()
 
 
@@ -71,7 +71,7 @@ def take(hidden: Path, *, since: str) -> TrainerLock:
 
     Args:
         hidden: Must exist.
-        since: What a second trainer is told, in UTC.
+        since: Start time that a second trainer reports, in UTC.
 
     Raises:
         RunInUse: Another process holds it.
@@ -101,7 +101,7 @@ def is_held(hidden: Path) -> bool:
 
 
 def find_holder(hidden: Path) -> Holder | None:
-    """Return who wrote last that it holds the lease, or None when that is not legible."""
+    """Return who wrote last that it holds the lease, or None when that cannot be read."""
     try:
         content, _ = load_json(hidden / _NAME, RECORD_BYTES)
         return Holder(since=process.parse_text(content["since"]), **process.parse_process(content))

@@ -1,4 +1,4 @@
-"""Changing a run: under its lock, with durable names, and so that its stamp tells of it."""
+"""Transactions: changes of a run under its lock, with durable names, that move its stamp."""
 
 from __future__ import annotations
 
@@ -36,16 +36,16 @@ StampChange = tuple[Stamp, Stamp] | None
 
 
 class Changing:
-    """What every change of a run needs.
+    """Parts that every change of a run needs.
 
     Args:
         directory: The run, absolute.
-        of: Which run is meant; None for whichever is there.
-        directory_id: Which directory was judged; None for whichever is there.
-        make_durable: Whether each step is flushed before the next.
+        of: The run to change; None for any.
+        directory_id: Directory that was judged; None for any.
+        make_durable: Flush each step before the next.
         metric: Name and whether higher is better, written to run.json; None leaves it alone.
         remember: When that is another metric, by what the run was ranked until now.
-        trash_ttl_seconds: How long what is retired can be undeleted.
+        trash_ttl_seconds: Time in which a retired checkpoint can be undeleted.
         clock: Seconds since the epoch.
     """
 

@@ -1,4 +1,4 @@
-"""The trash of a run: what is retired and whose bytes are not removed yet.
+"""The trash of a run: retired checkpoints whose bytes are not removed yet.
 
 It lies there until somebody empties it: at once, or as long as it can be undeleted, is pinned, or
 is leased.
@@ -33,7 +33,7 @@ from ckptdb.disk.run_stamp import StampWatch
 from ckptdb.errors import DeletionIncomplete, NotDeleted, NotUndeleted, RunNotHere
 
 UNIDENTIFIED_TTL_SECONDS = 30 * 24 * 3600.0
-"""How long what had a checkpoint's name, and cannot be identified, stays in the trash at least."""
+"""Minimum time in the trash of a directory that cannot be identified as a checkpoint."""
 
 
 class Trash(DeletingInPlace):

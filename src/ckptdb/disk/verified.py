@@ -23,11 +23,11 @@ _NAME = "verified.json"
 
 @dataclass(slots=True)
 class Stopped:
-    """Files for which there has not been time enough.
+    """Files that were not verified for lack of time.
 
     Attributes:
         at: When one of them was read last.
-        files: Which, the one that was read last as the last.
+        files: Their names; the one that was read last comes last.
     """
 
     at: str
@@ -36,12 +36,12 @@ class Stopped:
 
 @dataclass(slots=True)
 class Verified:
-    """What is known of the verifications of a run, to one depth.
+    """Verifications of a run, to one depth.
 
     Attributes:
-        at: By uuid, when a checkpoint was verified last.
-        unfinished: By uuid, the files of one whose verification was stopped that are done.
-        stopped: By uuid, the files of one that were not read to their end.
+        at: Time of the last verification, by uuid.
+        unfinished: Files already done of a checkpoint whose verification was stopped, by uuid.
+        stopped: Files of a checkpoint that were not read to their end, by uuid.
     """
 
     at: dict[str, str] = field(default_factory=dict)
@@ -54,7 +54,7 @@ def load(hidden: Path, depth: VerifyDepth, *, now: str) -> Verified:
 
     Args:
         hidden: The run's ``.ckptdb`` folder.
-        depth: Which verifications are meant.
+        depth: Depth of the verifications.
         now: The time; what is later was noted by another clock.
     """
     content = _load(hidden).get(depth)

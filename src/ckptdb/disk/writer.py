@@ -1,4 +1,4 @@
-"""Who stages a checkpoint: ``.writer.json``, and the locks on it.
+"""Writers of staged checkpoints: ``.writer.json``, and the locks on it.
 
 The process that stages a checkpoint holds two locks on its ``.writer.json`` until it publishes or
 discards it. They go with the process however that ends, and are seen from every container of the
@@ -34,17 +34,17 @@ _FLOCK: Final = struct.Struct("hhqqi4x")
 
 
 _locked: Final[dict[Path, int]] = {}
-"""What this process stages, by directory: the descriptor of the file that it keeps locked."""
+"""Locked file descriptors of this process, by staged directory."""
 
 
 _guard: Final = threading.RLock()
 
 
 def write(folder: Path, checkpoint_uuid: str, created_at: str) -> Writer:
-    """Say in a staged checkpoint that this process writes it, and lock that until `release`.
+    """Record in a staged checkpoint that this process writes it, locked until `release`.
 
     Raises:
-        OSError: It is said already, or cannot be.
+        OSError: There is a record already, or it cannot be written.
     """
     with _guard:
         # Locked before it has its name, and before anybody else may open it: nobody may find it
@@ -74,7 +74,7 @@ def write(folder: Path, checkpoint_uuid: str, created_at: str) -> Writer:
 
 
 def release(folder: Path) -> None:
-    """Let go of what this process has staged in a directory, if it has."""
+    """Release the locks of a staged checkpoint, if this process has them."""
     handle = _locked.pop(folder, None)
     if handle is not None:
         # By name: a child that is being forked at this moment may hold a copy.
@@ -85,7 +85,7 @@ def release(folder: Path) -> None:
 
 
 def remove(folder: Path) -> None:
-    """Say no longer who writes a staged checkpoint."""
+    """Remove the record of the writer of a staged checkpoint."""
     # First: network file systems keep a file that is removed while it is open.
     release(folder)
     paths.unlink(folder / names.WRITER, missing_ok=True)
@@ -124,7 +124,7 @@ def look_at_lock(
 
     Args:
         folder: The ``tmp_step_N``.
-        writer: What it says there; None when that is not legible.
+        writer: Its recorded writer; None when that cannot be read.
     """
     found = _try(folder / names.WRITER, writer)
     if isinstance(found, str):
