@@ -5,6 +5,7 @@ import importlib
 import json
 import re
 import warnings
+from typing import get_args
 
 import click
 import pytest
@@ -12,6 +13,7 @@ from tests.support.documents import ROOT, names_in, read_table
 
 from ckptdb import Registry
 from ckptdb.cli.main import EXIT_CODES, cli, main
+from ckptdb.core.records import DeletedKind, ProblemKind
 from ckptdb.training import config as configuration
 
 
@@ -141,6 +143,15 @@ def test_every_table_view_and_column_is_documented(read_only_tree):
     }
 
     assert documented == relations
+
+
+@pytest.mark.parametrize(("column", "kinds"), [
+    ("`deleted_kind`", DeletedKind), ("`problem_kind`", ProblemKind),
+])  # fmt: skip
+def test_every_kind_is_documented(column, kinds):
+    rows = read_table("reference/sql.md", column)
+
+    assert [names_in(row[0])[0] for row in rows] == list(get_args(kinds))
 
 
 MODULES = ["ckptdb.manager", "ckptdb.registry", "ckptdb.retention", "ckptdb.errors"]
