@@ -6,7 +6,7 @@ from datasette.database import QueryInterrupted
 
 from ckptdb.catalog.worker import Place, Workers
 from ckptdb.web import questions
-from ckptdb.web.questions import Page, ask, current_page, make_question, making
+from ckptdb.web.questions import Page, answer, current_page, make_question, making
 
 ENDLESS = "with recursive c(x) as (select 1 union all select x + 1 from c) select count(*) from c"
 
@@ -25,7 +25,7 @@ def test_all_queries_of_a_page_share_its_time(place):
     page, workers = Page(0.3), Workers()
     try:
         with pytest.raises(QueryInterrupted):
-            ask(workers, place, question(page, ENDLESS), page)
+            answer(workers, place, question(page, ENDLESS), page)
         started = time.monotonic()
         with pytest.raises(QueryInterrupted):
             question(page)
@@ -51,7 +51,9 @@ def test_a_page_is_known_to_whatever_is_asked_while_it_is_made():
 def test_rows_have_names_as_those_of_sqlite(place):
     page, workers = Page(None), Workers()
     try:
-        found = ask(workers, place, question(page, 'select 1 as "a""b", \'x\' as b, 3 as b'), page)
+        found = answer(
+            workers, place, question(page, 'select 1 as "a""b", \'x\' as b, 3 as b'), page
+        )
     finally:
         workers.close()
     assert found.columns == ['a"b', "b", "b"]

@@ -1,8 +1,8 @@
-"""How many requests are answered at a time, so that the page itself is always answered.
+"""Admission of requests: a limit for each kind, so that the page itself is always answered.
 
-What an address asks beside naming a page (SQL, filters, facets, sorting) may be slow. Such
-questions run in threads of their own; and of each kind of request only so many may wait for their
-answer to begin, so that together they leave connections to others.
+A query in an address (SQL, filters, facets, sorting) may be slow. Queries run in threads of their
+own; and of each kind of request only some may wait for their answer to begin, so that together
+they leave connections to others.
 """
 
 from __future__ import annotations
@@ -16,32 +16,32 @@ from typing import Final, Literal
 from ckptdb.web.gate import ASSETS, App, Message, Receive, Scope, Send, say
 
 AT_ONCE: Final = 4
-"""How many questions run at a time."""
+"""Queries that run at a time."""
 
 MOST_HELD_BYTES: Final = 32 << 20
-"""Of answers that are being read, all together: each lies in memory until it has been."""
+"""Bytes of all answers together that are in memory while clients read them."""
 
 RequestKind = Literal["page", "table", "question", "download"]
-"""A download comes in parts, of which one lies in memory until it has been read."""
+"""Kind of a request; a download is sent in parts, one of them in memory at a time."""
 
 _asked: ContextVar[bool] = ContextVar("ckptdb_is_question", default=False)
 
 
 def is_question() -> bool:
-    """Tell whether the request that is being answered asks more than for a page."""
+    """Tell whether the request that is being answered holds a query."""
     return _asked.get()
 
 
 class Admission:
-    """An ASGI application of which only so much is asked at a time."""
+    """An ASGI application with a limit on the requests of each kind."""
 
     def __init__(self, app: App, *, base: str, room: int) -> None:
         """Admit requests to ``app``.
 
         Args:
-            app: What answers them.
-            base: Where browsers have the pages.
-            room: How many connections one address may have.
+            app: Answers the admitted requests.
+            base: Directory of the pages in browsers.
+            room: Connections that one address may have.
         """
         self._app = app
         self._base = base
@@ -52,7 +52,7 @@ class Admission:
         self._held_bytes = 0
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Answer, or say that there are too many of that kind."""
+        """Answer, or refuse when there are too many of that kind."""
         kind = self._kind(scope)
         if kind is None:
             await self._app(scope, receive, send)
@@ -78,7 +78,7 @@ class Admission:
 
     @contextmanager
     def holding(self, size_bytes: int) -> Iterator[None]:
-        """Hold part of an answer for as long as this is entered."""
+        """Count a part of an answer as in memory for as long as this is entered."""
         self._held_bytes += size_bytes
         try:
             yield

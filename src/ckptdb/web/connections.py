@@ -1,4 +1,4 @@
-"""Which connections are kept, and for how long: nobody who only holds one keeps others out.
+"""Limits on connections: an idle one never keeps others out.
 
 uvicorn bounds how long a connection may be idle after an answer, and nothing else.
 """
@@ -25,17 +25,17 @@ _TOO_LARGE: Final = (
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Limits:
-    """What a connection may take.
+    """Limits on connections and requests.
 
     Attributes:
         most: Connections in all.
-        most_of_one: Connections of one address; all that come through a tunnel have the same.
-        patience_seconds: For completing a request, from the connection or the answer before it,
-            and for reading the next part of an answer.
-        request_bytes: Of a request. A browser sends the cookies of all servers of a machine along:
+        most_of_one: Connections of one address; all connections through a tunnel have the same.
+        patience_seconds: Time to complete a request, from the connection or the answer before
+            it, and to read the next part of an answer.
+        request_bytes: Bytes of a request. A browser sends the cookies of all servers of a machine:
             180 of 4 KiB.
-        request_lines: Of a request.
-        backlog: Connections that are taken at one go, before any is looked at.
+        request_lines: Lines of a request.
+        backlog: Connections that are accepted at once, before any is checked.
     """
 
     most: int
@@ -53,8 +53,8 @@ class Limits:
         return cls(most=most, most_of_one=most * 3 // 4, backlog=min(quarter, 1024))
 
 
-class Held(Protocol):
-    """A connection, as far as it has to be known to choose which is closed."""
+class OpenConnection(Protocol):
+    """A connection, as far as it matters for the choice of one to close."""
 
     peer: str
     since: float
@@ -64,18 +64,19 @@ class Held(Protocol):
         """A request is being answered, and its answer is being read."""
 
 
-_Held = TypeVar("_Held", bound=Held)
+_Connection = TypeVar("_Connection", bound=OpenConnection)
 
 
-def find_superfluous(held: Collection[_Held], newest: _Held, limits: Limits) -> _Held | None:
+def find_superfluous(
+    connections: Collection[_Connection], newest: _Connection, limits: Limits
+) -> _Connection | None:
     """Return the connection that has to be closed because of the newest one, if any.
 
-    It is one that waits, if there is any that does: of the address with the most of them the one
-    that has waited for longest.
+    An idle one is preferred: the longest idle one of the address with the most connections.
     """
-    of_one = [one for one in held if one.peer == newest.peer]
-    crowd = of_one if len(of_one) > limits.most_of_one else held
-    if crowd is held and len(held) <= limits.most:
+    of_one = [one for one in connections if one.peer == newest.peer]
+    crowd = of_one if len(of_one) > limits.most_of_one else connections
+    if crowd is connections and len(connections) <= limits.most:
         return None
     number = Counter(one.peer for one in crowd)
     return min(crowd, key=lambda one: (one.is_busy, -number[one.peer], one.since))
@@ -94,12 +95,12 @@ class Connection(H11Protocol):
         self._unread = math.inf
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]  # as it is there
-        """Take a connection, and close one that waits when there are too many."""
+        """Accept a connection, and close an idle one when there are too many."""
         super().connection_made(transport)
         self.peer = network(self.client[0] if self.client else "")
         self._await_request()
-        held = [one for one in self.connections if isinstance(one, Connection)]
-        if (superfluous := find_superfluous(held, self, self.limits)) is not None:
+        connections = [one for one in self.connections if isinstance(one, Connection)]
+        if (superfluous := find_superfluous(connections, self, self.limits)) is not None:
             self.connections.discard(superfluous)
             superfluous.transport.abort()
 
@@ -133,7 +134,7 @@ class Connection(H11Protocol):
         self._wait()
 
     def connection_lost(self, exc: Exception | None) -> None:
-        """Forget it."""
+        """Stop the timer."""
         super().connection_lost(exc)
         self._stop_waiting()
 
@@ -170,7 +171,7 @@ def bounded(limits: Limits) -> type[Connection]:
 
 
 def network(address: str) -> str:
-    """Return whose an address is: of IPv6 everybody has very many, alike in their first half."""
+    """Return the network of an address: a host has many of IPv6, alike in their first half."""
     try:
         ip = ipaddress.ip_address(address.partition("%")[0])
     except ValueError:

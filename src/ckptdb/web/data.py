@@ -1,7 +1,7 @@
-"""Reading what the report and the page show.
+"""Reading the snapshot for the report and the page.
 
-Everything comes from a few questions over all runs, however many there are; details are asked for
-only of the checkpoints that are drawn.
+It takes a few queries over all runs, however many there are; details are read only of the
+checkpoints that are drawn.
 """
 
 from __future__ import annotations
@@ -17,14 +17,14 @@ from ckptdb.core.ranking import rank_key
 from ckptdb.core.records import Run, Status
 from ckptdb.core.times import seconds, utc
 from ckptdb.registry import Registry
-from ckptdb.web.snapshot import Deletion, Point, RunShown, Saves, Snapshot
+from ckptdb.web.snapshot import Deletion, Point, RunSnapshot, Saves, Snapshot
 
 NUMBERS: Final = 120_000
-"""About how many numbers the page carries, shared among points and their metrics."""
+"""Approximate number of values in the page, shared among points and their metrics."""
 
 FEWEST_POINTS, MOST_POINTS = 1_200, 8_000
 DELETIONS: Final = 200
-"""How many deletions are listed, the newest."""
+"""Deletions that are listed, the newest."""
 
 _MINUTE, _HOUR, _DAY = 60, 3_600, 86_400
 _WIDTHS: Final = (
@@ -43,11 +43,11 @@ def catch_up(registry: Registry) -> None:
 
 
 def take_snapshot(registry: Registry, *, now: float | None = None) -> Snapshot:
-    """Read what the page shows: the runs at or below what was opened. Changes nothing.
+    """Read the snapshot of the runs at or below what was opened; changes nothing.
 
     Args:
-        registry: What to look at.
-        now: POSIX timestamp; None for the clock's.
+        registry: The opened registry.
+        now: POSIX timestamp; None for the current time.
     """
     found = _Reading(registry)
     everything = [row for rows in found.rows.values() for row in rows]
@@ -55,7 +55,7 @@ def take_snapshot(registry: Registry, *, now: float | None = None) -> Snapshot:
     return Snapshot(
         where=str(registry.directory or registry.location.base or registry.location),
         made_at=utc(time.time() if now is None else now),
-        runs=found.shown(),
+        runs=found.runs(),
         metric=found.metric,
         metrics=found.metrics,
         saves=saves,
@@ -66,7 +66,7 @@ def take_snapshot(registry: Registry, *, now: float | None = None) -> Snapshot:
 
 
 class _Row(NamedTuple):
-    """One checkpoint, as far as it has to be known to choose what is drawn."""
+    """Columns of a checkpoint that decide whether it is drawn."""
 
     run_id: int
     id: int
@@ -128,22 +128,22 @@ WHERE run_id IN ({runs}) ORDER BY deleted_at DESC, run_id, step DESC LIMIT {dele
 
 
 class _Reading:
-    """The questions, in the order in which each needs the answers before it."""
+    """The queries, in the order in which each needs the answers before it."""
 
     def __init__(self, registry: Registry) -> None:
         self._registry = registry
         self._ids = ""
         here = registry.runs()
         self._runs = {run.uuid: run for run in here}
-        self._summary = {row[0]: row for row in self._ask(_SUMMARY) if row[1] in self._runs}
+        self._summary = {row[0]: row for row in self._query(_SUMMARY) if row[1] in self._runs}
         self._ids = ", ".join(str(int(run_id)) for run_id in self._summary) or "0"
         self.rows: dict[int, list[_Row]] = defaultdict(list)
-        for row in map(_Row._make, self._ask(_ROWS)):
+        for row in map(_Row._make, self._query(_ROWS)):
             self.rows[row.run_id].append(row)
         own = Counter(run.metric_name for run in here if run.metric_name is not None)
         # The name decides between equals, so that the page does not change by itself.
         self.metric = min(own, key=lambda name: (-own[name], name)) if own else None
-        extremes = self._ask(_EXTREMES)
+        extremes = self._query(_EXTREMES)
         names = {str(name) for _, name, _ in extremes}
         first = dict.fromkeys(own, 1) | {self.metric: 0}
         self.metrics = tuple(sorted(names, key=lambda name: (first.get(name, 2), name)))
@@ -153,7 +153,7 @@ class _Reading:
         few = len(extremes) * 2 <= self._room
         self._extremes = {row_id for _, _, row_id in extremes} if few else set[int]()
 
-    def shown(self) -> tuple[RunShown, ...]:
+    def runs(self) -> tuple[RunSnapshot, ...]:
         """Return the runs, by name."""
         room = self._room // max(len(self._runs), 1)
         chosen = {run_id: self._choose(rows, room) for run_id, rows in self.rows.items()}
@@ -168,7 +168,7 @@ class _Reading:
             rows = self.rows[run_id]
             best, latest = _best(rows, run), _latest(rows)
             found.append(
-                RunShown(
+                RunSnapshot(
                     run=run,
                     label=run.name if called[run.name] == 1 else f"{run.name} ({run.directory})",
                     final=final,
@@ -191,7 +191,7 @@ class _Reading:
         names = {run_id: self._runs[row[1]].name for run_id, row in self._summary.items()}
         return tuple(
             Deletion(run=names[run_id], step=step, at=at, reason=reason, size_bytes=size)
-            for run_id, step, at, reason, size in self._ask(_DELETIONS)
+            for run_id, step, at, reason, size in self._query(_DELETIONS)
         )
 
     def _choose(self, rows: Sequence[_Row], room: int) -> list[_Row]:
@@ -210,9 +210,9 @@ class _Reading:
     def _points(self, rows: Sequence[_Row]) -> dict[int, Point]:
         ids = [row.id for row in rows]
         values: dict[int, dict[str, float]] = defaultdict(dict)
-        for row_id, name, value in self._ask_of(_VALUES, ids):
+        for row_id, name, value in self._query_in_parts(_VALUES, ids):
             values[row_id][str(name)] = value
-        details = {row[0]: row[1:] for row in self._ask_of(_DETAILS, ids)}
+        details = {row[0]: row[1:] for row in self._query_in_parts(_DETAILS, ids)}
         found = {}
         for row in rows:
             if row.id not in details:
@@ -232,16 +232,16 @@ class _Reading:
             )
         return found
 
-    def _ask(self, sql: str, **parts: str) -> tuple[tuple[Any, ...], ...]:
+    def _query(self, sql: str, **parts: str) -> tuple[tuple[Any, ...], ...]:
         # Only numbers are put into the text: lists of them, which no parameter can be.
         known = {"deletions": DELETIONS, "undoubted": trust.undoubted("c")}
         filled = sql.format(runs=self._ids, **known, **parts)
         return self._registry.query_here(filled).rows
 
-    def _ask_of(self, sql: str, ids: Sequence[int]) -> Iterator[tuple[Any, ...]]:
+    def _query_in_parts(self, sql: str, ids: Sequence[int]) -> Iterator[tuple[Any, ...]]:
         for start in range(0, len(ids), 2_000):
             some = ", ".join(map(str, ids[start : start + 2_000]))
-            yield from self._ask(sql, ids=some)
+            yield from self._query(sql, ids=some)
 
 
 def _trusted(rows: Sequence[_Row]) -> list[_Row]:
@@ -260,9 +260,9 @@ def _latest(rows: Sequence[_Row]) -> _Row | None:
 
 
 def _saves(rows: Sequence[_Row]) -> tuple[int, tuple[Saves, ...]]:
-    """Return how long each stretch is, and those in which anything was saved."""
-    moments = [(seconds(row.at), row.status) for row in rows if row.status != "tmp"]
-    known = [(second, status) for second, status in moments if second is not None]
+    """Return the length of a period, and the periods with a save."""
+    times = [(seconds(row.at), row.status) for row in rows if row.status != "tmp"]
+    known = [(second, status) for second, status in times if second is not None]
     if not known:
         return _HOUR, ()
     span = max(known)[0] - min(known)[0]

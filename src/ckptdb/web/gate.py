@@ -1,6 +1,6 @@
-"""Who gets in: the checks that stand before everything that is served, and the headers after it.
+"""The gate of the server: checks before every request, and security headers on every answer.
 
-Plain ASGI, so that nothing behind it, whichever library it belongs to, is reached without them.
+It is plain ASGI, so that no library behind it is reached without the checks.
 """
 
 from __future__ import annotations
@@ -32,20 +32,20 @@ Send = Callable[[Message], Awaitable[None]]
 App = Callable[[Scope, Receive, Send], Awaitable[None]]
 
 LOOPBACK: Final = frozenset({"localhost", "127.0.0.1", "[::1]"})
-"""Names that lead to the machine that they are said on, whatever the port: a tunnel has another."""
+"""Names of the machine itself, on any port: a tunnel has another one."""
 
 _HOST = re.compile(r"(?P<name>\[[0-9a-f:.]+\]|[a-z0-9_.-]+)(?::(?P<port>\d{1,5}))?", re.ASCII)
 _PRIVATE = re.compile(r"/-/(?!ckptdb/|static/|(plugins|versions|settings|databases|metadata)\b)")
-"""What a Datasette has for those who run it: debugging, logging in and out."""
+"""Pages of Datasette for its administrator: debugging, logging in and out."""
 
 _LEAVING = re.compile(r"/[/\\]|[^/]")
-"""What a browser would take for another machine, if it were redirected to a part of it."""
+"""Paths that a browser would take for another machine in a redirection."""
 
 ASSETS: Final = ("/-/ckptdb/", "/-/static/")
-"""Scripts and styles, which are the same for everybody and may be kept."""
+"""Scripts and styles: the same for every visitor, so browsers may cache them."""
 
 LONGEST_ADDRESS: Final = 65_536
-"""How many bytes a path and its query may have together."""
+"""Most bytes of a path and its query together."""
 
 _PART_BYTES: Final = 65_536
 
@@ -66,12 +66,12 @@ _ALWAYS: Final = (
 
 @dataclass(frozen=True, slots=True)
 class Rules:
-    """What is let through.
+    """Rules of the gate.
 
     Attributes:
-        hosts: What it may be called beside `LOOPBACK`, with its port, as `standard` writes it.
-        token: What a visitor must know, None when whoever reaches the port may come in.
-        base: Where browsers have the pages, ``/`` or a directory that `secret_base` has made up.
+        hosts: Names of the server beside `LOOPBACK`, with its port, as `standard` writes it.
+        token: Token that a visitor must know; None when everybody may enter.
+        base: Directory of the pages in browsers: ``/``, or a secret one from `secret_base`.
         page_policy: The content security policy of ``/``.
         table_policy: That of everything else.
     """
@@ -115,46 +115,46 @@ class Gate:
             await send({"type": "websocket.close", "code": 1008})
 
     async def _serve(self, scope: Scope, receive: Receive, send: Send) -> None:
-        said = _said(scope)
+        given_headers = _read_headers(scope)
         if scope["method"] not in ("GET", "HEAD"):
             await say(send, 405, "Only GET and HEAD are answered.", (b"allow", b"GET, HEAD"))
         elif len(scope.get("raw_path", b"")) + len(_query_string(scope)) > LONGEST_ADDRESS:
             await say(send, 414, f"An address may have {LONGEST_ADDRESS} bytes.")
-        elif not self._knows_host(said.get("host", ())):
+        elif not self._knows_host(given_headers.get("host", ())):
             await say(send, 403, "This server does not go by that name; see --host.")
-        elif why := self._refusal(scope, said):
+        elif why := self._refusal(scope, given_headers):
             await say(send, 403, why)
         elif (given := self._token_in_address(scope)) is not None and self._is_token(given):
-            await self._let_in(scope, said, send)
-        elif not self._may_enter(scope, said):
+            await self._let_in(scope, given_headers, send)
+        elif not self._may_enter(scope, given_headers):
             if scope["path"] == "/favicon.ico":
                 await say(send, 204, "")  # which browsers look for there, whoever they are
                 return
-            told = "Open the address that `ckptdb serve` printed: it carries the token."
-            await say(send, 403, told)
+            sentence = "Open the address that `ckptdb serve` printed: it carries the token."
+            await say(send, 403, sentence)
         elif _PRIVATE.match(path := self._path(scope)) or _LEAVING.match(path):
             await say(send, 404, "There is no such page.")
         else:
-            # Cookies of other servers on this machine are nothing to read.
+            # Cookies of other servers on this machine are not passed on.
             headers = [pair for pair in scope["headers"] if pair[0].lower() != b"cookie"]
             await self._app({**scope, "method": "GET", "headers": headers}, receive, send)
 
     def _path(self, scope: Scope) -> str:
-        """Return which page is meant, wherever browsers have it."""
+        """Return the path of a page, without the directory of the pages."""
         path, base = str(scope["path"]), self._rules.base
         return f"/{path[len(base) :]}" if _same(path[: len(base)], base) else path
 
     # --- from which page -----------------------------------------------------------------
 
-    def _refusal(self, scope: Scope, said: origin.Said) -> str | None:
-        if self._rules.token is None and origin.is_mute_browser(said):
+    def _refusal(self, scope: Scope, given_headers: origin.Headers) -> str | None:
+        if self._rules.token is None and origin.is_mute_browser(given_headers):
             return _MUTE
-        if not origin.is_foreign(said, said["host"][0].lower()):
+        if not origin.is_foreign(given_headers, given_headers["host"][0].lower()):
             return None
-        # Of what everybody sees first a page elsewhere learns nothing, and sends nothing with it.
+        # A visit of the start page from a link elsewhere gives that page nothing.
         asks = any(name != "token" for name, _ in _query(scope))
         first = scope["method"] == "GET" and self._path(scope) == "/" and not asks
-        return None if first and origin.is_visit(said) else _FOREIGN
+        return None if first and origin.is_visit(given_headers) else _FOREIGN
 
     # --- which name ----------------------------------------------------------------------
 
@@ -175,7 +175,7 @@ class Gate:
     def _is_token(self, given: str) -> bool:
         return _same(given, str(self._rules.token))
 
-    async def _let_in(self, scope: Scope, said: origin.Said, send: Send) -> None:
+    async def _let_in(self, scope: Scope, given_headers: origin.Headers, send: Send) -> None:
         rest = urlencode([pair for pair in _query(scope) if pair[0] != "token"])
         path = scope.get("raw_path", b"/").decode("ascii", "replace").partition("?")[0]
         # One slash, or the browser would take what follows for another machine.
@@ -183,7 +183,7 @@ class Gate:
         location += f"?{rest}" if rest else ""
         cookie = f"{self._cookie}={self._ticket}; Path={self._rules.base}"
         given = (b"set-cookie", f"{cookie}; HttpOnly; SameSite=Strict".encode())
-        if origin.is_typed(said):
+        if origin.is_typed(given_headers):
             await say(send, 303, "", given, (b"location", location.encode()))
             return
         # Where a link led here the cookie is not sent along a redirection, but from a page of ours.
@@ -191,15 +191,17 @@ class Gate:
         html = (b"content-type", b"text/html; charset=utf-8")
         await say(send, 200, f'<a href="{escape(location)}">Checkpoints</a>', given, onward, html)
 
-    def _may_enter(self, scope: Scope, said: origin.Said) -> bool:
+    def _may_enter(self, scope: Scope, given_headers: origin.Headers) -> bool:
         if self._rules.token is None:
             return True
-        shown = [value for header in said.get("cookie", ()) for value in self._tickets(header)]
+        tickets = [
+            value for header in given_headers.get("cookie", ()) for value in self._tickets(header)
+        ]
         # Elsewhere a browser would send it only because somebody has planted it there.
         at_home = _same(str(scope["path"])[: len(self._rules.base)], self._rules.base)
-        if at_home and any(_same(value, self._ticket) for value in shown):
+        if at_home and any(_same(value, self._ticket) for value in tickets):
             return True
-        bearers = [value.partition(" ") for value in said.get("authorization", ())]
+        bearers = [value.partition(" ") for value in given_headers.get("authorization", ())]
         return any(kind.lower() == "bearer" and self._is_token(t) for kind, _, t in bearers)
 
     def _tickets(self, header: str) -> Iterable[str]:
@@ -236,7 +238,7 @@ class Gate:
 
 
 def _parts(message: Message) -> Iterator[Message]:
-    """Split a body, of which the server then holds no more than a part for who reads slowly."""
+    """Split a body, so that a slow reader keeps only a part of it in memory."""
     body = memoryview(message.get("body", b""))
     while len(body) > _PART_BYTES:
         yield {"type": message["type"], "body": bytes(body[:_PART_BYTES]), "more_body": True}
@@ -245,7 +247,7 @@ def _parts(message: Message) -> Iterator[Message]:
 
 
 def standard(host: str) -> str:
-    """Return a host as a browser would say it."""
+    """Return a host as a browser writes it."""
     return host.lower().removesuffix(":80")
 
 
@@ -253,11 +255,11 @@ def _same(one: str, other: str) -> bool:
     return hmac.compare_digest(one.encode(), other.encode())
 
 
-def _said(scope: Scope) -> origin.Said:
-    said: dict[str, list[str]] = {}
+def _read_headers(scope: Scope) -> origin.Headers:
+    given_headers: dict[str, list[str]] = {}
     for name, value in scope["headers"]:
-        said.setdefault(name.decode("latin-1").lower(), []).append(value.decode("latin-1"))
-    return said
+        given_headers.setdefault(name.decode("latin-1").lower(), []).append(value.decode("latin-1"))
+    return given_headers
 
 
 def _query_string(scope: Scope) -> bytes:
@@ -272,10 +274,10 @@ async def say(send: Send, status: int, text: str, *headers: tuple[bytes, bytes])
     """Answer with a sentence.
 
     Args:
-        send: Where to.
-        status: Of HTTP.
-        text: Plain, unless the headers tell another type.
-        headers: Beside the type.
+        send: Sends the answer.
+        status: Status of HTTP.
+        text: Plain text, unless the headers set another type.
+        headers: Further headers.
     """
     plain = (b"content-type", b"text/plain; charset=utf-8")
     given = [*headers] if any(name == b"content-type" for name, _ in headers) else [plain, *headers]

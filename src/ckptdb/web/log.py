@@ -1,4 +1,4 @@
-"""The log of the server: whatever visitors do, it stays small, and no terminal obeys it."""
+"""The log of the server: bounded in size, and without control characters."""
 
 from __future__ import annotations
 

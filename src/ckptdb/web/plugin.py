@@ -1,6 +1,6 @@
-"""Our part of Datasette: the page, cells that are what they show, and errors that say what to do.
+"""The plugin for Datasette: the page, safe cells, and errors that name the next step.
 
-Registered by `ckptdb serve` alone, in its own process; no other Datasette sees it.
+`ckptdb serve` alone registers it, in its own process; no other Datasette sees it.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ from ckptdb.web.data import take_snapshot
 from ckptdb.web.gate import App, Receive, Scope, Send
 
 NAME: Final = "catalog"
-"""What the database is called in every address, wherever the file is."""
+"""Name of the database in every address, wherever the file is."""
 
 ASSETS: Final = "/-/ckptdb/"
 _TYPES: Final = {
@@ -51,27 +51,27 @@ _TYPES: Final = {
     report.STYLE: "text/css; charset=utf-8",
 }
 _PATIENCE_SECONDS: Final = 5.0
-"""How long a table waits for whoever has locked the catalog."""
+"""Time for which a query waits for the lock of the catalog."""
 
 _TABLE = re.compile(rf"/{NAME}(/\w+(\.\w+)?)?", re.ASCII)
 _NONSENSE: Final = (
     ValueError, LookupError, TypeError, OverflowError, RecursionError, UnboundLocalError,
     sqlite3.Error, sqlite3.Warning,
 )  # fmt: skip
-"""What Datasette runs into where an address holds what it has not looked for."""
+"""Errors that Datasette raises for an address that it does not expect."""
 
 _LOG = logging.getLogger(__name__)
 _Answer = TypeVar("_Answer")
 
 
 class Plugin:
-    """What Datasette asks us."""
+    """Hooks of Datasette that this package implements."""
 
     # Datasette lists a plugin by it, and looks there for templates, of which we have none for it.
     __name__ = "ckptdb"
 
     def __init__(self, reopen: Callable[[], Registry]) -> None:
-        """Show what ``reopen`` gives, anew at every load."""
+        """Show the registry that ``reopen`` returns, opened again at every load."""
         self._reopen = reopen
         # Its own, so that no query of a visitor is before it.
         self._threads = ThreadPoolExecutor(2, "page")
@@ -108,8 +108,8 @@ class Plugin:
         async def answer() -> Response:
             status, title, sentence = _explain(exception, request)
             if request.path.partition("?")[0].endswith(".json"):
-                told = {"ok": False, "error": sentence, "status": status, "title": title}
-                return Response.json(told, status=status)
+                content = {"ok": False, "error": sentence, "status": status, "title": title}
+                return Response.json(content, status=status)
             template = datasette.jinja_env.select_template([f"{status}.html", "error.html"])
             content = {
                 "ok": False, "error": sentence, "status": status, "title": title,
@@ -134,8 +134,8 @@ class Plugin:
 def _spelled(value: object) -> object:
     if not isinstance(value, str) or value.isprintable():
         return value
-    shown = "".join(c if c in "\n\r\t\xa0" else clean(c) for c in value)
-    return Markup(shown) if isinstance(value, Markup) else shown  # noqa: S704  # as it was
+    text = "".join(c if c in "\n\r\t\xa0" else clean(c) for c in value)
+    return Markup(text) if isinstance(value, Markup) else text  # noqa: S704  # as it was
 
 
 async def _asset(request: Any) -> Response:
@@ -163,7 +163,7 @@ def _explain(error: Exception, request: Any) -> tuple[int, str | None, str]:
     if getattr(error, "message_is_html", False) or isinstance(error, QueryInterrupted):
         return 400, "SQL Interrupted", "The query was stopped: it ran for too long. Narrow it."
     if isinstance(error, DatasetteError):
-        # Unless told otherwise it says 500 of what it has found to be wrong in an address.
+        # Its default status for a wrong address is 500.
         unsaid = error.status == HTTPStatus.INTERNAL_SERVER_ERROR
         return 400 if unsaid else error.status, error.title, str(error.message)
     if isinstance(error, Base400):
@@ -175,7 +175,7 @@ def _explain(error: Exception, request: Any) -> tuple[int, str | None, str]:
 
 
 def _asks(request: Any) -> bool:
-    """Tell whether an address says more than which table, and so may be what is wrong."""
+    """Tell whether an address holds more than the name of a table, and so may be wrong."""
     path = _path(request)
     if not path.startswith(f"/{NAME}"):
         return False
@@ -183,7 +183,7 @@ def _asks(request: Any) -> bool:
 
 
 def _path(request: Any) -> str:
-    """Return which page is meant, wherever browsers have it."""
+    """Return the path of a page, without the directory of the pages."""
     return str(request.scope.get("route_path", request.path)).partition("?")[0]
 
 
@@ -262,7 +262,7 @@ class CatalogFile(Database):  # type: ignore[misc]  # Datasette is untyped
             base=self._catalog.location.base,
             patience_seconds=_PATIENCE_SECONDS,
         )
-        return questions.ask(self._workers, place, question, page)
+        return questions.answer(self._workers, place, question, page)
 
     async def execute_fn(self, fn: Callable[[sqlite3.Connection], _Answer]) -> _Answer:
         """Answer what Datasette itself wants to know of the schema."""

@@ -20,29 +20,29 @@ from ckptdb.catalog.worker import Place, Workers
 sqlite3.enable_callback_tracebacks(False)  # noqa: FBT003  # it takes no keyword
 
 LARGEST_ANSWER_BYTES: Final = 8 << 20
-"""Of one query. Shown as JSON it may become six times as long, and once more when it is sent."""
+"""Bytes of an answer; as JSON it may become six times as long, and again when it is sent."""
 
 LARGEST_PART_BYTES: Final = 16 << 20
-"""Of one query, where the rows are sent one after the other."""
+"""Bytes of an answer whose rows are sent one after the other."""
 
 MOST_VALUES: Final = 40_000
-"""Of one query: a cell in HTML takes longer than the query took for it."""
+"""Values of an answer: a cell in HTML takes longer than the query took for it."""
 
 LIMITS_A_PAGE: Final = 2
 """Times the limit of one query that all queries of a page may take together."""
 
 
 class Page:
-    """What the queries of one page may still take together."""
+    """Time that the queries of one page have left together."""
 
     def __init__(self, seconds: float | None) -> None:
-        """Give them so many seconds; None when it is sent part by part."""
+        """Start with this time; None when the page is sent part by part."""
         self.is_whole = seconds is not None
         self.seconds_left = inf if seconds is None else seconds
 
     @contextmanager
     def spending(self) -> Iterator[None]:
-        """Enter a query of it."""
+        """Measure a query of the page."""
         begun = time.monotonic()
         try:
             yield
@@ -55,7 +55,7 @@ _page: ContextVar[Page | None] = ContextVar("ckptdb_page", default=None)
 
 @contextmanager
 def making(page: Page) -> Iterator[None]:
-    """Enter the making of a page."""
+    """Set the page that is being made."""
     token = _page.set(page)
     try:
         yield
@@ -71,7 +71,7 @@ def current_page() -> Page:
 def make_question(
     page: Page, sql: str, parameters: Any, *, limit: int | None, milliseconds: float
 ) -> Question:
-    """Return a query as long as the page that is being made allows for.
+    """Return a query within the limits of the page.
 
     Raises:
         QueryInterrupted: No time is left for it.
@@ -89,7 +89,7 @@ def make_question(
     )
 
 
-def ask(workers: Workers, place: Place, question: Question, page: Page) -> Results:
+def answer(workers: Workers, place: Place, question: Question, page: Page) -> Results:
     """Answer a query of a page.
 
     Raises:

@@ -24,7 +24,7 @@ from ckptdb.core.records import Run
 from ckptdb.core.text import clean, copyable, number
 from ckptdb.core.times import seconds
 from ckptdb.core.units import human_bytes
-from ckptdb.web.snapshot import Point, RunShown, Snapshot
+from ckptdb.web.snapshot import Point, RunSnapshot, Snapshot
 
 SCRIPT: Final = "page.js"
 STYLE: Final = "page.css"
@@ -56,9 +56,9 @@ def render_page(snapshot: Snapshot, *, assets: str, tables: str) -> str:
     """Return the page as a server sends it.
 
     Args:
-        snapshot: What to show.
-        assets: Where the server has `SCRIPT`, `STYLE` and `PLOTLY`.
-        tables: Where it has the tables.
+        snapshot: The content.
+        assets: Address of `SCRIPT`, `STYLE` and `PLOTLY` on the server.
+        tables: Address of the tables.
     """
     addresses = {name: f"{assets}{name}?{script_hash(read(name))[8:16]}" for name in ASSETS}
     return _render(snapshot, assets=addresses, tables=tables)
@@ -84,7 +84,7 @@ def packed(name: str) -> bytes:
 
 
 _INEXACT: Final = 2**53
-"""From here on the script's numbers do not tell all whole numbers apart; it gets them as texts."""
+"""First whole number that a script cannot represent exactly; from here on it gets texts."""
 
 
 def embed_json(content: object) -> Markup:
@@ -94,11 +94,11 @@ def embed_json(content: object) -> Markup:
 
 
 def drawn(snapshot: Snapshot) -> Mapping[str, Any]:
-    """Return what the script draws, in columns: a name is written once, not at every point."""
+    """Return the data of the script, in columns: a name is written once, not at every point."""
     return {
         "metrics": [clean(name) for name in snapshot.metrics],
         "directions": [_direction(snapshot, name) for name in snapshot.metrics],
-        "runs": [_drawn_run(shown, snapshot.metrics) for shown in snapshot.runs],
+        "runs": [_drawn_run(run, snapshot.metrics) for run in snapshot.runs],
         "saves": {
             "every": snapshot.saves_every_seconds,
             "since": [_milliseconds(saves.since) for saves in snapshot.saves],
@@ -108,40 +108,40 @@ def drawn(snapshot: Snapshot) -> Mapping[str, Any]:
     }
 
 
-def _drawn_run(shown: RunShown, metrics: Sequence[str]) -> Mapping[str, Any]:
-    points = shown.points
+def _drawn_run(run: RunSnapshot, metrics: Sequence[str]) -> Mapping[str, Any]:
+    points = run.points
     columns = [[point.metrics.get(name) for point in points] for name in metrics]
-    own = shown.run.metric_name
+    own = run.run.metric_name
     return {
-        "label": clean(shown.label),
+        "label": clean(run.label),
         "metric": metrics.index(own) if own in metrics else None,
-        "mode": shown.run.mode,
-        "bytes": shown.bytes_on_disk,
-        "final": shown.final,
-        "total": shown.total,
-        "active": _milliseconds(shown.last_activity or "") or 0,
+        "mode": run.run.mode,
+        "bytes": run.bytes_on_disk,
+        "final": run.final,
+        "total": run.total,
+        "active": _milliseconds(run.last_activity or "") or 0,
         "step": [point.step if point.step < _INEXACT else str(point.step) for point in points],
         "at": [_milliseconds(point.at) for point in points],
         "status": "".join(_LETTERS[point.status] for point in points),
         "size": [point.size_bytes for point in points],
         "value": [column if any(v is not None for v in column) else None for column in columns],
-        "best": _index(points, shown.best),
-        "latest": _index(points, shown.latest),
+        "best": _index(points, run.best),
+        "latest": _index(points, run.latest),
         "note": {str(i): note for i, point in enumerate(points) if (note := _note(point))},
-        **_paths(shown),
+        **_paths(run),
     }
 
 
-def _paths(shown: RunShown) -> Mapping[str, Any]:
-    """Return where the points are: the directory, when each is named after its step."""
+def _paths(run: RunSnapshot) -> Mapping[str, Any]:
+    """Return the paths of the points: only the directory, when each is named after its step."""
     names = {"final": "step_{}", "deleted": "step_{}", "tmp": "tmp_step_{}"}
-    directory = shown.run.directory
+    directory = run.run.directory
     plain = str(directory).isprintable() and all(
-        point.path == directory / names[point.status].format(point.step) for point in shown.points
+        point.path == directory / names[point.status].format(point.step) for point in run.points
     )
     if plain:
         return {"directory": str(directory)}
-    return {"paths": [[clean(point.path), copyable(point.path)] for point in shown.points]}
+    return {"paths": [[clean(point.path), copyable(point.path)] for point in run.points]}
 
 
 def _note(point: Point) -> str:
@@ -155,8 +155,8 @@ def _note(point: Point) -> str:
 
 
 def _direction(snapshot: Snapshot, metric: str) -> str:
-    """Say which way is better, as the runs that are judged by a metric say it themselves."""
-    modes = {shown.run.mode for shown in snapshot.runs if shown.run.metric_name == metric}
+    """Return which direction is better, by the runs whose own metric it is."""
+    modes = {run.run.mode for run in snapshot.runs if run.run.metric_name == metric}
     if len(modes) > 1:
         return "some runs want it low, some high"
     return {frozenset({"min"}): "lower is better", frozenset({"max"}): "higher is better"}.get(
@@ -169,12 +169,12 @@ def _index(points: Sequence[Point], point: Point | None) -> int | None:
 
 
 def _milliseconds(at: str) -> int | None:
-    moment = seconds(at)
-    return None if moment is None else int(moment * 1000)
+    timestamp = seconds(at)
+    return None if timestamp is None else int(timestamp * 1000)
 
 
 def script_hash(script: str) -> str:
-    """Return what a content security policy calls a script that it lets run."""
+    """Return the source expression of a script for a content security policy."""
     return f"'sha256-{base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()}'"
 
 
@@ -193,19 +193,19 @@ def _template() -> Template:
         "copyable": copyable,
         "bytes": human_bytes,
         "number": number,
-        "moment": _moment,
+        "short_time": _short_time,
         "short": _short,
         "better": _better,
     }
     return environment.get_template("page.html")
 
 
-def _moment(at: str | None) -> str:
+def _short_time(at: str | None) -> str:
     return clean(at)[:16].replace("T", " ")
 
 
 def _short(path: Path, where: str) -> str:
-    """Return a path without what all paths of the page begin with."""
+    """Return a path without the prefix that all paths of the page share."""
     text = clean(path)
     return text.removeprefix(f"{clean(where)}/")
 

@@ -1,4 +1,4 @@
-"""The served page: a Datasette of our own, behind a gate, in the process of the command."""
+"""The server of the page: a Datasette behind the gate, in the process of the command."""
 
 from __future__ import annotations
 
@@ -32,10 +32,10 @@ from ckptdb.web.log import BoundedHandler
 from ckptdb.web.report import script_hash
 
 AUTO: Final = "auto"
-"""Stands for a token that nobody had to think of."""
+"""Value for a token that is generated."""
 
 NO_TOKEN: Final = ""
-"""Stands for none, also where others use the machine."""
+"""Value for no token, also where others use the machine."""
 
 SETTINGS: Final = {
     "allow_download": False,
@@ -47,7 +47,7 @@ SETTINGS: Final = {
 }
 
 _FAREWELL_SECONDS: Final = 1.0
-"""How long the answers that are under way may take when the server is told to end."""
+"""Time that running answers may take when the server has to end."""
 
 # Plotly styles what it draws by `style=` and a `<style>` of its own.
 _PAGE_POLICY: Final = (
@@ -64,10 +64,10 @@ _TABLE_POLICY: Final = (
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Door:
-    """Where the page is served, and to whom.
+    """The address of the page, and its token.
 
     Attributes:
-        why_token: Why there is a token although nobody has asked for one.
+        why_token: Reason for a token that the user did not request; else None.
     """
 
     listener: socket.socket
@@ -77,12 +77,12 @@ class Door:
 
     @property
     def port(self) -> int:
-        """The port, chosen by the system when 0 was asked for."""
+        """The port; a free one when 0 was requested."""
         return int(self.listener.getsockname()[1])
 
     @property
     def address(self) -> str:
-        """What to open in a browser, token included."""
+        """Address for a browser, with the token."""
         name = socket.gethostname() if _is_any(self.host) else _bracketed(self.host)
         key = "" if self.token is None else f"?token={quote(self.token, safe='')}"
         return f"http://{name}:{self.port}/{key}"
@@ -99,7 +99,7 @@ def open_door(
         port: 0 for any that is free.
         token: `AUTO` to have one made, `NO_TOKEN` to let in everybody on this machine; None leaves
             it to who can reach the host.
-        shared: What tells that others use this machine, as `why_shared` has found it.
+        shared: The sign that others use this machine, from `why_shared`.
 
     Raises:
         NotServable: There is no such host here, or the port is taken, or everybody in a network
@@ -109,24 +109,24 @@ def open_door(
     if token == NO_TOKEN and not local:
         why = f"{host} can be reached from other machines, and --no-token is for this one alone"
         raise NotServable(f"{why} (--host 127.0.0.1)")
-    unasked = token is None and (shared is not None or not local)
+    unrequested = token is None and (shared is not None or not local)
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     try:
         listener = socket.create_server((host, port), family=family)
     except (OSError, TypeError) as error:  # TypeError: what is no name at all
         raise _not_listening(host, port, error) from error
-    if unasked or token == AUTO:
+    if unrequested or token == AUTO:
         token = secrets.token_urlsafe(24)
     with listener:
-        told = shared if unasked and local else None
-        yield Door(listener=listener, host=host, token=token or None, why_token=told)
+        reason = shared if unrequested and local else None
+        yield Door(listener=listener, host=host, token=token or None, why_token=reason)
 
 
 def _not_listening(host: str, port: int, error: OSError | TypeError) -> NotServable:
-    told = getattr(error, "strerror", None) or str(error)
+    text = getattr(error, "strerror", None) or str(error)
     of_port = getattr(error, "errno", None) in (errno.EADDRINUSE, errno.EACCES)
     option = "--port" if of_port else "--host"
-    why = told.partition(" (while ")[0]  # what follows says once more where
+    why = text.partition(" (while ")[0]  # the rest repeats the address
     return NotServable(f"{host}:{port} cannot be listened on ({why}); see {option}")
 
 
@@ -134,7 +134,7 @@ def serve(reopen: Callable[[], Registry], door: Door, ready: Callable[[], None])
     """Serve until somebody interrupts.
 
     Args:
-        reopen: Opens what is shown, anew at every load.
+        reopen: Opens the registry, again at every load.
         door: From `open_door`.
         ready: Called when visitors may come.
     """
@@ -213,7 +213,7 @@ def make_app(
     # It prints a traceback with all local variables for every mistyped query; ours answers.
     manager.unregister(name="datasette.handle_exception")
     manager.register(plugin.Plugin(reopen), "ckptdb")
-    # It makes all questions of a page before it asks them, and drops the rest when one is wrong.
+    # Datasette creates all queries of a page first, and drops the rest when one fails.
     never = r"coroutine '(TableView|\w+Facet)\..* was never awaited"
     warnings.filterwarnings("ignore", never, RuntimeWarning)
     views: Any = importlib.import_module("datasette.views.base")

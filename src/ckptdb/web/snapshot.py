@@ -1,4 +1,4 @@
-"""What the report and the page show: one reading of the catalog, frozen."""
+"""Snapshot of the catalog for the report and the page."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ from ckptdb.core.records import Run, Status
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Point:
-    """One checkpoint that is drawn.
+    """A checkpoint as a point of the drawings.
 
     Attributes:
-        at: When it was saved.
+        at: Time of its save.
         metrics: Finite values by name.
     """
 
@@ -30,14 +30,14 @@ class Point:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class RunShown:
-    """One run: its counts, and the points that are drawn of it.
+class RunSnapshot:
+    """A run: its counts, and the points that are drawn.
 
     Attributes:
         label: Its name; with its directory when another one has the same.
         best: By the run's own metric and direction; the latest when it has no metric.
-        points: By step, thinned; ``total`` says how many there are.
-        not_finite: How many of those that could be the best have a value that is NaN or infinite.
+        points: By step, downsampled; ``total`` is the number of all checkpoints.
+        not_finite: Number of trusted checkpoints whose value is NaN or infinite.
     """
 
     run: Run
@@ -57,7 +57,7 @@ class RunShown:
 
 @dataclass(frozen=True, slots=True)
 class Saves:
-    """How many checkpoints were saved in one stretch of time, and how many of them are kept."""
+    """Number of checkpoints that were saved in a period, by whether they are kept."""
 
     since: str
     kept: int
@@ -66,7 +66,7 @@ class Saves:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Deletion:
-    """One checkpoint that went, and why."""
+    """A deleted checkpoint, and the reason."""
 
     run: str
     step: int
@@ -80,15 +80,15 @@ class Snapshot:
     """Everything that the page shows.
 
     Attributes:
-        metric: The one that most runs are judged by, None when none is.
+        metric: The own metric of most runs; None when no run has one.
         metrics: All names among the points, that one first.
-        saves_every_seconds: How long each of ``saves`` is.
-        deletions: The newest; ``deleted`` says how many there are.
+        saves_every_seconds: Length of each period of ``saves``.
+        deletions: The newest; ``deleted`` is the number of all.
     """
 
     where: str
     made_at: str
-    runs: tuple[RunShown, ...]
+    runs: tuple[RunSnapshot, ...]
     metric: str | None
     metrics: tuple[str, ...]
     saves: tuple[Saves, ...]
@@ -98,25 +98,25 @@ class Snapshot:
 
     @property
     def final(self) -> int:
-        """How many checkpoints are on disk."""
+        """Number of checkpoints on disk."""
         return sum(run.final for run in self.runs)
 
     @property
     def tmp(self) -> int:
-        """How many saves are unfinished: being written, or left by a crash."""
+        """Number of unfinished saves: being written, or left by a crash."""
         return sum(run.tmp for run in self.runs)
 
     @property
     def deleted(self) -> int:
-        """How many checkpoints have gone."""
+        """Number of deleted checkpoints."""
         return sum(run.deleted for run in self.runs)
 
     @property
     def problems(self) -> int:
-        """How many checkpoints on disk cannot be trusted."""
+        """Number of checkpoints on disk that cannot be trusted."""
         return sum(run.problems for run in self.runs)
 
     @property
     def bytes_on_disk(self) -> int:
-        """What those on disk take."""
+        """Bytes of the checkpoints on disk."""
         return sum(run.bytes_on_disk for run in self.runs)

@@ -1,4 +1,4 @@
-"""Whether other people use this machine: they all reach a port of 127.0.0.1."""
+"""Other users of this machine, who can all reach a port of 127.0.0.1."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ _NO_SHELLS: Final = ("nologin", "false", "sync", "true")
 
 
 def why_shared() -> str | None:
-    """Return what tells that others use this machine, None when nothing does.
+    """Return the sign that others use this machine; None when there is none.
 
-    In doubt it is shared: where accounts come from a directory service, not all are listed.
+    In doubt the machine is shared: a directory service does not list all of its accounts.
     """
     try:
         accounts = pwd.getpwall()
