@@ -24,7 +24,6 @@ from ckptdb.disk import (
     run_finder,
     run_listing,
     run_stamp,
-    training_info,
 )
 from ckptdb.disk.publish import Publisher
 from ckptdb.disk.run_stamp import StampWatch
@@ -72,7 +71,7 @@ def failing_open(monkeypatch, victim: Path, code: int = errno.EIO) -> None:
             raise OSError(code, os.strerror(code))
         return real(path, *arguments, **options)
 
-    monkeypatch.setattr(training_info.os, "open", fail)
+    monkeypatch.setattr(os, "open", fail)
 
 
 # --- the stamp --------------------------------------------------------------------------
@@ -410,7 +409,7 @@ def test_what_cannot_be_read_is_told_and_the_rest_observed(run, monkeypatch):
             raise OSError(errno.EIO, "Input/output error")
         return real(path, *arguments, **options)
 
-    monkeypatch.setattr(training_info.os, "open", fail)
+    monkeypatch.setattr(os, "open", fail)
     seen = observation.observe(run)
     assert list(seen.finals) == [2]
     assert seen.errors == ()
@@ -426,7 +425,7 @@ def test_an_error_that_may_befall_all_of_them_is_told_apart(run, monkeypatch):
             raise OSError(errno.EMFILE, "Too many open files")
         return real(path, *arguments, **options)
 
-    monkeypatch.setattr(training_info.os, "open", fail)
+    monkeypatch.setattr(os, "open", fail)
     seen = observation.observe(run)
     assert seen.errors == (f"{bad}: Too many open files",)
     assert seen.unreadable == {}
