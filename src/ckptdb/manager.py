@@ -20,11 +20,11 @@ from typing import Any, Literal, Self
 
 from ckptdb.core import warnings
 from ckptdb.core.records import Checkpoint
-from ckptdb.disk import names, published_name
-from ckptdb.errors import NoCheckpointHere
+from ckptdb.disk import names
 from ckptdb.retention import RetentionPlan
-from ckptdb.training import load_history, ranked_steps, schedule
+from ckptdb.training import checkpoint_files, ranked_steps, resume_paths, schedule
 from ckptdb.training.assembly import AssembledManager
+from ckptdb.training.background import shutdown_beside_error
 from ckptdb.training.checkpoint_files import (
     load_checkpoint_history as _load_checkpoint_history,  # noqa: F401  # NeMo-RL's name
 )
@@ -32,6 +32,9 @@ from ckptdb.training.checkpoint_files import validate_warm_start_checkpoint
 from ckptdb.training.config import CheckpointingConfig, PretrainedCheckpointConfig
 from ckptdb.training.config_change import OnChange
 from ckptdb.training.pruning import CurrentRules
+from ckptdb.training.resume_paths import (
+    load_megatron_common_state_dict as _load_megatron_common_state_dict,
+)
 from ckptdb.training.resuming import ResumeOptions
 from ckptdb.training.schedule import SaveReason
 
@@ -75,13 +78,8 @@ class CheckpointManager(AssembledManager):
             config: The run's configuration, a mapping or pydantic model.
         """
         folder = self.init_tmp_checkpoint(step, metrics, config)
-        try:
-            with self._scheduler.dropping(folder):
-                yield folder
-        except BaseException:
-            with warnings.warning_afterwards(raises=False):
-                self._saver.discard(folder)
-            raise
+        with self._saver.discarding(folder):
+            yield folder
         self.finalize_checkpoint(folder)
 
     def init_tmp_checkpoint(
@@ -180,15 +178,8 @@ class CheckpointManager(AssembledManager):
     ) -> Literal[False]:
         if kind is None:
             self.shutdown()
-            return False
-        try:
-            self.shutdown()
-        except Exception as failure:  # noqa: BLE001  # the exception in flight matters more
-            with warnings.warning_afterwards(raises=False):
-                warnings.warn(
-                    f"Checkpoint finalization failed while another exception was raised: "
-                    f"{failure.__cause__ or failure!r}"
-                )
+        else:
+            shutdown_beside_error(self.shutdown)
         return False
 
     # --- pruning ------------------------------------------------------------------------
@@ -356,11 +347,7 @@ class CheckpointManager(AssembledManager):
         if checkpoint_path is None:
             return None
         folder = self._directory.find_existing(Path(checkpoint_path))
-        found = published_name.find_published_info(folder)
-        if found is None:
-            raise NoCheckpointHere(folder, f"has no {names.INFO}; it is not a checkpoint")
-        load_history.note_load(folder, has_weights=False)
-        return found
+        return checkpoint_files.load_published_info(folder)
 
     @staticmethod
     def get_resume_paths(
@@ -378,17 +365,12 @@ class CheckpointManager(AssembledManager):
         """
         if not last_checkpoint_path:
             return None, None
-        folder = load_history.find_absolute(Path(last_checkpoint_path))
-        load_history.note_load(folder, has_weights=True)
-        component = folder / model_component
-        weights, optimizer = component / "weights", component / "optimizer"
-        if optimizer.exists() or _has_megatron_optimizer(weights / "iter_0000000"):
-            return weights, optimizer
-        warnings.warn(
-            f"Optimizer state not found at {optimizer}, nor among the weights in {weights}. "
-            "The optimizer starts afresh.",
+        return resume_paths.find(
+            Path(last_checkpoint_path),
+            model_component,
+            # A name of this module, looked up at each call: loops patch it here.
+            load_common_state=_load_megatron_common_state_dict,
         )
-        return weights, None
 
     # --- pieces -------------------------------------------------------------------------
 
@@ -410,31 +392,3 @@ class CheckpointManager(AssembledManager):
                 f"Failed to prune old checkpoints: {error!r}. The new checkpoint is safe; "
                 "`ckptdb gc` shows what could go."
             )
-
-
-def _has_megatron_optimizer(iteration_dir: Path) -> bool:
-    stored = (iteration_dir / "common.pt", iteration_dir / "metadata.json")
-    if not any(file.exists() for file in stored):
-        return False
-    # Looked up in this module when it runs, because loops patch it here.
-    return "optimizer" in _load_megatron_common_state_dict(iteration_dir)
-
-
-def _load_megatron_common_state_dict(iteration_dir: Path) -> dict[str, Any]:
-    """Load the state that a Megatron checkpoint keeps once for all ranks.
-
-    Raises:
-        RuntimeError: Megatron-Core is not installed.
-    """
-    try:
-        from megatron.core.dist_checkpointing import (  # type: ignore[import-not-found]  # optional
-            load_common_state_dict,
-        )
-    except ImportError as error:
-        raise RuntimeError(
-            f"Whether {iteration_dir} holds optimizer state can only be told by Megatron-Core; "
-            "install megatron-core."
-        ) from error
-    # Megatron takes a Path too, but announces that it will not for long.
-    state: dict[str, Any] = load_common_state_dict(str(iteration_dir))
-    return state

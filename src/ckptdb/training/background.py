@@ -8,7 +8,7 @@ from collections import deque
 from collections.abc import Callable
 from pathlib import Path
 
-from ckptdb.core import fork
+from ckptdb.core import fork, warnings
 from ckptdb.core.threads import Task
 
 _logger = logging.getLogger("ckptdb")
@@ -138,6 +138,18 @@ class Background:
     def after_fork(self) -> None:
         """Begin anew in a child, without the parent's threads and what is theirs to do."""
         self._finalization = self.pending = None
+
+
+def shutdown_beside_error(shutdown: Work) -> None:
+    """Shut down while another exception is raised, which an error must not replace: it warns."""
+    try:
+        shutdown()
+    except Exception as failure:  # noqa: BLE001  # the exception in flight matters more
+        with warnings.warning_afterwards(raises=False):
+            warnings.warn(
+                f"Checkpoint finalization failed while another exception was raised: "
+                f"{failure.__cause__ or failure!r}"
+            )
 
 
 def _begin(task: Task) -> None:

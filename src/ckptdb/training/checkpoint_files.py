@@ -7,7 +7,7 @@ import os
 from pathlib import Path
 from typing import Any
 
-from ckptdb.disk import run_listing
+from ckptdb.disk import names, published_name, run_listing
 from ckptdb.disk.training_info import load_info
 from ckptdb.errors import NoCheckpointHere, UnreadableInfo
 from ckptdb.training import load_history
@@ -38,3 +38,17 @@ def load_checkpoint_history(checkpoint_dir: PathLike) -> list[tuple[int, str, di
         except UnreadableInfo as error:
             _logger.info("skipped: %s", error)
     return history
+
+
+def load_published_info(folder: Path) -> dict[str, Any]:
+    """Return training_info of a checkpoint; note that training continues from it.
+
+    Raises:
+        NoCheckpointHere: There is no such file.
+        UnreadableInfo: The file is not a JSON object.
+    """
+    found = published_name.find_published_info(folder)
+    if found is None:
+        raise NoCheckpointHere(folder, f"has no {names.INFO}; it is not a checkpoint")
+    load_history.note_load(folder, has_weights=False)
+    return found

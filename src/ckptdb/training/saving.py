@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -118,6 +119,17 @@ class Saver:
                 if config is not None:
                     self._configs[path] = config.mapping
         return path
+
+    @contextmanager
+    def discarding(self, path: Path) -> Iterator[None]:
+        """Discard a staged checkpoint when the loop raises an error while it writes."""
+        try:
+            with self._scheduler.dropping(path):
+                yield
+        except BaseException:
+            with warnings.warning_afterwards(raises=False):
+                self.discard(path)
+            raise
 
     def publish(self, path: Path) -> None:
         """Publish a staged checkpoint."""
