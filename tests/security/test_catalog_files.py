@@ -501,7 +501,7 @@ def make_older(file):
         config = Config()
         config.set_main_option("script_location", str(script_location()))
         config.attributes["connection"] = connection
-        alembic.downgrade(config, "0004")
+        alembic.downgrade(config, "0001")
 
 
 @pytest.mark.parametrize("mask", [0o002, 0o022])
@@ -522,7 +522,7 @@ def test_the_copy_of_an_upgrade_is_written_through_no_link(root, tmp_path):
     file, victim = catalog_of(root), tmp_path / "victim"
     make_older(file)
     before = canary(victim)
-    for name in (f"{file.name}.0004.bak", f"{file.name}.0004.bak.{os.getpid()}"):
+    for name in (f"{file.name}.0001.bak", f"{file.name}.0001.bak.{os.getpid()}"):
         (file.parent / name).symlink_to(victim / "letter.txt")
     _, _, copy = upgrade(locate(root))
     assert not copy.is_symlink()

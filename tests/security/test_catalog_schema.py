@@ -300,7 +300,7 @@ def test_a_manager_that_is_open_is_not_hung_by_what_is_planted_then(root):
 def test_an_older_catalog_is_looked_at_before_it_is_upgraded(root):
     file = catalog_of(root)
     with closing(Database.unchecked(locate(file))) as database, database.write() as connection:
-        _downgrade(connection, "0004")
+        _downgrade(connection, "0001")
     plant(root, HOSTILE["a trigger that a deletion fires"][0])
     before = file.read_bytes()
     with pytest.raises(CatalogTampered, match="the trigger 't'"):
@@ -309,7 +309,7 @@ def test_an_older_catalog_is_looked_at_before_it_is_upgraded(root):
         engine.upgrade(locate(root))
     assert file.read_bytes() == before
     plant(root, "DROP TRIGGER t")
-    assert engine.upgrade(locate(root))[:2] == ("0004", schema.HEAD)
+    assert engine.upgrade(locate(root))[:2] == ("0001", schema.HEAD)
 
 
 def _downgrade(connection, revision):
