@@ -22,7 +22,7 @@ ALLOWED = {
     "catalog/files.py": "the one way to open a catalog, which knows no run",
     "catalog/engine.py": "sets a broken catalog aside, beside itself",
     "cli/prompt.py": "the history of the prompt, in the user's own directory",
-    "cli/web.py": "the report, where the user wants it",
+    "cli/report.py": "the report, where the user wants it",
     "cli/demo.py": "a directory of its own",
 }
 
