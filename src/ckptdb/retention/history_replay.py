@@ -1,11 +1,11 @@
-"""What would have become of a run if other rules had been at work from its first save on.
+"""Replay of a run's history under other rules, as if they had been in use from the first save on.
 
-The recorded history is gone through save by save. Every checkpoint comes when it was published, a
-late metric when it was reported, and the rules are asked after each save, as a manager does. One
-that has an earlier time than the one that training went on from, because a clock was set back in
-between, comes right after it. What
-has no time on record counts from the beginning: pins, tags, what a condition in SQL says, and what
-is rejected or has a problem, which rules neither rank nor count nor delete.
+The recorded history is replayed save by save. Every checkpoint appears when it was published, a
+late metric when it was reported, and the rules are applied after each save, as a manager does. A
+checkpoint with an earlier time than its parent, because a clock was set back in between, appears
+right after the parent. Facts without a recorded time count from the beginning: pins, tags, results
+of conditions in SQL, and rejections and problems, whose checkpoints rules neither rank nor count
+nor delete.
 """
 
 from __future__ import annotations
@@ -25,11 +25,11 @@ from ckptdb.retention.policy import Policy
 
 @dataclass(frozen=True, slots=True)
 class Lost:
-    """A checkpoint that rules would have thrown away, and that is better than what they left.
+    """A checkpoint that the rules would have deleted, and that is better than all that are left.
 
     Attributes:
-        value: Of the metric that the policy ranks by, as it is known today.
-        after_step: The save after which it would have gone.
+        value: Value of the metric that the policy ranks by, as known today.
+        after_step: Step of the save after which it would have gone.
     """
 
     step: int
@@ -41,7 +41,7 @@ class Lost:
 
 @dataclass(frozen=True, slots=True)
 class Replay(JsonRecord):
-    """How a run would have gone.
+    """Result of a replay.
 
     Attributes:
         saved: How many checkpoints were published.
@@ -124,11 +124,11 @@ def _in_order(saves: Sequence[Checkpoint]) -> tuple[list[Checkpoint], dict[str, 
 
 
 class _Course:
-    """A run as it goes under a policy."""
+    """State of a run during a replay."""
 
     def __init__(self, policy: Policy) -> None:
         self.live: dict[int, Candidate] = {}
-        # What rules neither rank, count nor delete.
+        # Checkpoints that rules neither rank nor count nor delete.
         self.doubted: dict[int, Candidate] = {}
         self.gone: dict[str, tuple[int, str]] = {}
         self.peak_bytes = 0

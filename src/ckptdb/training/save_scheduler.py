@@ -1,4 +1,4 @@
-"""Knows when the loop should save: what it was asked, what was saved since, and what is near."""
+"""Scheduler of saves: decides after each step whether the loop should save, and why."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from ckptdb.training.schedule import (
 from ckptdb.training.signals import Signals
 
 STEPS_KEPT: Final = 50
-"""Of how many recent steps the slowest counts: one that compiles must not count for ever."""
+"""Number of recent steps of which the slowest counts: a slow first step is forgotten later."""
 
 
 @dataclass(slots=True)
@@ -31,9 +31,9 @@ class _Open:
     """A save that is not published yet.
 
     Attributes:
-        asks: How often the loop had asked when it was staged: what it holds is as of then.
-        answers: Why the loop was told to make it, when that is for the last time.
-        is_behind: The loop goes on while it is finalized.
+        asks: Number of `should_save` calls when the checkpoint was staged.
+        answers: Reason of a last save that this save is made for, None for another save.
+        is_behind: The save is finalized in the background.
     """
 
     started: float
@@ -43,14 +43,14 @@ class _Open:
 
 
 class SaveScheduler:
-    """Decides for one loop, which asks after each step; safe to tell from any thread.
+    """Decides for one loop, after each step, whether to save; thread-safe.
 
     Args:
         limits: The deadlines.
-        signals: Those that the loop waits for.
-        recent: How long saves take.
-        saves: False for a loop that saves nothing and is only told when to stop.
-        monotonic: Seconds from some moment on.
+        signals: Signals that ask for a last save.
+        recent: Durations of recent saves.
+        saves: False for a loop that saves nothing and only wants to know when to stop.
+        monotonic: Monotonic clock in seconds.
         wall: Seconds since the epoch.
     """
 
@@ -74,32 +74,32 @@ class SaveScheduler:
         self._asked_at: float | None = None
         self._saving_seconds = 0.0  # since then
         self._asks = self._covered = 0
-        self._told: SaveReason | None = None
+        self._urgent: SaveReason | None = None
         self._open: dict[Path, _Open] = {}
         self._is_deadline_answered = self._is_over = False
         # Reentrant: a signal's former handler, which is called after ours, may ask, too.
         self._guard = threading.RLock()
         fork.AFTER_FORK.add(self)
 
-    # --- what the loop asks -------------------------------------------------------------
+    # --- decisions ----------------------------------------------------------------------
 
     def ask(self, *, is_periodic: bool) -> SaveReason | None:
-        """Say whether to save the step that has just ended, and why."""
+        """Return the reason to save the step that has just ended, None for none."""
         with self._guard:
             self._count_step()
-            self._told = None
+            self._urgent = None
             if not self._saves:
                 return None
             # One that the loop still has in its hands may have failed there, and been forgotten.
             saves = self._open.values()
             is_being_answered = any(save.answers for save in saves if save.is_behind)
             if not is_being_answered:
-                self._told = self._find_urgent(saving=is_periodic)
-            return self._told or ("period" if is_periodic else None)
+                self._urgent = self._find_urgent(saving=is_periodic)
+            return self._urgent or ("period" if is_periodic else None)
 
     @property
     def is_over(self) -> bool:
-        """Whether the last save has been made, and nothing has been learnt since."""
+        """Whether the last save has been made, and no step has ended since."""
         with self._guard:
             if self._is_over or not self._asks:
                 return self._is_over
@@ -114,15 +114,15 @@ class SaveScheduler:
                 self._answer(reason)
             return reason is not None
 
-    # --- what it is told ----------------------------------------------------------------
+    # --- events -------------------------------------------------------------------------
 
     def begin(self, path: Path) -> None:
         """Note that a save is being staged."""
         with self._guard:
-            self._open[path] = _Open(self._monotonic(), self._asks, self._told)
+            self._open[path] = _Open(self._monotonic(), self._asks, self._urgent)
 
     def hand_over(self, path: Path) -> None:
-        """Note that a save goes on behind the loop, which goes on itself."""
+        """Note that a save goes on in the background, while the loop goes on."""
         with self._guard:
             save = self._open.get(path)
             if save:
@@ -132,14 +132,14 @@ class SaveScheduler:
     def end(self, path: Path, size_bytes: int | None) -> None:
         """Note that a save is published."""
         with self._guard:
-            # One that another manager has staged: when, nobody has noted here.
+            # A checkpoint that another manager has staged has no start time here.
             save = self._open.pop(path, None)
             seconds = None if save is None else self._monotonic() - save.started
             self._recent.add(SaveCost(seconds, size_bytes))
-            save = save or _Open(self._monotonic(), self._asks, self._told)
+            save = save or _Open(self._monotonic(), self._asks, self._urgent)
             self._count_saving(save)
             self._covered = max(self._covered, save.asks)
-            # What came while it was being made finds everything saved that there is.
+            # A signal or deadline during this save is answered by it, if it holds the last step.
             is_all = self._covered == self._asks > 0
             reason = save.answers or (self._find_urgent(saving=False) if is_all else None)
             if reason:
@@ -162,7 +162,7 @@ class SaveScheduler:
             raise
 
     def after_fork(self) -> None:
-        """Begin anew in a child, where nobody else's thread is in the middle of it."""
+        """Begin anew in a child, where no thread of the parent holds the lock."""
         self._guard = threading.RLock()
 
     # --- pieces -------------------------------------------------------------------------
