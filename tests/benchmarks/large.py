@@ -19,7 +19,7 @@ from tests.benchmarks import trees
 
 from ckptdb.catalog.catalog import Catalog
 from ckptdb.catalog.engine import Database
-from ckptdb.catalog.store import Changes
+from ckptdb.core.changes import Changes
 from ckptdb.core.records import Checkpoint, Run
 from ckptdb.core.times import utc
 from ckptdb.disk import root_marker, run_stamp
@@ -127,7 +127,7 @@ def _settle(catalog: Catalog, run: Run, each: int) -> None:
     for number in range(_ALIVE - 1, each, _ALIVE):
         os.mkdir(f"{run.directory}/step_{100 * (number + 1)}")
     trees.settle(run.directory)
-    catalog.apply(Changes(run=run, seen=str(run_stamp.find_stamp(run.directory))))
+    catalog.apply(Changes(run=run, stamp=str(run_stamp.find_stamp(run.directory))))
 
 
 def _note_best(best: dict[str, tuple[float, int]], stored: Sequence[Checkpoint]) -> None:

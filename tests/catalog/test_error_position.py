@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from ckptdb.catalog.engine import Database
 from ckptdb.catalog.error_position import excerpt, find_spots
 from ckptdb.catalog.location import locate
-from ckptdb.catalog.query import query
+from ckptdb.catalog.query import run as query
 from ckptdb.errors import QueryFailed
 
 FAULTS = [

@@ -90,17 +90,19 @@ def sql(text):
 
 
 QUESTIONS = {
-    "best, low": (lambda c: c.find_best_step(3, "loss", "min"), [BY_RUN], 200),
-    "best, high": (lambda c: c.find_best_step(3, "loss", "max"), [BY_RUN], 100),
-    "latest": (lambda c: c.find_latest_step(3), [FINALS], 100),
-    "newest": (lambda c: c.newest(1, run_id=3), [FINALS], 300),
-    "top of a run": (lambda c: c.top(10, "loss", "min", run_id=3), [BY_RUN], 4_000),
-    "top of all": (lambda c: c.top(10, "loss", "max"), [BY_METRIC], 4_000),
-    "best of every run": (lambda c: c.best_of_runs(), [BY_RUN, "latest USING INDEX"], 10_000),
-    "best by one metric": (lambda c: c.best_of_runs("loss", "min"), [BY_RUN], 10_000),
-    "a metric of a run": (lambda c: c.find_unknown_metric(["loss"], 3), [BY_RUN], 200),
+    "best, low": (lambda c: c.ranking.find_best_step(3, "loss", "min"), [BY_RUN], 200),
+    "best, high": (lambda c: c.ranking.find_best_step(3, "loss", "max"), [BY_RUN], 100),
+    "latest": (lambda c: c.ranking.find_latest_step(3), [FINALS], 100),
+    "newest": (lambda c: c.checkpoints.newest(1, run_id=3), [FINALS], 300),
+    "top of a run": (lambda c: c.ranking.top(10, "loss", "min", run_id=3), [BY_RUN], 4_000),
+    "top of all": (lambda c: c.ranking.top(10, "loss", "max"), [BY_METRIC], 4_000),
+    "best of every run": (
+        lambda c: c.ranking.best_of_runs(), [BY_RUN, "latest USING INDEX"], 10_000
+    ),
+    "best by one metric": (lambda c: c.ranking.best_of_runs("loss", "min"), [BY_RUN], 10_000),
+    "a metric of a run": (lambda c: c.metrics.find_unknown(["loss"], 3), [BY_RUN], 200),
     "a run by its name": (
-        lambda c: c.find_runs_called("run 3", [Path("/run 3")]),
+        lambda c: c.runs.find_named("run 3", [Path("/run 3")]),
         ["ix_runs_name", "ix_runs_directory"],
         300,
     ),
@@ -192,10 +194,10 @@ def instructions(catalog, ask):
 
 
 SOME = {
-    "top": (lambda c: c.top(10, "loss", "max", among=range(3, 13)), BY_METRIC, 5_000),
-    "newest": (lambda c: c.newest(1, among=[3, 4]), FINALS, 5_000),
-    "best of each": (lambda c: c.best_of_runs(among=[3, 4]), BY_RUN, 3_000),
-    "a metric": (lambda c: c.find_unknown_metric(["loss"], among=[3, 4]), BY_RUN, 1_000),
+    "top": (lambda c: c.ranking.top(10, "loss", "max", among=range(3, 13)), BY_METRIC, 5_000),
+    "newest": (lambda c: c.checkpoints.newest(1, among=[3, 4]), FINALS, 5_000),
+    "best of each": (lambda c: c.ranking.best_of_runs(among=[3, 4]), BY_RUN, 3_000),
+    "a metric": (lambda c: c.metrics.find_unknown(["loss"], among=[3, 4]), BY_RUN, 1_000),
 }
 
 
@@ -210,7 +212,7 @@ def test_a_question_about_some_runs_looks_at_these(catalog, ask, index, most):
 
 
 def test_a_metric_that_is_live_anywhere_is_found_at_once(catalog):
-    assert instructions(catalog, lambda c: c.find_unknown_metric(["loss", "reward"])) < 200
+    assert instructions(catalog, lambda c: c.metrics.find_unknown(["loss", "reward"])) < 200
 
 
 WHERE = parse("reward < 100 AND step % 2 = 0")
@@ -228,13 +230,13 @@ DEMANDS = {
 
 @pytest.mark.parametrize(("demanded", "index"), DEMANDS.values(), ids=DEMANDS.keys())
 def test_what_demands_more_goes_through_indexes_too(catalog, monkeypatch, demanded, index):
-    asked, query = [], user_query.query
+    asked, query = [], user_query.run
 
     def note(database, sql, parameters, **options):
         asked.append((sql, parameters))
         return query(database, sql, parameters, **options)
 
-    monkeypatch.setattr(user_query, "query", note)
+    monkeypatch.setattr(user_query, "run", note)
     selection = Selection(**{"by": ("loss", "min"), "run_id": 3, **demanded})
     with plans(catalog) as found:
         assert ranked(catalog.database, selection, 3)
@@ -256,13 +258,11 @@ def test_what_demands_more_goes_through_indexes_too(catalog, monkeypatch, demand
 
 def test_a_condition_for_retention_goes_by_what_is_live(catalog, monkeypatch):
     asked = []
-    monkeypatch.setattr(
-        user_query, "query", lambda *given, **_: asked.append(given) or Rows((), ())
-    )
+    monkeypatch.setattr(user_query, "run", lambda *given, **_: asked.append(given) or Rows((), ()))
     matching(catalog.database, 3, WHERE)
     monkeypatch.undo()
     ((database, sql, parameters),) = asked
-    plan = [row[-1] for row in user_query.query(database, f"EXPLAIN QUERY PLAN {sql}", parameters)]
+    plan = [row[-1] for row in user_query.run(database, f"EXPLAIN QUERY PLAN {sql}", parameters)]
     assert plan[0].endswith(FINALS)
     assert not any(line.startswith("SCAN") for line in plan)
 

@@ -18,7 +18,8 @@ from ckptdb.catalog import query as user_query
 from ckptdb.catalog import sandbox, views
 from ckptdb.catalog.engine import Database
 from ckptdb.catalog.location import locate
-from ckptdb.catalog.query import describe, query
+from ckptdb.catalog.query import run as query
+from ckptdb.catalog.relations import describe
 from ckptdb.errors import (
     CatalogBroken,
     CatalogLocked,
@@ -397,7 +398,7 @@ def test_postgresql_sends_no_more_of_an_answer_than_it_may_have(postgres_url, mo
 
 INTERRUPTED = """
 import signal
-from ckptdb.catalog.query import query
+from ckptdb.catalog.query import run as query
 from ckptdb.catalog.engine import Database
 
 # Whoever runs the tests in the background has it ignored.

@@ -13,7 +13,7 @@ from tests.support.rows import gone, make
 
 from ckptdb.catalog import selection as selecting
 from ckptdb.catalog.selection import Ranked, Selection, matching, pareto_front, ranked
-from ckptdb.catalog.store import Changes
+from ckptdb.core.changes import Changes
 from ckptdb.core.conditions import parse
 from ckptdb.core.metrics import Metric, metrics_of
 from ckptdb.core.ranking import rank_key
@@ -170,8 +170,8 @@ def born(number, birth):
 
 def store(catalog, births):
     """Make this history the catalog's only one; return it in the order of its rows."""
-    for seen in catalog.runs():
-        catalog.forget(seen.id)
+    for seen in catalog.runs.list_all():
+        catalog.runs.delete(seen.id)
     history, ids = [], {}
     for run in RUNS:
         mine, live = [], set()
@@ -193,7 +193,7 @@ def store(catalog, births):
 
 def answer(catalog, asked, count=None):
     found = ranked(catalog.database, asked, count)
-    records = catalog.chosen([one.id for one in found])
+    records = catalog.checkpoints.by_id([one.id for one in found])
     assert list(records) == [one.id for one in found]
     return [(records[one.id].uuid, one.value, one.tie) for one in found]
 
@@ -233,7 +233,7 @@ def test_a_record_as_of_a_moment_has_the_values_that_sql_ranks_by(catalog, birth
     store(catalog, births)
     for second in range(9):
         for one in ranked(catalog.database, Selection(by=by, at=moment(second))):
-            (record,) = catalog.chosen([one.id]).values()
+            (record,) = catalog.checkpoints.by_id([one.id]).values()
             assert record.as_of(moment(second)).metrics[by[0]] == one.value
 
 
@@ -310,10 +310,10 @@ def test_a_condition_that_takes_too_long_is_stopped(catalog, monkeypatch):
 
 def test_a_condition_changes_nothing(catalog):
     run_id = catalog.apply(Changes(run=RUNS[0], checkpoints=[make(RUNS[0], 1, 0.5)]))
-    before = catalog.checkpoints()
+    before = catalog.checkpoints.list_all()
     for text, found in (("loss < 1", {"run-a-1"}), ("notes IS NOT NULL", set())):
         assert matching(catalog.database, run_id, parse(text)) == found
-    assert catalog.checkpoints() == before
+    assert catalog.checkpoints.list_all() == before
     # And it leaves the connection as it was: writing goes on.
     catalog.apply(Changes(run=RUNS[0], checkpoints=[make(RUNS[0], 2, 0.4)]))
 
@@ -329,11 +329,11 @@ def test_a_metric_that_nobody_ever_had_is_found_and_history_counts(catalog):
     of_b = catalog.apply(Changes(run=RUNS[1], checkpoints=[make(RUNS[1], 1, 0.5)]))
     catalog.apply(Changes(run=RUNS[0], checkpoints=[gone(stored[0])]))
     for run_id in (None, of_a):
-        assert catalog.find_unknown_metric(["loss", "old", "never finite"], run_id) is None
-        assert catalog.find_unknown_metric(["loss", "los", "x"], run_id) == "los"
-        assert catalog.find_unknown_metric(["\ud800"], run_id) == "\ud800"
-    assert catalog.find_unknown_metric(["loss", "old"], of_b) == "old"
-    assert catalog.find_unknown_metric([]) is None
+        assert catalog.metrics.find_unknown(["loss", "old", "never finite"], run_id) is None
+        assert catalog.metrics.find_unknown(["loss", "los", "x"], run_id) == "los"
+        assert catalog.metrics.find_unknown(["\ud800"], run_id) == "\ud800"
+    assert catalog.metrics.find_unknown(["loss", "old"], of_b) == "old"
+    assert catalog.metrics.find_unknown([]) is None
 
 
 def test_a_value_that_came_later_counts_from_then_on_and_the_first_one_before(catalog):

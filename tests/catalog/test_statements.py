@@ -8,8 +8,8 @@ from tests.support.rows import AT, gone, make
 
 from ckptdb.catalog.catalog import Catalog
 from ckptdb.catalog.engine import Database
-from ckptdb.catalog.store import Changes
 from ckptdb.core.candidates import Wanted
+from ckptdb.core.changes import Changes
 from ckptdb.core.metrics import Metric
 from ckptdb.core.records import Annotations, Resumption, Run
 
@@ -44,8 +44,8 @@ def test_no_change_scans_a_table(catalog, run):
     with plans(catalog) as found:
         catalog.apply(Changes(run=run, checkpoints=live, config={"lr": 1}, config_step=2))
         catalog.apply(Changes(run=run, annotations={"run-a-1": SAID}))
-        catalog.apply(Changes(run=run, checkpoints=live, seen="1:1:1"))
-        catalog.apply(Changes(run=run, checkpoints=[gone(live[0])], moved=("1:1:1", "2:2:2")))
+        catalog.apply(Changes(run=run, checkpoints=live, stamp="1:1:1"))
+        catalog.apply(Changes(run=run, checkpoints=[gone(live[0])], stamp_moved=("1:1:1", "2:2:2")))
         catalog.apply(Changes(run=replace(run, directory=run.directory / "moved")))
     assert len(found) > 15
     assert scans(found) == []
@@ -55,27 +55,27 @@ def test_no_look_at_a_run_scans_a_table(catalog, run):
     live = [make(run, 1, 0.5), make(run, 2, 0.4), make(run, 3, status="tmp")]
     run_id = catalog.apply(Changes(run=run, checkpoints=live, annotations={"run-a-1": SAID}))
     with plans(catalog) as found:
-        seen = catalog.find_run("run-a")
-        catalog.find_run_at(run.directory)
-        catalog.recorded(seen, history=False)
-        catalog.recorded(seen, history=True)
-        catalog.contents(run_id, steps=[1, 2], gone=["run-a-1"])
-        catalog.find_best_step(run_id, "loss", "min")
-        catalog.find_latest_step(run_id)
-        catalog.steps_without(run_id, "loss")
-        catalog.candidates(run_id, Wanted(metrics=("loss",), tags=True))
-        catalog.count_live(run_id)
-        catalog.top(5, "loss", "max")
-        catalog.top(5, "loss", "max", run_id=run_id)
-        catalog.checkpoints(run_id=run_id)
-        catalog.checkpoints(run_id=run_id, status="final", steps=[1], limit=1)
-        catalog.newest(1, run_id=run_id)
-        catalog.metric_names(run_id)
-        catalog.pinned_gone(run_id)
-        catalog.resumed(run_id)
-        catalog.lineage(run_id, "run-a-2")
-        catalog.ancestors_of_live(run_id)
-        catalog.line_members(run_id)
+        seen = catalog.runs.find("run-a")
+        catalog.runs.find_at(run.directory)
+        catalog.recorded.run(seen, history=False)
+        catalog.recorded.run(seen, history=True)
+        catalog.recorded.records(run_id, steps=[1, 2], gone=["run-a-1"])
+        catalog.ranking.find_best_step(run_id, "loss", "min")
+        catalog.ranking.find_latest_step(run_id)
+        catalog.ranking.unranked(run_id, "loss")
+        catalog.candidates.of_run(run_id, Wanted(metrics=("loss",), tags=True))
+        catalog.checkpoints.count_live(run_id)
+        catalog.ranking.top(5, "loss", "max")
+        catalog.ranking.top(5, "loss", "max", run_id=run_id)
+        catalog.checkpoints.list_all(run_id=run_id)
+        catalog.checkpoints.list_all(run_id=run_id, status="final", steps=[1], limit=1)
+        catalog.checkpoints.newest(1, run_id=run_id)
+        catalog.metrics.names(run_id)
+        catalog.checkpoints.pinned_gone(run_id)
+        catalog.lineage.resumptions(run_id)
+        catalog.lineage.ancestors(run_id, "run-a-2")
+        catalog.lineage.ancestors_of_live(run_id)
+        catalog.lineage.members(run_id)
     assert len(found) > 15
     assert scans(found) == []
 
@@ -83,7 +83,7 @@ def test_no_look_at_a_run_scans_a_table(catalog, run):
 def test_what_is_live_is_found_without_looking_at_history(catalog, run):
     run_id = catalog.apply(Changes(run=run, checkpoints=[make(run, 1, 0.5)]))
     with plans(catalog) as found:
-        catalog.recorded(catalog.find_run("run-a"), history=False)
+        catalog.recorded.run(catalog.runs.find("run-a"), history=False)
     (plan,) = (plan for sql, plan in found.items() if "FROM checkpoints" in sql)
     assert "uq_checkpoints_final (run_id=?)" in plan
     assert "ix_checkpoints_tmp (run_id=?)" in plan
@@ -92,6 +92,6 @@ def test_what_is_live_is_found_without_looking_at_history(catalog, run):
     (plan,) = (plan for sql, plan in found.items() if "uuid IN" in sql)
     assert "(run_id=? AND uuid=?)" in plan
     with plans(catalog) as found:
-        catalog.contents(run_id, steps=[1], gone=["x"])
+        catalog.recorded.records(run_id, steps=[1], gone=["x"])
     (plan,) = (plan for sql, plan in found.items() if "step IN" in sql)
     assert "ix_checkpoints_run_id_step (run_id=? AND step=?)" in plan

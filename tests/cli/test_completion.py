@@ -2,7 +2,7 @@
 
 import pytest
 
-from ckptdb.catalog.query import Relation, SchemaColumn
+from ckptdb.catalog.relations import Relation, SchemaColumn
 from ckptdb.cli.completion import Words
 
 

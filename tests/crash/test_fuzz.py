@@ -3,6 +3,7 @@
 import pytest
 from lab import fuzz
 
+from ckptdb.catalog.ranking import RankingQueries
 from ckptdb.disk import (
     journal_records,
     json_file,
@@ -106,9 +107,9 @@ def overlook_a_good_one(monkeypatch):
 
 
 def rank_backwards(monkeypatch):
-    real = fuzz.Catalog.find_best_step
+    real = RankingQueries.find_best_step
     monkeypatch.setattr(
-        fuzz.Catalog, "find_best_step", lambda self, run, name, _: real(self, run, name, "max")
+        RankingQueries, "find_best_step", lambda self, run, name, _: real(self, run, name, "max")
     )
 
 

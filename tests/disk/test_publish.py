@@ -1100,7 +1100,7 @@ def work_discard_on_a_full_disk(publisher: Publisher) -> None:
 def contents(catalog: Catalog, run_id: int | None) -> list[tuple[object, ...]]:
     return [
         (c.step, c.uuid, c.status, c.deleted_reason, c.problem, tuple(c.metrics.items()))
-        for c in catalog.checkpoints(run_id=run_id)
+        for c in catalog.checkpoints.list_all(run_id=run_id)
     ]
 
 
@@ -1135,7 +1135,7 @@ def check_reconciling(
     left = observation.observe(directory)
     assert (left.olds, left.trash) == ((), ())
     assert all(tmp.fate is None for tmp in left.tmps.values())
-    found = catalog.checkpoints(run_id=report.run_id)
+    found = catalog.checkpoints.list_all(run_id=report.run_id)
     live = {c.step: c.uuid for c in found if c.status == "final"}
     assert live == {step: c.uuid for step, c in left.finals.items()}
     gone = {c.uuid for c in found if c.status == "deleted"}

@@ -18,8 +18,8 @@ from tests.support.trees import settle
 from ckptdb.catalog.catalog import Catalog
 from ckptdb.catalog.engine import Database
 from ckptdb.catalog.location import locate
-from ckptdb.catalog.store import Changes
 from ckptdb.core import fork
+from ckptdb.core.changes import Changes
 from ckptdb.core.records import Checkpoint, Run
 from ckptdb.training import followed_run
 
@@ -234,23 +234,23 @@ def select(sql):
 
 QUESTIONS = {
     "best": (
-        lambda catalog: catalog.find_best_step(5, "loss", "min"),
+        lambda catalog: catalog.ranking.find_best_step(5, "loss", "min"),
         "COVERING INDEX ix_metrics_run_ranking (run_id=? AND name=?",
     ),
     "worst": (
-        lambda catalog: catalog.find_best_step(5, "loss", "max"),
+        lambda catalog: catalog.ranking.find_best_step(5, "loss", "max"),
         "COVERING INDEX ix_metrics_run_ranking (run_id=? AND name=?",
     ),
     "latest": (
-        lambda catalog: catalog.find_latest_step(5),
+        lambda catalog: catalog.ranking.find_latest_step(5),
         "uq_checkpoints_final (run_id=?",
     ),
     "top of all": (
-        lambda catalog: catalog.top(10, "acc", "max"),
+        lambda catalog: catalog.ranking.top(10, "acc", "max"),
         "COVERING INDEX ix_metrics_ranking (name=?",
     ),
     "top of a run": (
-        lambda catalog: catalog.top(10, "acc", "max", run_id=5),
+        lambda catalog: catalog.ranking.top(10, "acc", "max", run_id=5),
         "COVERING INDEX ix_metrics_run_ranking (run_id=? AND name=?",
     ),
     "summary of a run": (
@@ -328,5 +328,5 @@ def test_the_best_of_many_that_are_equal_is_found_without_reading_them(tmp_path,
         connection.exec_driver_sql("UPDATE metrics SET value = 0.5")
     with closing(catalog.database):
         with watched(catalog) as (_, steps):
-            assert catalog.find_best_step(5, "loss", mode) == 1000
+            assert catalog.ranking.find_best_step(5, "loss", mode) == 1000
         assert steps[0] < 100

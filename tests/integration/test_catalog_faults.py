@@ -298,8 +298,8 @@ def test_an_index_that_lists_the_dead_among_the_living_stops_nothing(root):
                 connection.executescript(LYING_INDEX.format(name=name, columns=columns, sql=quoted))
         assert connection.execute("SELECT count(*) FROM checkpoints").fetchone()[0] > 2
     with Registry.open(root) as registry:
-        for seen in registry._catalog().runs():
-            registry._catalog().recorded(seen, history=False)
+        for seen in registry._catalog().runs.list_all():
+            registry._catalog().recorded.run(seen, history=False)
     with warned() as texts, make_manager(find_run(root)) as again:
         check_answers(again, best=4, latest=4, live=[2, 4])
     assert len(texts) <= 1, texts

@@ -15,7 +15,7 @@ from tests.support.statements import sent
 
 from ckptdb.catalog.catalog import Catalog
 from ckptdb.catalog.engine import Database
-from ckptdb.catalog.store import Changes
+from ckptdb.core.changes import Changes
 from ckptdb.core.facts import Fact
 from ckptdb.core.records import Checkpoint
 from ckptdb.disk import (
@@ -78,11 +78,13 @@ def settle(run: Path, seconds: float = 60) -> None:
 
 
 def everything(catalog: Catalog):
-    return [(seen.run, seen.stamp, seen.verified) for seen in catalog.runs()], catalog.checkpoints()
+    return [
+        (seen.run, seen.stamp, seen.verified) for seen in catalog.runs.list_all()
+    ], catalog.checkpoints.list_all()
 
 
 def live(catalog: Catalog) -> dict[int, str]:
-    return {cp.step: cp.uuid for cp in catalog.checkpoints(status="final")}
+    return {cp.step: cp.uuid for cp in catalog.checkpoints.list_all(status="final")}
 
 
 def told(report) -> list[tuple[str, int | None]]:
@@ -269,7 +271,7 @@ def test_what_stops_in_between_is_completed_by_the_next(run, catalog, monkeypatc
         with pytest.raises(CatalogLocked):
             reconcile_run(catalog, run)
     assert len(live(catalog)) == [0, 3, 7][at - 1]
-    assert not any(seen.verified or seen.stamp for seen in catalog.runs())
+    assert not any(seen.verified or seen.stamp for seen in catalog.runs.list_all())
 
     reconcile_run(catalog, run)
     rebuilt = Catalog(Database.in_memory())

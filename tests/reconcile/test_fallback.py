@@ -65,4 +65,4 @@ def test_one_run_is_indexed_in_memory(tmp_path):
     catalog, report = index_in_memory(run, tmp_path)
     with closing(catalog.database):
         assert report.applied
-        assert [found.step for found in catalog.checkpoints(status="final")] == [3]
+        assert [found.step for found in catalog.checkpoints.list_all(status="final")] == [3]

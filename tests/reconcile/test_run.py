@@ -108,18 +108,18 @@ def age(path: Path, seconds: float = 10) -> None:
 
 def rows(catalog: Catalog, status: str | None = None) -> dict[tuple[str, int], list[str]]:
     found: dict[tuple[str, int], list[str]] = {}
-    for c in catalog.checkpoints(status=status):
+    for c in catalog.checkpoints.list_all(status=status):
         found.setdefault((c.run, c.step), []).append(c.status)
     return found
 
 
 def live(catalog: Catalog) -> dict[int, str]:
-    return {c.step: c.uuid for c in catalog.checkpoints(status="final")}
+    return {c.step: c.uuid for c in catalog.checkpoints.list_all(status="final")}
 
 
 def everything(catalog: Catalog):
-    runs = [(s.run, s.run.config) for s in catalog.runs()]
-    return runs, [replace(c, fingerprint=None) for c in catalog.checkpoints()]
+    runs = [(s.run, s.run.config) for s in catalog.runs.list_all()]
+    return runs, [replace(c, fingerprint=None) for c in catalog.checkpoints.list_all()]
 
 
 def kinds(report) -> list[str]:
@@ -155,10 +155,10 @@ def test_a_run_is_indexed_from_nothing(catalog, run):
     assert kinds(report) == ["added", "added", "new run"]
     assert report.applied
     assert live(catalog) == {1: one.uuid, 2: two.uuid}
-    seen = catalog.find_run(one.run_uuid)
+    seen = catalog.runs.find(one.run_uuid)
     assert seen.run.directory == run
     assert seen.run.config == {"lr": 0.1}
-    assert catalog.find_best_step(seen.id, "loss", "min") == 1
+    assert catalog.ranking.find_best_step(seen.id, "loss", "min") == 1
 
 
 def test_a_dry_run_says_the_same_and_changes_nothing(catalog, run):
@@ -189,26 +189,26 @@ def test_checkpoints_of_nemo_rl_are_indexed_and_nothing_is_written(catalog, run)
         "abandoned tmp", "added", "added", "added", "added", "new run", "new tmp", "unreadable",
         "unreadable",
     ]  # fmt: skip
-    found = {c.step: c for c in catalog.checkpoints(status="final")}
+    found = {c.step: c for c in catalog.checkpoints.list_all(status="final")}
     assert [step for step, c in found.items() if c.problem] == [3, 4]
     assert found[1].metrics == {"loss": 0.5}
     assert found[2].metrics == {"loss": None}
     run_id = report.run_id
-    assert catalog.find_latest_step(run_id) == 2
-    assert [c.step for c in catalog.candidates(run_id, Wanted(metrics=("loss",)))] == [1, 2]
-    assert catalog.runs()[0].run.config == {"lr": 0.1}
+    assert catalog.ranking.find_latest_step(run_id) == 2
+    assert [c.step for c in catalog.candidates.of_run(run_id, Wanted(metrics=("loss",)))] == [1, 2]
+    assert catalog.runs.list_all()[0].run.config == {"lr": 0.1}
     assert not (run / ".ckptdb").exists()
 
 
 def test_a_run_of_nemo_rl_keeps_its_identity_when_it_is_first_written_to(catalog, run):
     put(run, "step_1")
     reconcile(catalog, run)
-    before = catalog.runs()[0].run.uuid
+    before = catalog.runs.list_all()[0].run.uuid
 
     save(run, 2)
 
     reconcile(catalog, run)
-    assert [seen.run.uuid for seen in catalog.runs()] == [before]
+    assert [seen.run.uuid for seen in catalog.runs.list_all()] == [before]
     assert set(live(catalog)) == {1, 2}
 
 
@@ -219,7 +219,7 @@ def test_what_changed_on_disk_changes_in_the_index(catalog, run):
     (run / "step_1" / "training_info.json").write_text('{"loss": 0.9}')
 
     assert kinds(reconcile(catalog, run)) == ["changed"]
-    assert catalog.checkpoints()[0].metrics == {"loss": 0.9}
+    assert catalog.checkpoints.list_all()[0].metrics == {"loss": 0.9}
 
 
 def test_facts_of_the_journal_reach_the_index(catalog, run):
@@ -238,7 +238,7 @@ def test_facts_of_the_journal_reach_the_index(catalog, run):
     report = reconcile(catalog, run)
 
     assert kinds(report) == ["annotated", "annotated", "deleted", "unfinished removal"]
-    found = {c.step: c for c in catalog.checkpoints()}
+    found = {c.step: c for c in catalog.checkpoints.list_all()}
     assert (found[1].pinned, found[1].tags, found[1].metrics["mmlu"]) == (True, ("rc",), 0.6)
     assert (found[2].status, found[2].deleted_reason, found[2].notes) == (
         "deleted",
@@ -255,7 +255,7 @@ def test_history_is_rebuilt_without_an_index(catalog, run):
 
     reconcile(catalog, run)
 
-    found = {c.uuid: c.deleted_reason for c in catalog.checkpoints(status="deleted")}
+    found = {c.uuid: c.deleted_reason for c in catalog.checkpoints.list_all(status="deleted")}
     assert found[one.uuid] == "replaced by a new save of step 1"
     assert found[two.uuid] == "by hand"
     assert sorted(found.values())[1] == "discarded: gave up"
@@ -268,7 +268,7 @@ def test_a_replacement_by_hand_is_one_that_vanished_and_one_that_came(catalog, r
     put(run, "step_1", '{"loss": 0.2}')
 
     assert kinds(reconcile(catalog, run)) == ["added", "vanished"]
-    gone = catalog.checkpoints(status="deleted")
+    gone = catalog.checkpoints.list_all(status="deleted")
     assert [(c.uuid, c.deleted_reason) for c in gone] == [
         (one.uuid, "vanished: not on disk any more")
     ]
@@ -281,7 +281,7 @@ def test_another_tmp_in_the_place_of_one_is_told(catalog, run):
     put(run, "tmp_step_5", '{"loss": 0.2}')
 
     assert kinds(reconcile(catalog, run)) == ["abandoned tmp", "new tmp", "vanished"]
-    assert [c.metrics for c in catalog.checkpoints(status="tmp")] == [{"loss": 0.2}]
+    assert [c.metrics for c in catalog.checkpoints.list_all(status="tmp")] == [{"loss": 0.2}]
 
 
 def test_what_vanished_and_came_back_can_vanish_again(catalog, run, tmp_path):
@@ -291,12 +291,12 @@ def test_what_vanished_and_came_back_can_vanish_again(catalog, run, tmp_path):
         (run / "step_1").rename(tmp_path / "aside")
         assert kinds(reconcile(catalog, run)) == ["vanished"]
         assert rows(catalog) == {("grpo", 1): ["deleted"]}
-        vanished = catalog.checkpoints()[0]
+        vanished = catalog.checkpoints.list_all()[0]
 
         (tmp_path / "aside").rename(run / "step_1")
         assert kinds(reconcile(catalog, run)) == ["reappeared"]
         assert live(catalog) == {1: one.uuid}
-        assert catalog.checkpoints()[0].deleted_at is None
+        assert catalog.checkpoints.list_all()[0].deleted_at is None
         facts = journal.read(run / ".ckptdb", identity.identify(run).run)
         assert facts.gone == {}
         assert vanished.uuid == one.uuid
@@ -306,7 +306,7 @@ def test_of_nemo_rl_a_vanished_checkpoint_is_recorded_too(catalog, run):
     put(run, "step_1")
     put(run, "step_2")
     reconcile(catalog, run)
-    before = catalog.runs()[0].run.uuid
+    before = catalog.runs.list_all()[0].run.uuid
     shutil.rmtree(run / "step_1")
 
     assert "vanished" in kinds(reconcile(catalog, run))
@@ -348,7 +348,7 @@ def test_a_complete_tmp_that_replaces_what_is_published_is_published(catalog, ru
     reconcile(catalog, run)
 
     assert live(catalog) == {1: new}
-    gone = catalog.checkpoints(status="deleted")
+    gone = catalog.checkpoints.list_all(status="deleted")
     assert [(c.uuid, c.deleted_reason) for c in gone] == [
         (old.uuid, "replaced by a new save of step 1")
     ]
@@ -464,17 +464,17 @@ def test_damage_is_found_in_full_depth_and_remembered_until_it_is_mended(catalog
     report = reconcile_run(catalog, run, depth="full")
     assert {"changed", "damaged"} <= set(kinds(report))
     problem = "damaged: model.pt: 1 of 7 bytes"
-    assert catalog.checkpoints()[0].problem == problem
-    assert catalog.find_latest_step(report.run_id) is None
+    assert catalog.checkpoints.list_all()[0].problem == problem
+    assert catalog.ranking.find_latest_step(report.run_id) is None
 
     for depth in ("full", "files", "changes"):
         again = reconcile_run(catalog, run, depth=depth)
         assert not again.has_changes
-        assert catalog.checkpoints()[0].problem == problem
+        assert catalog.checkpoints.list_all()[0].problem == problem
 
     (run / "step_1" / "model.pt").write_bytes(b"weights")
     reconcile_run(catalog, run, depth="full")
-    assert catalog.checkpoints()[0].problem is None
+    assert catalog.checkpoints.list_all()[0].problem is None
 
 
 # --- moved, copied, lost ----------------------------------------------------------------
@@ -489,8 +489,10 @@ def test_a_run_that_moved_is_the_same_run(catalog, run, tmp_path):
     report = reconcile(catalog, moved)
 
     assert "moved run" in kinds(report)
-    assert [(s.run.directory, s.run.name) for s in catalog.runs()] == [(moved, "moved")]
-    assert [(c.uuid, c.path) for c in catalog.checkpoints()] == [(one.uuid, moved / "step_1")]
+    assert [(s.run.directory, s.run.name) for s in catalog.runs.list_all()] == [(moved, "moved")]
+    assert [(c.uuid, c.path) for c in catalog.checkpoints.list_all()] == [
+        (one.uuid, moved / "step_1")
+    ]
 
 
 def test_a_copied_run_is_another_run_with_the_same_checkpoints(catalog, run, tmp_path):
@@ -503,10 +505,10 @@ def test_a_copied_run_is_another_run_with_the_same_checkpoints(catalog, run, tmp
 
     reconcile(catalog, copy)
 
-    both = {s.run.name: s for s in catalog.runs()}
+    both = {s.run.name: s for s in catalog.runs.list_all()}
     assert set(both) == {"grpo", "copy"}
     assert both["copy"].run.forked_from == both["grpo"].run.uuid
-    found = {name: catalog.checkpoints(run_id=seen.id) for name, seen in both.items()}
+    found = {name: catalog.checkpoints.list_all(run_id=seen.id) for name, seen in both.items()}
     assert [c.uuid for c in found["copy"]] == [c.uuid for c in found["grpo"]]
     assert found["copy"][0].pinned
 
@@ -599,7 +601,7 @@ def test_another_run_may_take_the_directory_of_one(catalog, run):
     reconcile(catalog, run)
 
     assert live(catalog) == {1: new.uuid}
-    assert [c.deleted_reason for c in catalog.checkpoints(status="deleted")] == [
+    assert [c.deleted_reason for c in catalog.checkpoints.list_all(status="deleted")] == [
         "vanished: another run took its directory"
     ]
 
@@ -607,7 +609,7 @@ def test_another_run_may_take_the_directory_of_one(catalog, run):
 def test_a_directory_that_is_no_run_is_not_indexed(catalog, run):
     report = reconcile_run(catalog, run)
     assert (report.actions, report.run_id, report.applied) == ((), None, False)
-    assert catalog.runs() == ()
+    assert catalog.runs.list_all() == ()
 
 
 # --- when something fails ---------------------------------------------------------------
@@ -637,13 +639,13 @@ def test_what_cannot_be_read_is_marked_and_the_rest_recorded(catalog, run, monke
         assert report.verified is None
         again = reconcile_run(catalog, run)
         assert (sorted(kinds(again)), again.has_changes) == (["lost", "unreadable"], False)
-    marked, _ = catalog.checkpoints(status="final")
+    marked, _ = catalog.checkpoints.list_all(status="final")
     assert marked.problem == "step_2 cannot be read (Input/output error)"
     assert (set(live(catalog)), marked.uuid) == ({2, 3}, two.uuid)
     assert set(journal.read(run / ".ckptdb", identity.identify(run).run).gone) == {one.uuid}
 
     assert sorted(kinds(reconcile(catalog, run))) == ["changed", "lost"]
-    mended, _ = catalog.checkpoints(status="final")
+    mended, _ = catalog.checkpoints.list_all(status="final")
     assert (mended.problem, mended.metrics) == (None, two.metrics)
 
 
@@ -656,12 +658,12 @@ def test_what_cannot_be_read_for_once_is_read_at_the_next_question(catalog, run,
     with monkeypatch.context() as patch:
         failing_open(patch, run / "step_2" / name)
         report = reconcile_run(catalog, run)
-    assert (report.verified, catalog.runs()[0].verified) == (None, False)
+    assert (report.verified, catalog.runs.list_all()[0].verified) == (None, False)
 
     report = reconcile_run(catalog, run, depth="changes")
     assert report.verified is not None
-    assert [cp.problem for cp in catalog.checkpoints()] == [None, None]
-    assert catalog.runs()[0].run.config == {"lr": 0.2}
+    assert [cp.problem for cp in catalog.checkpoints.list_all()] == [None, None]
+    assert catalog.runs.list_all()[0].run.config == {"lr": 0.2}
 
 
 @pytest.mark.parametrize("final", [True, False], ids=["beside a final one", "alone"])
@@ -675,7 +677,7 @@ def test_a_tmp_that_cannot_be_read_is_not_taken_for_gone(catalog, run, monkeypat
         report = reconcile_run(catalog, run)
     assert (kinds(report), report.has_changes) == (["unreadable"], False)
     assert journal.read(run / ".ckptdb", identity.identify(run).run).gone == {}
-    assert [c.step for c in catalog.checkpoints(status="tmp")] == [1]
+    assert [c.step for c in catalog.checkpoints.list_all(status="tmp")] == [1]
 
 
 def test_what_takes_the_place_of_another_is_recorded_beside_what_cannot_be_read(
@@ -689,7 +691,7 @@ def test_what_takes_the_place_of_another_is_recorded_beside_what_cannot_be_read(
         failing_open(patch, run / "tmp_step_1" / "manifest.json")
         assert "unreadable" in kinds(reconcile_run(catalog, run))
     assert live(catalog) == {1: new}
-    assert [c.uuid for c in catalog.checkpoints(status="deleted")] == [old.uuid]
+    assert [c.uuid for c in catalog.checkpoints.list_all(status="deleted")] == [old.uuid]
 
 
 def test_while_all_may_be_unreadable_nothing_is_recorded_as_deleted(catalog, run, monkeypatch):
@@ -813,7 +815,7 @@ def test_a_settled_look_is_remembered_and_saves_the_next(catalog, run):
     age(run)
     first = reconcile_run(catalog, run, depth="changes")
     assert first.verified == run_stamp.find_stamp(run)
-    seen = catalog.find_run(identity.identify(run).run.uuid)
+    seen = catalog.runs.find(identity.identify(run).run.uuid)
     assert (seen.stamp, seen.verified) == (str(first.verified), True)
 
     again = reconcile_run(catalog, run, depth="changes")
@@ -823,11 +825,11 @@ def test_a_settled_look_is_remembered_and_saves_the_next(catalog, run):
 def test_a_young_look_is_not_remembered_unless_assumed(catalog, run):
     save(run, 1)
     assert reconcile_run(catalog, run, depth="changes").verified is None
-    assert catalog.runs()[0].stamp is None
+    assert catalog.runs.list_all()[0].stamp is None
 
     report = reconcile_run(catalog, run, depth="changes", assume=True)
     assert report.verified is None
-    seen = catalog.runs()[0]
+    seen = catalog.runs.list_all()[0]
     assert (seen.stamp, seen.verified) == (str(run_stamp.find_stamp(run)), False)
     assert not reconcile_run(catalog, run, depth="changes", assume=True).applied
 
@@ -835,10 +837,10 @@ def test_a_young_look_is_not_remembered_unless_assumed(catalog, run):
 def test_fingerprints_are_remembered_once_they_are_sure(catalog, run):
     save(run, 1)
     reconcile_run(catalog, run)
-    assert catalog.checkpoints()[0].fingerprint is None
+    assert catalog.checkpoints.list_all()[0].fingerprint is None
     age(run)
     reconcile_run(catalog, run)
-    assert catalog.checkpoints()[0].fingerprint is not None
+    assert catalog.checkpoints.list_all()[0].fingerprint is not None
 
 
 def test_a_change_during_the_look_is_not_masked(catalog, run, monkeypatch):
@@ -855,7 +857,7 @@ def test_a_change_during_the_look_is_not_masked(catalog, run, monkeypatch):
     monkeypatch.setattr(observation, "observe", observe_then_change)
     report = reconcile_run(catalog, run)
     assert report.verified is None
-    assert catalog.runs()[0].stamp is None
+    assert catalog.runs.list_all()[0].stamp is None
 
 
 def test_what_a_trainer_does_between_look_and_lock_is_seen(catalog, run, monkeypatch):
@@ -898,7 +900,7 @@ def test_a_settled_run_is_not_looked_at_again_under_the_lock(catalog, run, looks
 
 
 def forget(catalog: Catalog, run: Path) -> None:
-    catalog.forget(catalog.runs()[0].id)
+    catalog.runs.delete(catalog.runs.list_all()[0].id)
 
 
 def save_another(catalog: Catalog, run: Path) -> None:
@@ -934,7 +936,7 @@ def test_what_comes_between_a_settled_look_and_the_lock_is_seen(
     report = reconcile_run(catalog, run, depth="changes")
     assert looks == [run, run]
     assert report.applied
-    assert {c.step: c.pinned for c in catalog.checkpoints(status="final")} == expected
+    assert {c.step: c.pinned for c in catalog.checkpoints.list_all(status="final")} == expected
 
 
 def test_the_journal_says_why_one_is_gone_even_if_it_has_not_grown(catalog, run):
@@ -949,7 +951,7 @@ def test_the_journal_says_why_one_is_gone_even_if_it_has_not_grown(catalog, run)
     shutil.rmtree(run / "step_1")
     age(run, 5)
     reconcile(catalog, run, depth="changes")
-    (found,) = catalog.checkpoints(status="deleted")
+    (found,) = catalog.checkpoints.list_all(status="deleted")
     assert found.deleted_reason == "retention: a crash came before the rename"
 
 
@@ -1072,7 +1074,9 @@ def test_a_run_whose_names_are_no_text_is_indexed(catalog, tmp_path):
     odd.mkdir()
     one = save(odd, 1)
     reconcile(catalog, odd)
-    assert [(c.uuid, c.path) for c in catalog.checkpoints()] == [(one.uuid, odd / "step_1")]
+    assert [(c.uuid, c.path) for c in catalog.checkpoints.list_all()] == [
+        (one.uuid, odd / "step_1")
+    ]
 
 
 @pytest.mark.parametrize("depth", ["changes", "files"])
@@ -1081,6 +1085,6 @@ def test_a_save_that_was_given_up_elsewhere_leaves_the_configuration_known(catal
     reconcile(catalog, run)
     Publisher(run).discard(stage(run, 2), reason="discarded: by another process")
     reconcile(catalog, run, depth=depth)
-    (seen,) = catalog.runs()
+    (seen,) = catalog.runs.list_all()
     assert seen.run.config == {"lr": 30}
-    assert [cp.step for cp in catalog.checkpoints(run_id=seen.id, status="deleted")] == [2]
+    assert [cp.step for cp in catalog.checkpoints.list_all(run_id=seen.id, status="deleted")] == [2]

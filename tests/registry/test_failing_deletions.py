@@ -522,7 +522,7 @@ def test_removed_leftovers_are_not_called_nothing_when_the_rest_fails(run, monke
         raise OSError(errno.EIO, os.strerror(errno.EIO), str(source))
 
     with Registry.open(run) as registry:
-        registry._catalog().runs()
+        registry._catalog().runs.list_all()
         monkeypatch.setattr("ckptdb.registry.healing.reconcile_run", lambda *_, **__: None)
         monkeypatch.setattr(fsutil, "rename_new", rename_new)
         with pytest.raises(DeletionIncomplete) as caught:

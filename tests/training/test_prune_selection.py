@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 
 from ckptdb.catalog.catalog import Catalog
 from ckptdb.catalog.engine import Database
-from ckptdb.catalog.store import Changes
 from ckptdb.core.candidates import Wanted
+from ckptdb.core.changes import Changes
 from ckptdb.core.records import Annotations, Checkpoint, Run
 from ckptdb.retention import Policy, decide, decide_below
 
@@ -62,11 +62,13 @@ def test_what_goes_is_the_same(catalog, values, pinned, best, newest, mode, excl
     run_id = add_run(catalog, values, pinned)
     policy = Policy(keep_top_k=best, ft_keep_latest_k=newest, metric="loss", mode=mode)
     every = decide(
-        catalog.candidates(run_id, Wanted(metrics=("loss",))), policy, exclude_latest=exclude_latest
+        catalog.candidates.of_run(run_id, Wanted(metrics=("loss",))),
+        policy,
+        exclude_latest=exclude_latest,
     )
-    below = catalog.below(run_id, "loss", mode, best)
+    below = catalog.candidates.below_best(run_id, "loss", mode, best)
     assert len(below) == max(len(values) - best, 0)
-    latest = catalog.newest_steps(run_id, max(newest or 0, 1))
+    latest = catalog.ranking.newest_steps(run_id, max(newest or 0, 1))
     some = decide_below(below, policy, latest, exclude_latest=exclude_latest)
     judged = {decision.step: decision for decision in some}
     assert {d.step for d in every if not d.keep} == {d.step for d in some if not d.keep}

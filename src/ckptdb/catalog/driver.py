@@ -28,7 +28,7 @@ def send(
     return (raw.execute if isinstance(values, tuple) else raw.executemany)(statement, values)
 
 
-def ask(
+def query(
     connection: Connection, statement: Executable, values: Mapping[str, object]
 ) -> Sequence[Sequence[Any]]:
     """Answer a SELECT of ours; no value of it may be a list.

@@ -15,6 +15,8 @@ from functools import cache, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Final, Self
 
+from sqlalchemy import select
+
 from ckptdb.catalog import files
 from ckptdb.catalog.definitions import Definition, find_intruder, fingerprint
 from ckptdb.catalog.dialects import Dialect, Postgres
@@ -34,10 +36,10 @@ from ckptdb.catalog.schema import (
     REVISIONS,
     VERSION_TABLE,
     create_all,
+    version,
 )
 from ckptdb.catalog.session import TRANSLATED, ConnectionUse, IdleConnections, origin
 from ckptdb.catalog.sqlite import Sqlite
-from ckptdb.catalog.statements import REVISION
 from ckptdb.core import fork
 from ckptdb.core.threads import Task
 from ckptdb.errors import (
@@ -58,6 +60,7 @@ if TYPE_CHECKING:
     from sqlalchemy import Connection, Engine
 
 
+_REVISION: Final = select(version.c.version_num)
 WORK_SECONDS: Final = 600.0
 """How long the statements of one question or transaction may take together. One to a million
 checkpoints takes some seconds; what takes this long has been made to."""
@@ -411,7 +414,7 @@ class Database:
         if self.location.file is not None:
             # Before it is asked for the revision: that may be what hangs.
             self._refuse_intruder([relations[VERSION_TABLE]], HEAD)
-        row = connection.execute(REVISION).first()
+        row = connection.execute(_REVISION).first()
         if row is None:
             raise CatalogBroken(str(self.location), "it does not say its revision")
         revision = str(row[0])

@@ -5,16 +5,13 @@ from __future__ import annotations
 import re
 import sqlite3
 import time
-from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterator, Mapping
 from contextlib import ExitStack, closing, contextmanager
-from dataclasses import dataclass
-from itertools import groupby
-from operator import itemgetter
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any, Final, Literal
+from typing import Any, Final
 
-from sqlalchemy import Connection, inspect
+from sqlalchemy import Connection
 from sqlalchemy.exc import SQLAlchemyError
 
 from ckptdb.catalog import files
@@ -41,7 +38,6 @@ from ckptdb.catalog.postgres_parameters import (
 )
 from ckptdb.catalog.sandbox import NOT_ITS_FAULT
 from ckptdb.catalog.spool import Spool
-from ckptdb.catalog.views import EXAMPLES, PURPOSES
 from ckptdb.catalog.worker import Place, Workers
 from ckptdb.core.fork import in_use
 from ckptdb.core.rows import Rows
@@ -61,69 +57,11 @@ _LONGEST_WAIT_SECONDS: Final = 5.0
 """For whoever has locked the catalog."""
 
 
-_SUMMARY: Final = """
-SELECT run, final, tmp, deleted, problems, bytes_on_disk, metric_name, best_value, best_step,
-       latest_step, last_activity, directory, uuid
-FROM run_summary {0} ORDER BY run, directory
-"""
-
-
-_CURVES: Final = """
-SELECT c.run_id, c.step, COALESCE(c.finalized_at, c.created_at), m.value,
-       CASE c.status WHEN 'final' THEN 1 ELSE 0 END, m.live
-FROM runs r
-JOIN checkpoints c ON c.run_id = r.id
-JOIN metrics m ON m.checkpoint_id = c.id
-WHERE m.name = :metric AND m.value IS NOT NULL {0}
-ORDER BY c.run_id, c.step, c.id
-"""
-
-
 _MISSING: Final = re.compile(r"parameter (?::|missing: )(\w+)")
 """What SQLite and psycopg say of a parameter without a value."""
 
 
-@dataclass(frozen=True, slots=True)
-class SchemaColumn:
-    """A column of a table or view; the type is empty where a view computes it."""
-
-    name: str
-    type: str
-
-
-@dataclass(frozen=True, slots=True)
-class Relation:
-    """A table or view that a query can name, and what it is for.
-
-    Attributes:
-        example: A question to it; ``:run`` and ``:other`` are names of runs.
-    """
-
-    name: str
-    kind: Literal["table", "view"]
-    purpose: str
-    columns: tuple[SchemaColumn, ...]
-    example: str
-
-
-def describe(database: Database) -> tuple[Relation, ...]:
-    """Return every table, then every view, with its columns."""
-    with database.read() as connection:
-        inspector = inspect(connection)
-        tables = [_relation(inspector, name, "table") for name in inspector.get_table_names()]
-        views = [_relation(inspector, name, "view") for name in inspector.get_view_names()]
-    return (*tables, *views)
-
-
-def _relation(inspector: Any, name: str, kind: Literal["table", "view"]) -> Relation:
-    columns = inspector.get_columns(name)
-    types = ("" if str(column["type"]) == "NULL" else str(column["type"]) for column in columns)
-    named = zip((str(column["name"]) for column in columns), types, strict=True)
-    found = tuple(SchemaColumn(*pair) for pair in named)
-    return Relation(name, kind, PURPOSES.get(name, ""), found, EXAMPLES.get(name, ""))
-
-
-def query(
+def run(
     database: Database,
     sql: str,
     parameters: Mapping[str, object] | None = None,
@@ -161,7 +99,7 @@ def query(
 
 
 @contextmanager
-def query_apart(
+def run_apart(
     database: Database,
     sql: str,
     parameters: Mapping[str, object] | None = None,
@@ -170,45 +108,18 @@ def query_apart(
     timeout_seconds: float,
     workers: Workers,
 ) -> Iterator[Spool]:
-    """Answer like `query`, by workers; enter the answer, which may be larger than memory.
+    """Answer like `run`, by workers; enter the answer, which may be larger than memory.
 
     The answer is in a temporary file: nothing is open in the catalog while it is read.
 
     Raises:
-        CkptdbError: As `query` does.
+        CkptdbError: As `run` does.
     """
     task = _Task(database, sql, parameters, limit, timeout_seconds)
     with Spool() as spool:
         outcome = task.run(spool.clear, spool.add, workers)
         spool.finish(outcome)
         yield spool
-
-
-def summary(database: Database, run_ids: Sequence[int] | None) -> Rows:
-    """Return what a list of runs shows, of all or of some."""
-    chosen = "" if run_ids is None else f"WHERE run_id IN ({_listed(run_ids)})"
-    return query(database, _SUMMARY.format(chosen), limit=None)
-
-
-def curves(
-    database: Database, metric: str, run_ids: Sequence[int] | None
-) -> dict[int, tuple[tuple[Any, ...], ...]]:
-    """Return a metric over each run that has it, as the entries of a `Curve`."""
-    chosen = "" if run_ids is None else f"AND r.id IN ({_listed(run_ids)})"
-    rows = query(database, _CURVES.format(chosen), {"metric": metric}, limit=None)
-    found: dict[int, tuple[tuple[Any, ...], ...]] = {}
-    for run_id, of_run in groupby(rows, key=itemgetter(0)):
-        _, steps, moments, values, kept, ranked = zip(*of_run, strict=True)
-        found[run_id] = (steps, moments, values, *(tuple(map(bool, of)) for of in (kept, ranked)))
-    return found
-
-
-def _listed(run_ids: Sequence[int]) -> str:
-    return ", ".join(map(str, run_ids)) or "0"  # which is no run's
-
-
-class _Unfinished(Exception):
-    """Since it was last looked at, a writer has died in the middle of a transaction."""
 
 
 class _Task:

@@ -1,6 +1,6 @@
 """Rankings that demand more than a metric: a condition, a tie-break, what is gone, another time.
 
-What is asked every day, best and top-k among what is live, is in `statements`, whose order is
+What is asked every day, best and top-k among what is live, is in `ranking`, whose order is
 the order here.
 """
 
@@ -26,10 +26,10 @@ from sqlalchemy import (
 )
 
 from ckptdb.catalog import query
+from ckptdb.catalog.clauses import DELETED, FINAL, RANKED, TRUSTED, UNDOUBTED, best_first
 from ckptdb.catalog.dialects import OWN_VALUE
 from ckptdb.catalog.engine import Database
 from ckptdb.catalog.schema import checkpoints, metrics
-from ckptdb.catalog.statements import DELETED, FINAL, RANKED, TRUSTED, UNDOUBTED, best_first
 from ckptdb.core.conditions import COLUMNS, Condition, explained
 from ckptdb.core.metrics import TRAINING_INFO
 from ckptdb.core.ranking import Mode
@@ -243,7 +243,7 @@ def _answer(
     demanded = statement.where(text(f"({condition.sql})").bindparams(**strings)).compile()
     try:
         # Somebody else's words: confined like all SQL that is not ours.
-        return query.query(
+        return query.run(
             database, str(demanded), demanded.params, limit=None, timeout_seconds=TIMEOUT_SECONDS
         ).rows
     except (QueryFailed, QueryRefused, QueryTimeout, QueryTooLarge) as error:

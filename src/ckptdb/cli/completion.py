@@ -6,7 +6,7 @@ import re
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Final
 
-from ckptdb.catalog.query import Relation
+from ckptdb.catalog.relations import Relation
 
 KEYWORDS: Final = (
     "ABS", "ALL", "AND", "AS", "ASC", "AVG", "BETWEEN", "BY", "CASE", "CAST", "COALESCE", "COUNT",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import click
 
-from ckptdb.catalog.query import Relation
+from ckptdb.catalog.relations import Relation
 from ckptdb.cli.formats import print_records
 from ckptdb.cli.options import Session, output_option
 from ckptdb.cli.printing import get_width, say

@@ -8,7 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from ckptdb.catalog.catalog import Catalog
-from ckptdb.catalog.store import Changes
+from ckptdb.core.changes import Changes
 from ckptdb.core.records import Checkpoint
 from ckptdb.core.stamp import Stamp
 from ckptdb.disk import identity, run_stamp
@@ -188,7 +188,7 @@ def _collect_changes(
         without_parent=(
             _find_parentless(planned, checkpoints) if options.depth != "changes" else ()
         ),
-        correct=bool(planned.recorded.inconsistent),
+        repair_copies=bool(planned.recorded.inconsistent),
     )
 
 
@@ -221,7 +221,7 @@ def _is_still_true(catalog: Catalog, planned: PlannedRun) -> bool:
     return (
         run_stamp.find_stamp(directory) == observed.stamp
         and identity.identify(directory) == observed.identity
-        and catalog.find_run(observed.identity.run.uuid) == planned.recorded.indexed
+        and catalog.runs.find(observed.identity.run.uuid) == planned.recorded.indexed
     )
 
 
@@ -248,11 +248,11 @@ def _with_stamp(
         return changes  # the stamp that is stored keeps the journal's former length
     if observed.unsure:
         # It may become readable without moving the stamp: the next question looks again.
-        return replace(changes, seen="", verified=False)
+        return replace(changes, stamp="", stamp_verified=False)
     if stamp is None:
         return changes
     if observed.settled or options.assume:
-        return replace(changes, seen=str(stamp), verified=observed.settled)
+        return replace(changes, stamp=str(stamp), stamp_verified=observed.settled)
     if observed.facts is None or not stamp.journal_bytes:
         return changes
     # The stamp is too young to prove anything about the directory, but its journal's length
@@ -262,7 +262,7 @@ def _with_stamp(
     with suppress(ValueError):  # SQLite has no checksums
         before = Stamp.parse((indexed and indexed.stamp) or str(before))
     known = replace(before, journal_bytes=stamp.journal_bytes)
-    return replace(changes, seen=str(known), verified=False)
+    return replace(changes, stamp=str(known), stamp_verified=False)
 
 
 def _find_stored_stamp(planned: PlannedRun) -> Stamp | None:

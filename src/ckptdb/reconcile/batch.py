@@ -14,7 +14,7 @@ from functools import cached_property
 from pathlib import Path
 
 from ckptdb.catalog.catalog import Catalog
-from ckptdb.catalog.store import Changes, Child
+from ckptdb.core.changes import Changes, Child
 from ckptdb.core.observed import Identity
 from ckptdb.core.recorded import RecordedRun
 from ckptdb.core.records import Checkpoint, CheckpointProblem
@@ -71,7 +71,7 @@ class BatchReader:
         if store:
             self.catalog.database.ensure_sound()
         if not self.history:
-            history = self.catalog.recorded(self.recorded.indexed, history=True)
+            history = self.catalog.recorded.run(self.recorded.indexed, history=True)
             self.recorded, self.history = replace(self.recorded, gone=history.gone), True
         with self._lock(directory) if store else nullcontext():
             known = self.recorded.finals
@@ -94,7 +94,7 @@ class BatchReader:
 
     def read_recorded(self) -> RecordedRun:
         """Return the run in the index by now, the stored batches included."""
-        indexed = self.catalog.find_run(self.who.run.uuid) if self.options.store else None
+        indexed = self.catalog.runs.find(self.who.run.uuid) if self.options.store else None
         # Another process that indexed this run has stored a stamp of it.
         undisturbed = indexed is not None and indexed.stamp == _NO_STAMP
         return replace(
@@ -132,7 +132,9 @@ class BatchReader:
         indexed, known = self.recorded.indexed, self.recorded.finals
         steps = [cp.step for cp in found if cp.step in known]
         records = (
-            self.catalog.contents(indexed.id, steps=steps, gone=()) if indexed and steps else {}
+            self.catalog.recorded.records(indexed.id, steps=steps, gone=())
+            if indexed and steps
+            else {}
         )
         recorded = replace(self.recorded, records=records)
         full = self.options.depth == "full"
@@ -152,7 +154,7 @@ class BatchReader:
             record_vanished(run.directory, (), back, writes_journal=self.options.writes_journal)
         except OSError:
             return False  # reported when the whole run is compared
-        changes = Changes(run=run, checkpoints=stored, seen=_NO_STAMP, verified=False)
+        changes = Changes(run=run, checkpoints=stored, stamp=_NO_STAMP, stamp_verified=False)
         try:
             self.catalog.apply(changes)
         except IndexStale:

@@ -88,7 +88,7 @@ def compare_candidates(
     Raises:
         OSError: The directory itself cannot be read.
     """
-    run = catalog.find_run(identity.identify(directory).run.uuid)
+    run = catalog.runs.find(identity.identify(directory).run.uuid)
     if run is None:
         return None
     damaged = find_damaged(catalog, run)
@@ -122,7 +122,7 @@ def _needs_journal(directory: Path, wanted: Wanted, indexed: Sequence[Candidate]
 
 def find_damaged(catalog: Catalog, run: IndexedRun) -> frozenset[str]:
     """Return the uuids of the checkpoints that a catalog calls damaged."""
-    problems = catalog.recorded(run, history=False).problems
+    problems = catalog.recorded.run(run, history=False).problems
     return frozenset(uuid for uuid, problem in problems.items() if problem.is_damage)
 
 
@@ -169,5 +169,5 @@ def _query_in_memory(directory: Path, wanted: Wanted, base: Path | None) -> tupl
     """
     index, report = index_in_memory(directory, base, locked=True)
     with closing(index.database):
-        run = None if report.uuid is None else index.find_run(report.uuid)
-        return () if run is None else index.candidates(run.id, wanted)
+        run = None if report.uuid is None else index.runs.find(report.uuid)
+        return () if run is None else index.candidates.of_run(run.id, wanted)

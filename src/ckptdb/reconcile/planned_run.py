@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from ckptdb.catalog.catalog import Catalog
-from ckptdb.catalog.store import Child
+from ckptdb.core.changes import Child
 from ckptdb.core.observed import Identity, KnownFingerprints, Observation
 from ckptdb.core.recorded import IndexedRun, RecordedRun
 from ckptdb.core.records import Checkpoint
@@ -128,7 +128,7 @@ def plan_run(
         return RunReport(directory, directory.name, (), blocked=blocked)
     # The second time the journal is always read, and before a line is written to it.
     history = options.depth != "changes" or before is not None or options.writes_journal
-    recorded = catalog.recorded(indexed, history=history)
+    recorded = catalog.recorded.run(indexed, history=history)
     batches = BatchReader(catalog, who, recorded, options, history=history)
     observed = observation.observe(
         directory,
@@ -172,12 +172,12 @@ def _has_ended(checkpoint: Checkpoint | None) -> bool:
 
 def _find_indexed(catalog: Catalog, who: Identity) -> tuple[IndexedRun | None, str | None]:
     """Return the row of the run in a directory, or why the two cannot be compared."""
-    indexed = catalog.find_run(who.run.uuid)
+    indexed = catalog.runs.find(who.run.uuid)
     is_certain = who.marked and not who.problem
     # A uuid derived from the path comes back without the run.json that made it permanent.
     if indexed and (indexed.run.created_at is None or is_certain):
         return indexed, None
-    there = indexed or catalog.find_run_at(who.run.directory)
+    there = indexed or catalog.runs.find_at(who.run.directory)
     # A run that ckptdb never wrote to has no run.json to lose, and is named after its path.
     never_written = there is not None and there.run.created_at is None and not who.marked
     if there is None or never_written or is_certain:
@@ -232,7 +232,7 @@ def _add_history(
 ) -> tuple[Observation, RecordedRun]:
     """Add the index's history, as the journal had to be read after all."""
     # The live rows stay those that the observation was based on.
-    history = catalog.recorded(recorded.indexed, history=True)
+    history = catalog.recorded.run(recorded.indexed, history=True)
     recorded = replace(recorded, gone=history.gone, annotations=history.annotations)
     if find_missing(observed, recorded):
         # Perhaps only because another process has written both since.
@@ -257,10 +257,12 @@ def _add_records(
     gone.update(uuid for uuid in find_missing(observed, recorded) if uuid in recorded.gone)
     if depth != "changes" and observed.facts:
         gone.update(observed.facts.gone.keys() & recorded.gone.keys())
-    recorded = replace(recorded, records=catalog.contents(run_id, steps=steps, gone=sorted(gone)))
+    recorded = replace(
+        recorded, records=catalog.recorded.records(run_id, steps=steps, gone=sorted(gone))
+    )
     if depth == "changes":
         return recorded
-    return replace(recorded, inconsistent=catalog.find_inconsistent(run_id))
+    return replace(recorded, inconsistent=catalog.recorded.inconsistent(run_id))
 
 
 def _keep_all_damage(

@@ -46,7 +46,7 @@ def find_whereabouts(catalog: Catalog, uuid: str, directory: Path) -> Whereabout
         who = identity.find(directory)
     except OSError:
         return "unclear"  # not readable for this user, or not mounted
-    return judge_whereabouts(uuid, who, lambda known: catalog.find_run(known) is not None)
+    return judge_whereabouts(uuid, who, lambda known: catalog.runs.find(known) is not None)
 
 
 def find_there(catalog: Catalog, directory: Path) -> IndexedRun | None:
@@ -58,10 +58,10 @@ def find_there(catalog: Catalog, directory: Path) -> IndexedRun | None:
         who = identity.find(directory)
     except OSError:
         who = None
-    indexed = None if who is None else catalog.find_run(who.run.uuid)
+    indexed = None if who is None else catalog.runs.find(who.run.uuid)
     if indexed is not None and indexed.run.directory == directory:
         return indexed
-    last = catalog.find_run_at(directory)
+    last = catalog.runs.find_at(directory)
     if last is None or find_whereabouts(catalog, last.run.uuid, directory) == "replaced":
         return None
     return last

@@ -39,9 +39,9 @@ def reconcile_tree(
     """
     started = time.monotonic()
     count = 0
-    strays = catalog.count_strays()
+    strays = catalog.strays.count()
     if strays and not dry_run:
-        catalog.remove_strays()
+        catalog.strays.remove()
 
     def count_checkpoint() -> None:
         nonlocal count
@@ -90,7 +90,7 @@ def _find_missing(catalog: Catalog, top: Path, reports: Iterable[RunReport]) -> 
     """Return the directories below a tree that the index has for runs that are nowhere."""
     # A run that has moved is not missing where it was.
     found = {report.uuid for report in reports}
-    known = (row.run.directory for row in catalog.runs() if row.run.uuid not in found)
+    known = (row.run.directory for row in catalog.runs.list_all() if row.run.uuid not in found)
     return tuple(d for d in known if d.is_relative_to(top) and (".." in d.parts or not d.is_dir()))
 
 
@@ -102,7 +102,7 @@ def _find_replaced(catalog: Catalog, top: Path, reports: Iterable[Path]) -> tupl
             here.add(identity.identify(directory).run.uuid)
     return tuple(
         row.run
-        for row in catalog.runs()
+        for row in catalog.runs.list_all()
         if row.run.uuid not in here
         and row.run.directory.is_relative_to(top)
         and ".." not in row.run.directory.parts
@@ -117,7 +117,7 @@ def _add_indexed(
     for listing in found:
         yield listing.directory, listing
     # A search does not find a run behind a symlink, nor an emptied one; the index has its row.
-    for row in catalog.runs():
+    for row in catalog.runs.list_all():
         directory = row.run.directory
         if ".." in directory.parts or directory in done:
             continue  # a path with ".." may lead anywhere
@@ -129,7 +129,7 @@ def _sort_moved_first(
     found: Iterator[tuple[Path, Listing | None]], catalog: Catalog
 ) -> Iterator[tuple[Path, Listing | None]]:
     """Yield last the runs that stand where another run was, which may be found elsewhere first."""
-    there = {row.run.directory: row.run.uuid for row in catalog.runs()}
+    there = {row.run.directory: row.run.uuid for row in catalog.runs.list_all()}
     others: dict[Path, None] = {}  # a directory may come twice: from the disk and from the index
     for directory, listing in found:
         if there.get(directory) in (None, identity.identify(directory).run.uuid):

@@ -176,7 +176,7 @@ class AnnotationMethods(Tree):
         if not self._healing.index_changes([seen.run.directory]):
             return found
         # By uuid: another save may have taken the step meanwhile.
-        recorded = self._catalog().checkpoints(run_id=seen.id, steps=[found.step])
+        recorded = self._catalog().checkpoints.list_all(run_id=seen.id, steps=[found.step])
         return next((checkpoint for checkpoint in recorded if checkpoint.uuid == found.uuid), found)
 
 

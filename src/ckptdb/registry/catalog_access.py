@@ -155,7 +155,7 @@ class CatalogAccess:
         if self.is_copy:
             self.close()
         try:
-            self.get().runs()
+            self.get().runs.list_all()
         except UNUSABLE as error:
             if place.directory is None:
                 raise

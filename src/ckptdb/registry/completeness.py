@@ -61,7 +61,7 @@ class Completeness:
         now = time.monotonic()
         if file is None or now < self._compared_at + _COMPARED_SECONDS or _may_write(file):
             return
-        for seen in self._catalogs.get().runs():
+        for seen in self._catalogs.get().runs.list_all():
             if not self._bounds.contain(seen.run.directory):
                 continue
             stamp = run_stamp.find_stamp(seen.run.directory)
@@ -71,7 +71,7 @@ class Completeness:
 
     def _heal_interrupted_saves(self) -> None:
         """Compare the runs whose trainer was killed between a save and its record."""
-        staged = self._catalogs.get().checkpoints(status="tmp")
+        staged = self._catalogs.get().checkpoints.list_all(status="tmp")
         inside = (cp.path for cp in staged if self._bounds.contain(cp.path.parent))
         for directory in {path.parent for path in inside if not fsutil.is_folder(path)}:
             self._healing.heal(directory)
@@ -106,7 +106,7 @@ class Completeness:
             directory = listing.directory
             catalog = self._catalogs.get()
             try:
-                if catalog.find_run_at(directory) is not None:
+                if catalog.runs.find_at(directory) is not None:
                     self._healing.heal(directory)
                     continue
                 index_run(catalog, directory, depth="changes", listing=listing)
@@ -125,7 +125,7 @@ class Completeness:
         top = None if self._place.run is not None else self._place.directory
         if top is None or catalog.database.is_complete():
             return
-        unknown = [run for run in run_finder.find_runs(top) if catalog.find_run_at(run) is None]
+        unknown = [run for run in run_finder.find_runs(top) if catalog.runs.find_at(run) is None]
         if not unknown:
             with suppress(CatalogError):
                 catalog.database.set_complete()

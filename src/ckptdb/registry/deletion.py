@@ -221,7 +221,7 @@ class DeletionMethods(Tree):
         if run is not None or self.run is not None:
             return [self._get_named(run)]
         scope = self._find_scope(None)
-        found = self._bounds.find_present(self._catalog().runs(among=scope.among))
+        found = self._bounds.find_present(self._catalog().runs.list_all(among=scope.among))
         found = [seen for seen in found if not self._is_skipped(seen.run.directory)]
         return [*found, *self._find_unlisted({seen.run.directory for seen in found})]
 

@@ -115,7 +115,7 @@ class Healing:
             who = identity.find(directory)
         except OSError:
             return None  # not readable for this user, or not mounted
-        return None if who is None else self._catalogs.get().find_run(who.run.uuid)
+        return None if who is None else self._catalogs.get().runs.find(who.run.uuid)
 
     def _leave_note(self, directory: Path) -> None:
         """Leave a note for later processes that the catalog is behind on a run."""

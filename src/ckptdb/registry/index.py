@@ -213,7 +213,7 @@ class IndexMethods(Tree):
     def forget(self, run: PathLike) -> Run:
         """Remove a run from the index and return it; its directory is not touched."""
         seen = self._run_names.match(run)
-        self._catalogs.get_for_writing().forget(seen.id)
+        self._catalogs.get_for_writing().runs.delete(seen.id)
         return seen.run
 
     def status(self) -> CatalogStatus:
@@ -228,7 +228,7 @@ class IndexMethods(Tree):
             try:
                 database = Database.open(location)
                 revision, integrity = database.revision(), database.integrity()
-                counts = Catalog(database).counts()
+                counts = Catalog(database).checkpoints.counts()
                 database.close()
             except CatalogMissing:
                 integrity = "empty"

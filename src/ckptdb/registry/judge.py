@@ -144,7 +144,7 @@ def judge_by_hand(
         LeasedCheckpoint: One is being evaluated.
     """
     run = indexed.run
-    rows = catalog.checkpoints(run_id=indexed.id, status="final", steps=sorted(set(steps)))
+    rows = catalog.checkpoints.list_all(run_id=indexed.id, status="final", steps=sorted(set(steps)))
     live = {checkpoint.step: checkpoint for checkpoint in rows}
     linked = symlinks.find_linked(run.directory, steps)
     leased = {} if force else leases.find_leased(identity.hidden(run.directory))
@@ -170,7 +170,7 @@ def judge_by_hand(
         for step, checkpoint in sorted(live.items())
     )
     policy = with_run_metric(Policy(), run)
-    return plan.make(decisions, catalog.candidates(indexed.id, policy.wanted), policy)
+    return plan.make(decisions, catalog.candidates.of_run(indexed.id, policy.wanted), policy)
 
 
 def replay(catalog: Catalog, indexed: IndexedRun, policy: Policy) -> Replay:
@@ -186,7 +186,7 @@ def replay(catalog: Catalog, indexed: IndexedRun, policy: Policy) -> Replay:
         UnknownMetric: The best are to be kept, and no checkpoint has ever had that metric.
     """
     policy = with_run_metric(policy, indexed.run)
-    history = catalog.checkpoints(run_id=indexed.id)
+    history = catalog.checkpoints.list_all(run_id=indexed.id)
     if history:
         finite = {n for cp in history for n, value in cp.metrics.items() if value is not None}
         _refuse_unknown_metrics(
@@ -196,11 +196,11 @@ def replay(catalog: Catalog, indexed: IndexedRun, policy: Policy) -> Replay:
             finite,
             lambda name: [cp.step for cp in history if name in cp.metrics],
         )
-    matches = catalog.matching(indexed.id, policy.wanted.conditions, ever=True)
+    matches = catalog.candidates.matching(indexed.id, policy.wanted.conditions, ever=True)
     ancestors: frozenset[str] = frozenset()
     if policy.wanted.ancestors:
-        resumed = {uuid for uuid, _ in catalog.resumed(indexed.id)}
-        ancestors = catalog.ancestors_of_live(indexed.id) & resumed
+        resumed = {uuid for uuid, _ in catalog.lineage.resumptions(indexed.id)}
+        ancestors = catalog.lineage.ancestors_of_live(indexed.id) & resumed
     return retention.replay(indexed.run.name, history, policy, matches=matches, ancestors=ancestors)
 
 
@@ -220,7 +220,7 @@ def refuse_unknown_metrics(
             indexed,
             policy,
             present,
-            lambda name: catalog.find_unranked(indexed.id, name).not_finite,
+            lambda name: catalog.ranking.unranked(indexed.id, name).not_finite,
         )
 
 
@@ -242,7 +242,7 @@ def _agrees(
     if replace(indexed.run, config=None) != replace(run, config=None):
         return False
     try:
-        return catalog.candidates(indexed.id, wanted) == tuple(candidates)
+        return catalog.candidates.of_run(indexed.id, wanted) == tuple(candidates)
     except (CatalogError, ValueError, TypeError):
         return False  # SQLite has no checksums, and no types
 
@@ -260,7 +260,7 @@ def _refuse_unknown_metrics(
         raise UnknownDirection(None, run=indexed.run.name)
     for metric in policy.named:
         if metric not in present:
-            known = set(catalog.metric_names(indexed.id)) - {metric}
+            known = set(catalog.metrics.names(indexed.id)) - {metric}
             if steps := find_not_finite(metric):
                 raise NothingFinite(metric, {indexed.run.name: steps}, known=known)
             raise UnknownMetric(metric, known, run=indexed.run.name)

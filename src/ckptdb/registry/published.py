@@ -62,7 +62,7 @@ class PublishedCheckpoints:
         while True:
             catalog = self._catalogs.get()
             points = [p for p in ranked(catalog.database, selection) if p.id not in lost]
-            front = catalog.chosen([p.id for p in pareto_front(points, mode)])
+            front = catalog.checkpoints.by_id([p.id for p in pareto_front(points, mode)])
             gone = {n: cp.path.parent for n, cp in front.items() if not self.contain(cp)}
             if not gone:
                 return tuple(front.values())
@@ -97,9 +97,11 @@ class PublishedCheckpoints:
     def _rank(self, selection: Selection, count: int) -> tuple[Checkpoint, ...]:
         catalog = self._catalogs.get()
         if selection.is_plain and selection.by is None:
-            return catalog.newest(count, run_id=selection.run_id, among=selection.among)
+            return catalog.checkpoints.newest(count, run_id=selection.run_id, among=selection.among)
         if selection.is_plain and selection.by is not None:
-            return catalog.top(count, *selection.by, run_id=selection.run_id, among=selection.among)
+            return catalog.ranking.top(
+                count, *selection.by, run_id=selection.run_id, among=selection.among
+            )
         ids = [point.id for point in ranked(catalog.database, selection, count)]
-        found = catalog.chosen(ids).values()
+        found = catalog.checkpoints.by_id(ids).values()
         return tuple(cp if selection.at is None else cp.as_of(selection.at) for cp in found)

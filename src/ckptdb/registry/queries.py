@@ -6,8 +6,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
 
-from ckptdb.catalog import query
-from ckptdb.catalog.query import Relation
+from ckptdb.catalog import query, relations
+from ckptdb.catalog.relations import Relation
 from ckptdb.catalog.spool import Spool
 from ckptdb.core.ranking import MODES, Mode
 from ckptdb.core.records import (
@@ -38,7 +38,7 @@ class QueryMethods(Tree):
     def own_metric(self, found: Iterable[Checkpoint]) -> str | None:
         """Return the own metric of the runs of some checkpoints, if they share one."""
         catalog = self._catalog()
-        runs = map(catalog.find_run, {checkpoint.run_uuid for checkpoint in found})
+        runs = map(catalog.runs.find, {checkpoint.run_uuid for checkpoint in found})
         metrics = {seen.run.metric_name for seen in runs if seen}
         return metrics.pop() if len(metrics) == 1 else None
 
@@ -62,7 +62,7 @@ class QueryMethods(Tree):
         if status is not None and status not in STATUSES:
             raise InvalidChoice("status", status, STATUSES)
         scope = self._find_scope(run)
-        return self._catalog().checkpoints(
+        return self._catalog().checkpoints.list_all(
             run_id=scope.run_id, among=scope.among, status=status, limit=limit
         )
 
@@ -111,7 +111,7 @@ class QueryMethods(Tree):
         """
         self._catalogs.refresh()
         seen = self._run_names.get(run)
-        return self._catalog().lineage(seen.id, self._get_at(seen, step).uuid)
+        return self._catalog().lineage.ancestors(seen.id, self._get_at(seen, step).uuid)
 
     def curves(
         self,
@@ -144,7 +144,7 @@ class QueryMethods(Tree):
             self._completeness.ensure()
         catalog = self._catalog()
         among = None if chosen else self._bounds.find_among()
-        known = chosen or catalog.runs(among=among)
+        known = chosen or catalog.runs.list_all(among=among)
         if not known:
             raise self._bounds.explain_no_runs()
         if metric is None:
@@ -153,9 +153,9 @@ class QueryMethods(Tree):
                 raise MetricNotChosen(own)
             metric = str(own.pop())
         ids = [seen.id for seen in chosen] or among
-        found = query.curves(catalog.database, metric, ids)
+        found = catalog.metrics.curves(metric, among=ids)
         if not found:
-            names = catalog.metric_names(among=among)
+            names = catalog.metrics.names(among=among)
             if metric in names:
                 raise NothingFinite(metric, [seen.run.name for seen in chosen])
             raise UnknownMetric(metric, names)
@@ -199,7 +199,7 @@ class QueryMethods(Tree):
         self._catalogs.refresh()
         self._completeness.ensure()
         database = self._catalog().database
-        return query.query(
+        return query.run(
             database,
             sql,
             parameters,
@@ -219,7 +219,7 @@ class QueryMethods(Tree):
         """Answer SQL like `query`; enter the answer, which may be larger than memory."""
         self._catalogs.refresh()
         self._completeness.ensure()
-        return query.query_apart(
+        return query.run_apart(
             self._catalog().database,
             sql,
             parameters,
@@ -232,7 +232,7 @@ class QueryMethods(Tree):
         """Answer SQL of this package in this process, without limits."""
         self._catalogs.refresh()
         self._completeness.ensure()
-        return query.query(self._catalog().database, sql, limit=None)
+        return query.run(self._catalog().database, sql, limit=None)
 
     def summary(self) -> Rows:
         """Return one row per run: counts, bytes on disk, best, latest, last activity.
@@ -245,7 +245,7 @@ class QueryMethods(Tree):
         among = self._bounds.find_among()
         if among == ():
             raise self._bounds.explain_no_runs()
-        return query.summary(self._catalog().database, among)
+        return self._catalog().runs.summary(among=among)
 
     def whereabouts(self, uuids: Iterable[str]) -> dict[str, Whereabouts]:
         """Return, by uuid, whether runs are where the catalog has them.
@@ -253,9 +253,9 @@ class QueryMethods(Tree):
         ``"here"``, ``"missing"`` when there is no such directory, ``"replaced"`` when it is
         another run's by now, ``"unclear"`` when the directory does not name its run.
         """
-        runs = map(self._catalog().find_run, set(uuids))
+        runs = map(self._catalog().runs.find, set(uuids))
         return {seen.run.uuid: self._bounds.find_whereabouts(seen) for seen in runs if seen}
 
     def schema(self) -> tuple[Relation, ...]:
         """Return the tables and views that SQL can name."""
-        return query.describe(self._catalog().database)
+        return relations.describe(self._catalog().database)

@@ -157,7 +157,7 @@ class RankingMethods(Tree):
         elif mode is not None and mode not in MODES:
             raise InvalidChoice("mode", mode, MODES)
         catalog = self._catalog()
-        best = catalog.best_of_runs(metric, mode, among=scope.among)
+        best = catalog.ranking.best_of_runs(metric, mode, among=scope.among)
         if not best:
             own = {seen.run.metric_name for seen in self._find_runs(scope)} - {None}
             for name in sorted(filter(None, own)) if metric is None else [metric]:
@@ -208,11 +208,11 @@ class RankingMethods(Tree):
     def _find_gone(self, metrics: Sequence[str], scope: Scope) -> MetricGone | None:
         """Return the error about the first metric that no trusted checkpoint of these runs has."""
         catalog = self._catalog()
-        runs = [seen for seen in self._find_runs(scope) if catalog.count_live(seen.id)]
+        runs = [seen for seen in self._find_runs(scope) if catalog.checkpoints.count_live(seen.id)]
         for metric in metrics if runs else ():
             if not any(
-                catalog.count_ranked(seen.id, metric)
-                or catalog.find_unranked(seen.id, metric).not_finite
+                catalog.ranking.count_ranked(seen.id, metric)
+                or catalog.ranking.unranked(seen.id, metric).not_finite
                 for seen in runs
             ):
                 named = [] if scope.seen is None else [scope.seen.run.name]
@@ -225,10 +225,10 @@ class RankingMethods(Tree):
         A step that was saved again has the path of the checkpoint before, which `best` with
         ``ever`` or ``at`` may return.
         """
-        seen = None if gone.status != "deleted" else self._catalog().find_run(gone.run_uuid)
+        seen = None if gone.status != "deleted" else self._catalog().runs.find(gone.run_uuid)
         if seen is None:
             return None
-        found = self._catalog().contents(seen.id, steps=[gone.step], gone=()).values()
+        found = self._catalog().recorded.records(seen.id, steps=[gone.step], gone=()).values()
         return next((cp for cp in found if self._published.contain(cp)), None)
 
     def _ranking(self, metric: str | None, mode: Mode | None, scope: Scope) -> tuple[str, Mode]:
@@ -237,7 +237,7 @@ class RankingMethods(Tree):
         if metric is not None and mode is not None:
             return metric, mode
         if scope.seen is None:
-            own = self._catalog().own_metrics(among=scope.among)
+            own = self._catalog().runs.own_metrics(among=scope.among)
         else:
             own = _own_metric(scope.seen.run)
         if metric is None:
@@ -297,7 +297,7 @@ class RankingMethods(Tree):
     def _explain_nothing(self, metric: str, scope: Scope, selection: Selection) -> None:
         """Raise why a ranking by a metric is empty, unless it is just empty."""
         runs = self._find_runs(scope)
-        is_live = any(self._catalog().count_live(seen.id) for seen in runs)
+        is_live = any(self._catalog().checkpoints.count_live(seen.id) for seen in runs)
         if not is_live and metric in {seen.run.metric_name for seen in runs}:
             return  # the name is right, and there is no checkpoint
         self._check_metric(metric, scope)
@@ -305,9 +305,9 @@ class RankingMethods(Tree):
             return  # before the first report there is no value
         not_finite = {}
         for seen in runs:
-            if self._catalog().count_ranked(seen.id, metric):
+            if self._catalog().ranking.count_ranked(seen.id, metric):
                 return  # no ranked checkpoint meets the condition
-            if steps := self._catalog().find_unranked(seen.id, metric).not_finite:
+            if steps := self._catalog().ranking.unranked(seen.id, metric).not_finite:
                 not_finite[seen.run.name] = steps
         if not_finite:
             raise NothingFinite(metric, not_finite)
@@ -315,19 +315,21 @@ class RankingMethods(Tree):
     def _find_runs(self, scope: Scope) -> list[IndexedRun]:
         if scope.seen is not None:
             return [scope.seen]
-        return [s for s in self._catalog().runs() if scope.among is None or s.id in scope.among]
+        return [
+            s for s in self._catalog().runs.list_all() if scope.among is None or s.id in scope.among
+        ]
 
     def _find_unknown(self, metrics: Sequence[str], scope: Scope) -> str | None:
-        return self._catalog().find_unknown_metric(metrics, scope.run_id, among=scope.among)
+        return self._catalog().metrics.find_unknown(metrics, scope.run_id, among=scope.among)
 
     def _list_metrics(self, scope: Scope) -> tuple[str, ...]:
-        return self._catalog().metric_names(scope.run_id, among=scope.among)
+        return self._catalog().metrics.names(scope.run_id, among=scope.among)
 
     def _find_next_best(
         self, gone: Checkpoint, metric: str | None, mode: Mode | None
     ) -> dict[str, Checkpoint]:
         """Return the best published checkpoint of a run whose best one is missing, by run uuid."""
-        seen = self._catalog().find_run(gone.run_uuid)
+        seen = self._catalog().runs.find(gone.run_uuid)
         if seen is None:
             return {}
         name = metric or seen.run.metric_name

@@ -58,7 +58,7 @@ class RunNames:
         if settled is not None and settled.id == seen.id:
             return settled
         self._healing.heal(directory)
-        return self._catalogs.get().find_run(seen.run.uuid) or seen
+        return self._catalogs.get().runs.find(seen.run.uuid) or seen
 
     def match(self, name: PathLike | None) -> IndexedRun:
         """Return the run that a name means as the catalog has it; see `get`."""
@@ -67,7 +67,7 @@ class RunNames:
             return self._match_only_one()
         text = os.fspath(name)
         places = self._list_places(text)
-        called = self._catalogs.get().find_runs_called(text, places)
+        called = self._catalogs.get().runs.find_named(text, places)
         if not all(self._bounds.contain(seen.run.directory) for seen in called):
             return self._match_outside(text, called)
         found = self._match_path(text, places, called) or self._match_name(text, called)
@@ -76,7 +76,7 @@ class RunNames:
     def _get_opened(self, directory: Path) -> IndexedRun:
         seen = self._healing.find_run(directory)
         if seen is None:
-            known = self._catalogs.get().runs()
+            known = self._catalogs.get().runs.list_all()
             raise UnknownRun(str(directory), [other.run.name for other in known])
         return seen
 
@@ -121,7 +121,7 @@ class RunNames:
         return _find_only(name, below or here or found)
 
     def _match_uuid(self, name: str) -> IndexedRun:
-        known = self._catalogs.get().runs()
+        known = self._catalogs.get().runs.list_all()
         found = _find_only(name, [seen for seen in known if _is_uuid_prefix(name, seen.run.uuid)])
         if found is None:
             raise UnknownRun(name, {seen.run.name for seen in known})
@@ -141,7 +141,7 @@ class RunNames:
             return last
         if who is None:
             return last
-        known = self._catalogs.get().find_run(who.run.uuid)
+        known = self._catalogs.get().runs.find(who.run.uuid)
         if known is not None and known.run.directory == place:
             return known
         if not who.marked or who.problem:

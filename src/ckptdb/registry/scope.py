@@ -101,16 +101,16 @@ class Bounds:
 
     def find_runs(self) -> tuple[IndexedRun, ...]:
         """Return the runs at or below what was opened, by name."""
-        return self._catalogs.get().runs(among=self.find_among())
+        return self._catalogs.get().runs.list_all(among=self.find_among())
 
     def find_outside(self) -> tuple[IndexedRun, ...]:
         """Return the runs that the catalog has out of bounds; warn of them once."""
         catalog, location = self._catalogs.get(), self._place.location
-        places = catalog.places(perhaps_outside=True).items()
+        places = catalog.runs.directories(perhaps_outside=True).items()
         ids = [number for number, place in places if not self.contain(place)]
         if not ids:
             return ()
-        outside = catalog.runs(among=ids)
+        outside = catalog.runs.list_all(among=ids)
         listed = list_some(f"{seen.run.uuid[:8]} at {seen.run.directory}" for seen in outside)
         self._catalogs.warn_once(
             f"{location} has {len(outside)} run(s) outside {location.base} ({listed}): "
@@ -160,7 +160,7 @@ class Bounds:
         return NoRunsBelow(top, str(location), indexed=not any(run_finder.find_runs(top)))
 
     def _find_inside(self) -> dict[int, Path]:
-        places = self._catalogs.get().places().items()
+        places = self._catalogs.get().runs.directories().items()
         return {number: place for number, place in places if self.contain(place)}
 
     def _find_root(self) -> Path | None:

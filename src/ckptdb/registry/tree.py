@@ -103,7 +103,7 @@ class Tree:
 
     def _get_at(self, seen: IndexedRun, step: int, *, uuid: str | None = None) -> Checkpoint:
         """Return a run's checkpoint at a step: the last one, or the one of a uuid."""
-        found = self._catalog().checkpoints(run_id=seen.id, steps=[names.as_step(step)])
+        found = self._catalog().checkpoints.list_all(run_id=seen.id, steps=[names.as_step(step)])
         found = tuple(checkpoint for checkpoint in found if uuid in (None, checkpoint.uuid))
         if not found:
             raise UnknownCheckpoint(seen.run.name, step)

@@ -9,8 +9,8 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from ckptdb.catalog.catalog import Catalog
-from ckptdb.catalog.store import Changes
 from ckptdb.core import warnings
+from ckptdb.core.changes import Changes
 from ckptdb.core.observed import Manifest
 from ckptdb.core.recorded import IndexedRun, RecordedRun
 from ckptdb.core.records import Checkpoint, CheckpointProblem
@@ -113,7 +113,10 @@ class Verifier:
             seen.id: verified.load(identity.hidden(seen.run.directory), self._depth, now=now)
             for seen in runs
         }
-        live = {seen.id: self._catalog.checkpoints(run_id=seen.id, status="final") for seen in runs}
+        live = {
+            seen.id: self._catalog.checkpoints.list_all(run_id=seen.id, status="final")
+            for seen in runs
+        }
         each = [(seen, checkpoint) for seen in runs for checkpoint in live[seen.id]]
         each.sort(key=lambda one: _find_last(notes[one[0].id], one[1].uuid))
         unrecorded: str | None = None
@@ -137,7 +140,7 @@ class Verifier:
         found = [
             (notes[seen.id].at.get(checkpoint.uuid), checkpoint)
             for seen in runs
-            for checkpoint in self._catalog.checkpoints(run_id=seen.id, status="final")
+            for checkpoint in self._catalog.checkpoints.list_all(run_id=seen.id, status="final")
         ]
         doubts = {
             checkpoint.uuid: why

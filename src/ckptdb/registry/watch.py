@@ -230,7 +230,7 @@ class _Looker:
         """Return the record of a checkpoint, None when it is not there any more."""
 
         def find(catalog: Catalog, run_id: int) -> Checkpoint | None:
-            found = catalog.checkpoints(run_id=run_id, status="final", steps=[one.step])
+            found = catalog.checkpoints.list_all(run_id=run_id, status="final", steps=[one.step])
             return next((cp for cp in found if cp.uuid == one.uuid and cp.is_trusted), None)
 
         found = self._answers.recall(one.directory, find)
@@ -246,7 +246,7 @@ class _Looker:
         if before is not None and before.is_sure and stamp.is_same(before.stamp):
             return before.here
         answer = self._answers.query(
-            directory, lambda catalog, run_id: catalog.candidates(run_id, Wanted())
+            directory, lambda catalog, run_id: catalog.candidates.of_run(run_id, Wanted())
         )
         if answer is None:
             return ()

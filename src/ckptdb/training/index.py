@@ -17,8 +17,8 @@ from typing import Any, TypeVar
 from ckptdb.catalog.catalog import Catalog
 from ckptdb.catalog.engine import Database
 from ckptdb.catalog.location import Location
-from ckptdb.catalog.store import Changes
 from ckptdb.core import fork, warnings
+from ckptdb.core.changes import Changes
 from ckptdb.core.records import Checkpoint, Problem
 from ckptdb.disk import identity, root_marker, run_stamp
 from ckptdb.disk.observation import ReadFiles
@@ -123,7 +123,7 @@ class RunIndex:
         with self._mutex:
             try:
                 stored = self._open(for_writing=False)
-                run = stored.catalog.find_run(self._healing.find_uuid()) if stored else None
+                run = stored.catalog.runs.find(self._healing.find_uuid()) if stored else None
                 return question(stored.catalog, run.id) if stored and run else nothing
             except _FAILURES as error:
                 self._handle_failure(error)
@@ -262,7 +262,7 @@ class RunIndex:
             checkpoints=checkpoints,
             config=config,
             config_step=config_step if config is None else checkpoints[-1].step,
-            moved=None if span is None else (str(span[0]), str(span[1])),
+            stamp_moved=None if span is None else (str(span[0]), str(span[1])),
         )
 
     def _store(self, view: RunView, changes: Changes, span: StampChange) -> None:

@@ -152,7 +152,7 @@ class ParentTracker:
         """Return the steps above that count: rejected or damaged checkpoints do not."""
 
         def find(catalog: Catalog, run_id: int, _: object) -> tuple[int, ...]:
-            return catalog.newest_steps(run_id, _MOST_ABOVE)
+            return catalog.ranking.newest_steps(run_id, _MOST_ABOVE)
 
         nothing: tuple[int, ...] = ()
         newest = self._index.query(find, nothing=nothing, trust_own=True)

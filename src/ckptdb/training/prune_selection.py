@@ -148,7 +148,7 @@ def plan_all(index: RunIndex, directory: Path, rules: PruneRules) -> RetentionPl
     """Return the plan of a prune, with a decision about every checkpoint of the run."""
 
     def find(catalog: Catalog, run_id: int, _: Any) -> RetentionPlan:
-        candidates = catalog.candidates(run_id, rules.wanted)
+        candidates = catalog.candidates.of_run(run_id, rules.wanted)
         linked = symlinks.find_linked(directory, [candidate.step for candidate in candidates])
         candidates = tuple(without_linked_bytes(candidates, linked))
         decisions = rules.judge(candidates, directory)
@@ -176,14 +176,14 @@ def find_unknown_metrics(index: RunIndex, policy: Policy) -> UnknownMetrics:
     """Return the metrics of a policy that rank no checkpoint of the run."""
 
     def find(catalog: Catalog, run_id: int, _: Any) -> UnknownMetrics:
-        missing = [name for name in policy.named if not catalog.count_ranked(run_id, name)]
-        known = catalog.metric_names(run_id) if missing else ()
+        missing = [name for name in policy.named if not catalog.ranking.count_ranked(run_id, name)]
+        known = catalog.metrics.names(run_id) if missing else ()
         return UnknownMetrics(
             tuple(name for name in missing if name not in known),
             tuple(
                 name
                 for name in missing
-                if name in known and not catalog.was_ever_finite(run_id, name)
+                if name in known and not catalog.metrics.was_ever_finite(run_id, name)
             ),
             known,
         )
@@ -209,12 +209,12 @@ class _Judging:
         is_simple = policy.save_period == 1 and not policy.keep
         if metric is None or mode is None or best is None or not is_simple:
             return self._judge_all(catalog, run_id)
-        below = catalog.below(run_id, metric, mode, best)
+        below = catalog.candidates.below_best(run_id, metric, mode, best)
         if not below:
             # No further query, and no further count, before there are more of them.
-            followed.at_most = catalog.count_ranked(run_id, metric)
+            followed.at_most = catalog.ranking.count_ranked(run_id, metric)
             return _NOTHING
-        newest = catalog.newest_steps(run_id, max(policy.ft_keep_latest_k or 0, 1))
+        newest = catalog.ranking.newest_steps(run_id, max(policy.ft_keep_latest_k or 0, 1))
         decisions = decide_below(
             below,
             policy,
@@ -234,12 +234,14 @@ class _Judging:
     def _judge_all(self, catalog: Catalog, run_id: int) -> _Judged:
         """Judge all checkpoints, unless there are so few that nothing can go."""
         policy, followed = self._policy, self._index.find_followed()
-        count = catalog.count_live(run_id)
+        count = catalog.checkpoints.count_live(run_id)
         if followed:
             followed.at_most = count
         if policy.keeps_all(count):
             return _NOTHING
-        candidates = self._without_linked_bytes(catalog.candidates(run_id, self._rules.wanted))
+        candidates = self._without_linked_bytes(
+            catalog.candidates.of_run(run_id, self._rules.wanted)
+        )
         if followed:
             followed.ranked_by |= {
                 name for name in policy.ranked_by if all(name in c.values for c in candidates)

@@ -137,7 +137,7 @@ class Pruner:
         """Warn when a save has replaced a pinned checkpoint."""
 
         def find(catalog: Catalog, run_id: int, _: object) -> tuple[str, ...]:
-            return catalog.pinned_gone(run_id)
+            return catalog.checkpoints.pinned_gone(run_id)
 
         nothing: tuple[str, ...] = ()
         # A pin is a line in the journal, and changes the stamp whatever the clock says.

@@ -17,7 +17,9 @@ _NOT_FINITE = "NaN and infinite values are never ranked; look at what computes t
 
 def find_latest(index: RunIndex) -> int | None:
     """Return the highest step."""
-    return index.query(lambda catalog, run_id, _: catalog.find_latest_step(run_id), nothing=None)
+    return index.query(
+        lambda catalog, run_id, _: catalog.ranking.find_latest_step(run_id), nothing=None
+    )
 
 
 def find_best(index: RunIndex, metric: str, mode: Mode) -> tuple[int | None, bool]:
@@ -31,7 +33,7 @@ def find_best(index: RunIndex, metric: str, mode: Mode) -> tuple[int | None, boo
 
     def find(catalog: Catalog, run_id: int, memo: dict[str, Any]) -> tuple[int | None, Unranked]:
         unranked = _find_unranked(catalog, run_id, memo, metric)
-        return catalog.find_best_step(run_id, metric, mode), unranked
+        return catalog.ranking.find_best_step(run_id, metric, mode), unranked
 
     nothing: tuple[int | None, Unranked] = (None, Unranked())
     step, unranked = index.query(find, nothing=nothing)
@@ -58,9 +60,9 @@ def find_top(index: RunIndex, metric: str | None, mode: Mode, count: int) -> tup
         catalog: Catalog, run_id: int, memo: dict[str, Any]
     ) -> tuple[tuple[int, ...], Unranked]:
         if metric is None:
-            return catalog.newest_steps(run_id, count), Unranked()
+            return catalog.ranking.newest_steps(run_id, count), Unranked()
         unranked = _find_unranked(catalog, run_id, memo, metric)
-        return catalog.top_steps(run_id, metric, mode, count), unranked
+        return catalog.ranking.top_steps(run_id, metric, mode, count), unranked
 
     nothing: tuple[tuple[int, ...], Unranked] = ((), Unranked())
     steps, unranked = index.query(find, nothing=nothing)
@@ -71,7 +73,7 @@ def find_top(index: RunIndex, metric: str | None, mode: Mode, count: int) -> tup
 
 def _find_unranked(catalog: Catalog, run_id: int, memo: dict[str, Any], metric: str) -> Unranked:
     if metric not in memo:
-        memo[metric] = catalog.find_unranked(run_id, metric)
+        memo[metric] = catalog.ranking.unranked(run_id, metric)
     found: Unranked = memo[metric]
     return found
 

@@ -43,7 +43,7 @@ class SaveCost:
 
 def find_recorded(catalog: Catalog, run_id: int) -> Sequence[SaveCost]:
     """Return what the newest checkpoints of a run have taken, the newest last."""
-    newest = catalog.newest(KEPT, run_id=run_id)
+    newest = catalog.checkpoints.newest(KEPT, run_id=run_id)
     return [SaveCost.of(checkpoint) for checkpoint in reversed(newest)]
 
 

@@ -156,7 +156,7 @@ class Resuming:
 
     def _list_members(self) -> tuple[LineMember, ...]:
         def find(catalog: Catalog, run_id: int, _: object) -> tuple[LineMember, ...]:
-            return catalog.line_members(run_id)
+            return catalog.lineage.members(run_id)
 
         nothing: tuple[LineMember, ...] = ()
         return self._index.query(find, nothing=nothing)
@@ -192,7 +192,7 @@ class Resuming:
 
     def _list_at(self, steps: Sequence[int]) -> dict[str, Checkpoint]:
         def find(catalog: Catalog, run_id: int, _: object) -> dict[str, Checkpoint]:
-            found = catalog.checkpoints(run_id=run_id, status="final", steps=sorted(steps))
+            found = catalog.checkpoints.list_all(run_id=run_id, status="final", steps=sorted(steps))
             return {checkpoint.uuid: checkpoint for checkpoint in found}
 
         nothing: dict[str, Checkpoint] = {}
@@ -200,7 +200,7 @@ class Resuming:
 
     def _list(self, count: int) -> Sequence[Checkpoint]:
         def find(catalog: Catalog, run_id: int, _: object) -> tuple[Checkpoint, ...]:
-            return catalog.checkpoints(run_id=run_id, status="final", limit=count)[::-1]
+            return catalog.checkpoints.list_all(run_id=run_id, status="final", limit=count)[::-1]
 
         nothing: tuple[Checkpoint, ...] = ()
         return self._index.query(find, nothing=nothing)

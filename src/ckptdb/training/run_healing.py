@@ -161,7 +161,7 @@ class RunHealing:
         """Tell whether a catalog has never been compared with the run's directory."""
         if view.run_id is not None:
             return False
-        indexed = view.catalog.find_run(self.find_uuid())
+        indexed = view.catalog.runs.find(self.find_uuid())
         return (indexed is None or indexed.stamp is None) and self.is_ours()
 
     def is_ours(self) -> bool:
@@ -186,7 +186,7 @@ class RunHealing:
 
     def _is_known(self, view: RunView, stamp: Stamp, *, trust_own: bool) -> bool:
         """Tell whether the catalog already holds the run as it is at a stamp."""
-        indexed = view.catalog.find_run(self.find_uuid())
+        indexed = view.catalog.runs.find(self.find_uuid())
         if indexed is None or indexed.stamp != str(stamp):
             return False
         exact = is_exact(indexed, stamp)

@@ -323,7 +323,7 @@ class _World:
         for path in self.run.rglob("*"):
             os.utime(path, (aged, aged))
         self._catalog = Catalog(Database.in_memory())
-        rows = self._catalog.checkpoints(run_id=self._index(), status="final")
+        rows = self._catalog.checkpoints.list_all(run_id=self._index(), status="final")
         self._good = {cp.step: cp.uuid for cp in rows if cp.step in _GOOD}
         assert self._good.keys() == _GOOD.keys()
 
@@ -362,8 +362,8 @@ class _World:
 
     def _index(self) -> int:
         # A catalog of its own for each would spend nearly all time on compiling its statements.
-        for seen in self._catalog.runs():
-            self._catalog.forget(seen.id)
+        for seen in self._catalog.runs.list_all():
+            self._catalog.runs.delete(seen.id)
         report = index_run(self._catalog, self.run)
         if report.blocked or report.run_id is None:
             raise Wrong(f"it is not indexed: {report.blocked}")
@@ -382,7 +382,7 @@ class _World:
         again = index_run(catalog, self.run)
         if again.has_changes or again.blocked:
             raise Wrong(f"a second look differs: {again.as_dict()}")
-        rows = {cp.step: cp for cp in catalog.checkpoints(run_id=run_id, status="final")}
+        rows = {cp.step: cp for cp in catalog.checkpoints.list_all(run_id=run_id, status="final")}
         for step, loss in _GOOD.items():
             found = rows.get(step)
             if found is None or found.uuid != self._good[step] or found.problem:
@@ -401,11 +401,11 @@ class _World:
 
     def _check_ranking(self, catalog: Catalog, run_id: int) -> None:
         best, latest, top = naive_ranking(catalog, run_id)
-        if catalog.find_best_step(run_id, "loss", "min") != best:
+        if catalog.ranking.find_best_step(run_id, "loss", "min") != best:
             raise Wrong(f"best is not {best}")
-        if catalog.find_latest_step(run_id) != latest:
+        if catalog.ranking.find_latest_step(run_id) != latest:
             raise Wrong(f"latest is not {latest}")
-        if [cp.step for cp in catalog.top(99, "loss", "min", run_id=run_id)] != top:
+        if [cp.step for cp in catalog.ranking.top(99, "loss", "min", run_id=run_id)] != top:
             raise Wrong(f"top is not {top}")
 
     def _check_manager(self, catalog: Catalog, run_id: int) -> None:
@@ -433,7 +433,7 @@ class _World:
 
 def naive_ranking(catalog: Catalog, run_id: int) -> tuple[int | None, int, list[int]]:
     """Rank what the records say, without SQL."""
-    found = catalog.checkpoints(run_id=run_id, status="final")
+    found = catalog.checkpoints.list_all(run_id=run_id, status="final")
     live = [cp for cp in found if not cp.problem and cp.rejected is None]
     ranked = []
     for checkpoint in live:

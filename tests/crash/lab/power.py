@@ -119,8 +119,8 @@ class Cutting:
             check.check_facts(
                 verdict, self._world.root, before, after, many=self._workload.many, rows=rows
             )
-            for seen in self._catalog.runs():
-                self._catalog.forget(seen.id)
+            for seen in self._catalog.runs.list_all():
+                self._catalog.runs.delete(seen.id)
 
     def _check_whole(self, verdict: Verdict, before: Ledger, after: Ledger) -> None:
         way: Way = "question" if self._rng.randrange(2) else "reconcile"

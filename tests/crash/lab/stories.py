@@ -622,8 +622,8 @@ class Stage:
             self._judge_leftovers(verdict, run, complete, unadopted=unadopted, many=story.many)
             self._judge_trash(verdict, run, before, rows, many=story.many)
             self._judge_twice(verdict, run, before)
-        for seen in self._catalog.runs():
-            self._catalog.forget(seen.id)
+        for seen in self._catalog.runs.list_all():
+            self._catalog.runs.delete(seen.id)
 
     @staticmethod
     def _judge_names(
