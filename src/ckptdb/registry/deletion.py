@@ -68,7 +68,7 @@ class DeletionMethods(Tree):
                 was opened.
             all_runs: That all of these are meant, should they be several.
             dry_run: Only say what would go; that may be asked of several without naming them.
-            plans: What `GcResult.plan` said before; anything else is not done.
+            plans: `GcResult.plan` of each run, from a dry run; any other plan is refused.
             trash_ttl_seconds: How long what goes can be undeleted.
             empty_trash: Also remove what can still be undeleted.
 

@@ -47,7 +47,7 @@ class Replay(JsonRecord):
         saved: How many checkpoints were published.
         kept: The steps that would be left.
         end_bytes: What these take.
-        peak_bytes: What the disk would have held at most, the newest save included.
+        peak_bytes: Most bytes on disk at any time, the newest save included.
         peak_step: The save at which it did.
         recorded_peak_bytes: What it did hold at most, as far as that is recorded.
         best_ever: The best step of all; None when the policy ranks by nothing.
@@ -85,10 +85,10 @@ def replay(
     saves, came = _in_order([cp for cp in history if cp.finalized_at is not None])
     course = _Course(policy)
     for checkpoint in saves:
-        held = [text for text, uuids in (matches or {}).items() if checkpoint.uuid in uuids]
+        matching = [text for text, uuids in (matches or {}).items() if checkpoint.uuid in uuids]
         is_ancestor = checkpoint.uuid in ancestors
-        course.save(checkpoint, held, is_ancestor=is_ancestor, at=came[checkpoint.uuid])
-    kept = sorted(course.held(), key=lambda candidate: candidate.step)
+        course.save(checkpoint, matching, is_ancestor=is_ancestor, at=came[checkpoint.uuid])
+    kept = sorted(course.list_on_disk(), key=lambda candidate: candidate.step)
     ranked = _ranked(saves, policy)
     return Replay(
         run=run,
@@ -155,16 +155,16 @@ class _Course:
             ancestor=is_ancestor,
         )
         self._hear(at)
-        held = _bytes(self.held())
-        if held > self.peak_bytes:
-            self.peak_bytes, self.peak_step = held, checkpoint.step
+        on_disk = _bytes(self.list_on_disk())
+        if on_disk > self.peak_bytes:
+            self.peak_bytes, self.peak_step = on_disk, checkpoint.step
         for decision in decide(list(self.live.values()), self._policy, now=_seconds(at)):
             if not decision.keep:
                 del self.live[decision.step]
                 self.gone[decision.uuid] = (checkpoint.step, decision.reason)
 
-    def held(self) -> list[Candidate]:
-        """Return what is on disk."""
+    def list_on_disk(self) -> list[Candidate]:
+        """Return the checkpoints that are on disk."""
         return [*self.live.values(), *self.doubted.values()]
 
     def _hear(self, at: str) -> None:
@@ -206,10 +206,10 @@ def _recorded_peak(saves: Sequence[Checkpoint]) -> int:
     changes += [
         (_seconds(cp.deleted_at), 1, -(cp.size_bytes or 0)) for cp in saves if cp.deleted_at
     ]
-    held = peak = 0
+    on_disk = peak = 0
     for _, _, change in sorted(changes):
-        held += change
-        peak = max(peak, held)
+        on_disk += change
+        peak = max(peak, on_disk)
     return peak
 
 

@@ -12,7 +12,7 @@ SaveReason = Literal["signal", "deadline", "period"]
 SAFETY: Final = 1.5
 """How much longer than the slowest of the recent ones the last save may take."""
 SLACK_SECONDS: Final = 1.0
-"""What is left free before a deadline besides, for what no save and no step has shown."""
+"""Further margin before a deadline, for delays that no earlier save or step has had."""
 FIRST_SHARE: Final = 1 / 50
 """The part of the time before a deadline that stands for a save as long as none is known…"""
 FIRST_AT_MOST_SECONDS: Final = 300.0
