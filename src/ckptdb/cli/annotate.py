@@ -25,7 +25,7 @@ def pin(session: Session, step: int, note: str | None, run: str | None) -> None:
 @run_option
 @click.pass_obj
 def unpin(session: Session, step: int, run: str | None) -> None:
-    """Remove the pin of the checkpoint at STEP: retention decides again."""
+    """Remove the pin of the checkpoint at STEP."""
     with session.open() as registry:
         _say(registry.unpin(run, step), "not pinned any more")
 
@@ -58,7 +58,10 @@ def untag(session: Session, step: int, name: str, run: str | None) -> None:
 @run_option
 @click.pass_obj
 def reject(session: Session, step: int, reason: str, run: str | None) -> None:
-    """Reject the checkpoint at STEP for a REASON: it is kept, but neither ranked nor counted."""
+    """Reject the checkpoint at STEP for a REASON.
+
+    It is kept, but neither ranked nor counted by retention.
+    """
     with session.open() as registry:
         _say(registry.reject(run, step, reason), "rejected")
 
@@ -88,7 +91,10 @@ def log(  # noqa: PLR0917  # one parameter an option
     uuid: str | None,
     run: str | None,
 ) -> None:
-    """Record metrics measured after the save: ckptdb log 100 mmlu=0.61 --source lm-eval."""
+    """Record metrics that were measured after the save.
+
+    For example: ckptdb log 100 mmlu=0.61 --source lm-eval
+    """
     numbers = dict(_number(text) for text in values)
     with session.open() as registry:
         found = registry.log_metrics(run, step, numbers, source=source, uuid=uuid)

@@ -18,7 +18,10 @@ def db() -> None:
 @db.command()
 @click.pass_obj
 def path(session: Session) -> None:
-    """Print the location of the catalog; standard error explains why that one is used."""
+    """Print the location of the catalog.
+
+    Standard error explains why that one is used.
+    """
     with session.open() as registry:
         for line in registry.explain_location():
             say(line, err=True)
@@ -47,7 +50,10 @@ def status(session: Session, form: str) -> int:
 @db.command()
 @click.pass_obj
 def upgrade(session: Session) -> None:
-    """Upgrade an older catalog to the schema of this version; a copy is kept beside it."""
+    """Upgrade an older catalog to the schema of this version.
+
+    A copy is kept beside it.
+    """
     with session.open() as registry:
         if not registry.status().exists:
             raise registry.explain_missing()

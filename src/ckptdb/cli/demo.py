@@ -131,7 +131,7 @@ def read_text() -> tuple[str, str]:
 @click.argument("directory", default="ckptdb-demo", type=click.Path(file_okay=False))
 @click.pass_context
 def demo(context: click.Context, directory: str) -> int:
-    """Train a small model, kill it during a save, recover and finish: a few seconds."""
+    """Train a small model, kill it during a save, and recover."""
     group = context.find_root().command
 
     def run(arguments: Sequence[str]) -> None:

@@ -35,9 +35,10 @@ _BEFORE = 20
 @output_option("table", "json")
 @click.pass_obj
 def diff(session: Session, a: str, b: str, run: str | None, form: str) -> None:
-    """Print how checkpoint B differs from A in metrics, configuration and files.
+    """Print how checkpoint B differs from A.
 
-    A and B are STEP, RUN:STEP, or the path of a checkpoint, which may lie anywhere.
+    Compared are metrics, configuration and files. A and B are STEP, RUN:STEP, or the path of a
+    checkpoint, which may lie anywhere.
     """
     with session.open() as registry:
         found = registry.diff(_from(session, a), _from(session, b), run=run)

@@ -96,7 +96,7 @@ def gc(  # noqa: PLR0917  # one parameter an option
     replay: bool,
     empty_trash: bool,
 ) -> None:
-    """Remove leftovers of crashes, and checkpoints that the given rules do not keep.
+    """Delete by rules, and remove leftovers of crashes.
 
     Works on the run around here, or the only one below. Several runs have to be named: by --run
     for each, by --plan, or with --all-runs. Before several lose checkpoints, a question on the

@@ -16,7 +16,7 @@ from ckptdb.registry import Registry
 @click.argument("directory", default=".", type=click.Path(file_okay=False))
 @click.pass_obj
 def init(session: Session, directory: str) -> None:
-    """Mark DIRECTORY as a root, with one catalog for all runs below it."""
+    """Make DIRECTORY a root: one catalog for all runs below it."""
     registry, report = Registry.init(Path(session.directory, directory))
     with registry:
         print_report(report, dry_run=False)

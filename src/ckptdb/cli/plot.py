@@ -69,9 +69,10 @@ class Look:
 def plot(
     session: Session, metric: str | None, runs: tuple[str, ...], axis: Axis, mode: Mode | None
 ) -> None:
-    """Draw METRIC over the steps of each run at or below here, with deleted checkpoints.
+    """Draw METRIC over the steps of each run at or below here.
 
-    Large dots are checkpoints on disk. METRIC defaults to the runs' own metric.
+    Deleted checkpoints are included. Large dots are checkpoints on disk. METRIC defaults to the
+    runs' own metric.
     """
     with session.open() as registry:
         name, curves = registry.curves(metric, runs=runs, mode=mode)

@@ -65,7 +65,9 @@ def narrowing_options(command: _Function) -> _Function:
 @output_option("path", "json")
 @click.pass_obj
 def best(session: Session, /, form: str, *, each: bool, **request: Any) -> None:
-    """Print the path of the best checkpoint, alone: cp -r "$(ckptdb best)" elsewhere.
+    """Print the path of the best checkpoint.
+
+    Nothing else is printed: cp -r "$(ckptdb best)" elsewhere.
 
     With --ever or --at it may be deleted; standard error then names the best one that is
     available. If its step was saved again, the path is that of another checkpoint: nothing is
@@ -97,7 +99,7 @@ def best(session: Session, /, form: str, *, each: bool, **request: Any) -> None:
 @output_option("path", "json")
 @click.pass_obj
 def latest(session: Session, run: str | None, form: str) -> None:
-    """Print the path of the latest checkpoint, alone."""
+    """Print the path of the latest checkpoint."""
     with session.open() as registry:
         found = registry.latest(run=run)
         say_passed_over(registry, () if found is None else (found,), run)
@@ -143,7 +145,10 @@ def top(session: Session, /, count: int, form: str, **request: Any) -> None:
 @output_option(*FORMATS)
 @click.pass_obj
 def pareto(session: Session, /, form: str, **request: Any) -> None:
-    """List the checkpoints that no other one dominates in two metrics."""
+    """List the checkpoints that are Pareto-optimal in two metrics.
+
+    No other checkpoint is better in one of them and no worse in the other.
+    """
     with session.open() as registry:
         found = registry.pareto(**request)
         if not found:

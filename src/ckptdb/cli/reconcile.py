@@ -25,7 +25,7 @@ _NAMED = 5
 @output_option("table", "json")
 @click.pass_obj
 def check(session: Session, path: str | None, form: str, *, full: bool) -> int:
-    """Compare disk and catalog, and print the differences; change nothing.
+    """Print how disk and catalog differ; change nothing.
 
     Exits 3 when they differ, and as long as a checkpoint is lost or cannot be trusted.
     """
@@ -39,10 +39,11 @@ def check(session: Session, path: str | None, form: str, *, full: bool) -> int:
 @output_option("table", "json")
 @click.pass_obj
 def reconcile(session: Session, path: str | None, form: str, *, dry_run: bool, full: bool) -> int:
-    """Bring the catalog to what is on disk, and finish what a crash interrupted.
+    """Bring the catalog to what is on disk.
 
-    Never deletes a published checkpoint. Exits 3 when a checkpoint is lost or cannot be trusted,
-    which only a person can settle, and 4 when something could not be done.
+    Also finishes what a crash interrupted. Never deletes a published checkpoint. Exits 3 when a
+    checkpoint is lost or cannot be trusted, which only a person can settle, and 4 when
+    something could not be done.
     """
     return _reconcile(session, path, form, full=full, dry_run=dry_run)
 

@@ -25,7 +25,10 @@ from ckptdb.errors import FileUnusable
 )
 @click.pass_obj
 def report(session: Session, file: str) -> None:
-    """Write an overview of the runs into one HTML file that needs no network."""
+    """Write an overview of the runs as one HTML file.
+
+    The file needs no network.
+    """
     require("report", "report", "jinja2", "plotly")
     from ckptdb.web.data import catch_up, take_snapshot
     from ckptdb.web.report import write_report

@@ -35,7 +35,10 @@ def rm(
     force: bool,
     dry_run: bool,
 ) -> None:
-    """Delete the checkpoints at the given steps: all, or none as far as that is known before."""
+    """Delete the checkpoints at the given steps.
+
+    All are deleted, or none as far as that is known before; else the message lists them.
+    """
     with session.open() as registry:
         try:
             removed = registry.remove(
@@ -52,7 +55,10 @@ def rm(
 @run_option
 @click.pass_obj
 def undelete(session: Session, step: int, run: str | None) -> None:
-    """Restore the deleted checkpoint at STEP while its files are kept (--trash-ttl)."""
+    """Restore the deleted checkpoint at STEP.
+
+    This works as long as its files are kept (--trash-ttl).
+    """
     with session.open() as registry:
         found = registry.undelete(step, run=run)
     say(f"{found.run} step {found.step}: back. Pin it, or retention may take it again.")

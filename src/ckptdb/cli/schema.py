@@ -16,7 +16,7 @@ from ckptdb.errors import UnknownRelation
 @output_option("table", "json")
 @click.pass_obj
 def schema(session: Session, name: str | None, form: str) -> None:
-    """Print the tables and views that SQL can name, or one of them, each with an example."""
+    """Print the tables and views for SQL, each with an example."""
     with session.open() as registry:
         relations = select(registry.schema(), name)
     if form == "json":

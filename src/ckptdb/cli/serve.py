@@ -24,9 +24,10 @@ from ckptdb.cli.printing import say
 def serve(
     context: click.Context, path: str, host: str, port: int, token: str | None, *, no_token: bool
 ) -> None:
-    """Serve the report as a web page, current at every load, with tables and SQL.
+    """Serve the report as a web page, with tables and SQL.
 
-    PATH is a root, a run or a catalog, and is only read. Ctrl-C ends the server.
+    The page is current at every load. PATH is a root, a run or a catalog, and is only read.
+    Ctrl-C ends the server.
     """
     session: Session = context.obj
     by_hand = context.get_parameter_source("token") is click.core.ParameterSource.COMMANDLINE

@@ -18,7 +18,10 @@ from ckptdb.cli.options import Session, output_option, run_option, step_argument
 @output_option("table", "json")
 @click.pass_obj
 def show(session: Session, step: int, run: str | None, form: str, *, lineage: bool) -> None:
-    """Print all facts about the checkpoint at STEP, also a deleted one."""
+    """Print all facts about the checkpoint at STEP.
+
+    The checkpoint may be a deleted one.
+    """
     with session.open() as registry:
         if lineage:
             print_lineage(registry.lineage(step, run=run), form)

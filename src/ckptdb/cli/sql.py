@@ -57,9 +57,10 @@ def sql(  # noqa: PLR0917  # one parameter an option
     timeout: float,
     form: str,
 ) -> None:
-    """Answer a SELECT over the whole catalog, from any directory below its root; read-only.
+    """Answer a SELECT over the whole catalog; read-only.
 
-    A query may use 256 MiB of memory and run for --timeout; an answer may have 256 MiB.
+    The answer is the same from any directory below the root. A query may use 256 MiB of memory
+    and run for --timeout; an answer may have 256 MiB.
 
     Without QUERY a terminal gets a prompt. With "-", or without a terminal, QUERY is read from
     standard input. Paths in the tables are relative to the root; abspath(path) makes them absolute.

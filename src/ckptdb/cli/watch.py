@@ -54,10 +54,10 @@ def watch(  # noqa: PLR0917  # one parameter an option
     once: bool,
     only_new: bool,
 ) -> int:
-    """Print the path of each checkpoint of RUN, or of the runs at or below here, as it is saved.
+    """Print the path of each checkpoint as it is saved.
 
-    One line per checkpoint, also for those that exist already. With -o json the line is the whole
-    record.
+    Of RUN, or of the runs at or below here. One line per checkpoint, also for those that exist
+    already. With -o json the line is the whole record.
 
     With --lease each checkpoint goes to only one of the processes that use the same name, on any
     host, and is not deleted meanwhile. It is done when its line is printed or, with --exec, when
