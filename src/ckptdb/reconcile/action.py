@@ -62,10 +62,10 @@ REPORTED: Final = frozenset(
 
 @dataclass(frozen=True, slots=True)
 class Action(JsonRecord):
-    """One difference.
+    """Difference between disk and index, and what applying does about it.
 
     Attributes:
-        what: For a person: the difference, and what applying does about it.
+        what: The same as a sentence for people.
         checkpoint: As it has to be in the index.
         leftover: The directory that a crash left.
         missing: Facts that the journal lacks and the index knows.

@@ -113,9 +113,29 @@ def apply_plan(
         stamp = None if unsettled else _find_stored_stamp(planned)
         changes = _collect_changes(first, planned, options, checkpoints)
         run_id = catalog.apply(_with_stamp(changes, planned, options, stamp))
-    sure = planned.observation.settled and not planned.observation.unsure
     if planned is not first:
         planned = replace(planned, stored=first.stored)
+    return _report(planned, options, (done, blocked), run_id, stamp)
+
+
+def _report(
+    planned: PlannedRun,
+    options: Options,
+    repaired: tuple[list[Action], list[str]],
+    run_id: int,
+    stamp: Stamp | None,
+) -> RunReport:
+    """Return the report of a plan that was applied.
+
+    Args:
+        planned: The run as planned under the lock.
+        options: Of reconciling it.
+        repaired: The repairs that were done, and why something was not.
+        run_id: The run's row.
+        stamp: The stamp that the index is exact for, None when it is not known.
+    """
+    done, blocked = repaired
+    sure = planned.observation.settled and not planned.observation.unsure
     actions = (*done, *(action for action in planned.actions if action.kind not in REPAIRS))
     reasons = [*blocked, *([planned.plan.blocked] if planned.plan.blocked else [])]
     return replace(

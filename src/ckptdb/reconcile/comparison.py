@@ -1,4 +1,4 @@
-"""One run's disk and index side by side. Pure: touches nothing."""
+"""Disk and index of one run, side by side. Pure: touches nothing."""
 
 from __future__ import annotations
 

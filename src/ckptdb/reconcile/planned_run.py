@@ -1,4 +1,4 @@
-"""One run as observed on disk and recorded in the index, and the plan made of both."""
+"""Planning one run: read from disk and from the index, then compared by the pure plan."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ from ckptdb.reconcile.report import RunReport
 
 @dataclass(frozen=True, slots=True)
 class PlannedRun:
-    """One run as observed and recorded, and the plan made of both.
+    """Run as observed on disk and recorded in the index, and the plan made of both.
 
     Attributes:
         stored: Differences that the index has learnt already, batch by batch.
