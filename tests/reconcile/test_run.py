@@ -136,7 +136,7 @@ def reconcile(catalog: Catalog, run: Path, **options):
     if report.blocked is None:
         rebuilt = Catalog(Database.in_memory(base=catalog.database.location.base))
         reconcile_tree(rebuilt, run.parent, depth=options.get("depth", "files"))
-        mine = {s.run.uuid for s in rebuilt.runs()}
+        mine = {s.run.uuid for s in rebuilt.runs.list_all()}
         expected = [c for c in after[1] if c.run_uuid in mine]
         assert everything(rebuilt)[1] == expected
         rebuilt.database.close()
@@ -533,7 +533,7 @@ def test_a_root_copied_with_its_catalog_goes_on(tmp_path):
     second = Catalog(Database.open(locate(tmp_path / "copy")))
     reconcile_run(second, tmp_path / "copy" / "grpo")
 
-    assert [(s.run.directory, s.run.name) for s in second.runs()] == [
+    assert [(s.run.directory, s.run.name) for s in second.runs.list_all()] == [
         (tmp_path / "copy" / "grpo", "grpo")
     ]
     assert rows(second) == {("grpo", 1): ["final"]}
@@ -552,7 +552,7 @@ def test_a_moved_root_of_nemo_rl_runs_is_reconciled(tmp_path):
     report = reconcile_run(second, moved / "grpo")
 
     assert report.blocked is None
-    assert [s.run.directory for s in second.runs()] == [moved / "grpo"]
+    assert [s.run.directory for s in second.runs.list_all()] == [moved / "grpo"]
     assert rows(second) == {("grpo", 1): ["final"]}
     assert not reconcile_run(second, moved / "grpo").has_changes
     second.database.close()
