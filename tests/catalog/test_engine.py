@@ -18,8 +18,11 @@ from sqlalchemy import text
 from sqlalchemy.engine.base import RootTransaction
 
 from ckptdb.catalog import schema
-from ckptdb.catalog.engine import Database, script_location, set_aside
+from ckptdb.catalog.engine import Database
 from ckptdb.catalog.location import Location, locate
+from ckptdb.catalog.memory_copy import find_memory_copy
+from ckptdb.catalog.revisions import script_location
+from ckptdb.catalog.set_aside import set_aside
 from ckptdb.core.fork import FileConnection
 from ckptdb.core.threads import Task
 from ckptdb.errors import (
@@ -979,7 +982,7 @@ def test_a_new_catalog_is_not_complete_until_that_is_said(location: Location):
 def test_a_copy_in_memory_changes_without_the_catalog(location: Location):
     created(location)
     with closing(Database.open(location)) as database:
-        copy = database.find_copy()
+        copy = find_memory_copy(database)
         assert copy
         with copy.write() as connection:
             connection.execute(schema.runs.insert().values(uuid="u", name="n", directory="d"))
@@ -996,5 +999,5 @@ def test_copying_waits_for_a_writer_no_longer_than_anything_else(location: Locat
         with closing(sqlite3.connect(file, isolation_level=None)) as raw:
             raw.execute("BEGIN EXCLUSIVE")
             with pytest.raises(CatalogLocked):
-                database.find_copy()
-        assert database.find_copy()
+                find_memory_copy(database)
+        assert find_memory_copy(database)

@@ -19,8 +19,9 @@ from alembic.script import ScriptDirectory
 
 from ckptdb import Registry
 from ckptdb.catalog import schema
-from ckptdb.catalog.engine import Database, script_location, upgrade
+from ckptdb.catalog.engine import Database, upgrade
 from ckptdb.catalog.location import locate
+from ckptdb.catalog.revisions import script_location
 from ckptdb.errors import CatalogMissing, CatalogOutdated, CatalogTampered, CatalogTooNew
 from ckptdb.manager import CheckpointManager
 

@@ -10,8 +10,9 @@ from alembic.config import Config
 from tests.support.saving import save
 
 from ckptdb import Registry
-from ckptdb.catalog.engine import Database, script_location
+from ckptdb.catalog.engine import Database
 from ckptdb.catalog.location import locate
+from ckptdb.catalog.revisions import script_location
 from ckptdb.cli.main import main
 
 

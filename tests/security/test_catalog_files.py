@@ -20,8 +20,10 @@ from tests.support.requirements import needs_root
 
 from ckptdb import CheckpointManager, Registry
 from ckptdb.catalog import files
-from ckptdb.catalog.engine import Database, script_location, upgrade
+from ckptdb.catalog.engine import Database, upgrade
 from ckptdb.catalog.location import locate
+from ckptdb.catalog.memory_copy import find_memory_copy
+from ckptdb.catalog.revisions import script_location
 from ckptdb.cli.main import main
 from ckptdb.errors import CatalogError, CatalogReadOnly, CatalogTampered, CatalogUnusable
 
@@ -366,7 +368,7 @@ def test_it_is_found_by_the_next_question_of_who_has_the_catalog_open(root, tmp_
             with pytest.raises(CatalogTampered, match="remove another file"), enter():
                 pass
         with pytest.raises(CatalogTampered, match="remove another file"):
-            database.find_copy()
+            find_memory_copy(database)
     assert victim.exists()
 
 

@@ -15,7 +15,7 @@ from alembic.config import Config
 from tests.support import requirements
 
 from ckptdb import CheckpointManager, Registry
-from ckptdb.catalog import engine, schema
+from ckptdb.catalog import engine, revisions, schema
 from ckptdb.catalog.definitions import Definition, find_intruder, fingerprint
 from ckptdb.catalog.engine import Database
 from ckptdb.catalog.location import locate
@@ -314,7 +314,7 @@ def test_an_older_catalog_is_looked_at_before_it_is_upgraded(root):
 
 def _downgrade(connection, revision):
     config = Config()
-    config.set_main_option("script_location", str(engine.script_location()))
+    config.set_main_option("script_location", str(revisions.script_location()))
     config.attributes["connection"] = connection
     command.downgrade(config, revision)
 
@@ -400,13 +400,13 @@ def test_a_check_of_a_large_catalog_has_longer(root, monkeypatch):
 
 
 def test_the_fingerprint_is_that_of_what_is_created():
-    made = engine._made_by(schema.HEAD)
+    made = revisions.made_by(schema.HEAD)
     assert fingerprint(made.values()) == schema.FINGERPRINT, "set schema.FINGERPRINT to this"
 
 
 @pytest.mark.parametrize("revision", schema.REVISIONS)
 def test_each_revision_is_as_its_migrations_make_it(revision):
-    made = engine._made_by(revision)
+    made = revisions.made_by(revision)
     assert find_intruder(list(made.values()), made) is None
     assert {"runs", "checkpoints", "metrics", "tags", "ckptdb_version"} <= made.keys()
 
@@ -435,4 +435,4 @@ def test_each_revision_is_as_its_migrations_make_it(revision):
     ids=lambda value: str(value) if isinstance(value, bool) else value.sql or value.name,
 )  # fmt: skip
 def test_what_is_added_is_judged_by_what_its_text_makes(one, is_refused):
-    assert (find_intruder([one], engine._made_by(schema.HEAD)) is not None) == is_refused
+    assert (find_intruder([one], revisions.made_by(schema.HEAD)) is not None) == is_refused

@@ -20,7 +20,7 @@ OF_PATHS = {
 ALLOWED = {
     "disk/paths.py": "the one way",
     "catalog/files.py": "the one way to open a catalog, which knows no run",
-    "catalog/engine.py": "sets a broken catalog aside, beside itself",
+    "catalog/set_aside.py": "sets a broken catalog aside, beside itself",
     "cli/prompt.py": "the history of the prompt, in the user's own directory",
     "cli/report.py": "the report, where the user wants it",
     "cli/demo.py": "a directory of its own",

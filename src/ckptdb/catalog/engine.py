@@ -1,60 +1,44 @@
-"""Opening a catalog: connections that are safe to use, at a schema that is known.
+"""Engine: an open catalog, with safe connections and a schema whose revision is known.
 
-What differs between SQLite and PostgreSQL is in `dialects`. Alembic is imported inside the one
-function that migrates, because a version check needs only a SELECT and Alembic costs as much
-time to import as everything else together.
+`dialects` has the differences between SQLite and PostgreSQL, `revisions` the checks of the schema.
 """
 
 from __future__ import annotations
 
-import os
 import threading
-from contextlib import closing, contextmanager, suppress
-from datetime import UTC, datetime
-from functools import cache, partial
+from contextlib import closing, contextmanager
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Final, Self
 
 from sqlalchemy import select
 
-from ckptdb.catalog import files
-from ckptdb.catalog.definitions import Definition, find_intruder, fingerprint
+from ckptdb.catalog import files, revisions
+from ckptdb.catalog.background_check import BackgroundCheck
 from ckptdb.catalog.dialects import Dialect, Postgres
 from ckptdb.catalog.files import (
-    BESIDE,
-    JOURNAL,
     exists,
     identity_of,
     make_folder,
-    names_super_journal,
 )
 from ckptdb.catalog.location import Location
 from ckptdb.catalog.schema import (
-    APPLICATION_ID,
-    FINGERPRINT,
     HEAD,
     REVISIONS,
-    VERSION_TABLE,
     create_all,
     version,
 )
 from ckptdb.catalog.session import TRANSLATED, ConnectionUse, IdleConnections, origin
 from ckptdb.catalog.sqlite import Sqlite
 from ckptdb.core import fork
-from ckptdb.core.threads import Task
 from ckptdb.errors import (
     CatalogBroken,
     CatalogError,
-    CatalogForeign,
     CatalogMissing,
-    CatalogOutdated,
-    CatalogTampered,
-    CatalogTooNew,
-    CatalogUnusable,
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Mapping, Sequence
+    from collections.abc import Callable, Iterator
     from contextlib import AbstractContextManager
 
     from sqlalchemy import Connection, Engine
@@ -89,14 +73,14 @@ class Database:
     ) -> None:
         """Only `open`, `in_memory` and `unchecked` make one."""
         self.location = location
-        self._dialect = dialect
+        self.dialect = dialect
         self._timeout_seconds = timeout_seconds
         self._work_seconds = work_seconds
         self._is_settled = False
         self._rest(dialect.engine())
         self._identity: tuple[int, int] | None = None
         self._lock = threading.Lock() if location.in_memory else None
-        self._check: Task | None = None
+        self._background = BackgroundCheck()
         self._complete = False
         fork.AFTER_FORK.add(self)
 
@@ -196,8 +180,8 @@ class Database:
         self.ensure_sound()
         timeout = self._timeout_seconds if timeout_seconds is None else timeout_seconds
         session = self._session(self._writers, timeout, only_read=False)
-        with session as connection, self._dialect.transaction(connection, timeout):
-            if self._is_settled and self._dialect.may_have_changed(connection, is_locked=True):
+        with session as connection, self.dialect.transaction(connection, timeout):
+            if self._is_settled and self.dialect.may_have_changed(connection, is_locked=True):
                 self._ensure_ours(connection)
             yield connection
 
@@ -212,15 +196,15 @@ class Database:
         return self._session(self._readers, timeout, check=check)
 
     def _check_reading(self, connection: Connection) -> None:
-        if self._dialect.may_have_changed(connection, is_locked=False):
+        if self.dialect.may_have_changed(connection, is_locked=False):
             self._ensure_ours(connection)
 
     def _ensure_ours(self, connection: Connection) -> None:
         """Make sure that the schema is the one that this version makes, whoever changed it."""
-        revision = self._revision(connection)
+        revision = revisions.find(connection, self.dialect, self.location)
         if revision is None:
             raise CatalogMissing(str(self.location))
-        self._refuse_other_revision(revision)
+        revisions.refuse_other(self.location, revision)
 
     @property
     def dialect_name(self) -> str:
@@ -229,7 +213,7 @@ class Database:
 
     def explain(self, error: Exception) -> CatalogError:
         """Return the error of ours for one of the driver, for statements made elsewhere."""
-        return self._dialect.explain(origin(error), self.location)
+        return self.dialect.explain(origin(error), self.location)
 
     def replaced(self) -> bool:
         """Whether the file at the path is gone or no longer the one that was opened."""
@@ -244,27 +228,14 @@ class Database:
         """
         if not self._complete:  # once true, it stays so as long as the file does
             with self.read() as connection:
-                self._complete = self._dialect.is_complete(connection)
+                self._complete = self.dialect.is_complete(connection)
         return self._complete
 
     def set_complete(self) -> None:
         """Remember that it has; only after the whole tree was looked at."""
         if not self.is_complete():
             with self.write() as connection:
-                self._dialect.set_complete(connection)
-
-    def find_copy(self) -> Self | None:
-        """Return a copy in memory, of this process alone; None of a database that has none."""
-        copy = type(self).in_memory(self.location.base)
-        try:
-            with self.read() as source, copy.read() as target:
-                if self._dialect.copy_to(source, target):
-                    return copy
-        except BaseException:
-            copy.close()
-            raise
-        copy.close()
-        return None
+                self.dialect.set_complete(connection)
 
     def revision(self) -> str | None:
         """Return the schema's revision, None for an empty database.
@@ -274,7 +245,7 @@ class Database:
             CatalogBroken: It is damaged, no database, or has lost its revision.
         """
         with self.read() as connection:
-            return self._revision(connection)
+            return revisions.find(connection, self.dialect, self.location)
 
     def integrity(self, *, quick: bool = False) -> str:
         """Check every page; return ``ok`` or the first things that are wrong.
@@ -288,7 +259,7 @@ class Database:
         )
         try:
             with session as connection:
-                return "; ".join(self._dialect.integrity(connection, quick=quick))
+                return "; ".join(self.dialect.integrity(connection, quick=quick))
         except CatalogBroken as error:
             return str(origin(error))
 
@@ -302,22 +273,8 @@ class Database:
         Raises:
             CatalogBroken: Something is wrong, which whatever else has failed may be due to.
         """
-        self._check = task = Task(partial(self._raise_if_broken, quick=quick))
-        try:
-            try:
-                task.start()
-            except RuntimeError:
-                task.run()  # there can be no more threads
-            try:
-                yield
-            except Exception:
-                _await(task)
-                raise
-            _await(task)
-        finally:
-            self._check = None
-            task.give_up()  # interrupted at the wrong moment, it was not even started
-            task.wait()
+        with self._background.run(partial(self._raise_if_broken, quick=quick)):
+            yield
 
     def ensure_sound(self) -> None:
         """Wait for the check that is under way, if there is one.
@@ -327,8 +284,7 @@ class Database:
         Raises:
             CatalogBroken: It has found something wrong.
         """
-        if self._check is not None:
-            _await(self._check)
+        self._background.wait()
 
     def _raise_if_broken(self, *, quick: bool) -> None:
         found = self.integrity(quick=quick)
@@ -348,7 +304,7 @@ class Database:
             raise self.explain(error) from error
 
     def _rest(self, engine: Engine) -> None:
-        reader = self._dialect.reader(engine)
+        reader = self.dialect.reader(engine)
         self._writers = IdleConnections(engine)
         # Where one engine does both, a reader finds in memory what a writer has left there.
         self._readers = self._writers if reader is engine else IdleConnections(reader)
@@ -364,7 +320,7 @@ class Database:
     ) -> ConnectionUse:
         return ConnectionUse(
             self.location,
-            self._dialect,
+            self.dialect,
             rest,
             lock=self._lock,
             seconds=seconds,
@@ -377,78 +333,30 @@ class Database:
         revision = self.revision()
         if self.location.file is not None:
             self._identity = identity_of(self.location.file)
-        self._dialect.opened()
+        self.dialect.opened()
         if revision is None and not create:
             raise CatalogMissing(str(self.location))
         if revision is None:
             revision = self._create()
         if revision in REVISIONS and revision != HEAD and upgrade:
-            self.upgrade()
+            with self.write() as connection:
+                revisions.upgrade(connection, self.dialect, self.location)
         else:
-            self._refuse_other_revision(revision)
+            revisions.refuse_other(self.location, revision)
         self._is_settled = True
-
-    def _refuse_other_revision(self, revision: str) -> None:
-        if revision not in REVISIONS:
-            raise CatalogTooNew(str(self.location), revision)
-        if revision != HEAD:
-            raise CatalogOutdated(str(self.location), revision)
 
     def _create(self) -> str:
         with self.write() as connection:
             # Another process may have been faster; looking again inside settles it.
-            revision = self._revision(connection)
+            revision = revisions.find(connection, self.dialect, self.location)
             if revision is None:
-                create_all(connection, self._dialect.spelling)
-                self._dialect.remember(connection)
+                create_all(connection, self.dialect.spelling)
+                self.dialect.remember(connection)
             return revision or HEAD
-
-    def _revision(self, connection: Connection) -> str | None:
-        """Return the revision of a schema that holds nothing but what that revision makes."""
-        owner, found = self._dialect.contents(connection)
-        relations = {one.name: one for one in found if one.kind in ("table", "view")}
-        if owner not in {0, APPLICATION_ID} or (relations and VERSION_TABLE not in relations):
-            raise CatalogForeign(str(self.location))
-        if not found:
-            return None
-        if self.location.file is not None:
-            # Before it is asked for the revision: that may be what hangs.
-            self._refuse_intruder([relations[VERSION_TABLE]], HEAD)
-        row = connection.execute(_REVISION).first()
-        if row is None:
-            raise CatalogBroken(str(self.location), "it does not say its revision")
-        revision = str(row[0])
-        if self.location.file is not None and revision in REVISIONS:
-            self._refuse_intruder(found, revision)
-        self._dialect.remember(connection)
-        return revision
-
-    def _refuse_intruder(self, found: Sequence[Definition], revision: str) -> None:
-        if revision == HEAD and fingerprint(found) == FINGERPRINT:
-            return
-        intruder = find_intruder(found, _made_by(revision))
-        if intruder is not None:
-            raise CatalogTampered(str(self.location), intruder)
-
-    def upgrade(self) -> tuple[str, str, Path | None]:
-        """Bring an older schema to this one; see `upgrade`."""
-        with self.write() as connection:
-            revision = self._revision(connection)
-            if revision is None:
-                raise CatalogMissing(str(self.location))
-            if revision not in REVISIONS:
-                raise CatalogTooNew(str(self.location), revision)
-            if revision == HEAD:
-                return revision, HEAD, None
-            # Inside the transaction: nobody else can write between the copy and the change.
-            copy = self._dialect.keep_copy(revision)
-            _migrate(connection, "head")
-            self._dialect.remember(connection)
-        return revision, HEAD, copy
 
     def after_fork(self) -> None:
         """Give the child connections of its own; called there by the fork itself."""
-        self._check = None  # its thread does not exist there, and would be waited for for ever
+        self._background = BackgroundCheck()  # the thread of the other one does not exist there
         if self._lock is not None:
             # The thread that held it does not exist in the child.
             self._lock = threading.Lock()
@@ -458,50 +366,6 @@ class Database:
         for engine in {self._readers.engine, self._writers.engine}:
             engine.dispose(close=False)
         self._rest(self._writers.engine)
-
-
-def _await(check: Task) -> None:
-    check.wait()
-    if check.error is not None:
-        raise check.error
-
-
-# --- setting aside and upgrading ------------------------------------------------------------
-
-
-def set_aside(location: Location) -> Path:
-    """Rename a broken catalog, so that a new one can take its place; return where it went.
-
-    Raises:
-        CatalogMissing: There is nothing to rename.
-        CatalogUnusable: It cannot be renamed, or is not a file of ours.
-    """
-    file = location.file
-    if file is None:
-        raise CatalogUnusable(str(location), "only a SQLite file can be set aside")
-    target = _unused(file)
-    try:
-        # Leftover journals go first: beside a new database they would be played back into it.
-        for suffix in BESIDE:
-            # One that makes SQLite remove a file does so whoever opens what was set aside.
-            kept = ".refused" if suffix == JOURNAL and names_super_journal(file) else suffix
-            with suppress(FileNotFoundError):
-                file.with_name(file.name + suffix).rename(f"{target}{kept}")
-        aside = file.rename(target)
-    except FileNotFoundError as error:
-        raise CatalogMissing(file) from error
-    except OSError as error:
-        raise CatalogUnusable(str(file), error.strerror or str(error)) from error
-    files.replace_empty(file, aside)
-    return aside
-
-
-def _unused(file: Path) -> Path:
-    while True:
-        now = datetime.now(tz=UTC).strftime("%Y%m%dT%H%M%S.%fZ")
-        target = file.with_name(f"{file.name}.broken-{now}")
-        if not os.path.lexists(target):
-            return target
 
 
 def upgrade(location: Location) -> tuple[str, str, Path | None]:
@@ -516,40 +380,5 @@ def upgrade(location: Location) -> tuple[str, str, Path | None]:
     """
     if location.file is not None and not exists(location.file):
         raise CatalogMissing(location.file)
-    with closing(Database.unchecked(location)) as database:
-        return database.upgrade()
-
-
-def script_location() -> Path:
-    """Return the directory of the migrations: in the package, or beside src in a checkout."""
-    here = Path(__file__).resolve()
-    for directory in (here.parents[1] / "migrations", here.parents[3] / "migrations"):
-        if (directory / "env.py").is_file():
-            return directory
-    raise CatalogUnusable("migrations", "this installation came without them; reinstall ckptdb")
-
-
-@cache
-def _made_by(revision: str) -> Mapping[str, Definition]:
-    """Return by name what a revision makes on SQLite."""
-    dialect = Sqlite(None, create=True, durable=False)
-    memory = dialect.engine()
-    try:
-        with memory.connect() as connection:
-            if revision == HEAD:
-                create_all(connection, dialect.spelling)
-            else:
-                _migrate(connection, revision)
-            return {one.name: one for one in dialect.contents(connection)[1]}
-    finally:
-        memory.dispose()
-
-
-def _migrate(connection: Connection, revision: str) -> None:
-    from alembic import command  # 200 ms, and almost never needed
-    from alembic.config import Config
-
-    config = Config()
-    config.set_main_option("script_location", str(script_location()).replace("%", "%%"))
-    config.attributes["connection"] = connection
-    command.upgrade(config, revision)
+    with closing(Database.unchecked(location)) as database, database.write() as connection:
+        return revisions.upgrade(connection, database.dialect, location)

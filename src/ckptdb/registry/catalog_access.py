@@ -9,6 +9,7 @@ from pathlib import Path
 from ckptdb.catalog.catalog import Catalog
 from ckptdb.catalog.engine import Database
 from ckptdb.catalog.files import Look, look_at
+from ckptdb.catalog.memory_copy import find_memory_copy
 from ckptdb.catalog.worker import Workers
 from ckptdb.core import warnings
 from ckptdb.disk import root_marker, run_finder
@@ -134,7 +135,7 @@ class CatalogAccess:
             return False  # a deletion is decided by the files then, and warns of that
         look = None if file is None else look_at(file)
         try:
-            copy = opened.find_copy()
+            copy = find_memory_copy(opened)
         except CatalogError:
             copy = None
         if copy is None or look is None:

@@ -16,6 +16,7 @@ from ckptdb.catalog.catalog import Catalog
 from ckptdb.catalog.engine import Database
 from ckptdb.catalog.files import look_at
 from ckptdb.catalog.schema import HEAD
+from ckptdb.catalog.set_aside import set_aside
 from ckptdb.core import warnings
 from ckptdb.core.jsonable import JsonRecord
 from ckptdb.core.recorded import IndexedRun
@@ -287,7 +288,7 @@ class IndexMethods(Tree):
         except CatalogBroken:
             # Damaged as a database, found by its check, or as a catalog, found by reading it.
             self.close()
-            aside = engine.set_aside(self.location)
+            aside = set_aside(self.location)
             report = self._look(look, on_run, quick=not full)
         if self._is_whole(top):
             self._catalog().database.set_complete()
@@ -340,7 +341,7 @@ class IndexMethods(Tree):
             if self.location.base is None and not isinstance(error, CatalogTampered):
                 # A file that the user named may be anything, a script or weights: never move it.
                 raise CatalogForeign(str(self.location)) from error
-            return engine.set_aside(self.location)
+            return set_aside(self.location)
         return None
 
     def _top(self, path: PathLike | None) -> Path:
