@@ -42,13 +42,13 @@ class State:
 STATES = {
     "final": State((1, 30), live=True, ever=True),
     "tmp": State((2, 39), live=False, ever=False),
-    "deleted": State((3, 31), live=False, ever=True),
+    "deleted": State((3, 37), live=False, ever=True),
     "problem": State((4, 32), live=False, ever=False),
     "rejected": State((5, 33), live=False, ever=False),
     "rejected then deleted": State((6, 34), live=False, ever=False),
     "problem then deleted": State((7, 35), live=False, ever=False),
     "deleted then rejected": State((8, 36), live=False, ever=False),
-    "rejected then unrejected": State((9, 37), live=True, ever=True),
+    "rejected then unrejected": State((9, 31), live=True, ever=True),
 }
 STEPS = sorted(step for state in STATES.values() for step in state.steps)
 LIVE = {step for state in STATES.values() if state.live for step in state.steps}
@@ -304,6 +304,7 @@ def test_a_question_to_a_registry(run, name):
         check_whole(name, question(registry), scope)
 
 
+@pytest.mark.filterwarnings("ignore:Step .* is passed over")
 @pytest.mark.parametrize("name", MANAGER)
 def test_a_question_to_a_manager(run, name, tmp_path):
     copy = shutil.copytree(run.parent, tmp_path / "results") / run.name

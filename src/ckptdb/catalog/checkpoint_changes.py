@@ -20,7 +20,7 @@ from ckptdb.catalog.schema import checkpoints
 from ckptdb.catalog.stored_paths import Paths, storable
 from ckptdb.core.changes import Child
 from ckptdb.core.metrics import TRAINING_INFO
-from ckptdb.core.records import Checkpoint
+from ckptdb.core.records import Checkpoint, is_trusted
 from ckptdb.errors import IndexStale
 
 _NONE: Final[frozenset[str]] = frozenset()
@@ -161,8 +161,8 @@ def _store_metrics(connection: Connection, run_id: int, found: Sequence[Checkpoi
 
 
 def is_live(status: str, problem: str | None, *, rejected: bool) -> int:
-    """Return the value of ``metrics.live``: 1 for `Checkpoint.is_trusted`, else 0."""
-    return int(status == "final" and problem is None and not rejected)
+    """Return the value of ``metrics.live``: 1 for a checkpoint that is trusted, else 0."""
+    return int(is_trusted(status, has_problem=problem is not None, is_rejected=rejected))
 
 
 def _is_step_taken(error: Exception) -> bool:

@@ -39,7 +39,7 @@ NOT_DELETED = text("checkpoints.status <> 'deleted'")
 DELETED = text("checkpoints.status = 'deleted'")
 TMP = text("checkpoints.status = 'tmp'")
 LATE = text("metrics.source <> 'training_info'")
-RANKED = text("metrics.live = 1 AND metrics.value IS NOT NULL")
+RANKED = text(trust.ranked("metrics"))
 
 AMONG = bindparam("among", type_=Integer, expanding=True, literal_execute=True)
 """Ids of runs, written into the text: there may be more than a statement can have parameters."""

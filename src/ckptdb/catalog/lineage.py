@@ -15,11 +15,9 @@ from sqlalchemy import (
     null,
     or_,
     select,
-    text,
 )
 
-from ckptdb.catalog import trust
-from ckptdb.catalog.clauses import FINAL, OF_RUN
+from ckptdb.catalog.clauses import FINAL, IS_RANKED, OF_RUN
 from ckptdb.catalog.reader import CatalogReader, iterate
 from ckptdb.catalog.schema import checkpoints, resumes
 from ckptdb.core.records import Ancestor, LineMember, is_derived
@@ -82,7 +80,7 @@ ANCESTORS_OF_LIVE = select(checkpoints.c.uuid).join_from(
 MEMBERS = select(
     checkpoints.c.id, checkpoints.c.uuid, checkpoints.c.step, checkpoints.c.parent_id,
     checkpoints.c.created_at, checkpoints.c.finalized_at, checkpoints.c.status,
-    text(trust.doubted("checkpoints")), checkpoints.c.deleted_kind,
+    IS_RANKED, checkpoints.c.deleted_kind,
 ).where(OF_RUN, checkpoints.c.finalized_at.is_not(None))  # fmt: skip
 
 
@@ -124,7 +122,7 @@ class LineageQueries:
             return tuple(self._member(row) for row in rows)
 
     def _member(self, row: tuple[Any, ...]) -> LineMember:
-        row_id, uuid, step, parent_id, created_at, finalized_at, status, doubted, kind = row
+        row_id, uuid, step, parent_id, created_at, finalized_at, status, trusted, kind = row
         if type(step) is not int or not isinstance(uuid, str):
             raise self._reader.broken("a step that is no number")
         is_live = status == "final"
@@ -136,7 +134,7 @@ class LineageQueries:
             created_at=created_at,
             finalized_at=finalized_at,
             is_live=is_live,
-            is_trusted=is_live and not doubted,
+            is_trusted=bool(trusted),
             has_manifest=not is_derived(uuid),
             is_replaced=status == "deleted" and kind == "replaced",
         )

@@ -26,6 +26,7 @@ from sqlalchemy import (
 )
 from sqlalchemy.schema import CreateIndex, CreateTable
 
+from ckptdb.catalog import trust
 from ckptdb.catalog.view_dialects import Spelling
 from ckptdb.catalog.views import views
 
@@ -63,7 +64,7 @@ metadata: Final = MetaData(
 IS_FINAL: Final = text("status = 'final'")
 IS_TMP: Final = text("status = 'tmp'")
 IS_DELETED: Final = text("status = 'deleted'")
-IS_RANKED: Final = text("live = 1 AND value IS NOT NULL")
+IS_RANKED: Final = text(trust.ranked())
 IS_LATE: Final = text("source <> 'training_info'")
 
 

@@ -67,7 +67,7 @@ VIEWS: Final[Mapping[str, str]] = MappingProxyType(
             CROSS JOIN metrics m
             JOIN checkpoints c ON c.id = m.checkpoint_id
             WHERE m.run_id = r.id AND m.name = r.metric_name
-              AND m.live = 1 AND m.value IS NOT NULL
+              AND {ranked_m}
         """,
         # Subqueries by run, not GROUP BY over history: each is answered by a partial index.
         "run_summary": """
@@ -87,22 +87,22 @@ VIEWS: Final[Mapping[str, str]] = MappingProxyType(
                    CASE r.higher_is_better WHEN 1 THEN
                        (SELECT m.step FROM metrics m
                         WHERE m.run_id = r.id AND m.name = r.metric_name
-                          AND m.live = 1 AND m.value IS NOT NULL
+                          AND {ranked_m}
                         ORDER BY m.value DESC, m.step DESC LIMIT 1)
                    ELSE
                        (SELECT m.step FROM metrics m
                         WHERE m.run_id = r.id AND m.name = r.metric_name
-                          AND m.live = 1 AND m.value IS NOT NULL
+                          AND {ranked_m}
                         ORDER BY m.value, m.step DESC LIMIT 1)
                    END AS best_step,
                    CASE r.higher_is_better WHEN 1 THEN
                        (SELECT MAX(m.value) FROM metrics m
                         WHERE m.run_id = r.id AND m.name = r.metric_name
-                          AND m.live = 1 AND m.value IS NOT NULL)
+                          AND {ranked_m})
                    ELSE
                        (SELECT MIN(m.value) FROM metrics m
                         WHERE m.run_id = r.id AND m.name = r.metric_name
-                          AND m.live = 1 AND m.value IS NOT NULL)
+                          AND {ranked_m})
                    END AS best_value,
                    (SELECT c.step FROM checkpoints c
                     WHERE c.run_id = r.id AND {trusted_c}
@@ -215,12 +215,12 @@ VIEWS: Final[Mapping[str, str]] = MappingProxyType(
                           CASE r.higher_is_better WHEN 1 THEN
                               (SELECT m.step FROM metrics m
                                WHERE m.run_id = r.id AND m.name = r.metric_name
-                                 AND m.live = 1 AND m.value IS NOT NULL
+                                 AND {ranked_m}
                                ORDER BY m.value DESC, m.step DESC LIMIT 1)
                           ELSE
                               (SELECT m.step FROM metrics m
                                WHERE m.run_id = r.id AND m.name = r.metric_name
-                                 AND m.live = 1 AND m.value IS NOT NULL
+                                 AND {ranked_m}
                                ORDER BY m.value, m.step DESC LIMIT 1)
                           END, -1)) AS freeable_bytes,
                    (SELECT COUNT(*) FROM checkpoints c
@@ -290,6 +290,7 @@ VIEWS: Final[Mapping[str, str]] = MappingProxyType(
 def views(spelling: Spelling) -> Mapping[str, str]:
     """Return the query of each view, in the order in which they are made."""
     spelled = asdict(spelling) | {
+        "ranked_m": trust.ranked("m"),
         "trusted_c": trust.trusted("c"),
         "trusted_n": trust.trusted("n"),
         "undoubted_c": trust.undoubted("c"),

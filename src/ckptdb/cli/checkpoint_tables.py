@@ -15,7 +15,8 @@ from ckptdb.core.units import human_bytes
 _NARROW = 100
 _FIELDS = (
     "run", "step", "status", "path", "size_bytes", "file_count", "created_at", "finalized_at",
-    "deleted_at", "deleted_reason", "pinned", "tags", "notes", "problem", "rejected",
+    "deleted_at", "deleted_reason", "deleted_kind", "pinned", "tags", "notes", "problem",
+    "problem_kind", "rejected",
 )  # fmt: skip
 
 

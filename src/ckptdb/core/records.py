@@ -84,6 +84,11 @@ class CheckpointProblem:
         return self.kind in ("damaged", "corrupt")
 
 
+def is_trusted(status: str, *, has_problem: bool, is_rejected: bool) -> bool:
+    """Return whether a checkpoint is ranked and counted; in SQL `catalog.trust` says the same."""
+    return status == "final" and not has_problem and not is_rejected
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Checkpoint(JsonRecord):
     """A checkpoint, live or deleted.
@@ -142,7 +147,11 @@ class Checkpoint(JsonRecord):
     @property
     def is_trusted(self) -> bool:
         """Whether it is published and nothing speaks against it: what is ranked and counted."""
-        return self.status == "final" and not self.is_doubted
+        return is_trusted(
+            self.status,
+            has_problem=self.problem is not None,
+            is_rejected=self.rejected is not None,
+        )
 
     def ended(self, kind: DeletedKind, reason: str, at: str) -> Self:
         """Return the record of the checkpoint once it is gone."""

@@ -19,6 +19,7 @@ from ckptdb.core.records import (
     NO_ANNOTATIONS,
     Annotations,
     Checkpoint,
+    is_trusted,
 )
 from ckptdb.disk import identity, journal
 from ckptdb.disk.observation import ReadFiles
@@ -137,8 +138,11 @@ def find_candidates(
         as_candidate(checkpoint, annotations.get(checkpoint.uuid, NO_ANNOTATIONS), wanted)
         for _, checkpoint in sorted(observed.finals.items())
         if checkpoint is not None
-        and checkpoint.problem is None
-        and annotations.get(checkpoint.uuid, NO_ANNOTATIONS).rejected is None
+        and is_trusted(
+            checkpoint.status,
+            has_problem=checkpoint.problem is not None,
+            is_rejected=annotations.get(checkpoint.uuid, NO_ANNOTATIONS).rejected is not None,
+        )
     )
 
 
