@@ -47,7 +47,7 @@ def _plan_missing(both: Comparison) -> Iterator[Action]:
 def _report_lost(both: Comparison) -> Iterator[Action]:
     """Return what has vanished before, and nobody has accepted."""
     facts = both.observed.facts
-    for uuid in facts.lost - both.here if facts else ():
+    for uuid in sorted(facts.lost - both.here) if facts else ():
         ended = facts.gone[uuid] if facts else None
         if ended and not both.may_be_edited(uuid, ended.step):
             what = f"missing on disk since {ended.deleted_at}, not deleted by ckptdb"
