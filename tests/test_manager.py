@@ -517,6 +517,7 @@ def test_beginning_another_collects_the_earlier_one_first(make):
     assert steps(manager) == [1, 2]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("error", [ValueError("disk on fire"), SystemExit(3), KeyboardInterrupt()])
 @pytest.mark.parametrize("collect", ["finalize_pending", "shutdown", "begin", "with"])
 def test_the_error_of_the_background_is_raised_once(make, error, collect):
@@ -631,6 +632,7 @@ def test_a_manager_works_after_shutdown_any_number_of_times(make):
     assert manager.get_latest_checkpoint_path().endswith("step_50")
 
 
+@pytest.mark.slow
 def test_a_loop_that_ends_without_shutdown_keeps_its_last_checkpoint(tmp_path):
     script = (
         "import sys, time\n"
@@ -1301,6 +1303,7 @@ ANSWERS = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("answer", ANSWERS.values(), ids=ANSWERS)
 @pytest.mark.parametrize("given", ["results/run", "./results//run/", "results/../results/run"])
 def test_after_chdir_answers_are_absolute_and_before_as_the_directory_was_given(

@@ -96,6 +96,7 @@ values = st.one_of(
 )
 
 
+@pytest.mark.slow
 @given(st.dictionaries(st.integers(0, 50), values, max_size=15), st.sampled_from(["min", "max"]))
 @settings(
     max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
@@ -417,6 +418,7 @@ def test_forgetting_a_run_leaves_nothing_of_it(catalog, run):
             assert count == 0, table
 
 
+@pytest.mark.slow
 def test_more_rows_than_a_statement_takes_parameters_are_stored(catalog, run):
     many = [make(run, step, step / 7) for step in range(1203)]
     run_id = catalog.apply(Changes(run=run, checkpoints=many))

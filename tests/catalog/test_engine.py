@@ -694,6 +694,7 @@ database.close()
 """
 
 
+@pytest.mark.slow
 def test_a_child_that_ends_leaves_the_journal_of_its_parent_alone(database: Database):
     command = [sys.executable, "-c", FORK_AND_END, str(database.location.file)]
     subprocess.run(command, check=True)

@@ -131,6 +131,7 @@ def test_the_code_knows_every_revision_in_order():
     assert scripts.get_current_head() == schema.HEAD
 
 
+@pytest.mark.slow
 def test_alembic_finds_nothing_to_generate(tmp_path: Path):
     file = tmp_path / "catalog.db"
     alembic("upgrade", "head", catalog=file)
@@ -143,6 +144,7 @@ def test_the_environment_variable_names_the_catalog(tmp_path: Path):
     assert Database.open(locate(file)).revision() == schema.HEAD
 
 
+@pytest.mark.slow
 def test_the_option_goes_before_the_environment_variable(tmp_path: Path):
     alembic("upgrade", "head", catalog=tmp_path / "a.db", variable=tmp_path / "b.db")
     assert [file.name for file in tmp_path.glob("*.db")] == ["a.db"]
@@ -154,6 +156,7 @@ def test_migrations_print_sql_without_a_database(tmp_path: Path):
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.slow
 def test_a_failing_migration_leaves_the_database_as_it_was(first_revision: Path, monkeypatch):
     before = built(first_revision)
 
@@ -176,6 +179,7 @@ def test_an_older_catalog_is_not_touched_unless_asked_for(first_revision: Path):
     assert not list(first_revision.parent.glob("*.bak"))
 
 
+@pytest.mark.slow
 def test_an_upgraded_catalog_keeps_its_rows_and_answers(first_revision: Path):
     with closing(Database.open(locate(first_revision), upgrade=True)) as database:
         assert database.revision() == schema.HEAD
@@ -268,6 +272,7 @@ def test_another_schema_under_the_newest_revision_is_refused(baseline: Path):
     assert baseline.read_bytes() == before
 
 
+@pytest.mark.slow
 def test_an_upgrade_keeps_a_copy_of_what_was(first_revision: Path):
     before = built(first_revision)
     location = locate(first_revision)
@@ -307,6 +312,7 @@ def test_several_processes_may_upgrade_at_once(first_revision: Path):
     assert Database.open(locate(first_revision)).revision() == schema.HEAD
 
 
+@pytest.mark.slow
 def test_an_upgrade_leaves_the_loggers_of_the_program_alone(first_revision: Path):
     code = (
         "import logging, sys; from ckptdb.catalog.engine import upgrade;"

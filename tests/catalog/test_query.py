@@ -119,6 +119,7 @@ def test_text_that_is_no_utf8_is_still_shown(database: Database):
 # --- refusing -------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("sql", "why"),
     [
@@ -218,6 +219,7 @@ def test_a_parameter_without_a_value_is_named(database, parameters):
         query(database, "SELECT :a, :b", parameters)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "sql",
     [

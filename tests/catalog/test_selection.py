@@ -244,6 +244,7 @@ grades = st.integers(0, 4).map(float)
 points = st.tuples(grades, st.none() | grades)
 
 
+@pytest.mark.slow
 @given(st.lists(points, max_size=12), st.sampled_from(["min", "max"]),
        st.sampled_from(["min", "max"]))  # fmt: skip
 def test_the_front_is_what_nothing_beats_in_both(values, mode, tie_mode):
@@ -297,6 +298,7 @@ def test_what_makes_no_sense_is_one_sentence_of_ours(catalog, text, why):
         assert found == {"run-a-1"}
 
 
+@pytest.mark.slow
 def test_a_condition_that_takes_too_long_is_stopped(catalog, monkeypatch):
     monkeypatch.setattr(selecting, "TIMEOUT_SECONDS", 0.02)
     live = [make(RUNS[0], step, 0.5, notes="x") for step in range(300)]

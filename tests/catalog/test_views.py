@@ -85,6 +85,7 @@ def test_a_metric_with_control_characters_leaves_the_json_json(fill, rows, catal
     assert json.loads(found) == {odd: 1.0, "y": 2.0}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("higher_is_better", [0, 1])
 def test_disk_usage_tells_what_retention_would_free(fill, rows, higher_is_better):
     fill(

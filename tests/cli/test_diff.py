@@ -109,6 +109,7 @@ def diff(ckptdb, tmp_path):
     return compare
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("same", [0, 30, 39, 40, 41, 55, 58, 59, 60, 500])
 def test_long_values_are_shown_where_they_begin_to_differ(diff, same):
     a, b = "x" * same + "1" + "y" * 500, "x" * same + "2" + "y" * 500

@@ -197,6 +197,7 @@ def test_a_bug_is_one_sentence_too(ckptdb, root, monkeypatch):
     )
 
 
+@pytest.mark.slow
 def test_a_reader_that_has_seen_enough_is_no_error(root):
     command = f"{sys.executable} -m ckptdb ls --all -o jsonl | head -n 1"
     done = subprocess.run(["bash", "-c", command], cwd=root, capture_output=True, check=True)
@@ -242,6 +243,7 @@ def test_what_the_encoding_of_a_terminal_lacks_is_no_error(root, command):
     assert expected in done.stdout
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("file", "why"),
     [("nodir/x.html", "the folder {0}/nodir does not exist"), ("a" * 255, "File name too long")],

@@ -81,6 +81,7 @@ def test_best_as_json_is_the_whole_record(ckptdb, root):
     assert record["info"] == {"val:loss": 0.2, "note": "x"}
 
 
+@pytest.mark.slow
 def test_best_in_a_subshell_is_a_directory(root):
     command = f'ls "$({sys.executable} -m ckptdb best)"'
     done = subprocess.run(
@@ -218,6 +219,7 @@ def test_what_people_look_at_fits_their_terminal(root, command, columns):
     assert len(paths) == terminal.text.count(f"{root}/")
 
 
+@pytest.mark.slow
 def test_a_narrow_terminal_gets_paths_that_can_be_copied_from_here(root):
     program = [sys.executable, "-m", "ckptdb", "ls", "alpha"]
     with Terminal(program, columns=80, cwd=root) as terminal:

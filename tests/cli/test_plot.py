@@ -66,6 +66,7 @@ def test_on_a_terminal_it_is_as_wide_as_that_and_in_colour(pruned, columns):
     assert dots == {str(look(index, coloured=True).colour) for index in range(4)}
 
 
+@pytest.mark.slow
 def test_no_color_means_none(pruned):
     command = [sys.executable, "-m", "ckptdb", "plot", "val:loss"]
     with Terminal(command, cwd=pruned, env={"NO_COLOR": "1"}) as terminal:
@@ -133,6 +134,7 @@ def test_without_the_library_it_says_what_to_install(ckptdb, root, monkeypatch):
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("steps", ["step = 3", "status = 'deleted'"])
 def test_what_has_no_time_is_left_out_of_an_axis_of_times(ckptdb, pruned, steps):
     catalog = pruned / ".ckptdb" / "catalog.db"

@@ -92,12 +92,14 @@ def test_what_would_write_is_refused_and_the_prompt_goes_on(prompt, root, query,
     assert not (root / "x.db").exists()
 
 
+@pytest.mark.slow
 def test_a_query_without_end_is_stopped(prompt):
     with prompt("--timeout", "0.2") as terminal:
         terminal.type(f"{ENDLESS}\r")
         terminal.wait_for("The query was stopped after 0.2 s", "ckptdb>")
 
 
+@pytest.mark.slow
 def test_ctrl_c_cancels_the_query_and_the_line_and_nothing_else(prompt):
     with prompt("--timeout", "600") as terminal:
         terminal.type(f"{ENDLESS}\r")
@@ -111,6 +113,7 @@ def test_ctrl_c_cancels_the_query_and_the_line_and_nothing_else(prompt):
         terminal.wait_for("42")
 
 
+@pytest.mark.slow
 def test_a_fault_is_marked(prompt):
     with prompt() as terminal:
         terminal.type("SELECT nix FROM runs;\r")
@@ -173,6 +176,7 @@ def test_what_was_typed_is_there_the_next_time_and_for_nobody_else(prompt, state
         terminal.wait_for("42")
 
 
+@pytest.mark.slow
 def test_parameters_count_in_the_prompt_too(prompt):
     with prompt("-p", "x=41") as terminal:
         terminal.type("SELECT :x + 1;\r")
@@ -218,6 +222,7 @@ def test_a_relative_state_directory_counts_for_nothing(monkeypatch, tmp_path):
     assert history_file() == tmp_path / ".local" / "state" / "ckptdb" / "sql_history"
 
 
+@pytest.mark.slow
 def test_into_a_pipe_there_is_no_prompt(root):
     parent, child = os.openpty()
     done = subprocess.run(

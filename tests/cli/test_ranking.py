@@ -34,6 +34,7 @@ def test_best_and_top_take_a_condition(ckptdb, run):
 COLUMNS = "step, size_bytes, created_at, finalized_at, pinned, status, problem, notes"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("condition", "why"),
     [
@@ -153,6 +154,7 @@ def test_the_best_of_each_run_takes_no_demands(ckptdb, root, demand):
     assert f"leave out {demand[0]}." in answer.err
 
 
+@pytest.mark.slow
 def test_a_shell_passes_quotes_on(run):
     command = f"""{sys.executable} -m ckptdb top --where 'kl < .25 AND "val:loss" > 0' -o jsonl"""
     done = subprocess.run(

@@ -271,6 +271,7 @@ def test_one_whose_manifest_is_gone_is_no_loss(ckptdb, root, content):
     assert last(ckptdb("check", cwd=root)) == expected
 
 
+@pytest.mark.slow
 def test_a_step_that_was_lost_and_is_saved_again_is_still_a_loss(ckptdb, root):
     shutil.rmtree(root / "alpha" / "step_1")
     assert ckptdb("reconcile", cwd=root).code == 3
@@ -313,6 +314,7 @@ def said(answer):
     return sorted(line.split(": ")[1] for line in answer.out.splitlines()[:-1])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("new", ["omega", "aaa", "below/alpha"])
 def test_a_run_that_moved_has_moved_and_is_not_missing(ckptdb, root, new):
     (root / new).parent.mkdir(exist_ok=True)
@@ -336,6 +338,7 @@ def test_two_runs_that_changed_places_have_moved(ckptdb, root):
     assert ckptdb("latest", "--run", root / "beta", cwd=root).out == f"{root}/beta/step_3\n"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("new", ["aaa", "omega"])
 def test_a_run_that_moved_and_one_begun_in_its_place_are_two(ckptdb, root, new, monkeypatch):
     (root / "alpha").rename(root / new)

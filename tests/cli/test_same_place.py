@@ -107,6 +107,7 @@ def test_reconcile_says_whose_history_it_keeps(root, ckptdb):
     assert ckptdb("latest", "--run", "b", cwd=root).out == f"{root}/b/step_5\n"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("reconciled", [False, True])
 def test_a_run_that_was_moved_aside_goes_on_under_its_new_name(root, ckptdb, reconciled):
     old = uuid_of(root / "b")

@@ -129,6 +129,7 @@ def test_a_situation_has_one_sentence(root, ckptdb, command, run, options, asked
         assert answer.err == f"ckptdb: {why}\n"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("run", ["nan", "emptied", "gone"])
 def test_best_of_each_inside_a_run_says_what_best_does(root, ckptdb, run):
     one = ckptdb("best", cwd=root / run)

@@ -26,6 +26,7 @@ def test_sql_takes_parameters_and_a_limit(ckptdb, root):
     )
 
 
+@pytest.mark.slow
 def test_sql_reads_standard_input(root):
     done = subprocess.run(
         [sys.executable, "-m", "ckptdb", "sql", "-o", "csv"],
@@ -115,6 +116,7 @@ def test_a_parameter_is_a_number_only_where_it_would_be_written_so(ckptdb, root,
     assert answer.out == f"kind\n{kind}\n"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["007", "1e-4", "7", "0.5"])
 def test_a_run_is_found_whatever_number_its_name_looks_like(ckptdb, root, write_nemo, name):
     write_nemo(root / name, 1, {"val:loss": 1})
@@ -124,6 +126,7 @@ def test_a_run_is_found_whatever_number_its_name_looks_like(ckptdb, root, write_
     assert answer.out == f"name\n{name}\n"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("text", ["1e-1", "0.50", ".5"])
 def test_a_parameter_that_stays_text_is_still_compared_with_values(ckptdb, root, text):
     query = "SELECT step FROM leaderboard WHERE run = 'alpha' AND value < :most ORDER BY step"
@@ -147,6 +150,7 @@ def test_a_parameter_without_a_value_is_named(ckptdb, root):
     )  # fmt: skip
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("comment", ["-- x\n", "--x\n", "--\tx\n"])
 def test_a_query_may_begin_with_a_comment(ckptdb, root, comment):
     answer = ckptdb("sql", f"{comment}SELECT 1 AS x", "-o", "csv", cwd=root)
@@ -207,6 +211,7 @@ def test_no_column_of_a_json_answer_hides_another_of_its_name(ckptdb, root, form
     assert (found[0] if form == "json" else found) == {"x": 1, "x_2": 2}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("form", ["json", "jsonl"])
 def test_a_json_answer_is_json_whatever_is_in_it(ckptdb, root, form):
     answer = ckptdb("sql", "SELECT 9e999 AS inf, x'00ff' AS b, 0.5 AS n", "-o", form, cwd=root)
@@ -215,6 +220,7 @@ def test_a_json_answer_is_json_whatever_is_in_it(ckptdb, root, form):
     assert (found[0] if form == "json" else found) == {"inf": None, "b": "00ff", "n": 0.5}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("form", "shown"),
     [

@@ -35,6 +35,7 @@ def test_what_has_no_manifest_is_counted_apart_and_never_called_whole(ckptdb, ro
     assert f"4 of 6 checkpoint(s) verified, none known to be damaged; {NEMO}; the" in partly.err
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("command", [("check", "--full"), ("reconcile", "--full")])
 def test_a_full_comparison_says_what_it_could_not_compare(ckptdb, root, command):
     answer = ckptdb(*command, cwd=root)
@@ -191,6 +192,7 @@ def test_who_may_only_read_verifies_and_is_told_that_it_is_not_recorded(tree, wa
     assert len(said) == 2
 
 
+@pytest.mark.slow
 def test_who_may_only_read_is_told_of_damage_that_the_catalog_does_not_know(tree, warm):
     run = tree if tree.name == "run" else tree / "run"
     (run / "step_2" / "model.bin").write_bytes(b"")

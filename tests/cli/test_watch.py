@@ -219,6 +219,7 @@ def test_a_signal_ends_the_command_too_and_gives_the_lease_up(root, number):
     assert leases(root / "alpha") == []
 
 
+@pytest.mark.slow
 def test_a_command_that_ends_well_though_it_was_told_to_is_done(root):
     command = "trap 'exit 0' TERM; echo at it; while :; do sleep 0.01; done"
     arguments = ("watch", "alpha", "--lease", "mmlu", "--exec", command)
@@ -229,6 +230,7 @@ def test_a_command_that_ends_well_though_it_was_told_to_is_done(root):
     assert len(Evaluated(identity.hidden(root / "alpha")).find("mmlu")) == 1
 
 
+@pytest.mark.slow
 def test_a_second_signal_does_not_wait_for_a_command_that_does_not_listen(root):
     command = "trap '' TERM INT; echo at it; sleep 1000 & echo $!; wait; sleep 1000"
     arguments = ("watch", "alpha", "--lease", "mmlu", "--exec", command)

@@ -144,6 +144,7 @@ ODD = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("content", "metrics"), ODD.values(), ids=ODD)
 def test_odd_metadata_is_metadata(run, ours, content, metrics):
     scene.add(run, put(INFO, content), ours=ours)
@@ -265,6 +266,7 @@ JOURNALS = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("content", JOURNALS.values(), ids=JOURNALS)
 def test_lines_that_are_none_hide_nothing(run, content):
     with Registry.open(run) as registry:
@@ -370,6 +372,7 @@ RUN_FILES = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("spoil", RUN_FILES.values(), ids=RUN_FILES)
 def test_a_run_json_that_cannot_be_trusted_is_told_and_nothing_is_forgotten(run, spoil):
     spoil(run)
@@ -412,6 +415,7 @@ def test_an_error_of_one_file_costs_one_checkpoint(run, monkeypatch, code):
 NO_STEPS = [-1, 2**63, 10**30, True, 1.0, 1e3, "1", None, math.nan, [1], b"1"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("step", NO_STEPS, ids=repr)
 def test_a_step_that_is_none_is_refused_before_anything_is_written(run, step):
     before = scene.snapshot(run)
@@ -482,6 +486,7 @@ CATALOGS = {
 }  # fmt: skip
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("spoil", "code", "sentence", "reconciled"), CATALOGS.values(), ids=CATALOGS
 )

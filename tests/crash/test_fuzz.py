@@ -128,6 +128,7 @@ def test_a_planted_bug_in_the_whole_way_is_found(tmp_path, monkeypatch, plant):
     assert (row.lost > 0) == (plant is overlook_a_good_one)
 
 
+@pytest.mark.slow
 def test_a_catalog_that_is_believed_is_found(tmp_path, monkeypatch):
     monkeypatch.setattr(fuzz, "_GOOD", {**fuzz._GOOD, 2: 0.3})
     real = fuzz.build_run

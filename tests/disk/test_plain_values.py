@@ -277,6 +277,7 @@ CONFIGS = st.dictionaries(
 )
 
 
+@pytest.mark.slow
 @given(CONFIGS)
 @example({"": "\x85\u2028\ufeff\x7f\0"})
 @example({"=": {"<<": ["=", "<<"]}})

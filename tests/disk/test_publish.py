@@ -514,6 +514,7 @@ def failure_of(publisher: Publisher, path: Path) -> SaveFailed | None:
     return None
 
 
+@pytest.mark.slow
 def test_a_failed_flush_fails_the_save_for_good_wherever_it_strikes(tmp_path, renaming):
     number = struck = 0
     while True:

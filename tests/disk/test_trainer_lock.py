@@ -201,6 +201,7 @@ ILLEGIBLE = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("content", ILLEGIBLE.values(), ids=ILLEGIBLE)
 def test_a_holder_that_is_not_named_legibly_is_another_process(tmp_path: Path, content):
     with holder(tmp_path):

@@ -334,6 +334,7 @@ MERGES = "b0: &b0 {x: 1, y: 2}\n" + "".join(
 )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "content",
     [

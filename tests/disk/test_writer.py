@@ -160,6 +160,7 @@ def test_a_lock_of_a_file_that_is_not_legible_is_seen_too(folder: Path):
     assert writer.look_at_lock(folder, None) == "unseen"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("how", [fcntl.LOCK_SH, fcntl.LOCK_EX])
 @pytest.mark.parametrize("is_legible", [True, False])
 def test_who_may_only_read_makes_no_dead_writer_seem_alive(folder: Path, somebody, how, is_legible):

@@ -190,6 +190,7 @@ def test_freeable_bytes_are_those_neither_best_nor_latest(read_only_tree):
     assert [cp.step for cp in deleted] == [100, 400]
 
 
+@pytest.mark.slow
 def test_how_far_apart_metrics_are_and_how_long_saves_took(read_only_tree):
     with Registry.open(read_only_tree / "results") as registry:
         apart = registry.query(find_block("sql", "AS apart").code)

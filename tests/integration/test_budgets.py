@@ -67,6 +67,7 @@ def test_a_save_has_at_most_two_transactions(tmp_path):
     assert (verbs(found)["BEGIN"], verbs(found)["COMMIT"]) == (2, 2)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kept", [2, 20])
 def test_with_its_pruning_a_save_has_at_most_three_however_many_go(tmp_path, monkeypatch, kept):
     monkeypatch.setattr(followed_run, "LISTING_SHARE", 0)
@@ -295,6 +296,7 @@ def plans(catalog, statements):
         )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("ask", "index"), QUESTIONS.values(), ids=QUESTIONS)
 def test_at_100_000_rows_a_question_goes_through_its_index(many, ask, index):
     with watched(many) as (statements, _):

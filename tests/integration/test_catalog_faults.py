@@ -344,6 +344,7 @@ def test_a_catalog_that_is_gone_is_made_anew(root, lose, when):
     check_recovery(root, aside=False)
 
 
+@pytest.mark.slow
 def test_a_catalog_deleted_between_any_two_moves_is_never_missed(root):
     manager = make_manager(find_run(root))
     with warned() as texts:
@@ -360,6 +361,7 @@ def test_a_catalog_deleted_between_any_two_moves_is_never_missed(root):
 # --- a directory in its place -------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("when", ["before", "while open"])
 def test_a_directory_in_its_place_costs_one_warning(root, when):
     manager = make_manager(find_run(root))
@@ -410,6 +412,7 @@ OTHERS: dict[str, tuple[Callable[[Path], None], str]] = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("make", "sentence"), OTHERS.values(), ids=OTHERS)
 def test_what_is_not_ours_to_write_costs_one_warning_and_is_left_alone(root, make, sentence):
     file = catalog_of(root)
@@ -543,6 +546,7 @@ def small_disk(tmp_path):
         yield mount
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("when", ["before", "while open", "before there is one"])
 def test_a_catalog_on_a_full_disk_costs_one_warning(small_disk, tmp_path, when):
     file, run = small_disk / "catalog.db", tmp_path / "run"

@@ -237,6 +237,7 @@ def test_a_loop_that_is_running_notices_it_too(run, damage, indexed):
     assert sum("Nothing is deleted" in text for text in texts) == 1
 
 
+@pytest.mark.slow
 def test_what_was_replaced_while_pinned_keeps_its_bytes(run):
     warned(lambda: save(run, 300))
     trash = run / ".ckptdb" / "trash"
@@ -295,6 +296,7 @@ def test_what_a_crash_leaves_is_no_damage_however_much_follows(run, left):
         assert registry.get(300).pinned
 
 
+@pytest.mark.slow
 def test_an_index_that_is_behind_follows(run):
     catalog = run.parent / ".ckptdb" / "catalog.db"
     behind = catalog.read_bytes()

@@ -104,6 +104,7 @@ def check(run, live, reasons):
         assert gone == {cp.step: cp.deleted_reason for cp in registry.checkpoints(status="deleted")}
 
 
+@pytest.mark.slow
 def test_gc_frees_a_full_disk_and_records_why(full, struck):
     with Registry.open(full) as registry, warned() as texts:
         (collected,) = registry.gc(Policy(keep_top_k=1))
@@ -147,6 +148,7 @@ def test_a_manager_prunes_on_a_full_disk(full, struck):
     check(full, [2, 4], {1: "retention", 3: "retention"})
 
 
+@pytest.mark.slow
 def test_a_save_that_fills_the_disk_gives_back_what_it_took(full, small_disk, struck):
     leave(small_disk, 20)
     with (
@@ -178,6 +180,7 @@ def tree(run):
     return sorted(str(path.relative_to(run)) for path in run.rglob("*"))
 
 
+@pytest.mark.slow
 def test_a_save_that_does_not_fit_is_refused_in_one_sentence_before_it_is_begun(full, small_disk):
     leave(small_disk, 20)
     before = tree(full)

@@ -194,6 +194,7 @@ def test_a_manager_on_a_thousand_of_theirs_agrees_without_any_catalog(tmp_path, 
 # --- both on the same directory -----------------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("marked", [True, False], ids=["common root", "own root"])
 def test_their_manager_may_take_over_and_ours_may_come_back(run, marked):
     run.mkdir(parents=True)

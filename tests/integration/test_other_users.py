@@ -84,6 +84,7 @@ def test_what_the_superuser_marks_for_a_user_the_user_trains_into(shared):
     assert runs_in(root) == ["run"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("umask", [0o002, 0o022])
 def test_two_users_of_a_group_share_a_root_where_both_may_write(shared, umask):
     root = make(shared / "team", 0, mode=0o2775, group=GROUP)
@@ -157,6 +158,7 @@ def test_the_mark_of_a_stranger_in_a_place_open_to_all_does_not_count(shared, mo
     assert not (place / ".ckptdb" / "catalog.db").exists()
 
 
+@pytest.mark.slow
 def test_a_link_to_a_folder_of_mine_makes_no_root_of_a_place_open_to_all(shared):
     place = make(shared / "scratch", 0, mode=0o1777)
     mine = make(shared / "mine", ANN)
@@ -205,6 +207,7 @@ def test_a_run_whose_folder_a_stranger_has_made_a_root_is_saved_all_the_same(sha
     assert not (run / ".ckptdb" / "catalog.db").exists()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("uid", "said", "used"),
     [

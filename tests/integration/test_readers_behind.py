@@ -91,6 +91,7 @@ def ask(request):
         shutil.rmtree(top)
 
 
+@pytest.mark.slow
 def test_latest_and_best_of_a_run_are_those_on_disk(ask):
     code, out, err = ask("latest", "--run", "b")
     assert (code, out, err) == (0, f"{ask.root}/b/step_6\n", "")
@@ -100,6 +101,7 @@ def test_latest_and_best_of_a_run_are_those_on_disk(ask):
     assert (code, out, err) == (0, f"{ask.root}/b/step_6\n", "")
 
 
+@pytest.mark.slow
 def test_lists_and_records_show_what_is_on_disk(ask):
     code, out, err = ask("ls", "b", "-o", "json")
     assert (code, err) == (0, "")
@@ -117,6 +119,7 @@ def test_answers_over_all_runs_are_those_on_disk(ask):
     assert (code, out, err) == (0, f"{ask.root}/b/step_6\n", "")
 
 
+@pytest.mark.slow
 def test_sql_over_all_runs_is_about_those_on_disk(ask):
     query = "SELECT MAX(step) FROM checkpoints"
 

@@ -115,6 +115,7 @@ def test_what_is_no_path_stays_as_it_is(choice):
     assert fixed(choice) == choice
 
 
+@pytest.mark.slow
 def test_a_working_directory_that_is_gone_stops_no_manager(tmp_path, monkeypatch):
     script = (
         "import os, sys\n"

@@ -98,6 +98,7 @@ def test_what_cannot_be_read_any_more_is_kept_like_what_has_no_identity(run, nam
     assert [left.step for left in kept(run)] == [100]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["ours", "NeMo-RL's", "damaged, with a manifest", "empty"])
 def test_a_checkpoint_is_replaced_as_ever(run, kind):
     save(run, 100)

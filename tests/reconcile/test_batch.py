@@ -119,6 +119,7 @@ def write_a_bit_of_everything(run: Path) -> None:
 # --- the same end -----------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("depth", ["changes", "files", "full"])
 @pytest.mark.parametrize("dry_run", [False, True])
 def test_in_portions_it_is_the_same_as_at_once(run, monkeypatch, depth, dry_run):
@@ -221,6 +222,7 @@ WRITERS = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("write", "first", "later"), WRITERS.values(), ids=WRITERS)
 def test_a_checkpoint_costs_a_few_calls_and_a_portion_a_few_statements(
     tmp_path, monkeypatch, write, first, later

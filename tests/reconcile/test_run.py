@@ -244,6 +244,7 @@ def test_a_run_that_moved_is_the_same_run(catalog, run, tmp_path):
     ]
 
 
+@pytest.mark.slow
 def test_a_copied_run_is_another_run_with_the_same_checkpoints(catalog, run, tmp_path):
     one = save(run, 1)
     Publisher(run).record([Fact(AT, "pin", one.uuid)])

@@ -88,6 +88,7 @@ def steps(found):
 # --- conditions ---------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("where", "found"),
     [

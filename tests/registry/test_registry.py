@@ -474,6 +474,7 @@ def test_what_is_no_metric_is_refused_before_anything_is_written(
     assert not (root / "a" / ".ckptdb" / "journal.jsonl").exists()
 
 
+@pytest.mark.slow
 def test_pins_notes_and_tags_come_and_go(registry):
     assert registry.pin("a", 1, note="the one in the paper").notes == "the one in the paper"
     assert registry.tag("a", 1, "release").tags == ("release",)
@@ -617,6 +618,7 @@ def test_reconcile_leaves_a_root_of_several_runs_below_a_root_alone(loners):
         assert [run.name for run in registry.runs()] == ["z"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("marked", [True, False], ids=["marked", "unmarked"])
 def test_reconcile_of_a_path_begins_the_catalog_there_and_not_where_one_stands(
     loners, tmp_path_factory, marked
@@ -633,6 +635,7 @@ def test_reconcile_of_a_path_begins_the_catalog_there_and_not_where_one_stands(
     assert paths_below(here) == before
 
 
+@pytest.mark.slow
 def test_reconcile_of_a_path_below_an_unmarked_directory_leaves_that_unmarked(loners):
     with Registry.open(loners.parent) as registry:
         assert registry.reconcile(loners, dry_run=True).has_drift
@@ -1182,6 +1185,7 @@ def late(monkeypatch):
     )
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("late")
 @pytest.mark.parametrize("full", [False, True])
 def test_nothing_that_a_broken_catalog_says_gets_anywhere(root, dump, full):
@@ -1198,6 +1202,7 @@ def test_nothing_that_a_broken_catalog_says_gets_anywhere(root, dump, full):
     assert dump(file) == before
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("late")
 def test_a_run_is_absorbed_by_a_root_whose_catalog_is_whole(loners):
     with Registry.open(loners) as registry:

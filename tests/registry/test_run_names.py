@@ -163,6 +163,7 @@ def _make(directory):
     return directory
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["git", "venv", "conda"])
 def test_a_repository_and_an_environment_beside_the_runs_cost_nothing(tmp_path, monkeypatch, kind):
     save(tmp_path / "runs" / "a", 1, 0.5)

@@ -390,6 +390,7 @@ def forget(registry):
     next(registry.watch("a", lease="mmlu"))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("how", [break_off, fail, close, leave, forget])
 def test_leaving_the_loop_gives_it_up_at_once(registry, root, how):
     with suppress(ZeroDivisionError):

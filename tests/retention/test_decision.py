@@ -210,6 +210,7 @@ some_policies = st.builds(
 )
 
 
+@pytest.mark.slow
 @given(some_candidates, some_policies, st.booleans(), st.randoms())
 def test_the_survivors_are_those_of_a_naive_reading(listed, policy, exclude_latest, random):
     found = [Candidate(s, str(s), valued(value), pin, None) for s, (value, pin) in listed.items()]
@@ -223,6 +224,7 @@ def test_the_survivors_are_those_of_a_naive_reading(listed, policy, exclude_late
     assert all(d.reason.startswith("kept: " if d.keep else "retention: ") for d in decisions)
 
 
+@pytest.mark.slow
 @given(some_candidates, some_policies)
 def test_applying_the_rules_twice_changes_nothing(listed, policy):
     found = [Candidate(s, str(s), valued(value), pin, None) for s, (value, pin) in listed.items()]

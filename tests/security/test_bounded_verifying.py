@@ -38,6 +38,7 @@ def make_huge(run, step, name="0.bin"):
     os.truncate(run / f"step_{step}" / name, HUGE_BYTES)
 
 
+@pytest.mark.slow
 def test_verifying_stops_within_a_file_and_says_which(run):
     make_huge(run, 1)
 

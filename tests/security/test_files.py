@@ -289,6 +289,7 @@ def test_folders_of_ours_that_lead_elsewhere_are_refused(tmp_path, neighbour, na
     assert take_picture(run / "step_1") == mine
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("put", [put_symlink, put_dangling])
 def test_a_question_of_a_run_whose_folder_leads_elsewhere_is_refused(
     tmp_path, neighbour, capsys, put

@@ -72,6 +72,7 @@ MAKERS = {
 }
 
 
+@pytest.mark.slow
 @needs_root
 @pytest.mark.parametrize("what", MAKERS)
 def test_what_root_makes_in_the_tree_of_a_user_is_the_users(hidden, what):

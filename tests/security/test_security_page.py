@@ -34,6 +34,7 @@ def tree(tmp_path):
     return tmp_path
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("block", COMMANDS, ids=["look", "keep private"])
 def test_its_commands_run_and_find_nothing_in_a_tree_of_ours(block, tree):
     done = run(block, tree)

@@ -155,6 +155,7 @@ def test_half_of_a_request_does_not_stay_however_slowly_it_goes_on(hasty, sent, 
     pytest.fail("The connection is still open.")
 
 
+@pytest.mark.slow
 def test_who_does_not_read_an_answer_is_not_waited_for(hasty):
     with socket.create_connection(hasty.place, timeout=20) as connection:
         connection.sendall(b"GET / HTTP/1.1\r\nHost: localhost\r\n\r\n")
@@ -276,6 +277,7 @@ def test_whatever_strangers_send_the_log_stays_as_it_is(served, connect):
     assert served.log.read_text() == ""
 
 
+@pytest.mark.slow
 def test_the_page_answers_while_forty_slow_queries_run(mortal):
     began, ended = threading.Barrier(41), []
 
@@ -297,6 +299,7 @@ def test_the_page_answers_while_forty_slow_queries_run(mortal):
         thread.join()
 
 
+@pytest.mark.slow
 def test_very_many_queries_are_refused_rather_than_kept_waiting(mortal):
     told = []
 

@@ -228,6 +228,7 @@ def test_no_mistake_in_a_command_is_sent_back_to_the_terminal_as_it_is(root, com
         assert find_obeyed(raw) == [], (arguments, raw)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("options", BEFORE, ids=["catalog", "url", "directory"])
 def test_no_place_that_is_not_there_is_named_as_it_is(root, options):
     for command in ("ls", "best", "check", "db path"):
@@ -299,6 +300,7 @@ main.main()
     assert find_obeyed(terminal.raw.encode()) == []
 
 
+@pytest.mark.slow
 def test_the_prompt_shows_and_completes_no_raw_name(root):
     command, env = [sys.executable, "-m", "ckptdb", "sql"], {"XDG_STATE_HOME": str(root / "state")}
     with Terminal(command, cwd=root, columns=200, env=env) as terminal:

@@ -40,16 +40,10 @@ def choose(config):
 
 
 def mark(item):
-    """Mark a test by the expensive fixtures that it asks for; measure no coverage of slow ones.
-
-    They repeat the same lines many times, and measuring takes as long again as the test. What
-    a slow test alone reaches counts as not covered.
-    """
+    """Mark a test by the expensive fixtures that it asks for."""
     for fixture, name in _MARK_OF_FIXTURE.items():
         if fixture in item.fixturenames:
             item.add_marker(name)
-    if item.get_closest_marker("slow"):
-        item.add_marker("no_cover")
 
 
 class NoSkips:

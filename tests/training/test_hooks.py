@@ -312,6 +312,7 @@ def test_a_slow_hook_delays_neither_saves_nor_deletions(open_manager, tmp_path):
         gate.set()
 
 
+@pytest.mark.slow
 def test_a_loop_that_ends_without_shutdown_still_calls_its_hooks(tmp_path):
     loop = """
 import sys

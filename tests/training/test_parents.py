@@ -118,6 +118,7 @@ def test_what_was_just_saved_is_left_to_the_rules_when_the_latest_is(run):
     assert steps(run) == [1]
 
 
+@pytest.mark.slow
 def test_a_plan_that_is_applied_right_after_a_save_leaves_it_there(run):
     fill(run, 500, 600)
     with open_manager(run) as manager:

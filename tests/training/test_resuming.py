@@ -128,6 +128,7 @@ def test_one_truncated_after_publishing_is_passed_over_and_counts_no_more(run, m
         assert [one.step for one in registry.lineage(4)] == [4, 2, 1]
 
 
+@pytest.mark.slow
 def test_a_load_that_fails_and_is_rejected_leads_to_the_next_one(run, maybe_broken):
     tried, checkpoint = [], None
 

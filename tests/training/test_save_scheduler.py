@@ -325,6 +325,7 @@ def test_a_signal_long_before_a_deadline_leaves_the_deadline_to_be_answered():
     assert 90.0 < asked_at(loop) < 100.0
 
 
+@pytest.mark.slow
 @given(
     first_step=st.floats(1, 20),
     first_save=st.floats(0, 50),

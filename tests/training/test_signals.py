@@ -134,6 +134,7 @@ thread.join()
 """) == (["True", "True"], 0)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "order", [(0, 1, 2), (0, 2, 1), (1, 0, 2), (1, 2, 0), (2, 0, 1), (2, 1, 0)]
 )

@@ -123,6 +123,7 @@ def test_a_run_that_is_sent_a_signal_saves_once_and_ends(start, number, how):
     assert int(job.steps[-1][0]) > 5
 
 
+@pytest.mark.slow
 def test_a_scheduler_that_loses_patience_finds_the_run_saved(start):
     """SIGTERM, and more of them, and SIGKILL when the grace is over, as SLURM ends a job."""
     job = start(save_on_signals=["SIGTERM"], save_seconds=0.5)
@@ -133,6 +134,7 @@ def test_a_scheduler_that_loses_patience_finds_the_run_saved(start):
     check_saved_once(job, "signal")
 
 
+@pytest.mark.slow
 def test_a_run_that_does_not_wait_for_signals_is_ended_by_them(start):
     job = start()
     job.read_until(5)

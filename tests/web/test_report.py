@@ -110,6 +110,7 @@ def test_what_is_drawn_is_written_in_columns(tree):
     assert "paths" not in up
 
 
+@pytest.mark.slow
 def test_a_metric_that_runs_disagree_about_has_no_direction(tmp_path):
     Registry.init(tmp_path)[0].close()
     for name, higher in (("a", True), ("b", False)):
@@ -181,6 +182,7 @@ def test_nobody_else_loads_what_only_the_page_needs(tree):
         assert not heavy & set(done.stderr.split()), command
 
 
+@pytest.mark.slow
 def test_a_place_without_checkpoints_ends_with_a_sentence(tmp_path):
     done = run("-C", tmp_path, "report", "-o", "-")
 

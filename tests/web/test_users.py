@@ -79,6 +79,7 @@ def root(tmp_path_factory):
     return plant(tmp_path_factory.mktemp("tree") / "results")
 
 
+@pytest.mark.slow
 def test_on_a_shared_machine_a_token_is_the_default_and_the_reason_is_told(root):
     address, told = begin(root)
 
@@ -89,6 +90,7 @@ def test_on_a_shared_machine_a_token_is_the_default_and_the_reason_is_told(root)
     )
 
 
+@pytest.mark.slow
 def test_there_no_token_is_a_choice_that_has_to_be_made(root, monkeypatch):
     monkeypatch.setenv("CKPTDB_TOKEN", "known")
     address, told = begin(root, "--no-token")
@@ -97,6 +99,7 @@ def test_there_no_token_is_a_choice_that_has_to_be_made(root, monkeypatch):
     assert told == ""
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("options", "told"),
     [
