@@ -51,13 +51,6 @@ def _nothing_outside(monkeypatch, _home):
     assert os.listdir(_home) == before
 
 
-@pytest.fixture(autouse=True)
-def _no_coverage_of_processes(request, monkeypatch):
-    """Measure no coverage of the processes that a slow test starts either."""
-    if request.node.get_closest_marker("no_cover"):
-        monkeypatch.delenv("COVERAGE_PROCESS_CONFIG", raising=False)
-
-
 @pytest.fixture(scope="session")
 def chromium(tmp_path_factory):
     """Start the system's Chromium, without a window."""
