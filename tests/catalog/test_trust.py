@@ -1,4 +1,4 @@
-"""Every question there is passes over what has a problem or was rejected, be it live or gone."""
+"""What is trusted, in SQL and in Python; tests/integration/test_trusted.py asks every question."""
 
 import json
 
@@ -7,8 +7,6 @@ import pytest
 from ckptdb import CheckpointManager, Registry
 from ckptdb.cli.main import main
 from ckptdb.core.records import Checkpoint
-from ckptdb.retention import Policy
-from ckptdb.web import data
 
 LOSS = "val:loss"
 # step: loss and what becomes of it. Without the doubted ones 5 is the best and 8 the latest.
@@ -53,89 +51,6 @@ def run(tmp_path):
 def steps(found):
     found = [found] if isinstance(found, Checkpoint) else found
     return [checkpoint.step for checkpoint in found]
-
-
-def sql(query):
-    return lambda registry, _: [row[0] for row in registry.query(query)]
-
-
-def replayed(registry, _):
-    (found,) = registry.replay(Policy(keep=["best 1"], metric=LOSS, mode="min"))
-    # What is not ranked is not deleted either, but it is never the best and never a loss.
-    assert {1, 2, 9, 10} <= set(found.kept)
-    return [found.best_ever, *(lost.step for lost in found.lost)]
-
-
-def with_manager(ask):
-    def answer(_, run):
-        with CheckpointManager(
-            {"checkpoint_dir": run, "metric_name": LOSS, "higher_is_better": False}
-        ) as manager:
-            found = ask(manager)
-        return [int(str(path).rpartition("_")[2]) for path in found]
-
-    return answer
-
-
-def shown(registry, _):
-    (found,) = data.take_snapshot(registry).runs
-    return [found.best.step, found.latest.step]
-
-
-def curve(registry, _):
-    _, (found,) = registry.curves(LOSS)
-    return [step for step, ranked in zip(found.steps, found.ranked, strict=True) if ranked]
-
-
-def planned(registry, _):
-    (found,) = registry.gc(Policy(keep=["best 1"], metric=LOSS, mode="min"), dry_run=True)
-    judged = {decision.step for decision in found.decisions}
-    assert judged == set(GOOD), "what is doubted is not judged"
-    return [decision.step for decision in found.decisions if "best" in decision.reason]
-
-
-def at_any_time(registry, _):
-    times = [cp.finalized_at for cp in registry.checkpoints() if cp.step >= 5]
-    return [found.step for time in times if (found := registry.best(at=time))]
-
-
-QUESTIONS = {
-    "best": (lambda r, _: steps(r.best()), [5]),
-    "best where": (lambda r, _: steps(r.best(where="kl < 1")), [5]),
-    "best with a tie": (lambda r, _: steps(r.best(tie=("kl", "min"))), [5]),
-    "best ever": (lambda r, _: steps(r.best(ever=True)), [5]),
-    "best ever where": (lambda r, _: steps(r.best(ever=True, where="kl < 1")), [5]),
-    "best at": (lambda r, _: steps(r.best(at="0 seconds ago")), [5]),
-    "best at any time": (at_any_time, None),
-    "top": (lambda r, _: steps(r.top(10)), [5, 7, 8]),
-    "top ever": (lambda r, _: steps(r.top(10, ever=True)), [5, 7, 8]),
-    "top at": (lambda r, _: steps(r.top(10, at="0 seconds ago")), [5, 7, 8]),
-    "pareto": (lambda r, _: steps(r.pareto(against=("kl", "min"))), [5]),
-    "best of runs": (lambda r, _: steps(r.best_of_runs()), [5]),
-    "latest": (lambda r, _: steps(r.latest()), [8]),
-    "replay": (replayed, [5]),
-    "plan": (planned, None),
-    "watch": (lambda r, _: sorted(steps(list(r.watch(poll_seconds=None)))), [5, 7, 8]),
-    "curves": (curve, [5, 7, 8]),
-    "page": (shown, [5, 8]),
-    "leaderboard": (sql("SELECT step FROM leaderboard ORDER BY rank"), [5, 7, 8]),
-    "run_summary best": (sql("SELECT best_step FROM run_summary"), [5]),
-    "run_summary latest": (sql("SELECT latest_step FROM run_summary"), [8]),
-    "manager best": (with_manager(lambda m: [m.get_best_checkpoint_path()]), [5]),
-    "manager latest": (with_manager(lambda m: [m.get_latest_checkpoint_path()]), [8]),
-    "manager top": (with_manager(lambda m: m.get_top_checkpoint_paths(10)), [5, 7, 8]),
-}
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize(("question", "expected"), QUESTIONS.values(), ids=QUESTIONS)
-def test_no_question_answers_with_what_was_rejected_or_is_damaged(run, question, expected):
-    with Registry.open(run) as registry:
-        found = question(registry, run)
-        assert found
-        assert set(found) <= set(GOOD)
-        if expected is not None:
-            assert found == expected
 
 
 def test_what_is_trusted_is_the_same_in_sql_and_in_python(run):

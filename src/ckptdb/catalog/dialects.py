@@ -13,7 +13,7 @@ from sqlalchemy import Connection, Engine, create_engine
 from ckptdb.catalog.definitions import Definition
 from ckptdb.catalog.location import Location
 from ckptdb.catalog.schema import APPLICATION_ID
-from ckptdb.catalog.view_dialects import POSTGRES, Spelling
+from ckptdb.catalog.view_dialects import POSTGRES, ViewDialect
 from ckptdb.errors import CatalogError, CatalogLocked, CatalogReadOnly, CatalogUnusable
 
 if TYPE_CHECKING:
@@ -30,7 +30,7 @@ class Dialect(Protocol):
     """What `Database` asks of a kind of database."""
 
     patience: Patience
-    spelling: Spelling
+    view_dialect: ViewDialect
 
     def engine(self) -> Engine:
         """Return the engine whose transactions write."""
@@ -118,7 +118,7 @@ OWN_VALUE: Final = {
 class Postgres(Dialect):
     """PostgreSQL; a lock of ours makes its writers take turns as those of SQLite do."""
 
-    spelling = POSTGRES
+    view_dialect = POSTGRES
 
     def __init__(self, location: Location, *, durable: bool, timeout_seconds: float) -> None:
         self.patience = Patience()

@@ -139,7 +139,7 @@ class Database:
         location = Location(url="sqlite://", file=None, base=base)
         database = cls(location, Sqlite(None, create=True, durable=False), 5.0)
         with database.write() as connection:
-            create_all(connection, Sqlite.spelling)
+            create_all(connection, Sqlite.view_dialect)
         return database
 
     @classmethod
@@ -350,7 +350,7 @@ class Database:
             # Another process may have been faster; looking again inside settles it.
             revision = revisions.find(connection, self.dialect, self.location)
             if revision is None:
-                create_all(connection, self.dialect.spelling)
+                create_all(connection, self.dialect.view_dialect)
                 self.dialect.remember(connection)
             return revision or HEAD
 

@@ -131,7 +131,7 @@ def made_by(revision: str) -> Mapping[str, Definition]:
     try:
         with memory.connect() as connection:
             if revision == HEAD:
-                create_all(connection, dialect.spelling)
+                create_all(connection, dialect.view_dialect)
             else:
                 _migrate(connection, revision)
             return {one.name: one for one in dialect.contents(connection)[1]}

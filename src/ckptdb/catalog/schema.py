@@ -1,7 +1,7 @@
-"""Tables and indexes of the catalog; `views` holds its views.
+"""Tables and indexes of the catalog; its views are in `views`.
 
-Paths are POSIX style and relative to the root when below it. Times are ISO-8601 in UTC. Yes and
-no are the integers 1 and 0, so that ``WHERE pinned = 1`` means the same on every engine.
+Paths are in POSIX style, and relative to the root when they are below it. Times are ISO-8601 in
+UTC. Flags are the integers 1 and 0, so that ``WHERE pinned = 1`` works on every engine.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from sqlalchemy import (
 from sqlalchemy.schema import CreateIndex, CreateTable
 
 from ckptdb.catalog import trust
-from ckptdb.catalog.view_dialects import Spelling
+from ckptdb.catalog.view_dialects import ViewDialect
 from ckptdb.catalog.views import views
 
 if TYPE_CHECKING:
@@ -40,16 +40,17 @@ HEAD: Final = REVISIONS[-1]
 VERSION_TABLE: Final = "ckptdb_version"
 
 FINGERPRINT: Final = "010cc88d44ddf652743388014c98c2e9260706e6edbcfe18eb6ac896ab517055"
-"""Of what `create_all` makes on SQLite, by `definitions.fingerprint`; a test says what it is. With
-another SQLAlchemy, which may write it otherwise, the definitions are compared one by one."""
+"""Fingerprint (`definitions.fingerprint`) of the schema that `create_all` makes on SQLite; a test
+prints the new one. Another version of SQLAlchemy may write the same schema in other words; then the
+definitions are compared one by one."""
 
 APPLICATION_ID: Final = 0x636B7074
-"""What SQLite files of ours carry in their header: ``ckpt`` in ASCII."""
+"""Application id in the header of our SQLite files: ``ckpt`` in ASCII."""
 
-# What only one dialect knows stands in `info`, and `create_all` hands it over. As an argument,
-# e.g. `postgresql_where=`, it would import that dialect, which takes longer than all of ours.
+# Options of one dialect are in `info`, and `create_all` passes them on. An argument such as
+# `postgresql_where=` would import that dialect, which takes longer than importing all of ckptdb.
 metadata: Final = MetaData(
-    # Migrations can only change what has a name.
+    # A migration can change a constraint only by its name.
     naming_convention={
         "ix": "ix_%(table_name)s_%(column_0_N_name)s",
         "uq": "uq_%(table_name)s_%(column_0_N_name)s",
@@ -59,8 +60,8 @@ metadata: Final = MetaData(
     }
 )
 
-# The literals stay literals, here and in every query: a partial index is only used when the
-# planner can see that the query implies its condition, and it cannot look into a parameter.
+# Statuses are literals, here and in every query. The planner uses a partial index only when the
+# query visibly implies the index's condition, and it does not know the value of a parameter.
 IS_FINAL: Final = text("status = 'final'")
 IS_TMP: Final = text("status = 'tmp'")
 IS_DELETED: Final = text("status = 'deleted'")
@@ -89,9 +90,9 @@ runs: Final = Table(
     _flag("higher_is_better"),
     Column("forked_from", Text),
     Column("config", Text),
-    # What the directory looked like when it was last indexed.
+    # The stamp of the directory when it was last indexed.
     Column("stamp", Text),
-    # 0: a writer advanced the stamp, no listing has confirmed it yet.
+    # 0 when a writer has advanced the stamp and no listing has confirmed it yet.
     _flag("stamp_verified"),
     UniqueConstraint("uuid"),
     Index(None, "directory"),
@@ -124,24 +125,24 @@ checkpoints: Final = Table(
     Column("problem", Text),
     Column("info", Text, nullable=False, server_default=text("'{}'")),
     Column("fingerprint", Text),
-    # Why somebody has put it aside.
+    # The reason that was given when the checkpoint was rejected.
     Column("rejected", Text),
-    # For code and queries what `deleted_reason` and `problem` are for people; values are the
-    # `DeletedKind` and `ProblemKind` of core.records.
+    # Kinds for code and queries, beside the sentences of `deleted_reason` and `problem`. Their
+    # values are `DeletedKind` and `ProblemKind` of core.records.
     Column("deleted_kind", Text),
     Column("problem_kind", Text),
     UniqueConstraint("run_id", "uuid"),
-    # All of a run by step, whatever became of them.
+    # All checkpoints of a run by step, deleted ones included.
     Index(None, "run_id", "step"),
     # Cascades and SET NULL look for children by this column.
     Index(None, "parent_id"),
-    # At most one is published; also the way to the latest one.
+    # At most one checkpoint of a step is published. This index also finds the latest one.
     _partial_index("uq_checkpoints_final", "run_id", "step", where=IS_FINAL, unique=True),
-    # A handful of rows among a million: what is being written, or was left by a crash.
+    # Few rows among a million: saves that are under way, or that a crash has left.
     _partial_index("ix_checkpoints_tmp", "run_id", "step", where=IS_TMP),
-    # Deletions of a run in the order of time. With status, though it is always the same:
-    # only so SQLite counts them in the index alone, and prefers it to the one by step.
-    # With the size, so that what has been freed is summed there as well.
+    # Deletions of a run by time. The status is always the same, but only with it SQLite counts
+    # deletions in this index alone, and prefers it to the one by step. With the size, the freed
+    # bytes are summed in the index as well.
     _partial_index(
         "ix_checkpoints_deleted", "run_id", "status", "deleted_at", "size_bytes", where=IS_DELETED
     ),
@@ -152,24 +153,25 @@ metrics: Final = Table(
     metadata,
     Column("checkpoint_id", ForeignKey("checkpoints.id", ondelete="CASCADE"), nullable=False),
     Column("name", Text, nullable=False),
-    # The checkpoint's own, repeated for the ranking indexes. Not a foreign key: deleting a run
-    # gets here through its checkpoints, and a second way would need an index on history.
+    # Run and step are copies of the checkpoint's, for the ranking indexes. No foreign key: the
+    # deletion of a run reaches metrics through checkpoints, and a second way would need an index
+    # that contains history.
     Column("run_id", Integer, nullable=False),
     Column("step", BigInteger, nullable=False),
     # Double, because REAL has only 4 bytes on PostgreSQL.
     Column("value", Double),
     Column("source", Text, nullable=False),
     Column("reported_at", Text, nullable=False),
-    # 1 exactly when the checkpoint is final, has no problem and is not rejected. The ranking
-    # indexes hold nothing else, so deleted history cannot slow down best and top-k. They end in
-    # `live`, because SQLite would otherwise look into the row for a condition it knows to be true.
+    # 1 exactly when the checkpoint is trusted; see `trust`. The ranking indexes contain nothing
+    # else, so that deleted history does not slow down best and top-k. They end in `live`, because
+    # SQLite would otherwise read the row to check a condition that the index implies.
     _flag("live"),
     PrimaryKeyConstraint("checkpoint_id", "name"),
     _partial_index("ix_metrics_ranking", "name", "value", "step", "live", where=IS_RANKED),
     _partial_index(
         "ix_metrics_run_ranking", "run_id", "name", "value", "step", "live", where=IS_RANKED
     ),
-    # A handful among all that came with their checkpoints.
+    # Few metrics are late; nearly all came with their checkpoints.
     _partial_index("ix_metrics_late", "run_id", "checkpoint_id", where=IS_LATE),
     info={"with_rowid": False},
 )
@@ -192,15 +194,16 @@ resumes: Final = Table(
     Column("resumed_at", Text, nullable=False),
     Column("host", Text, nullable=False),
     Column("pid", BigInteger, nullable=False),
-    # The checkpoint's own, repeated as in `metrics`. Behind the key: where it stands before a part
-    # of it, SQLite 3.40 takes a table without rowid for damaged.
+    # A copy of the checkpoint's, as in `metrics`. The column comes after those of the primary key:
+    # before one of them, SQLite 3.40 reports a table without rowid as damaged.
     Column("run_id", Integer, nullable=False),
     PrimaryKeyConstraint("checkpoint_id", "resumed_at", "host", "pid"),
     Index(None, "run_id", "resumed_at"),
     info={"with_rowid": False},
 )
 
-# Alembic writes this table too; kept out of `metadata`, whose naming is not Alembic's.
+# Alembic writes this table, too. `metadata` does not have it, because its naming convention is
+# not Alembic's.
 version: Final = Table(
     VERSION_TABLE,
     MetaData(),
@@ -209,18 +212,19 @@ version: Final = Table(
 )
 
 
-def create_all(connection: Connection, spelling: Spelling) -> None:
+def create_all(connection: Connection, view_dialect: ViewDialect) -> None:
     """Make tables, indexes, views and the version row, inside the caller's transaction."""
     is_sqlite = connection.dialect.name == "sqlite"
     for table in (*metadata.sorted_tables, version):
         if is_sqlite:
             table.dialect_options["sqlite"]["with_rowid"] = table.info.get("with_rowid", True)
         connection.execute(CreateTable(table))
-        # Sorted, because the planner breaks ties by age and a table holds its indexes in a set.
+        # Sorted, because the planner prefers the older of two equal indexes, and SQLAlchemy has
+        # the indexes of a table in a set.
         for index in sorted(table.indexes, key=lambda index: str(index.name)):
             index.dialect_options[connection.dialect.name]["where"] = index.info.get("where")
             connection.execute(CreateIndex(index))
-    for name, select in views(spelling).items():
+    for name, select in views(view_dialect).items():
         connection.execute(text(f"CREATE VIEW {name} AS {select.strip()}"))
     connection.execute(version.insert().values(version_num=HEAD))
     if is_sqlite:

@@ -1,7 +1,6 @@
-"""Rankings that demand more than a metric: a condition, a tie-break, what is gone, another time.
+"""Rankings with more than a metric: a condition, a tie-break, deleted checkpoints, an earlier time.
 
-What is asked every day, best and top-k among what is live, is in `ranking`, whose order is
-the order here.
+The frequent questions, best and top-k of live checkpoints, are in `ranking`; the order is the same.
 """
 
 from __future__ import annotations
@@ -49,17 +48,18 @@ TIMEOUT_SECONDS: Final = 30.0
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Selection:
-    """What is ranked, and by what.
+    """The checkpoints that are ranked, and the metric that ranks them.
 
     Attributes:
-        by: None for the highest step, which needs no tie.
-        tie: What decides among equal values, before the step does. Without it a checkpoint
-            comes after those that have it.
-        run_id: Only of this run.
-        among: Only of these runs.
-        where: Only those for which it holds.
-        ever: Deleted ones, too.
-        at: What was published and not yet deleted at that moment, by what had been reported.
+        by: The metric; None for the highest step, which needs no tie.
+        tie: A second metric that decides between equal values, before the step does. Checkpoints
+            without it come after those that have it.
+        run_id: Only checkpoints of this run.
+        among: Only checkpoints of these runs.
+        where: Only checkpoints for which this condition holds.
+        ever: Deleted checkpoints, too.
+        at: Only checkpoints that were published and not yet deleted at that time, with the values
+            that had been reported by then.
     """
 
     by: By | None
@@ -72,12 +72,12 @@ class Selection:
 
     @property
     def is_plain(self) -> bool:
-        """Whether it demands nothing but a metric."""
+        """Whether nothing but a metric, and perhaps runs, is given."""
         return self == Selection(by=self.by, run_id=self.run_id, among=self.among)
 
     @property
     def is_history(self) -> bool:
-        """Whether what is gone may be the answer."""
+        """Whether a deleted checkpoint may be the answer."""
         return self.ever or self.at is not None
 
 
@@ -93,7 +93,7 @@ class Ranked:
 def ranked(
     database: Database, selection: Selection, count: int | None = None
 ) -> tuple[Ranked, ...]:
-    """Return what a selection ranks, best first; at most so many.
+    """Return the checkpoints of a selection, best first; at most ``count``.
 
     Raises:
         InvalidCondition: The condition makes no sense to the database, or takes too long.
@@ -132,7 +132,7 @@ def matching(
 
 
 def pareto_front(points: Iterable[Ranked], tie_mode: Mode) -> tuple[Ranked, ...]:
-    """Return what no other beats in both its value and its tie; equal points stay together.
+    """Return the points that no other point beats in both value and tie; equal points stay.
 
     Args:
         points: Best first, as `ranked` returns them; without a tie they are left out.
@@ -156,13 +156,13 @@ def pareto_front(points: Iterable[Ranked], tie_mode: Mode) -> tuple[Ranked, ...]
 
 
 def _known(selection: Selection, dialect: str) -> Subquery:
-    """Select what there is to rank, each with all that a condition or an order looks at."""
+    """Select the checkpoints to rank, with all columns that the condition or the order needs."""
     value, tie = (
         null() if by is None else _value(by[0], label, selection.at, dialect)
         for by, label in ((selection.by, "value"), (selection.tie, "tie"))
     )
     if selection.by is not None and not selection.is_history:
-        # Begins where best and top-k do, in the index that history is not in.
+        # The ranking index, as for best and top-k, because it contains no history.
         value = metrics.c.value
         found = (
             select()
@@ -193,9 +193,9 @@ def _known(selection: Selection, dialect: str) -> Subquery:
 
 
 def _state(selection: Selection) -> Iterator[ColumnElement[bool] | TextClause]:
-    """Say which checkpoints count: never those that were not published or cannot be trusted.
+    """Yield the conditions that a checkpoint has to meet: published, and trusted.
 
-    Whether one has a problem, or is rejected, is as it is now, also for a moment before that.
+    Problems and rejections count as they are now, also when an earlier time is asked for.
     """
     if not selection.is_history:
         yield TRUSTED
@@ -212,11 +212,11 @@ def _state(selection: Selection) -> Iterator[ColumnElement[bool] | TextClause]:
 
 
 def _value(name: str, label: str, at: str | None, dialect: str) -> ColumnElement[Any]:
-    """Look up one metric of a checkpoint, as it was known at a moment or as it is now."""
+    """Look up a metric of a checkpoint, as it was known at a time, or as it is now."""
     found = metrics.alias(f"of_{label}")
     value: ColumnElement[Any] = found.c.value
     if at is not None:
-        # A late value hides the one that came with the checkpoint; before, that one counted.
+        # A late value hides the one that came with the checkpoint, which counted before.
         own = OWN_VALUE[dialect].format(info="checkpoints.info", name=f"of_{label}.name")
         value = case(
             (found.c.reported_at <= at, found.c.value),
@@ -242,7 +242,7 @@ def _answer(
     strings = {f"string{number}": string for number, string in enumerate(condition.strings)}
     demanded = statement.where(text(f"({condition.sql})").bindparams(**strings)).compile()
     try:
-        # Somebody else's words: confined like all SQL that is not ours.
+        # The condition is the user's SQL, and runs confined like all of it.
         return query.run(
             database, str(demanded), demanded.params, limit=None, timeout_seconds=TIMEOUT_SECONDS
         ).rows

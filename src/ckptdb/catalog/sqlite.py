@@ -65,7 +65,7 @@ def _model() -> Engine:
 class Sqlite(Dialect):
     """SQLite; with a rollback journal, which works on every file system and reads read-only."""
 
-    spelling = SQLITE
+    view_dialect = SQLITE
 
     def __init__(self, file: Path | None, *, create: bool, durable: bool) -> None:
         self.patience = Patience()

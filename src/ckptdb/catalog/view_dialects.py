@@ -1,6 +1,6 @@
-"""What the views say differently to SQLite and to PostgreSQL."""
+"""SQL of the views that differs between SQLite and PostgreSQL."""
 
-# ruff: noqa: S608  # put together from what stands here
+# ruff: noqa: S608  # the texts are all constants of this package
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ from typing import Final
 
 
 @dataclass(frozen=True, slots=True)
-class Spelling:
-    """How a kind of database says what the views need.
+class ViewDialect:
+    """SQL of one kind of database, for the views.
 
     Attributes:
         metrics_object: All rows of ``metrics m`` as one JSON object.
@@ -29,28 +29,28 @@ PREVIOUS: Final = """(
             ORDER BY b.created_at DESC, b.id DESC LIMIT 1)"""
 """The run that was begun before ``runs r``."""
 
-# DuckDB reads the views of a SQLite file in its own way: they hold nothing that it does not know.
-# Of functions about JSON versions of SQLite before 3.41 let no view call any but those that
-# make a table of it (`trusted_schema` is off); so it is put together by hand.
+# DuckDB parses the views of a SQLite file itself, so they use only functions that it has, too.
+# Before version 3.41, SQLite lets a view call no JSON function but those that return a table
+# (`trusted_schema` is off). So the JSON text is put together here.
 _QUOTED: Final = """'"' || CASE
                 WHEN NOT {0} GLOB '*[\x01-\x1f"]*' AND {0} NOT LIKE '%\\%' THEN {0}
                 WHEN {0} GLOB '*[\x01-\x08\x0b\x0c\x0e-\x1f]*' THEN 'hex:' || HEX({0})
                 ELSE REPLACE(REPLACE(REPLACE(REPLACE(REPLACE({0},
                     '\\', '\\\\'), '"', '\\"'), '\t', '\\t'), '\n', '\\n'), '\r', '\\r')
                 END || '"'"""
-"""A text as JSON; one that holds other control characters, which nobody writes, as its bytes."""
+"""A text as a JSON string; a text with other control characters, which is rare, as its bytes."""
 _EXACT: Final = """CASE WHEN {0} IS NULL THEN 'null'
                 WHEN CAST(CAST({0} AS TEXT) AS DOUBLE PRECISION) = {0} THEN CAST({0} AS TEXT)
                 ELSE PRINTF('%!.17g', {0}) END"""
-"""A number with all its digits: as text SQLite writes fifteen."""
+"""A number with all its digits, because SQLite casts a number to text with fifteen."""
 
 _LEAF: Final = """{0}.fullkey <> '$'
         AND (LOWER({0}.type) NOT IN ('object', 'array') OR {0}.value IN ('{{}}', '[]'))"""
 _KEY: Final = "REPLACE(SUBSTR({0}.fullkey, 3), '\"', '')"
-# For people: a string without its quotation marks, and words where SQLite has none.
+# A value for people: a string without quotation marks; true, false and null as words.
 _SHOWN: Final = """CASE WHEN LOWER({0}.type) IN ('true', 'false', 'null') THEN LOWER({0}.type)
                ELSE {0}.value END"""
-# The text "1" is not the number 1, which is 1.0.
+# The text "1" differs from the number 1; the numbers 1 and 1.0 are equal.
 _IS_TEXT: Final = "CASE WHEN LOWER({0}.type) IN ('text', 'varchar') THEN 1 ELSE 0 END"
 _SIDE: Final = f"""
         SELECT r.name AS run, p.name AS previous, '{{1}}' AS side, j.fullkey AS path,
@@ -62,7 +62,7 @@ _SIDE: Final = f"""
         WHERE {_LEAF.format("j").replace("{}", "{{}}")}
 """
 
-SQLITE: Final = Spelling(
+SQLITE: Final = ViewDialect(
     metrics_object=(
         f"'{{' || COALESCE(GROUP_CONCAT({_QUOTED.format('m.name')} || ':'"
         f" || {_EXACT.format('m.value')}), '') || '}}'"
@@ -76,7 +76,8 @@ SQLITE: Final = Spelling(
     CROSS JOIN JSON_TREE(r.config) j
     WHERE {_LEAF.format("j")}
     """,
-    # By windows instead of GROUP BY: only through these a filter on the run gets to the runs.
+    # Windows instead of GROUP BY, because SQLite applies a filter on the run to the table of runs
+    # only through windows.
     config_changes=f"""
     SELECT g.run AS run,
            g.previous AS previous,
@@ -102,7 +103,7 @@ SQLITE: Final = Spelling(
 )
 
 
-# PostgreSQL has no json_tree(). A text with a NUL in it is JSON, but never jsonb.
+# PostgreSQL has no json_tree(). JSON with a NUL in a text cannot be cast to jsonb.
 _LEAVES: Final = """
         WITH RECURSIVE tree(key, node) AS (
             SELECT e.key, e.value FROM JSONB_EACH(
@@ -126,7 +127,7 @@ _LEAVES: Final = """
 _NODE: Final = """CASE JSONB_TYPEOF({0}) WHEN 'string' THEN {0} #>> CAST(ARRAY[] AS text[])
                ELSE CAST({0} AS text) END"""
 
-POSTGRES: Final = Spelling(
+POSTGRES: Final = ViewDialect(
     metrics_object=(
         "COALESCE(CAST(JSON_OBJECT_AGG(m.name, m.value ORDER BY m.name) AS text), '{}')"
     ),

@@ -1,10 +1,10 @@
-"""Views of the catalog: answers that people look for, as tables.
+"""Views of the catalog: tables that answer the most frequent questions.
 
-Where the databases spell something differently, a view has a name in braces; `spelling` knows
-what stands there.
+A name in braces stands for SQL that depends on the database (`view_dialects`) or that has one
+definition elsewhere (`trust`).
 """
 
-# ruff: noqa: S608  # put together from what stands here
+# ruff: noqa: S608  # the texts are all constants of this package
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from types import MappingProxyType
 from typing import TYPE_CHECKING, Final
 
 from ckptdb.catalog import trust
-from ckptdb.catalog.view_dialects import Spelling
+from ckptdb.catalog.view_dialects import ViewDialect
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -32,20 +32,21 @@ _SECONDS: Final = f"""(86400 * {_DAYS.format("{0}", year=_YEAR)}
                 + 3600 * CAST(SUBSTR({{0}}, 12, 2) AS INTEGER)
                 + 60 * CAST(SUBSTR({{0}}, 15, 2) AS INTEGER)
                 + CAST(SUBSTR({{0}}, 18, 6) AS DOUBLE PRECISION))"""
-"""A moment as seconds, for years from 1901 to 2099, whose leap days are every four years: years
-begin in March. SQLite, DuckDB and PostgreSQL have no function in common that would do it."""
+"""SQL that turns a time into seconds, for the years 1901 to 2099, in which every fourth year is a
+leap year; the computed year begins in March. SQLite, DuckDB and PostgreSQL have no such
+function in common."""
 
 
 def _gap(begin: str, end: str) -> str:
-    """Return the seconds between two moments, to the millisecond."""
+    """Return SQL for the seconds between two times, to the millisecond."""
     return f"ROUND(1000 * ({_SECONDS.format(end)} - {_SECONDS.format(begin)})) / 1000.0"
 
 
 VIEWS: Final[Mapping[str, str]] = MappingProxyType(
     {
-        # The run's name and id are both in PARTITION BY, because only then a filter on either
-        # is applied before the ranking instead of after it. CROSS JOIN makes SQLite begin with
-        # the runs: it would rather read every live metric.
+        # PARTITION BY has both the run's name and its id, because SQLite applies a filter before
+        # the ranking only when its column is there. CROSS JOIN makes SQLite begin with the runs;
+        # otherwise it reads every live metric.
         "leaderboard": """
             SELECT r.name AS run,
                    c.step AS step,
@@ -69,7 +70,7 @@ VIEWS: Final[Mapping[str, str]] = MappingProxyType(
             WHERE m.run_id = r.id AND m.name = r.metric_name
               AND {ranked_m}
         """,
-        # Subqueries by run, not GROUP BY over history: each is answered by a partial index.
+        # Subqueries per run instead of GROUP BY over history: a partial index answers each one.
         "run_summary": """
             SELECT r.name AS run,
                    r.directory AS directory,
@@ -125,7 +126,8 @@ VIEWS: Final[Mapping[str, str]] = MappingProxyType(
                    r.uuid AS uuid
             FROM runs r
         """,
-        # Goes from the run through its checkpoints: metrics have no index on deleted history.
+        # The join goes from the run through its checkpoints, because no index of the metrics
+        # contains deleted history.
         "metric_history": """
             SELECT r.name AS run,
                    c.step AS step,
@@ -154,9 +156,9 @@ VIEWS: Final[Mapping[str, str]] = MappingProxyType(
             JOIN checkpoints c ON c.run_id = r.id
             WHERE c.status = 'deleted'
         """,
-        # One step back, not the whole line: of a run of N checkpoints that would be N²/2 rows.
-        # A recursive query takes as many steps as it wants. A resumption after the child was saved
-        # began another branch.
+        # The view goes back one step. The whole line of a run of N checkpoints would be N²/2 rows,
+        # and a recursive query can follow the steps itself. A resumption after the child was saved
+        # began another branch, and does not count.
         "lineage": """
             SELECT r.name AS run,
                    c.step AS step,
@@ -195,8 +197,8 @@ VIEWS: Final[Mapping[str, str]] = MappingProxyType(
             FROM runs r
             JOIN checkpoints c ON c.run_id = r.id
         """,
-        # What `gc` would leave with the best and the latest alone; pinned, rejected and those with
-        # a problem it leaves in any case.
+        # `freeable_bytes` is the size of what `gc` would delete if it kept only the best and the
+        # latest. It never deletes pinned or rejected checkpoints, nor those with a problem.
         "disk_usage": """
             SELECT r.name AS run,
                    r.directory AS directory,
@@ -230,10 +232,10 @@ VIEWS: Final[Mapping[str, str]] = MappingProxyType(
                    r.id AS run_id
             FROM runs r
         """,
-        # The save before is the highest step below that was there by then: after a resume from an
-        # earlier step there are newer ones below. Usual is the pace from the lowest step to the
-        # highest one, unless that was saved before. CROSS JOIN makes SQLite look these two up once
-        # for a run, not for every save.
+        # The previous save is the highest lower step that had been saved by then; after a resume
+        # from an earlier step some lower steps are newer. The usual pace is the one from the lowest
+        # to the highest step, unless the highest was saved first. CROSS JOIN makes SQLite look
+        # these two up once per run instead of once per save.
         "saves": """
             SELECT s.run AS run,
                    s.step AS step,
@@ -287,16 +289,16 @@ VIEWS: Final[Mapping[str, str]] = MappingProxyType(
 )
 
 
-def views(spelling: Spelling) -> Mapping[str, str]:
+def views(view_dialect: ViewDialect) -> Mapping[str, str]:
     """Return the query of each view, in the order in which they are made."""
-    spelled = asdict(spelling) | {
+    parts = asdict(view_dialect) | {
         "ranked_m": trust.ranked("m"),
         "trusted_c": trust.trusted("c"),
         "trusted_n": trust.trusted("n"),
         "undoubted_c": trust.undoubted("c"),
         "doubted_c": trust.doubted("c"),
     }
-    return {name: query.format_map(spelled) for name, query in VIEWS.items()}
+    return {name: query.format_map(parts) for name, query in VIEWS.items()}
 
 
 PURPOSES: Final[Mapping[str, str]] = MappingProxyType(
