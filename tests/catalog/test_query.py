@@ -451,7 +451,7 @@ os.kill(os.getpid(), signal.SIGKILL)
 
 
 def test_a_query_waits_for_what_a_dying_writer_left_to_be_undone(on_file: Database, monkeypatch):
-    connected, deaths = user_query._Task._connect, []
+    connected, deaths = user_query._QueryRun._connect, []
 
     def after_a_death(task):
         if not deaths:
@@ -459,6 +459,6 @@ def test_a_query_waits_for_what_a_dying_writer_left_to_be_undone(on_file: Databa
             deaths.append(subprocess.run(command, check=False).returncode)
         return connected(task)
 
-    monkeypatch.setattr(user_query._Task, "_connect", after_a_death)
+    monkeypatch.setattr(user_query._QueryRun, "_connect", after_a_death)
     assert query(on_file, "SELECT COUNT(*) FROM runs").rows == ((0,),)
     assert deaths == [-signal.SIGKILL]

@@ -1,4 +1,4 @@
-"""Candidates of retention: a run's live checkpoints, with the facts that its rules ask for."""
+"""Candidates of retention: a run's live checkpoints, with the facts that its rules need."""
 
 from __future__ import annotations
 

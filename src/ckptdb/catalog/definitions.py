@@ -3,7 +3,7 @@
 Whoever could write the file may have put anything there: a trigger with an endless query runs
 within a save, a view in the place of a table within every question. So tables, views and indexes
 with names of ours must be as the revision makes them, and what people have added besides (a table
-of notes, an index, a view) must not run unless somebody asks for it. What is missing is no danger:
+of notes, an index, a view) must not run unless somebody names it. What is missing is no danger:
 the question that needs it says so.
 """
 
@@ -30,7 +30,7 @@ _TOKEN: Final = re.compile(
     re.VERBOSE | re.DOTALL,
 )
 
-# A table of such a name would be asked instead of the function.
+# A table of such a name would be read instead of the function.
 _SHADOWING: Final = re.compile(r"pragma_.*|json_each|json_tree|generate_series|dbstat", re.DOTALL)
 _QUOTES: Final = '"`['
 _OF_SQLITE: Final = re.compile(r"sqlite_(sequence|stat\d)")
@@ -63,7 +63,7 @@ class Definition:
 
 
 def fingerprint(found: Iterable[Definition]) -> str:
-    """Return what tells a schema from any other one, whatever blanks it was written with."""
+    """Return a hash of a schema, the same whatever blanks it was written with."""
     parts = sorted(
         f"{one.kind}\0{one.name}\0{one.table}\0{' '.join((one.sql or '').split())}" for one in found
     )
@@ -109,7 +109,7 @@ def _judge_added(one: Definition, ours: Mapping[str, Definition]) -> str | None:
     if made == ("table", "CREATE", "TABLE"):
         return None if _is_plain_table(one, tokens) else f"{one}, which computes something"
     if made == ("view", "CREATE", "VIEW") and _is_named(one, tokens[2:]):
-        return None  # it runs for whoever asks it
+        return None  # it runs only when it is queried
     return f"{one} on {one.table!r}" if one.kind == "trigger" else str(one)
 
 

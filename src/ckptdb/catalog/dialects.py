@@ -1,4 +1,4 @@
-"""Where the databases differ: all that `Database` asks of one. PostgreSQL is here; see `sqlite`."""
+"""Dialects: the differences between the databases. PostgreSQL is here, SQLite in `sqlite`."""
 
 from __future__ import annotations
 
@@ -21,13 +21,13 @@ if TYPE_CHECKING:
 
 
 class Patience(threading.local):
-    """How long a connection that this thread opens may wait."""
+    """Time that a connection opened by this thread may wait for others."""
 
     seconds = 5.0
 
 
 class Dialect(Protocol):
-    """What `Database` asks of a kind of database."""
+    """The operations of `Database` that differ between databases."""
 
     patience: Patience
     view_dialect: ViewDialect
@@ -65,10 +65,10 @@ class Dialect(Protocol):
         return
 
     def contents(self, connection: Connection) -> tuple[int, tuple[Definition, ...]]:
-        """Return the owner's application id (0: not said) and what the schema holds."""
+        """Return the owner's application id (0: none) and what the schema holds."""
 
     def may_have_changed(self, connection: Connection, *, is_locked: bool) -> bool:
-        """Whether the schema may be another one than when `remember` was called.
+        """Return whether the schema may have changed since `remember` was called.
 
         Args:
             connection: In a session.

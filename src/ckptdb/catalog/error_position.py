@@ -1,6 +1,6 @@
-"""Where in a query the fault is that a database complains of.
+"""Position of an error in a query.
 
-Neither Python's driver nor all versions of SQLite tell the offset, but they name the token.
+Neither Python's driver nor all versions of SQLite give the offset, but they name the token.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ _NAMED: Final = re.compile(
     re.DOTALL,
 )
 OPAQUE: Final = re.compile(r"--[^\n]*|/\*.*?(?:\*/|\Z)|'(?:[^']|'')*'", re.DOTALL)
-"""What no name stands in: comments and strings."""
+"""Comments and strings, in which no name stands."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,8 +51,8 @@ def find_spots(sql: str, why: str, compiles: Compile | None = None) -> tuple[Spo
 
     Args:
         sql: The query.
-        why: What the database says.
-        compiles: How to ask it again, about beginnings of the query.
+        why: The message of the database.
+        compiles: Compiles beginnings of the query.
     """
     if why == "incomplete input":
         end = len(sql.rstrip())
@@ -74,7 +74,7 @@ def find_spots(sql: str, why: str, compiles: Compile | None = None) -> tuple[Spo
 
 def excerpt(sql: str, spots: tuple[Spot, ...]) -> str:
     """Return the lines of a query that hold the places, each with marks below; "" for none."""
-    shown: list[str] = []
+    marked: list[str] = []
     by_line = defaultdict[int, list[Spot]](list)
     for spot in spots:
         by_line[spot.line].append(spot)
@@ -88,8 +88,8 @@ def excerpt(sql: str, spots: tuple[Spot, ...]) -> str:
             marks[begin : begin + width] = "^" * width
         # What has no width, or any, would move the marks away from what they are below.
         plain = "".join(c if c.isprintable() else " " for c in line)
-        shown += [plain, "".join(marks).rstrip()]
-    return "\n".join(shown)
+        marked += [plain, "".join(marks).rstrip()]
+    return "\n".join(marked)
 
 
 def _occurrences(sql: str, token: str) -> Iterator[TextSpan]:

@@ -1,4 +1,4 @@
-"""What people's SQL calls that is not SQLite's own.
+"""SQL functions that replace those of SQLite in queries of people.
 
 SQLite looks at the clock between its steps only, and some of its functions take, on one long text,
 time that grows with the square of its length. These here take the time that reading it takes.

@@ -121,29 +121,29 @@ def _locate_url(choice: str) -> Location:
         backend = url.get_backend_name()
     except (ArgumentError, ValueError) as error:
         # Shown without the rest, which may hold a password in an unexpected place.
-        shown = choice.partition("://")[0] + "://..."
-        raise CatalogUnusable(shown, "it is not a valid database URL") from error
-    shown = url.render_as_string(hide_password=True)
+        displayed = choice.partition("://")[0] + "://..."
+        raise CatalogUnusable(displayed, "it is not a valid database URL") from error
+    displayed = url.render_as_string(hide_password=True)
     if backend == "postgresql":
         return _locate_postgres(url)
     if url.drivername not in {"sqlite", "sqlite+pysqlite"}:
-        raise CatalogUnusable(shown, "only SQLite and PostgreSQL are supported")
+        raise CatalogUnusable(displayed, "only SQLite and PostgreSQL are supported")
     if url.query:
-        raise CatalogUnusable(shown, "options after '?' are not supported for SQLite")
+        raise CatalogUnusable(displayed, "options after '?' are not supported for SQLite")
     if url.database in _IN_MEMORY:
         return Location(url="sqlite://", file=None, base=None)
     return _locate_file(Path(_absolute(str(url.database))))
 
 
 def _locate_postgres(url: URL) -> Location:
-    shown = url.render_as_string(hide_password=True)
+    displayed = url.render_as_string(hide_password=True)
     if url.drivername not in {"postgresql", "postgresql+psycopg"}:
-        raise CatalogUnusable(shown, "for PostgreSQL only the driver psycopg is supported")
+        raise CatalogUnusable(displayed, "for PostgreSQL only the driver psycopg is supported")
     try:
         # Named, because what stands for "postgresql" alone differs between SQLAlchemy versions.
         url = url.set(drivername="postgresql+psycopg")
         url.get_dialect().import_dbapi()
     except ImportError as error:
         why = "its driver is missing; `pip install 'ckptdb[postgres]'`"
-        raise CatalogUnusable(shown, why) from error
+        raise CatalogUnusable(displayed, why) from error
     return Location(url=url.render_as_string(hide_password=False), file=None, base=None)

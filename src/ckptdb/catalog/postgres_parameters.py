@@ -1,4 +1,4 @@
-"""A person's SQL as PostgreSQL's driver wants it, and what kind of statement it is."""
+"""Parameters of a query in the form of PostgreSQL's driver, and the kind of its statement."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The user's own SQL: it can read everything, change nothing, and ends in time."""
+"""Queries of people: their own SQL reads everything, changes nothing and ends in time."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ from sqlalchemy import Connection
 from sqlalchemy.exc import SQLAlchemyError
 
 from ckptdb.catalog import files
-from ckptdb.catalog.answering import (
+from ckptdb.catalog.bounded_query import (
+    BoundedQuery,
+    EmptyQuery,
     Failed,
     Late,
-    NothingAsked,
     Outcome,
-    Question,
     Sink,
     TooLarge,
     answer,
@@ -77,7 +77,7 @@ def run(
     answer and its time may be is limited, but not what SQLite holds in between.
 
     Args:
-        database: What to ask.
+        database: The catalog.
         sql: One statement; ``:name`` stands for a parameter.
         parameters: Values by name.
         limit: Rows after which the answer is cut; `Rows.truncated` then says so.
@@ -92,7 +92,7 @@ def run(
         QueryTooLarge: It, or its answer, is larger than it may be.
         CatalogError: The catalog itself cannot be read.
     """
-    task = _Task(database, sql, parameters, limit, timeout_seconds)
+    task = _QueryRun(database, sql, parameters, limit, timeout_seconds)
     rows: list[tuple[Any, ...]] = []
     outcome = task.run(rows.clear, rows.extend, workers)
     return Rows(outcome.columns, tuple(rows), truncated=outcome.truncated)
@@ -115,14 +115,14 @@ def run_apart(
     Raises:
         CkptdbError: As `run` does.
     """
-    task = _Task(database, sql, parameters, limit, timeout_seconds)
+    task = _QueryRun(database, sql, parameters, limit, timeout_seconds)
     with Spool() as spool:
         outcome = task.run(spool.clear, spool.add, workers)
         spool.finish(outcome)
         yield spool
 
 
-class _Task:
+class _QueryRun:
     """One query under way."""
 
     def __init__(
@@ -165,8 +165,8 @@ class _Task:
                 if self._is_late():
                     raise QueryTimeout(self._timeout_seconds) from failed.error
 
-    def _question(self) -> Question:
-        return Question(
+    def _question(self) -> BoundedQuery:
+        return BoundedQuery(
             sql=self._sql,
             parameters=self._parameters,
             limit=self._limit,
@@ -220,7 +220,7 @@ class _Task:
                 base=self._database.location.base,
                 patience_seconds=self._patience_seconds(),
             )
-            return workers.ask(place, self._question(), sink)
+            return workers.query(place, self._question(), sink)
 
     # --- PostgreSQL
 
@@ -228,7 +228,7 @@ class _Task:
         word = first_word(self._sql)
         if word in COMMANDS:
             raise QueryRefused(f"it is a {word.upper()}")
-        # What is no command either may be mistyped: PostgreSQL says how, and does nothing.
+        # An unknown first word may be mistyped: PostgreSQL explains the mistake, and does nothing.
         sql = self._sql if word in QUESTIONS else f"EXPLAIN {self._sql}"
         # Never none, or the driver would take two percent signs for two.
         parameters = {"": None, **self._parameters}
@@ -246,7 +246,7 @@ class _Task:
                     return collect(cursor, rows, self._question(), self._is_late, sink)
             except (SQLAlchemyError, connection.dialect.loaded_dbapi.Error) as error:
                 raise self._explain_postgres(error) from error
-            except (NothingAsked, TooLarge, Late) as error:
+            except (EmptyQuery, TooLarge, Late) as error:
                 raise Failed(error) from error
 
     def _explain_postgres(self, error: Exception) -> CkptdbError:
@@ -271,7 +271,7 @@ class _Task:
             return QueryTimeout(self._timeout_seconds)
         if isinstance(error, TooLarge):
             return QueryTooLarge(str(error))
-        if isinstance(error, NothingAsked):
+        if isinstance(error, EmptyQuery):
             return QueryFailed("there is no question in it")
         if code_of(error) in NOT_ITS_FAULT:
             return self._database.explain(error)

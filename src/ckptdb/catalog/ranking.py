@@ -1,4 +1,4 @@
-"""Rankings that are asked for every day: best, top-k and latest among the live checkpoints.
+"""Rankings of every day: best, top-k and latest among the live checkpoints.
 
 Rankings with conditions, ties or history are in `selection`.
 """

@@ -141,7 +141,7 @@ class RecordedQueries:
                         problems[uuid] = CheckpointProblem(problem_kind, problem)
                 elif status == "tmp":
                     tmps[uuid] = step
-                # A damaged index may return deleted rows where only live ones were asked for.
+                # A damaged index may return deleted rows for a query of live ones.
                 elif history and status == "deleted":
                     gone[uuid] = RecordedEnd(at, kind, why, parent)
                 if pinned or notes is not None or rejected is not None:

@@ -16,7 +16,7 @@ MOST_COLUMNS: Final = 500
 
 
 class Authorizer:
-    """What SQLite asks before a statement does anything; it remembers what it first refused."""
+    """Authorizer that SQLite calls before each action; remembers the first refused action."""
 
     def __init__(self) -> None:
         self.refusal: str | None = None
@@ -28,7 +28,7 @@ class Authorizer:
         if action == sqlite3.SQLITE_PRAGMA and _only_tells(str(first).lower(), second):
             return sqlite3.SQLITE_OK
         if action == sqlite3.SQLITE_UPDATE and first == "sqlite_master":
-            # What SQLite asks when json_each() is first used. A true UPDATE of it comes no
+            # The first use of json_each() needs this action. A true UPDATE of it comes no
             # further: "table sqlite_master may not be modified".
             return sqlite3.SQLITE_OK
         if self.refusal is None:
@@ -72,7 +72,7 @@ NOT_ITS_FAULT: Final = {
     sqlite3.SQLITE_IOERR,
     sqlite3.SQLITE_FULL,
 }
-"""What SQLite says when a query is fine and its catalog is not."""
+"""Error codes of SQLite for a query that is fine and a catalog that is not."""
 
 _PRAGMAS_WITH_ARGUMENT: Final = {
     "foreign_key_list",

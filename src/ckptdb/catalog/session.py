@@ -1,4 +1,4 @@
-"""One use of a connection: taken from those at rest, and put back when nothing went wrong."""
+"""Connections of one catalog: idle ones, and the use of one for a query or a transaction."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ so does reading text, or an error message about a schema, whose bits have flippe
 
 
 class IdleConnections:
-    """The connections of an engine that nobody uses at the moment.
+    """The connections of an engine that are not in use.
 
     Given back to the pool between two questions, each would be reset and looked up again, which
     takes as long as the question.
@@ -65,11 +65,11 @@ class ConnectionUse:
 
     Args:
         rest: Where it comes from.
-        lock: What only one session may have at a time.
+        lock: Lets one user in at a time.
         seconds: Bounds each wait for others.
         work_seconds: Bounds what its statements may take together.
         only_read: Whether it is to read.
-        check: Called with the connection before anything is asked.
+        check: Called with the connection before the first statement.
     """
 
     def __init__(
@@ -149,7 +149,7 @@ class ConnectionUse:
 
 
 def origin(error: BaseException) -> BaseException:
-    """Return what the driver said, below what SQLAlchemy and we put around it."""
+    """Return the driver's own error, from inside those of SQLAlchemy and ckptdb."""
     if isinstance(error, CatalogError) and error.__cause__ is not None:
         error = error.__cause__
     if isinstance(error, DBAPIError) and error.orig is not None:

@@ -1,4 +1,4 @@
-"""An answer set aside in a temporary file: it may be larger than memory."""
+"""Spool: an answer in a temporary file, which may be larger than memory."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from tempfile import SpooledTemporaryFile, gettempdir
 from typing import Any, Final, Self
 
-from ckptdb.catalog.answering import Outcome, Row
+from ckptdb.catalog.bounded_query import Outcome, Row
 from ckptdb.errors import QueryTooLarge
 
 _IN_MEMORY_BYTES: Final = 1 << 20

@@ -1,4 +1,4 @@
-"""A process that answers queries, so that what one of them takes is taken from nobody else.
+"""Worker processes that answer queries, so that one query takes memory and time from no other.
 
 SQLite counts memory for a whole process, and looks at the clock between its steps alone: not within
 one, and not while it compiles. Here the system sets the limits, and ends what exceeds them.
@@ -17,12 +17,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any, Final
 
-from ckptdb.catalog.answering import (
+from ckptdb.catalog.bounded_query import (
     OUT_OF_MEMORY,
+    BoundedQuery,
     Failed,
     Late,
     Outcome,
-    Question,
     Sink,
     TooLarge,
     answer,
@@ -33,13 +33,13 @@ if TYPE_CHECKING:
     import subprocess
 
 HEAP_BYTES: Final = 96 << 20
-"""What SQLite may take for one query; what does not fit, it sorts and keeps in temporary files."""
+"""Memory of SQLite for one query; larger results are sorted and kept in temporary files."""
 
 PROCESS_BYTES: Final = 256 << 20
-"""What the whole process may take."""
+"""Memory of the whole process."""
 
 TEMPORARY_BYTES: Final = 1 << 30
-"""How long one temporary file may become."""
+"""Size of one temporary file."""
 
 LONGEST_SQL_BYTES: Final = 1 << 20
 _GRACE: Final = 1.5
@@ -50,7 +50,7 @@ _LONGEST_SECONDS: Final = 1e7
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Place:
-    """Where a catalog is.
+    """A catalog's file, and how long to wait for it.
 
     Attributes:
         uri: Of the SQLite file, for reading only.
@@ -70,7 +70,7 @@ class Worker:
         self._process: subprocess.Popen[bytes] | None = None
         self._unclosed: weakref.finalize[..., Any] = weakref.finalize(self, int)
 
-    def ask(self, place: Place, question: Question, sink: Sink) -> Outcome:
+    def query(self, place: Place, question: BoundedQuery, sink: Sink) -> Outcome:
         """Answer a query; nothing is open in the catalog when this returns.
 
         Raises:
@@ -127,14 +127,14 @@ class Workers:
         self._free: list[Worker] = []
         AFTER_FORK.add(self)
 
-    def ask(self, place: Place, question: Question, sink: Sink) -> Outcome:
-        """Answer a query as `Worker.ask` does."""
+    def query(self, place: Place, question: BoundedQuery, sink: Sink) -> Outcome:
+        """Answer a query as `Worker.query` does."""
         try:
             worker = self._free.pop()
         except IndexError:
             worker = Worker()
         try:
-            return worker.ask(place, question, sink)
+            return worker.query(place, question, sink)
         finally:
             self._free.append(worker)
 
@@ -201,7 +201,7 @@ def _limit_process() -> None:
         any_connection.execute(f"PRAGMA hard_heap_limit = {HEAP_BYTES}")
 
 
-def _reply(place: Place, question: Question, replies: IO[bytes]) -> None:
+def _reply(place: Place, question: BoundedQuery, replies: IO[bytes]) -> None:
     def send(content: object) -> None:
         pickle.dump(content, replies)
 
@@ -216,7 +216,7 @@ def _reply(place: Place, question: Question, replies: IO[bytes]) -> None:
     signal.setitimer(signal.ITIMER_REAL, 0)
 
 
-def _answer(place: Place, question: Question, sink: Sink) -> Outcome:
+def _answer(place: Place, question: BoundedQuery, sink: Sink) -> Outcome:
     try:
         with closing(sqlite3.connect(place.uri, uri=True, timeout=place.patience_seconds)) as raw:
             raw.execute("PRAGMA temp_store = FILE")

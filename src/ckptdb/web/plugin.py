@@ -32,7 +32,7 @@ from ckptdb.catalog import (
     query,
     sandbox,
 )
-from ckptdb.catalog.answering import Question
+from ckptdb.catalog.bounded_query import BoundedQuery
 from ckptdb.catalog.worker import Place, Workers
 from ckptdb.core.text import clean, inert
 from ckptdb.errors import CkptdbError
@@ -256,7 +256,7 @@ class CatalogFile(Database):  # type: ignore[misc]  # Datasette is untyped
         )
         return await self._in_thread(lambda: self._ask(question, page))
 
-    def _ask(self, question: Question, page: questions.Page) -> Any:
+    def _ask(self, question: BoundedQuery, page: questions.Page) -> Any:
         place = Place(
             uri=files.find_uri(self._file, mode=files.READING),
             base=self._catalog.location.base,

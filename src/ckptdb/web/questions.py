@@ -12,7 +12,7 @@ from typing import Any, Final
 
 from datasette.database import QueryInterrupted, Results
 
-from ckptdb.catalog.answering import Failed, Late, NothingAsked, Question, Row, TooLarge
+from ckptdb.catalog.bounded_query import BoundedQuery, EmptyQuery, Failed, Late, Row, TooLarge
 from ckptdb.catalog.worker import Place, Workers
 
 # Datasette switches on, for all of a process, that whatever our functions and limits raise within
@@ -70,7 +70,7 @@ def current_page() -> Page:
 
 def make_question(
     page: Page, sql: str, parameters: Any, *, limit: int | None, milliseconds: float
-) -> Question:
+) -> BoundedQuery:
     """Return a query within the limits of the page.
 
     Raises:
@@ -79,7 +79,7 @@ def make_question(
     seconds = min(milliseconds / 1000, page.seconds_left)
     if seconds <= 0:
         raise QueryInterrupted(Late(), sql, parameters)
-    return Question(
+    return BoundedQuery(
         sql=sql,
         parameters={} if parameters is None else parameters,
         limit=limit,
@@ -89,7 +89,7 @@ def make_question(
     )
 
 
-def answer(workers: Workers, place: Place, question: Question, page: Page) -> Results:
+def answer(workers: Workers, place: Place, question: BoundedQuery, page: Page) -> Results:
     """Answer a query of a page.
 
     Raises:
@@ -100,20 +100,20 @@ def answer(workers: Workers, place: Place, question: Question, page: Page) -> Re
     try:
         # In a thread by now: waiting for one is no part of what it takes.
         with page.spending():
-            outcome = workers.ask(place, question, rows.extend)
+            outcome = workers.query(place, question, rows.extend)
     except Failed as failed:
         raise _as_datasette(failed.error, question) from failed.error
     description = tuple((column, *[None] * 6) for column in outcome.columns)
     return Results(_with_names(outcome.columns, rows), outcome.truncated, description)
 
 
-def _as_datasette(error: Exception, question: Question) -> Exception:
+def _as_datasette(error: Exception, question: BoundedQuery) -> Exception:
     if isinstance(error, Late):
         interrupted: Exception = QueryInterrupted(error, question.sql, question.parameters)
         return interrupted
     if isinstance(error, TooLarge):
         return sqlite3.OperationalError(f"the query was stopped: {error}; ask for less")
-    if isinstance(error, NothingAsked):
+    if isinstance(error, EmptyQuery):
         return sqlite3.OperationalError("there is no question in it")
     return error
 

@@ -1,4 +1,4 @@
-"""One query on an open connection: its rows, counted while they are read, or what is wrong."""
+"""Bounded query: a statement of a person, answered within limits of time, rows and bytes."""
 
 from __future__ import annotations
 
@@ -31,8 +31,8 @@ OUT_OF_MEMORY: Final = "it needs more memory than it may take"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Question:
-    """One statement, and how much it may take.
+class BoundedQuery:
+    """One statement with its limits.
 
     Attributes:
         parameters: Values by name, or in order.
@@ -52,13 +52,13 @@ class Question:
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """What is known of an answer after its last row; ``truncated`` when the limit cut it."""
+    """The end of an answer; ``truncated`` when the limit cut it."""
 
     columns: tuple[str, ...]
     truncated: bool
 
 
-class NothingAsked(Exception):
+class EmptyQuery(Exception):
     """The statement has no answer: it is empty, or a comment."""
 
 
@@ -75,7 +75,7 @@ class Failed(Exception):
     """A query that SQLite did not answer.
 
     Attributes:
-        error: What was raised: the driver's, `NothingAsked`, `TooLarge` or `Late`.
+        error: What was raised: the driver's, `EmptyQuery`, `TooLarge` or `Late`.
         refusal: What the query is not allowed to do, if it was that.
         spots: Where in the query the fault is, as far as that is known.
     """
@@ -88,7 +88,9 @@ class Failed(Exception):
         return type(self), (self.error, self.refusal, self.spots)
 
 
-def answer(raw: sqlite3.Connection, base: Path | None, question: Question, sink: Sink) -> Outcome:
+def answer(
+    raw: sqlite3.Connection, base: Path | None, question: BoundedQuery, sink: Sink
+) -> Outcome:
     """Answer a query on a connection of its own, which is fit for nothing else afterwards.
 
     Args:
@@ -99,7 +101,7 @@ def answer(raw: sqlite3.Connection, base: Path | None, question: Question, sink:
 
     Raises:
         Failed: There is no answer.
-        KeyboardInterrupt: A signal's handler raised while SQLite asked us something.
+        KeyboardInterrupt: A signal's handler raised while SQLite called us back.
     """
     late = partial(is_late, time.monotonic() + question.timeout_seconds)
     authorizer = Authorizer()
@@ -116,24 +118,24 @@ def answer(raw: sqlite3.Connection, base: Path | None, question: Question, sink:
         raise _explain(error, authorizer, raw, question.sql) from error
     except MemoryError as error:
         raise Failed(TooLarge(OUT_OF_MEMORY)) from error
-    except (NothingAsked, TooLarge, Late, ValueError, OverflowError) as error:
+    except (EmptyQuery, TooLarge, Late, ValueError, OverflowError) as error:
         raise Failed(error) from error
 
 
 def collect(
-    cursor: Any, rows: Iterable[Any], question: Question, late: Callable[[], bool], sink: Sink
+    cursor: Any, rows: Iterable[Any], question: BoundedQuery, late: Callable[[], bool], sink: Sink
 ) -> Outcome:
     """Pass on the rows of an answer, as many and as long as they may be.
 
     Args:
         cursor: Has a ``description`` after its first row.
         rows: Of it.
-        question: What was asked.
+        question: The query.
         late: Whether its time is over.
         sink: Gets the rows.
 
     Raises:
-        NothingAsked: It has no columns.
+        EmptyQuery: It has no columns.
         TooLarge: It is longer than ``largest_bytes``, or has more than ``most_values``.
         Late: Its time is over.
     """
@@ -146,7 +148,7 @@ def collect(
             truncated = True
             break
         if not number:
-            # What it is shown as may repeat the names of columns in each row.
+            # The printed answer may repeat the names of columns in each row.
             row_bytes += sum(len(column[0]) for column in cursor.description)
         if most_values is not None and (number + 1) * len(row) > most_values:
             raise TooLarge(f"its answer has more than {most_values} values")
@@ -162,13 +164,13 @@ def collect(
             sink(batch)
             batch, size, room = [], 0, room - size
     if cursor.description is None:
-        raise NothingAsked
+        raise EmptyQuery
     sink(batch)
     return Outcome(tuple(str(column[0]) for column in cursor.description), truncated)
 
 
 def is_late(deadline: float) -> bool:
-    """Tell whether a moment of the monotonic clock has passed."""
+    """Return whether a time of the monotonic clock has passed."""
     return time.monotonic() > deadline
 
 
@@ -178,9 +180,9 @@ def code_of(error: Exception) -> int:
 
 
 def _lost_something(error: Exception, authorizer: Authorizer, late: bool) -> bool:  # noqa: FBT001
-    """Whether a signal's handler raised while SQLite asked us something.
+    """Return whether a signal's handler raised while SQLite called us back.
 
-    SQLite takes that for a no and loses what was raised: Ctrl-C, or something as final.
+    SQLite takes that for a refusal and loses the exception: Ctrl-C, or something as final.
     """
     stopped = code_of(error) == sqlite3.SQLITE_INTERRUPT and not late
     # Of a function it says so in words alone.
