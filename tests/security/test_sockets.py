@@ -16,7 +16,7 @@ import uvicorn
 from tests.support.planting import plant
 from tests.support.serving import serving
 
-from ckptdb.web.connections import Limits, bounded, find_superfluous, network
+from ckptdb.web.connections import ConnectionLimits, bounded, find_superfluous, network
 
 ENDLESS = "with recursive c(x) as (select 1 union all select x+1 from c) select count(*) from c"
 
@@ -110,7 +110,7 @@ def hasty():
         await send({"type": "http.response.start", "status": 200, "headers": []})
         await send({"type": "http.response.body", "body": bytes(30_000_000)})
 
-    limits = Limits(most=20, most_of_one=20, patience_seconds=0.5)
+    limits = ConnectionLimits(most=20, most_of_one=20, patience_seconds=0.5)
     config = uvicorn.Config(
         answer, http=bounded(limits), ws="none", lifespan="off", log_config=None
     )  # fmt: skip
@@ -330,7 +330,7 @@ def held(peer, since, *, busy=False):
     return SimpleNamespace(peer=peer, since=since, is_busy=busy)
 
 
-LIMITS = Limits(most=4, most_of_one=3)
+LIMITS = ConnectionLimits(most=4, most_of_one=3)
 
 
 @pytest.mark.parametrize(
@@ -354,7 +354,12 @@ def test_of_too_many_connections_the_one_that_waits_for_longest_goes(before, new
 
 
 def test_few_open_files_mean_few_connections():
-    assert [Limits.of(files).most for files in (64, 256, 1024, 2**40)] == [16, 64, 128, 128]
+    assert [ConnectionLimits.of(files).most for files in (64, 256, 1024, 2**40)] == [
+        16,
+        64,
+        128,
+        128,
+    ]
 
 
 def test_addresses_of_one_network_are_one():

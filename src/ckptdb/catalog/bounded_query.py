@@ -13,8 +13,8 @@ from typing import Any, Final
 from ckptdb.catalog.error_position import Spot, find_spots
 from ckptdb.catalog.sandbox import Authorizer, confine
 
-Row = tuple[Any, ...]
-Sink = Callable[[list[Row]], None]
+QueryRow = tuple[Any, ...]
+Sink = Callable[[list[QueryRow]], None]
 """Takes some rows of an answer."""
 
 STEPS: Final = 100
@@ -139,7 +139,7 @@ def collect(
         TooLarge: It is longer than ``largest_bytes``, or has more than ``most_values``.
         Late: Its time is over.
     """
-    batch, size, room, truncated = list[Row](), 0, question.largest_bytes, False
+    batch, size, room, truncated = list[QueryRow](), 0, question.largest_bytes, False
     row_bytes, most_values = _ROW_BYTES, question.most_values
     for number, row in enumerate(rows):
         if late():

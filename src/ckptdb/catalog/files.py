@@ -50,7 +50,9 @@ _TRAILER_BYTES: Final = 16
 """What a journal that names a super-journal ends with: length of that name, checksum, magic."""
 
 
-class Look(NamedTuple):  # made before every question, and a dataclass takes three times as long
+class FileState(
+    NamedTuple
+):  # made before every question, and a dataclass takes three times as long
     """A file from outside, to be compared with a later look."""
 
     device: int
@@ -60,13 +62,15 @@ class Look(NamedTuple):  # made before every question, and a dataclass takes thr
     ctime_ns: int
 
 
-def look_at(file: Path) -> Look | None:
+def look_at(file: Path) -> FileState | None:
     """Return what a file looks like from outside, None when it is not there; follows no link."""
     try:
         found = os.lstat(file)
     except OSError:
         return None
-    return Look(found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns, found.st_ctime_ns)
+    return FileState(
+        found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns, found.st_ctime_ns
+    )
 
 
 def identity_of(file: Path) -> tuple[int, int] | None:

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from tempfile import SpooledTemporaryFile, gettempdir
 from typing import Any, Final, Self
 
-from ckptdb.catalog.bounded_query import Outcome, Row
+from ckptdb.catalog.bounded_query import Outcome, QueryRow
 from ckptdb.errors import QueryTooLarge
 
 _IN_MEMORY_BYTES: Final = 1 << 20
@@ -34,7 +34,7 @@ class Spool:
     def __exit__(self, *_: object) -> None:
         self._file.close()
 
-    def add(self, rows: list[Row]) -> None:
+    def add(self, rows: list[QueryRow]) -> None:
         """Append some rows.
 
         Raises:

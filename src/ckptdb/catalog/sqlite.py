@@ -72,7 +72,7 @@ class Sqlite(Dialect):
         self._file = file
         self._mode = "rwc" if create else "rw"
         self._durable = durable
-        self._seen: tuple[int | None, files.Look | None] = None, None
+        self._seen: tuple[int | None, files.FileState | None] = None, None
 
     def engine(self) -> Engine:
         if self._file is None:

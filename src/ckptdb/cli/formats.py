@@ -33,7 +33,7 @@ _SLOW_CHARACTER: Final = 4
 _MARKDOWN = str.maketrans({"\\": "\\\\", "|": "\\|", "<": "&lt;", "&": "&amp;"})
 """Characters that would end a cell, or be HTML."""
 
-Row = Sequence[Any]
+TableRow = Sequence[Any]
 
 
 def echo_json(content: object) -> None:
@@ -41,7 +41,7 @@ def echo_json(content: object) -> None:
     echo_parts([_dump_json(content, indent=2), "\n"])
 
 
-def print_rows(columns: Sequence[str], rows: Iterable[Row], form: str) -> None:
+def print_rows(columns: Sequence[str], rows: Iterable[TableRow], form: str) -> None:
     """Print rows in one of `FORMATS`; bytes as hexadecimal digits."""
     rows = (list(map(_as_hexadecimal, row)) for row in rows)
     if form in ("json", "jsonl"):
@@ -79,7 +79,7 @@ def _dump_json(content: object, *, indent: int | None = None) -> str:
     return json.dumps(content, indent=indent).replace("\x7f", "\\u007f")
 
 
-def _limit_table(columns: Sequence[str], rows: Iterable[Row]) -> Iterator[list[str]]:
+def _limit_table(columns: Sequence[str], rows: Iterable[TableRow]) -> Iterator[list[str]]:
     """Yield the rows of a table; each cell is printed as wide as the widest of its column.
 
     Raises:
@@ -142,7 +142,7 @@ def _as_json(value: object) -> object:
     return value if value is None or isinstance(value, int | str) else str(value)
 
 
-def _print_separated(columns: Sequence[str], rows: Iterable[Row], delimiter: str) -> None:
+def _print_separated(columns: Sequence[str], rows: Iterable[TableRow], delimiter: str) -> None:
     # On a terminal, a cell with a line break must not look like two rows.
     spell = _make_inert_line if sys.stdout.isatty() else inert
 
@@ -162,7 +162,7 @@ def _make_inert_line(value: object) -> object:
     return inert(clean(value) if isinstance(value, str) else value)
 
 
-def _print_markdown(columns: Sequence[str], rows: Iterable[Row]) -> None:
+def _print_markdown(columns: Sequence[str], rows: Iterable[TableRow]) -> None:
     def line(cells: Iterable[object]) -> str:
         return "| " + " | ".join(clean(cell).translate(_MARKDOWN) for cell in cells) + " |\n"
 

@@ -46,7 +46,7 @@ _POINTS: Final = 4_000
 
 
 @dataclass(frozen=True, slots=True)
-class Look:
+class PlotStyle:
     """Appearance of a curve: its colour and the sign of its dots."""
 
     dot: str
@@ -85,16 +85,16 @@ def plot(
 COMMANDS = (plot,)
 
 
-def look(index: int, *, coloured: bool) -> Look:
+def look(index: int, *, coloured: bool) -> PlotStyle:
     """Return the appearance of a curve by its index."""
     if not coloured:
-        return Look(_LETTERS[index % len(_LETTERS)], None)
+        return PlotStyle(_LETTERS[index % len(_LETTERS)], None)
     row, colour = divmod(index, len(_COLOURS))
-    return Look(_DOTS[row % len(_DOTS)], _COLOURS[colour])
+    return PlotStyle(_DOTS[row % len(_DOTS)], _COLOURS[colour])
 
 
 def draw(
-    name: str, curves: Sequence[Curve], looks: Sequence[Look], axis: Axis, *, columns: int
+    name: str, curves: Sequence[Curve], looks: Sequence[PlotStyle], axis: Axis, *, columns: int
 ) -> str:
     """Return the drawing as lines of text, with escapes for colour only where there is one."""
     canvas = _canvas()
@@ -207,7 +207,7 @@ def _labels(ticks: Sequence[float], axis: Axis) -> list[str]:
     return [datetime.fromtimestamp(tick, tz=UTC).strftime(form) for tick in ticks]
 
 
-def _print_legend(curves: Sequence[Curve], looks: Sequence[Look]) -> None:
+def _print_legend(curves: Sequence[Curve], looks: Sequence[PlotStyle]) -> None:
     ranked = any(curve.mode is not None for curve in curves)
     columns = ["", "run", *(["best", "at step"] if ranked else ["lowest", "highest"]),
                "latest", "at step", "kept", "deleted"]  # fmt: skip

@@ -75,7 +75,7 @@ def parse(text: str) -> Condition:
         InvalidCondition: The text is no expression, more than one, or compares a number with a
             text.
     """
-    return _Reader(text).read()
+    return _ConditionParser(text).read()
 
 
 def check(condition: Condition) -> None:
@@ -106,7 +106,7 @@ def written(name: str) -> str:
     return name if plain else '"' + name.replace('"', '""') + '"'
 
 
-class _Reader:
+class _ConditionParser:
     """The parser of one text."""
 
     def __init__(self, text: str) -> None:

@@ -80,14 +80,14 @@ def check(text: str, tokens: list[Token]) -> None:
     Raises:
         Mixed: It does.
     """
-    reader = _Reader(text, tokens)
+    reader = _KindParser(text, tokens)
     try:
         reader.read(_OR)
     except (_Stray, RecursionError):  # a database has a limit of its own
         return
 
 
-class _Reader:
+class _KindParser:
     """A parser that reads a condition from left to right."""
 
     def __init__(self, text: str, tokens: list[Token]) -> None:

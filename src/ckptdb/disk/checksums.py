@@ -24,7 +24,7 @@ _PART_BYTES = 1024 * 1024
 _FLAGS = os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC
 
 
-class Stopped(Exception):  # a signal to the caller, not an error
+class ChecksumStopped(Exception):  # a signal to the caller, not an error
     """The caller stopped the reading of a file."""
 
     def __init__(self, read_bytes: int) -> None:
@@ -86,7 +86,7 @@ def compare_file(
         goes_on: Asked now and then with how many bytes have been read, whether to read the others.
 
     Raises:
-        Stopped: The caller stopped it.
+        ChecksumStopped: The caller stopped it.
     """
     expected = content.checksums.get(name)
     if expected is None or not expected.startswith(f"{ALGORITHM}:"):
@@ -126,7 +126,7 @@ def _checksum(
             digest.update(buffer[:count])
             size -= count
             if size and goes_on is not None and not goes_on(found.st_size - size):
-                raise Stopped(found.st_size - size)
+                raise ChecksumStopped(found.st_size - size)
     finally:
         os.close(handle)
     return f"{ALGORITHM}:{digest.hexdigest()}" if size == 0 else None

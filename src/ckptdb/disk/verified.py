@@ -22,7 +22,7 @@ _NAME = "verified.json"
 
 
 @dataclass(slots=True)
-class Stopped:
+class StoppedAt:
     """Files that were not verified for lack of time.
 
     Attributes:
@@ -46,7 +46,7 @@ class Verified:
 
     at: dict[str, str] = field(default_factory=dict)
     unfinished: dict[str, list[str]] = field(default_factory=dict)
-    stopped: dict[str, Stopped] = field(default_factory=dict)
+    stopped: dict[str, StoppedAt] = field(default_factory=dict)
 
 
 def load(hidden: Path, depth: VerifyDepth, *, now: str) -> Verified:
@@ -94,12 +94,12 @@ def _mapping(content: object, key: str) -> Mapping[str, Any]:
     return found if isinstance(found, dict) else {}
 
 
-def _stopped(content: object, now: str) -> Stopped | None:
+def _stopped(content: object, now: str) -> StoppedAt | None:
     files = content.get("files") if isinstance(content, dict) else None
     at = content.get("at") if isinstance(content, dict) else None
     if not isinstance(files, list) or not isinstance(at, str) or not _is_time(at) or at > now:
         return None
-    return Stopped(at, list(map(str, files)))
+    return StoppedAt(at, list(map(str, files)))
 
 
 def _is_time(text: object) -> bool:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from ckptdb.catalog.catalog import Catalog
 from ckptdb.catalog.engine import Database
-from ckptdb.catalog.files import Look, look_at
+from ckptdb.catalog.files import FileState, look_at
 from ckptdb.catalog.memory_copy import find_memory_copy
 from ckptdb.catalog.worker import Workers
 from ckptdb.core import warnings
@@ -42,7 +42,7 @@ class CatalogAccess:
         self.workers = Workers()
         self._place = place
         self._opened: Catalog | None = None
-        self._copied: Look | None = None
+        self._copied: FileState | None = None
         self._copied_because: CatalogError | None = None
         self._is_deciding = False
         self._is_doubted = False

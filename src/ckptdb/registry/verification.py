@@ -25,7 +25,7 @@ from ckptdb.disk import (
     verified,
 )
 from ckptdb.disk.manifest import Compared
-from ckptdb.disk.verified import Stopped, Verified, VerifyDepth
+from ckptdb.disk.verified import StoppedAt, Verified, VerifyDepth
 from ckptdb.errors import ChecksumsUnavailable, IndexStale, UnreadableInfo
 from ckptdb.reconcile.plan_published import compare_published, keep_damage
 
@@ -213,7 +213,7 @@ class Verifier:
                     one = checksums.compare_file(
                         found.path, name, content, goes_on=self._has_time_to_read
                     )
-                except checksums.Stopped as stopped:
+                except checksums.ChecksumStopped as stopped:
                     self._note_stopped(found, name, stopped.read_bytes, content, notes)
                     break
             each.append(one)
@@ -239,7 +239,7 @@ class Verifier:
         self._begun = True
         before = notes.stopped.get(found.uuid)
         files = [one for one in before.files if one != name] if before else []
-        notes.stopped[found.uuid] = Stopped(utc(time.time()), [*files, name])
+        notes.stopped[found.uuid] = StoppedAt(utc(time.time()), [*files, name])
         read, size = human_bytes(read_bytes), human_bytes(content.files[name])
         self._stopped[found.uuid] = f"only {read} of the {size} of {found.path / name} were read"
 
@@ -275,7 +275,7 @@ def _find_last(notes: Verified, uuid: str) -> str:
     return max(notes.at.get(uuid, ""), stopped.at if stopped else "")
 
 
-def _order_files(content: Manifest, stopped: Stopped | None) -> list[str]:
+def _order_files(content: Manifest, stopped: StoppedAt | None) -> list[str]:
     """Return the listed files; those that there was too little time for come last."""
     last = {name: at for at, name in enumerate(stopped.files)} if stopped else {}
     return sorted(content.files, key=lambda name: last.get(name, -1))

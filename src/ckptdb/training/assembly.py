@@ -11,7 +11,7 @@ from ckptdb.reconcile.location import find_location
 from ckptdb.training import config as configuration
 from ckptdb.training.checksum_worker import ChecksumWorker
 from ckptdb.training.manager_settings import ManagerSettings
-from ckptdb.training.metric_change import MetricChange
+from ckptdb.training.metric_change import RankingChange
 from ckptdb.training.pruning import Pruner
 from ckptdb.training.recent_saves import RecentSaves, SaveCost, find_recorded
 from ckptdb.training.resuming import Resuming
@@ -47,7 +47,7 @@ class AssembledManager(ManagerSettings):
         self._scheduler = SaveScheduler(limits, self._signals, recent, saves=settings.enabled)
         worker = ChecksumWorker(self._publisher) if settings.checksums else None
         self._resuming = Resuming(self._parts, worker)
-        change = MetricChange(self._publisher, is_accepted=settings.accept_metric_change)
+        change = RankingChange(self._publisher, is_accepted=settings.accept_metric_change)
         self._pruner = Pruner(self._parts, change)
         self._recent = recent
         self._saver = Saver(

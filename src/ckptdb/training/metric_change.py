@@ -20,7 +20,7 @@ from ckptdb.retention import Policy
 _logger = logging.getLogger("ckptdb")
 
 
-class MetricChange:
+class RankingChange:
     """The difference between a manager's metric and the one that its run has recorded.
 
     Args:

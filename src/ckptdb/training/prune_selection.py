@@ -68,7 +68,7 @@ class PruneRules:
 
 
 @dataclass(frozen=True, slots=True)
-class Selection:
+class PruneSelection:
     """Checkpoints that a prune removes.
 
     Attributes:
@@ -99,16 +99,16 @@ class _Judged:
     def removed(self) -> list[Decision]:
         return [decision for decision in self.decisions if not decision.keep]
 
-    def select(self) -> Selection:
+    def select(self) -> PruneSelection:
         removed = tuple(sorted(self.removed, key=lambda decision: decision.step))
         is_settled = bool(removed) or any(decision.is_previous for decision in self.decisions)
-        return Selection(removed, is_settled)
+        return PruneSelection(removed, is_settled)
 
 
 _NOTHING = _Judged()
 
 
-def select(index: RunIndex, directory: Path, rules: PruneRules) -> Selection:
+def select(index: RunIndex, directory: Path, rules: PruneRules) -> PruneSelection:
     """Return the checkpoints of a run that no retention rule keeps.
 
     Args:
@@ -122,13 +122,13 @@ def select(index: RunIndex, directory: Path, rules: PruneRules) -> Selection:
     policy = rules.policy
     followed = index.find_followed()
     if not policy.has_limit or (followed and policy.keeps_all(followed.at_most)):
-        return Selection()
+        return PruneSelection()
     judging = _Judging(index, directory, rules)
     # A stamp that only our own changes have advanced may hide a change that somebody made by hand
     # in between. It is exact enough to see that nothing goes, not to choose what goes.
     judged = index.query(judging.judge_below_best, nothing=_NOTHING, trust_own=True)
     if all(decision.keep and not decision.is_previous for decision in judged.decisions):
-        return Selection()
+        return PruneSelection()
     followed = index.find_followed()
     if followed and followed.is_fresh and _is_confirmed(directory, rules, judged, followed):
         return judged.select()
@@ -141,7 +141,7 @@ def select(index: RunIndex, directory: Path, rules: PruneRules) -> Selection:
         index.read_everything()
         confirmed = index.query(judging.judge_and_compare, nothing=none)
     # Files that still differ are being changed at this moment: the next prune tries again.
-    return Selection(is_contradicted=True) if confirmed is None else confirmed.select()
+    return PruneSelection(is_contradicted=True) if confirmed is None else confirmed.select()
 
 
 def plan_all(index: RunIndex, directory: Path, rules: PruneRules) -> RetentionPlan:

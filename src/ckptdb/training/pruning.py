@@ -14,8 +14,8 @@ from ckptdb.core.records import Checkpoint
 from ckptdb.errors import DeletionIncomplete, JournalInDoubt, PlanChanged
 from ckptdb.retention import Decision, Policy, RetentionPlan
 from ckptdb.training import deletions, prune_selection
-from ckptdb.training.metric_change import MetricChange
-from ckptdb.training.prune_selection import PruneRules, Selection
+from ckptdb.training.metric_change import RankingChange
+from ckptdb.training.prune_selection import PruneRules, PruneSelection
 from ckptdb.training.run_parts import RunParts
 
 _logger = logging.getLogger("ckptdb")
@@ -43,7 +43,7 @@ class Pruner:
         metric_change: Change of the metric that ranks the run.
     """
 
-    def __init__(self, parts: RunParts, metric_change: MetricChange) -> None:
+    def __init__(self, parts: RunParts, metric_change: RankingChange) -> None:
         self._parts = parts
         self._metric_change = metric_change
         self._checked_metrics: set[str] = set()
@@ -153,7 +153,7 @@ class Pruner:
         previous = self._metric_change.find_previous(policy)
         return PruneRules(policy, exclude_latest, in_use, previous)
 
-    def _select(self, rules: PruneRules) -> Selection:
+    def _select(self, rules: PruneRules) -> PruneSelection:
         return prune_selection.select(self._parts.index, self._parts.directory, rules)
 
     def _retire(self, removed: Sequence[Decision]) -> None:
@@ -172,7 +172,7 @@ class Pruner:
         if failure is not None:
             raise failure
 
-    def _settle(self, rules: PruneRules, selection: Selection) -> None:
+    def _settle(self, rules: PruneRules, selection: PruneSelection) -> None:
         if rules.previous is not None and selection.is_settled:
             self._metric_change.settle(rules.policy)
 

@@ -16,7 +16,7 @@ from ckptdb.disk.trainer_lock import TrainerLock
 from ckptdb.disk.training_info import dump_info
 from ckptdb.errors import CkptdbError
 from ckptdb.training.checksum_worker import ChecksumWorker
-from ckptdb.training.metric_change import MetricChange
+from ckptdb.training.metric_change import RankingChange
 from ckptdb.training.pruning import CurrentRules, Pruner
 from ckptdb.training.recent_saves import RecentSaves
 from ckptdb.training.resuming import Resuming
@@ -54,7 +54,7 @@ class Saver:
         options: SaveOptions,
         *,
         pruner: Pruner,
-        metric_change: MetricChange,
+        metric_change: RankingChange,
         scheduler: SaveScheduler,
         recent: RecentSaves,
         resuming: Resuming,

@@ -13,7 +13,7 @@ from contextlib import contextmanager
 from contextvars import ContextVar
 from typing import Final, Literal
 
-from ckptdb.web.gate import ASSETS, App, Message, Receive, Scope, Send, say
+from ckptdb.web.gate import ASSETS, App, Message, Receive, RequestScope, Send, say
 
 AT_ONCE: Final = 4
 """Queries that run at a time."""
@@ -51,7 +51,7 @@ class Admission:
         self._waiting = Counter[RequestKind]()
         self._held_bytes = 0
 
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+    async def __call__(self, scope: RequestScope, receive: Receive, send: Send) -> None:
         """Answer, or refuse when there are too many of that kind."""
         kind = self._kind(scope)
         if kind is None:
@@ -85,7 +85,7 @@ class Admission:
         finally:
             self._held_bytes -= size_bytes
 
-    def _kind(self, scope: Scope) -> RequestKind | None:
+    def _kind(self, scope: RequestScope) -> RequestKind | None:
         path = f"/{str(scope.get('path', '/')).removeprefix(self._base)}".replace("//", "/", 1)
         if scope["type"] != "http" or path.startswith(ASSETS):
             return None

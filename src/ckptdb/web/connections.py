@@ -24,7 +24,7 @@ _TOO_LARGE: Final = (
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Limits:
+class ConnectionLimits:
     """Limits on connections and requests.
 
     Attributes:
@@ -46,7 +46,7 @@ class Limits:
     backlog: int = 64
 
     @classmethod
-    def of(cls, open_files: int) -> Limits:
+    def of(cls, open_files: int) -> ConnectionLimits:
         """Return limits that leave most of the files that a process may open to other uses."""
         quarter = max(open_files // 4, 8)
         most = min(quarter, 128)
@@ -68,7 +68,7 @@ _Connection = TypeVar("_Connection", bound=OpenConnection)
 
 
 def find_superfluous(
-    connections: Collection[_Connection], newest: _Connection, limits: Limits
+    connections: Collection[_Connection], newest: _Connection, limits: ConnectionLimits
 ) -> _Connection | None:
     """Return the connection that has to be closed because of the newest one, if any.
 
@@ -85,7 +85,7 @@ def find_superfluous(
 class Connection(H11Protocol):
     """A connection within its limits."""
 
-    limits: ClassVar[Limits]
+    limits: ClassVar[ConnectionLimits]
 
     def __init__(self, *args: Any, **options: Any) -> None:
         """Make a connection as uvicorn does."""
@@ -165,7 +165,7 @@ class Connection(H11Protocol):
             self.transport.abort()
 
 
-def bounded(limits: Limits) -> type[Connection]:
+def bounded(limits: ConnectionLimits) -> type[Connection]:
     """Return the class of connections within these limits, as uvicorn takes it."""
     return type("BoundedConnection", (Connection,), {"limits": limits})
 

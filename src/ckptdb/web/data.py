@@ -17,7 +17,7 @@ from ckptdb.core.ranking import rank_key
 from ckptdb.core.records import Run, Status
 from ckptdb.core.times import seconds, utc
 from ckptdb.registry import Registry
-from ckptdb.web.snapshot import Deletion, Point, RunSnapshot, Saves, Snapshot
+from ckptdb.web.snapshot import DeletedCheckpoint, Point, RunSnapshot, Saves, Snapshot
 
 NUMBERS: Final = 120_000
 """Approximate number of values in the page, shared among points and their metrics."""
@@ -186,11 +186,11 @@ class _Reading:
             )
         return tuple(found)
 
-    def deletions(self) -> tuple[Deletion, ...]:
+    def deletions(self) -> tuple[DeletedCheckpoint, ...]:
         """Return the newest deletions, the newest first."""
         names = {run_id: self._runs[row[1]].name for run_id, row in self._summary.items()}
         return tuple(
-            Deletion(run=names[run_id], step=step, at=at, reason=reason, size_bytes=size)
+            DeletedCheckpoint(run=names[run_id], step=step, at=at, reason=reason, size_bytes=size)
             for run_id, step, at, reason, size in self._query(_DELETIONS)
         )
 

@@ -25,11 +25,11 @@ from urllib.parse import parse_qsl, urlencode
 
 from ckptdb.web import origin
 
-Scope = MutableMapping[str, Any]
+RequestScope = MutableMapping[str, Any]
 Message = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[Message]]
 Send = Callable[[Message], Awaitable[None]]
-App = Callable[[Scope, Receive, Send], Awaitable[None]]
+App = Callable[[RequestScope, Receive, Send], Awaitable[None]]
 
 LOOPBACK: Final = frozenset({"localhost", "127.0.0.1", "[::1]"})
 """Names of the machine itself, on any port: a tunnel has another one."""
@@ -105,7 +105,7 @@ class Gate:
         self._cookie = f"ckptdb-{secrets.token_hex(4)}"
         self._ticket = secrets.token_urlsafe(32)
 
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+    async def __call__(self, scope: RequestScope, receive: Receive, send: Send) -> None:
         """Answer, or let the application answer."""
         if scope["type"] == "lifespan":
             await self._app(scope, receive, send)
@@ -114,7 +114,7 @@ class Gate:
         else:  # A websocket: nothing here speaks it.
             await send({"type": "websocket.close", "code": 1008})
 
-    async def _serve(self, scope: Scope, receive: Receive, send: Send) -> None:
+    async def _serve(self, scope: RequestScope, receive: Receive, send: Send) -> None:
         given_headers = _read_headers(scope)
         if scope["method"] not in ("GET", "HEAD"):
             await say(send, 405, "Only GET and HEAD are answered.", (b"allow", b"GET, HEAD"))
@@ -139,14 +139,14 @@ class Gate:
             headers = [pair for pair in scope["headers"] if pair[0].lower() != b"cookie"]
             await self._app({**scope, "method": "GET", "headers": headers}, receive, send)
 
-    def _path(self, scope: Scope) -> str:
+    def _path(self, scope: RequestScope) -> str:
         """Return the path of a page, without the directory of the pages."""
         path, base = str(scope["path"]), self._rules.base
         return f"/{path[len(base) :]}" if _same(path[: len(base)], base) else path
 
     # --- from which page -----------------------------------------------------------------
 
-    def _refusal(self, scope: Scope, given_headers: origin.Headers) -> str | None:
+    def _refusal(self, scope: RequestScope, given_headers: origin.Headers) -> str | None:
         if self._rules.token is None and origin.is_mute_browser(given_headers):
             return _MUTE
         if not origin.is_foreign(given_headers, given_headers["host"][0].lower()):
@@ -167,7 +167,7 @@ class Gate:
 
     # --- which token ---------------------------------------------------------------------
 
-    def _token_in_address(self, scope: Scope) -> str | None:
+    def _token_in_address(self, scope: RequestScope) -> str | None:
         if self._rules.token is None:
             return None
         return next((value for name, value in _query(scope) if name == "token"), None)
@@ -175,7 +175,7 @@ class Gate:
     def _is_token(self, given: str) -> bool:
         return _same(given, str(self._rules.token))
 
-    async def _let_in(self, scope: Scope, given_headers: origin.Headers, send: Send) -> None:
+    async def _let_in(self, scope: RequestScope, given_headers: origin.Headers, send: Send) -> None:
         rest = urlencode([pair for pair in _query(scope) if pair[0] != "token"])
         path = scope.get("raw_path", b"/").decode("ascii", "replace").partition("?")[0]
         # One slash, or the browser would take what follows for another machine.
@@ -191,7 +191,7 @@ class Gate:
         html = (b"content-type", b"text/html; charset=utf-8")
         await say(send, 200, f'<a href="{escape(location)}">Checkpoints</a>', given, onward, html)
 
-    def _may_enter(self, scope: Scope, given_headers: origin.Headers) -> bool:
+    def _may_enter(self, scope: RequestScope, given_headers: origin.Headers) -> bool:
         if self._rules.token is None:
             return True
         tickets = [
@@ -212,7 +212,7 @@ class Gate:
 
     # --- what is sent along --------------------------------------------------------------
 
-    def _with_headers(self, scope: Scope, send: Send) -> Send:
+    def _with_headers(self, scope: RequestScope, send: Send) -> Send:
         rules, head = self._rules, scope["method"] == "HEAD"
         path = self._path(scope)
         policy = rules.page_policy if path == "/" else rules.table_policy
@@ -255,18 +255,18 @@ def _same(one: str, other: str) -> bool:
     return hmac.compare_digest(one.encode(), other.encode())
 
 
-def _read_headers(scope: Scope) -> origin.Headers:
+def _read_headers(scope: RequestScope) -> origin.Headers:
     given_headers: dict[str, list[str]] = {}
     for name, value in scope["headers"]:
         given_headers.setdefault(name.decode("latin-1").lower(), []).append(value.decode("latin-1"))
     return given_headers
 
 
-def _query_string(scope: Scope) -> bytes:
+def _query_string(scope: RequestScope) -> bytes:
     return bytes(scope.get("query_string", b""))
 
 
-def _query(scope: Scope) -> list[tuple[str, str]]:
+def _query(scope: RequestScope) -> list[tuple[str, str]]:
     return parse_qsl(_query_string(scope).decode("latin-1"), keep_blank_values=True)
 
 

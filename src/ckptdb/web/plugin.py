@@ -39,7 +39,7 @@ from ckptdb.errors import CkptdbError
 from ckptdb.registry import Registry
 from ckptdb.web import admission, questions, report
 from ckptdb.web.data import take_snapshot
-from ckptdb.web.gate import App, Receive, Scope, Send
+from ckptdb.web.gate import App, Receive, RequestScope, Send
 
 NAME: Final = "catalog"
 """Name of the database in every address, wherever the file is."""
@@ -87,7 +87,7 @@ class Plugin:
         seconds = datasette.sql_time_limit_ms / 1000 * questions.LIMITS_A_PAGE
 
         def wrap(app: App) -> App:
-            async def bounded(scope: Scope, receive: Receive, send: Send) -> None:
+            async def bounded(scope: RequestScope, receive: Receive, send: Send) -> None:
                 streams = b"_stream" in scope.get("query_string", b"")
                 with questions.making(questions.Page(None if streams else seconds)):
                     await app(scope, receive, send)

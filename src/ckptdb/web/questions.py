@@ -12,7 +12,7 @@ from typing import Any, Final
 
 from datasette.database import QueryInterrupted, Results
 
-from ckptdb.catalog.bounded_query import BoundedQuery, EmptyQuery, Failed, Late, Row, TooLarge
+from ckptdb.catalog.bounded_query import BoundedQuery, EmptyQuery, Failed, Late, QueryRow, TooLarge
 from ckptdb.catalog.worker import Place, Workers
 
 # Datasette switches on, for all of a process, that whatever our functions and limits raise within
@@ -96,7 +96,7 @@ def answer(workers: Workers, place: Place, question: BoundedQuery, page: Page) -
         QueryInterrupted: It ran for too long.
         sqlite3.Error: It is wrong, or too large.
     """
-    rows: list[Row] = []
+    rows: list[QueryRow] = []
     try:
         # In a thread by now: waiting for one is no part of what it takes.
         with page.spending():
@@ -118,7 +118,7 @@ def _as_datasette(error: Exception, question: BoundedQuery) -> Exception:
     return error
 
 
-def _with_names(columns: Sequence[str], rows: Sequence[Row]) -> list[sqlite3.Row]:
+def _with_names(columns: Sequence[str], rows: Sequence[QueryRow]) -> list[sqlite3.Row]:
     # Nothing but a cursor gives such a row its names.
     quoted = (column.replace('"', '""') for column in columns)
     names = ", ".join(f'NULL AS "{column}"' for column in quoted)

@@ -140,7 +140,7 @@ def serve(reopen: Callable[[], Registry], door: Door, ready: Callable[[], None])
     """
     import uvicorn
 
-    from ckptdb.web.connections import Limits, bounded
+    from ckptdb.web.connections import ConnectionLimits, bounded
 
     class Server(uvicorn.Server):
         async def startup(self, sockets: list[socket.socket] | None = None) -> None:
@@ -154,7 +154,7 @@ def serve(reopen: Callable[[], Registry], door: Door, ready: Callable[[], None])
                 # A thread is inside SQLite, and Python would wait for it. It only reads.
                 _die_of(self._captured_signals[-1])
 
-    limits = Limits.of(resource.getrlimit(resource.RLIMIT_NOFILE)[0])
+    limits = ConnectionLimits.of(resource.getrlimit(resource.RLIMIT_NOFILE)[0])
     with catalog_of(reopen) as catalog:
         config = uvicorn.Config(
             make_app(reopen, catalog, door, room=limits.most_of_one),

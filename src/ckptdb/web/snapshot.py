@@ -65,7 +65,7 @@ class Saves:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Deletion:
+class DeletedCheckpoint:
     """A deleted checkpoint, and the reason."""
 
     run: str
@@ -93,7 +93,7 @@ class Snapshot:
     metrics: tuple[str, ...]
     saves: tuple[Saves, ...]
     saves_every_seconds: int
-    deletions: tuple[Deletion, ...]
+    deletions: tuple[DeletedCheckpoint, ...]
     freed_bytes: int
 
     @property
