@@ -185,7 +185,7 @@ def _lost_something(error: Exception, authorizer: Authorizer, late: bool) -> boo
     SQLite takes that for a refusal and loses the exception: Ctrl-C, or something as final.
     """
     stopped = code_of(error) == sqlite3.SQLITE_INTERRUPT and not late
-    # Of a function it says so in words alone.
+    # For a function that is not allowed, SQLite sets no code, only a message.
     denied = code_of(error) == sqlite3.SQLITE_AUTH or str(error).startswith("not authorized")
     return stopped or (denied and authorizer.refusal is None)
 

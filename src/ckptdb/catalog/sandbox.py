@@ -46,7 +46,7 @@ def confine(raw: sqlite3.Connection, base: Path | None, authorizer: Authorizer) 
     """
     raw.text_factory = lambda found: found.decode(errors="replace")
     functions.define(raw, base, LONGEST_VALUE_BYTES)
-    # Or no view could call these. What else a view may call, the authorizer decides.
+    # Without this, views could not call these functions. The authorizer limits all others.
     raw.execute("PRAGMA trusted_schema = ON")
     raw.execute("PRAGMA mmap_size = 0")
     raw.execute("PRAGMA query_only = ON")

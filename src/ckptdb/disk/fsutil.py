@@ -91,8 +91,8 @@ def fsync_tree(top: Path, *, but: str = "") -> None:
         folders.append(f"{top}/{below}")
         here = [e.name for e in entries if e.is_file(follow_symlinks=False)]
         files += [f"{top}/{below}{name}" for name in here if below or name != but]
-    # Each takes the next one itself: to be handed them costs as much as flushing. In the end
-    # there is none left for anybody to begin with.
+    # The threads share one iterator, because handing out files costs as much as flushing them.
+    # Every thread stops when it is exhausted.
     left = iter(files)
     # Starting threads for two files costs more than it saves.
     count = _FSYNC_THREADS - 1 if len(files) > 2 else 0  # noqa: PLR2004
@@ -106,7 +106,7 @@ def fsync_tree(top: Path, *, but: str = "") -> None:
 
 
 def commit_file_system(path: Path) -> None:
-    """Make all durable that the file system of a path holds: some free what was removed only so."""
+    """Flush the file system of a path; some file systems free removed files only then."""
     if _libc_syncfs is None:
         return
     with paths.opened(path) as handle:

@@ -139,7 +139,7 @@ def iter_facts(hidden: Path, chain: LineChain, *, most_bytes: float = MOST_BYTES
 
 
 def read_lines(file: BinaryIO, most_bytes: float = MOST_BYTES) -> Iterator[bytes]:
-    """Yield line by line; of one that is too long to be ours only a word, not held in memory.
+    """Yield the lines of a journal; a short placeholder stands for a line that is too long.
 
     Args:
         file: An open journal; holes are skipped.

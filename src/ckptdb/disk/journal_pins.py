@@ -36,7 +36,7 @@ class Pins:
         return self._marks.doubt
 
     def find(self) -> frozenset[str]:
-        """Return the uuids that are pinned, understanding no more than that takes.
+        """Return the uuids of pinned checkpoints; only lines about pins are parsed.
 
         Raises:
             OSError: The journal is there and cannot be read.

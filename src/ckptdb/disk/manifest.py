@@ -170,10 +170,10 @@ def compare_file(folder: Path, name: str, manifest: Manifest) -> Compared:
 
 
 def unreadable(name: str, error: OSError) -> Compared:
-    """Return what it means that a file cannot be looked at: that of whom it is hidden from, none.
+    """Return the result for a file that cannot be read: a doubt without permission, else damage.
 
     Args:
-        name: The file's.
+        name: Name of the file.
         error: Error of reading it.
     """
     fault = f"{name}: {error.strerror}"
@@ -213,7 +213,7 @@ def _compare_link(folder: Path, name: str, manifest: Manifest, *, own_size: int)
 
 
 def join(found: Sequence[Compared]) -> Compared:
-    """Return in one what came of comparing some files."""
+    """Merge the results of comparing several files."""
     faults = [one for one in found if one.damage]
     is_corrupt = any(one.kind == "corrupt" for one in faults)
     return Compared(

@@ -201,9 +201,11 @@ def _load_finals(
     on_checkpoint: Callable[[], None] | None,
     take: Take | None,
 ) -> tuple[dict[int, Checkpoint | None], bool, set[int], list[int]]:
-    """Return what is published by step, whether anything was taken meanwhile, and two more.
+    """Read the published checkpoints of a run.
 
-    These are what is bare, and what is being deleted where it stands.
+    Returns:
+        The checkpoints by step; whether ``take`` was called; the steps without a configuration;
+        the steps that are being deleted in place.
     """
     found: dict[int, Checkpoint | None] = {}
     waiting: list[Checkpoint] = []

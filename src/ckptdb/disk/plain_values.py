@@ -138,7 +138,7 @@ class _Config:
     def __init__(self) -> None:
         self._where = ""
         self.faults: list[_Fault] = []
-        # By id, with what it is of: that must not be freed and its id be another one's.
+        # By id, with the object itself: while it is kept alive, no other object has its id.
         self._done: dict[int, tuple[Any, Any]] = {}
 
     def plain(self, value: Any, depth: int) -> Any:

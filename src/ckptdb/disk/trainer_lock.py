@@ -54,7 +54,7 @@ class TrainerLock:
         self._end = weakref.finalize(self, _release, file)
 
     def abandon(self) -> None:
-        """Close a forked child's copy; the lease stays with the parent."""
+        """Close the copy of a forked child; the parent keeps the lock."""
         self._end.detach()
         self._file.close()
 
@@ -67,10 +67,10 @@ _guard: Final = threading.RLock()
 
 
 def take(hidden: Path, *, since: str) -> TrainerLock:
-    """Hold the lease of a run, given its ``.ckptdb`` folder; again is the same one.
+    """Take the trainer lock of a run; a second call in this process returns the same lock.
 
     Args:
-        hidden: Must exist.
+        hidden: The ``.ckptdb`` folder of the run, which must exist.
         since: Start time that a second trainer reports, in UTC.
 
     Raises:
@@ -80,12 +80,12 @@ def take(hidden: Path, *, since: str) -> TrainerLock:
     deadline = time.monotonic() + PATIENCE_SECONDS
     while True:
         with _guard:
-            lease = _find_taken(path) or _try(path, since)
-        if lease is not None:
-            return lease
+            taken = _find_taken(path) or _try(path, since)
+        if taken is not None:
+            return taken
         holder = find_holder(hidden)
-        # A name that is no living process's is of the one before: it is being rewritten now, or
-        # was never written. One of our own is of a manager that is letting go in another thread.
+        # A dead process in the file is the previous holder: the present one is just writing its
+        # name, or could not. This process is a manager that releases the lock in another thread.
         life = "dead" if holder is None or holder.is_me else holder.life
         if life == "alive":
             raise RunInUse(hidden.parent, str(holder))
@@ -96,12 +96,12 @@ def take(hidden: Path, *, since: str) -> TrainerLock:
 
 
 def is_held(hidden: Path) -> bool:
-    """Tell whether this process holds the lease of a run, given its ``.ckptdb`` folder."""
+    """Tell whether this process holds the trainer lock of a run, given its ``.ckptdb`` folder."""
     return _find_taken(hidden / _NAME) is not None
 
 
 def find_holder(hidden: Path) -> Holder | None:
-    """Return who wrote last that it holds the lease, or None when that cannot be read."""
+    """Return the process that the file names as the holder, None when that cannot be read."""
     try:
         content, _ = load_json(hidden / _NAME, RECORD_BYTES)
         return Holder(since=process.parse_text(content["since"]), **process.parse_process(content))
@@ -115,15 +115,15 @@ def _find_taken(path: Path) -> TrainerLock | None:
 
 
 def _try(path: Path, since: str) -> TrainerLock | None:
-    # A file object, which can be closed twice: a signal's exception may come when the lease has
-    # it already, and a number that is closed twice may be somebody else's by then.
-    file = open(path, "rb", buffering=0, opener=_open)  # noqa: SIM115  # the lease keeps it
+    # A file object can be closed twice: an exception of a signal handler may come after the lock
+    # owns it. A descriptor that is closed twice may belong to another file by then.
+    file = open(path, "rb", buffering=0, opener=_open)  # noqa: SIM115  # the lock keeps it
     try:
         # Looked at again: a lock on a file that was removed meanwhile keeps nobody out.
         if _lock(file, path) and _find_key(path) == (key := _key(os.fstat(file.fileno()))):
             _write(file, Holder.this_process(since))
-            lease = _taken[key] = TrainerLock(file)
-            return lease
+            taken = _taken[key] = TrainerLock(file)
+            return taken
     except BaseException:
         file.close()
         raise
@@ -148,8 +148,8 @@ def _lock(file: FileIO, path: Path) -> bool:
 
 
 def _write(file: FileIO, holder: Holder) -> None:
-    # The lease is the lock. That it could not be named, on a full disk, must not fail a save; and
-    # nobody's name is better than that of the one before.
+    # Only the lock counts. A name that cannot be written, on a full disk, must not fail a save;
+    # an empty file is better than the name of the previous holder.
     with suppress(OSError):
         os.ftruncate(file.fileno(), 0)
         os.pwrite(file.fileno(), json.dumps(asdict(holder)).encode() + b"\n", 0)

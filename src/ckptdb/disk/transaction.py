@@ -207,7 +207,8 @@ class Changing:
         except OSError as error:
             if first or error.errno not in NO_SPACE:
                 raise
-            # A copy that has filled the disk can be freed as what it will be.
+            # A copied run on a full disk has no identity of its own yet; checkpoints can be deleted
+            # from it all the same, by the identity that it will get.
             return identity.identify(self.directory)
 
     def _append(self, watch: StampWatch, facts: Sequence[Fact]) -> None:
