@@ -12,6 +12,7 @@ from typing import Final
 
 from ckptdb.catalog.catalog import Catalog
 from ckptdb.catalog.engine import Database
+from ckptdb.core import fork
 from ckptdb.errors import CatalogMissing, CatalogOutdated, CatalogReadOnly
 from ckptdb.reconcile.report import RunReport
 from ckptdb.reconcile.run import index_run
@@ -52,6 +53,11 @@ class Fallback:
             return False
         self._is_reported = True
         return True
+
+    def after_fork(self) -> None:
+        """Drop the catalog of the parent; what was reported there is not reported again."""
+        fork.keep_for_ever(self._memory)
+        self._memory = None
 
     def find_memory(self) -> Catalog | None:
         """Return the catalog in memory, None before the first question to it."""

@@ -308,9 +308,9 @@ class RunIndex:
         """Begin anew in a child; called there by the fork itself."""
         # A thread of the parent may hold the mutex, and the child does not have that thread.
         self._mutex = threading.RLock()
-        fork.keep_for_ever((self._stored, self._memory, self._fallback))
+        fork.keep_for_ever((self._stored, self._memory))
         self._stored = self._memory = None
-        self._fallback = Fallback()
+        self._fallback.after_fork()
 
     def _find_location(self) -> Location:
         return find_fixed_location(self._directory, self._choice)
