@@ -74,7 +74,7 @@ def _trim(strip: Callable[[str, str], str], value: Any, characters: Any = " ") -
 
 
 def _text(value: str | bytes | float) -> str:
-    """Return a value as SQLite casts it to text."""
+    """Return a value as SQLite casts it to text, but for a tie in the 16th digit of a number."""
     if isinstance(value, str):
         return value
     if isinstance(value, bytes):
