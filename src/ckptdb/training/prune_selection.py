@@ -12,7 +12,7 @@ from ckptdb.catalog.catalog import Catalog
 from ckptdb.core.candidates import Candidate, Wanted
 from ckptdb.core.metrics import metrics_of
 from ckptdb.core.ranking import rank_key
-from ckptdb.disk import identity, leases, names, symlinks, training_info
+from ckptdb.disk import identity, leases, names, run_stamp, symlinks, training_info
 from ckptdb.errors import UnreadableInfo
 from ckptdb.reconcile import disk_candidates
 from ckptdb.retention import (
@@ -133,6 +133,7 @@ def select(index: RunIndex, directory: Path, rules: PruneRules) -> PruneSelectio
     if followed and followed.is_fresh and _is_confirmed(directory, rules, judged, followed):
         return judged.select()
     none: _Judged | None = _NOTHING
+    before = run_stamp.find_stamp(directory)
     confirmed = index.query(judging.judge_and_compare, nothing=none)
     if confirmed is None:
         # A damaged journal may be the cause: then nothing is read again, and the error says so.
@@ -140,8 +141,12 @@ def select(index: RunIndex, directory: Path, rules: PruneRules) -> PruneSelectio
         index.ensure_deletable()
         index.read_everything()
         confirmed = index.query(judging.judge_and_compare, nothing=none)
-    # Files that still differ are being changed at this moment: the next prune tries again.
-    return PruneSelection(is_contradicted=True) if confirmed is None else confirmed.select()
+    if confirmed is not None:
+        return confirmed.select()
+    # Files that another process changes at this moment contradict nothing: the next prune tries
+    # again. Files that nobody has changed do.
+    is_unchanged = before is not None and before.is_same(run_stamp.find_stamp(directory))
+    return PruneSelection(is_contradicted=is_unchanged)
 
 
 def plan_all(index: RunIndex, directory: Path, rules: PruneRules) -> RetentionPlan:

@@ -209,6 +209,6 @@ class Pruner:
         self._has_warned_of_contradiction = True
         warnings.warn(
             f"Nothing was pruned in {self._parts.directory}: the catalog and the files disagree "
-            "about its checkpoints, also after all files were read again. Another process may be "
-            "changing the run; the next prune tries again. `ckptdb check` names what differs."
+            "about its checkpoints, also after all files were read again. The next prune tries "
+            "again; `ckptdb check` names what differs."
         )
