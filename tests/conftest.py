@@ -43,11 +43,12 @@ def _home(tmp_path_factory):
 
 @pytest.fixture(autouse=True)
 def _nothing_outside(monkeypatch, _home):
-    """No test sees or leaves anything under the home directory."""
-    before = os.listdir(_home)
+    """No test sees or leaves anything under the home directory, or stays in another one."""
+    before, here = os.listdir(_home), os.getcwd()
     monkeypatch.setenv("HOME", str(_home))
     monkeypatch.delenv("CKPTDB_CATALOG", raising=False)
     yield
+    os.chdir(here)  # the directory of a test that has passed is removed
     assert os.listdir(_home) == before
 
 
