@@ -244,24 +244,6 @@ def test_one_line_told_twice_is_one_resumption(run, hidden):
     assert journal.read(hidden, run).annotations[UUID].resumptions == (Resumption(time(1), "a", 1),)
 
 
-def test_a_checkpoint_shows_what_was_added(checkpoint):
-    added = Annotations(
-        pinned=True,
-        rejected="diverged",
-        notes="good",
-        tags=(("rc", time(1)),),
-        late=(Metric("loss", 0.4, "eval", time(2)), Metric("mmlu", None, "eval", time(3))),
-    )
-
-    shown = journal_records.annotated(checkpoint, added)
-
-    assert (shown.pinned, shown.notes, shown.tags) == (True, "good", ("rc",))
-    assert shown.rejected == "diverged"
-    assert shown.metrics == {"loss": 0.4, "grad": None, "mmlu": None}
-    assert set(shown.late) == {"loss", "mmlu"}
-    assert journal_records.annotated(checkpoint, Annotations()) == checkpoint
-
-
 # --- lines that count for nothing -------------------------------------------------------
 
 

@@ -8,12 +8,13 @@ import subprocess
 import sys
 import warnings
 from collections.abc import Callable
-from contextlib import closing, contextmanager, suppress
+from contextlib import closing, suppress
 from pathlib import Path
 
 import pytest
 from sqlalchemy import Engine, event
 from tests.support import mounts
+from tests.support.locked import locked
 from tests.support.trees import AS_ANY_USER
 from tests.support.warned import warned
 
@@ -430,27 +431,6 @@ def test_what_is_not_ours_to_write_costs_one_warning_and_is_left_alone(root, mak
 
 
 # --- locked -------------------------------------------------------------------------------------
-
-
-@contextmanager
-def locked(file: Path):
-    """Keep a catalog locked by another real process."""
-    script = (
-        "import sqlite3, sys\n"
-        "connection = sqlite3.connect(sys.argv[1], isolation_level=None)\n"
-        "connection.execute('BEGIN EXCLUSIVE')\n"
-        "print('locked', flush=True)\n"
-        "sys.stdin.read()\n"
-    )
-    with subprocess.Popen(
-        [sys.executable, "-c", script, file], stdin=subprocess.PIPE, stdout=subprocess.PIPE
-    ) as process:
-        assert process.stdout.readline() == b"locked\n"
-        try:
-            yield
-        finally:
-            process.stdin.close()
-            process.wait()
 
 
 @pytest.mark.slow

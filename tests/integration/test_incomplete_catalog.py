@@ -7,11 +7,12 @@ import sqlite3
 import subprocess
 import sys
 import warnings
-from contextlib import closing, contextmanager
+from contextlib import closing
 from pathlib import Path
 
 import pytest
 from tests.support.counting import counted
+from tests.support.locked import locked
 from tests.support.trees import AS_ANY_USER, settle
 
 from ckptdb import CheckpointManager, Registry
@@ -306,27 +307,6 @@ def test_a_registry_that_is_open_goes_on_with_the_catalog_that_took_the_place_of
 
 
 # --- passed over while it failed ----------------------------------------------------------------
-
-
-@contextmanager
-def locked(file: Path):
-    """Keep a catalog locked by another real process."""
-    script = (
-        "import sqlite3, sys\n"
-        "connection = sqlite3.connect(sys.argv[1], isolation_level=None)\n"
-        "connection.execute('BEGIN EXCLUSIVE')\n"
-        "print('locked', flush=True)\n"
-        "sys.stdin.read()\n"
-    )
-    with subprocess.Popen(
-        [sys.executable, "-c", script, file], stdin=subprocess.PIPE, stdout=subprocess.PIPE
-    ) as process:
-        assert process.stdout.readline() == b"locked\n"
-        try:
-            yield
-        finally:
-            process.stdin.close()
-            process.wait()
 
 
 def save_while_locked(root, name, step, loss):

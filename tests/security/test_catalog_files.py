@@ -1,13 +1,11 @@
 """A catalog, and what lies beside it, may be anybody's: looked at, then opened or refused."""
 
-import json
 import os
 import shutil
 import signal
 import sqlite3
 import stat
 import tempfile
-import traceback
 import warnings
 from contextlib import closing, contextmanager
 from pathlib import Path
@@ -17,6 +15,7 @@ from alembic import command as alembic
 from alembic.config import Config
 from tests.support import requirements
 from tests.support.requirements import needs_root
+from tests.support.users import as_user
 
 from ckptdb import CheckpointManager, Registry
 from ckptdb.catalog import files
@@ -378,29 +377,6 @@ def test_what_a_writer_of_ours_was_killed_over_is_still_undone(root):
         assert [run.name for run in registry.runs()] == ["run"]
     journal = Path(f"{catalog_of(root)}-journal")
     assert not journal.exists() or journal.stat().st_size == 0
-
-
-def as_user(uid, what, *arguments):
-    """Call something in a process of another user; return what it returns, through JSON."""
-    reading, writing = os.pipe()
-    pid = os.fork()
-    if pid == 0:
-        try:
-            os.setgroups([])
-            os.setgid(uid)
-            os.setuid(uid)
-            answer = {"value": what(*arguments)}
-        except BaseException as error:  # noqa: BLE001  # told by the parent
-            answer = {"error": "".join(traceback.format_exception(error))}
-        with os.fdopen(writing, "w") as pipe:
-            json.dump(answer, pipe, default=str)
-        os._exit(0)
-    os.close(writing)
-    with os.fdopen(reading) as pipe:
-        answer = json.load(pipe)
-    os.waitpid(pid, 0)
-    assert "error" not in answer, answer["error"]
-    return answer["value"]
 
 
 def begin(root):

@@ -7,7 +7,6 @@ import json
 import os
 import stat
 import sys
-import warnings
 from pathlib import Path
 
 _CHANGING = os.O_WRONLY | os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_APPEND
@@ -112,21 +111,6 @@ def run_commands(top, lines):
             except SystemExit as stop:
                 code = stop.code
         found.append([line, code, trace.take(), err.buffer.getvalue().decode()])
-    return found
-
-
-def call_methods(top, names, calls):
-    """Call each of some methods of a new object; return what each has changed."""
-    trace, found = Trace(top), []
-    for name in names:
-        why = ""
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            try:
-                calls[name](top)
-            except Exception as error:  # noqa: BLE001  # it may refuse; it may not write
-                why = repr(error)
-        found.append([name, 0, trace.take(), why])
     return found
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import replace
 from typing import Any, cast
 
 from ckptdb.core.facts import GONE, Fact
@@ -39,21 +38,6 @@ def gone(end: Checkpoint) -> Fact:
     if kind not in GONE:
         details["kind"] = kind  # the line itself says only "deleted"
     return Fact(end.deleted_at or "", kind if kind in GONE else "deleted", end.uuid, details)
-
-
-def annotated(checkpoint: Checkpoint, annotations: Annotations) -> Checkpoint:
-    """Return a checkpoint with what people added to it."""
-    late = {metric.name: metric for metric in annotations.late}
-    values = {name: metric.value for name, metric in late.items()}
-    return replace(
-        checkpoint,
-        pinned=annotations.pinned,
-        rejected=annotations.rejected,
-        notes=annotations.notes,
-        tags=tuple(name for name, _ in annotations.tags),
-        late=late,
-        metrics={**checkpoint.metrics, **values},
-    )
 
 
 def find_why(fact: Fact) -> str:
